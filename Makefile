@@ -1,0 +1,69 @@
+# Targets for users and developers; `make` alone lists them. All run in $(VENV), which `env` makes.
+#
+#   PYTHON=python3.12 VENV=.venv312   another interpreter, another environment
+#   WORKERS=2                         tests in that many processes
+#   PYTEST_ARGS='-k oracle'           anything more for pytest
+#   DEMO=runs/mine                    where the demo's run lives
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 0
+PYTEST_ARGS ?=
+DEMO ?= runs/demo
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env demo test test-slow lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## create or update the environment (Python >= 3.11)
+
+# Runs again only when what it installs has changed. The versions come from the constraints file of
+# the environment's Python; where there is none, the bounds of pyproject.toml alone hold.
+$(STAMP): pyproject.toml $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: needs Python >= 3.11, and '$(PYTHON)' is not: try make env PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' has no venv; on Debian or Ubuntu: apt-get install python3-venv" >&2; \
+	  exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@lock=constraints/$$($(BIN)/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt; \
+	if [ -f "$$lock" ]; then pins="-c $$lock"; else pins=""; fi; \
+	echo "installing score-sde into $(VENV) $$pins (about 1 GB, a minute or two)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]' $$pins
+	@touch $@
+
+demo: env ## train on handwritten digits, sample, compute a likelihood
+	$(BIN)/python main.py --config configs/vp_digits.py --mode train --workdir $(DEMO)
+	$(BIN)/python main.py --mode sample --workdir $(DEMO)
+	$(BIN)/python main.py --mode likelihood --workdir $(DEMO)
+	@echo
+	@echo "The picture:  $(DEMO)/samples.png"
+	@echo "The figures:  $(DEMO)/likelihood.json"
+	@cat $(DEMO)/likelihood.json
+
+test: env ## the tests, but the slow ones
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: env ## the slow tests alone
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+lint: env ## ruff (rules and format) and mypy; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: env ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove the environment, caches and build products; runs/ stays
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
