@@ -1,0 +1,102 @@
+"""Distributions whose score and log density are known exactly under any process.
+
+A Gaussian mixture with weights w_k, means m_k and covariances S_k stays one: at time t the
+    components are
+N(alpha m_k, alpha^2 S_k + sigma^2 I). With S_k = U_k diag(v_k) U_k^T everything is a product with
+U_k, at any t, so samplers and likelihoods can be compared with the truth instead of with one
+another.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from score_sde.sde import SDE, ScoreFn
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of Gaussians over vectors of D components.
+
+    States may have any shape (B, *shape) with D elements after the batch axis: they are flattened
+    inside. Build it with ``gaussian_mixture`` or ``gaussian``.
+
+    Attributes:
+        log_weights: (K,), their exponentials sum to one.
+        means: (K, D).
+        variances: (K, D), eigenvalues of the covariances.
+        axes: (K, D, D), eigenvectors in columns.
+    """
+
+    log_weights: Array
+    means: Array
+    variances: Array
+    axes: Array
+
+    def sample(self, key: Array, num_samples: int) -> Array:
+        """Draws of x0, (num_samples, D)."""
+        key_component, key_noise = jax.random.split(key)
+        k = jax.random.categorical(key_component, self.log_weights, shape=(num_samples,))
+        noise = jax.random.normal(key_noise, (num_samples, self.means.shape[1]), self.means.dtype)
+        return self.means[k] + jnp.einsum(
+            "bde,be->bd", self.axes[k], jnp.sqrt(self.variances[k]) * noise
+        )
+
+    def _components(self, sde: SDE, x: Array, t: Array) -> tuple[Array, Array]:
+        """Joint log density of component and x, (B, K), and score of each component, (B, K, D)."""
+        flat = x.reshape(x.shape[0], 1, -1)
+        alpha, sigma = sde.alpha(t)[:, None, None], sde.sigma(t)[:, None, None]
+        with jax.default_matmul_precision("highest"):
+            offset = jnp.einsum("kde,bkd->bke", self.axes, flat - alpha * self.means[None])
+            variance = jnp.square(alpha) * self.variances[None] + jnp.square(sigma)
+            normalizer = jnp.sum(jnp.log(2.0 * jnp.pi * variance), axis=-1)
+            log_prob = -0.5 * (jnp.sum(jnp.square(offset) / variance, axis=-1) + normalizer)
+            score = -jnp.einsum("kde,bke->bkd", self.axes, offset / variance)
+        return self.log_weights[None] + log_prob, score
+
+    def log_prob(self, sde: SDE, x: Array, t: Array) -> Array:
+        """log p_t(x) in nats, (B,), for x (B, *shape) and t (B,)."""
+        return jax.nn.logsumexp(self._components(sde, x, t)[0], axis=-1)
+
+    def posterior(self, sde: SDE, x: Array, t: Array) -> Array:
+        """Probability of each component given x_t = x, (B, K)."""
+        return jax.nn.softmax(self._components(sde, x, t)[0], axis=-1)
+
+    def score(self, sde: SDE) -> ScoreFn:
+        """The exact score under ``sde``."""
+        return Partial(_score, self, sde)
+
+    def moments(self, sde: SDE, t: float) -> tuple[Array, Array]:
+        """Mean (D,) and covariance (D, D) of x_t."""
+        weights = jnp.exp(self.log_weights)
+        mean = weights @ self.means
+        spread = self.means - mean[None]
+        within = jnp.einsum("k,kde,ke,kfe->df", weights, self.axes, self.variances, self.axes)
+        covariance = within + jnp.einsum("k,kd,ke->de", weights, spread, spread)
+        times = jnp.full((1,), t, mean.dtype)
+        alpha, sigma = sde.alpha(times)[0], sde.sigma(times)[0]
+        return alpha * mean, jnp.square(alpha) * covariance + jnp.square(sigma) * jnp.eye(
+            len(mean), dtype=mean.dtype
+        )
+
+
+def _score(mixture: GaussianMixture, sde: SDE, x: Array, t: Array) -> Array:
+    log_joint, scores = mixture._components(sde, x, t)
+    return jnp.einsum("bk,bkd->bd", jax.nn.softmax(log_joint, axis=-1), scores).reshape(x.shape)
+
+
+def gaussian_mixture(weights: Array, means: Array, covariances: Array) -> GaussianMixture:
+    """A mixture from weights (K,) that sum to one, means (K, D) and covariances (K, D, D),
+    symmetric and positive."""
+    variances, axes = jnp.linalg.eigh(jnp.asarray(covariances))
+    return GaussianMixture(jnp.log(jnp.asarray(weights)), jnp.asarray(means), variances, axes)
+
+
+def gaussian(mean: Array, covariance: Array) -> GaussianMixture:
+    """One Gaussian with mean (D,) and covariance (D, D)."""
+    mean, covariance = jnp.asarray(mean), jnp.asarray(covariance)
+    return gaussian_mixture(jnp.ones(1, mean.dtype), mean[None], covariance[None])
