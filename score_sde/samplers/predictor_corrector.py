@@ -1,0 +1,256 @@
+"""Predictor-corrector sampling (Song et al. 2021, algorithm 1 and appendix G).
+
+Between two times t -> s the forward step is x_t = (1 + f) x_s + G z. The predictors reverse it:
+
+    euler_maruyama      x - (drift - g^2 score) dt  + g sqrt(dt) z      eq. 6, discretized
+    reverse_diffusion   x - f x + G^2 score         + G z               eq. 46
+    ancestral           (x + G^2 score) / (1 + f)   + posterior_std z   Ho et al. 2020, eq. 7
+
+The last is the mean of the Gaussian posterior q(x_s | x_t, x0) at Tweedie's x0, under any process:
+with a = 1 + f and x0 = (x + sigma_t^2 score) / alpha_t, that mean,
+
+    (a sigma_s^2 / sigma_t^2) x + (alpha_s G^2 / sigma_t^2) x0,
+
+simplifies to it. The correctors are Langevin steps x + e score + sqrt(2 e) z that leave p_t as it
+is:
+
+    langevin            e = 2 (1 + f)^2 (snr |z| / |score|)^2           algorithms 4 and 5
+    ald                 e = 2 (1 + f)^2 (snr sigma_t)^2
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from score_sde.samplers.base import Samples, batch_shape, image_keys, normal, start
+from score_sde.score import as_pytree, denoise
+from score_sde.sde import SDE, ScoreFn, Step, expand
+
+
+def euler_maruyama(
+    sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
+) -> tuple[Array, Array]:
+    """One step of the reverse SDE: (next state, its mean)."""
+    reverse = sde.reverse(score)
+    mean = x - reverse.drift(x, t) * expand(dt, x)
+    return mean + expand(reverse.diffusion(t) * jnp.sqrt(dt), x) * z, mean
+
+
+def reverse_diffusion(
+    sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
+) -> tuple[Array, Array]:
+    """The forward chain's step with its sign turned, and the score's part."""
+    mean = x - expand(step.f, x) * x + expand(jnp.square(step.G), x) * score(x, t)
+    return mean + expand(step.G, x) * z, mean
+
+
+def ancestral(
+    sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
+) -> tuple[Array, Array]:
+    """The Gaussian posterior of the forward chain's step."""
+    mean = (x + expand(jnp.square(step.G), x) * score(x, t)) / expand(1.0 + step.f, x)
+    return mean + expand(step.posterior_std, x) * z, mean
+
+
+def langevin(
+    x: Array, gradient: Array, z: Array, sigma: Array, step: Step, snr: float, faithful: bool
+) -> tuple[Array, Array]:
+    """A Langevin step whose size follows from the ratio of the norms of noise and score.
+
+    A size that varies with the sample moves the law: towards p |score|^2, and further if it varies
+        with z. So |z| is
+    its root mean square sqrt(D), which leaves a variance (1 + 2 / D) / (1 - snr^2) times the right
+    one in D dimensions.
+    """
+    if faithful:  # the original averages both norms over the batch
+        noise_norm, score_norm = jnp.mean(_norm(z))[None], jnp.mean(_norm(gradient))[None]
+    else:
+        noise_norm, score_norm = jnp.sqrt(z[0].size), _norm(gradient)
+    size = 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * noise_norm / score_norm)
+    return _langevin_update(x, gradient, z, size)
+
+
+def annealed_langevin(
+    x: Array, gradient: Array, z: Array, sigma: Array, step: Step, snr: float, faithful: bool
+) -> tuple[Array, Array]:
+    """A Langevin step whose size is a fixed fraction of the noise's variance."""
+    return _langevin_update(
+        x, gradient, z, 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * sigma)
+    )
+
+
+def _langevin_update(x: Array, gradient: Array, z: Array, size: Array) -> tuple[Array, Array]:
+    mean = x + expand(size, x) * gradient
+    return mean + expand(jnp.sqrt(2.0 * size), x) * z, mean
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
+
+
+PREDICTORS = {
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "ancestral": ancestral,
+    "none": None,
+}
+CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": None}
+
+
+@dataclass(frozen=True)
+class PredictorCorrector:
+    """Alternate a predictor over a grid uniform in t from T to t_min and a corrector at the time
+    reached.
+
+    ``faithful`` follows the original code instead of the paper's algorithm box: the corrector comes
+    first and at the predictor's time, steps are those of ``SDE.discretize`` with 1 / num_steps in
+    place of the grid's distance, Langevin's norms are averaged over the batch (so a sample depends
+    on its batch-mates), and ``denoise`` returns the last predictor's mean. Otherwise the chain's
+    own transitions between the grid's times are used, norms are per sample, and ``denoise`` is
+    Tweedie's formula at t_min, one evaluation more.
+
+    Attributes:
+        num_steps: predictor steps.
+        predictor: ``euler_maruyama``, ``reverse_diffusion``, ``ancestral`` or ``none``.
+        corrector: ``langevin``, ``ald`` or ``none``.
+        corrector_steps: corrector steps at each time.
+        snr: signal-to-noise ratio of a corrector step.
+        denoise: return the denoised end state instead of the one at t_min.
+        faithful: as the original code, above.
+        t_min: the last time; None is the process's own.
+    """
+
+    num_steps: int = 1000
+    predictor: str = "euler_maruyama"
+    corrector: str = "none"
+    corrector_steps: int = 1
+    snr: float = 0.16
+    denoise: bool = True
+    faithful: bool = False
+    t_min: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("predictor", self.predictor, PREDICTORS),
+            ("corrector", self.corrector, CORRECTORS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
+
+    @property
+    def corrections(self) -> int:
+        """Corrector steps at each time."""
+        return 0 if self.corrector == "none" else self.corrector_steps
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the score for each sample."""
+        predictions = 0 if self.predictor == "none" else 1
+        return self.num_steps * (predictions + self.corrections) + int(
+            self.denoise and not self.faithful
+        )
+
+    def sample(
+        self,
+        key: Array,
+        sde: SDE,
+        score: ScoreFn,
+        x_init: Array | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        trajectory: bool = False,
+        first: int = 0,
+    ) -> Samples:
+        """Draw samples.
+
+        Args:
+            key: a jax key.
+            sde: the process.
+            score: the score function, (x (B, *shape), t (B,)) -> (B, *shape).
+            x_init: states at T, (B, *shape); drawn from the prior by default.
+            shape: (B, *shape), where x_init is not given.
+            trajectory: also return the states after each step.
+            first: index of the first sample, for samples that are drawn in parts.
+        """
+        shape = batch_shape(x_init, shape)
+        x, path = _sample(key, sde, as_pytree(score), x_init, first, self, shape, trajectory)
+        return Samples(x, jnp.full(shape[0], self.nfe, jnp.int32), path)
+
+    def times(self, sde: SDE) -> Array:
+        """Times of the predictor's steps and the last one reached, (num_steps + 1,)."""
+        t_min = sde.t_min if self.t_min is None else self.t_min
+        if (
+            self.faithful
+        ):  # linspace(T, t_min, N), both ends included: the step taken at t_min is the last
+            grid = jnp.linspace(sde.T, t_min, self.num_steps)
+            return jnp.concatenate([grid, grid[-1:]])
+        return jnp.linspace(sde.T, t_min, self.num_steps + 1)
+
+    def step(
+        self, sde: SDE, score: ScoreFn, x: Array, t: Array, s: Array, z: Array
+    ) -> tuple[Array, Array]:
+        """One level t -> s, each (B,): the state x (B, *shape) at s and its mean.
+
+        z holds the noises (corrections + 1, B, *shape): the corrector's first, then the
+        predictor's.
+        """
+        if self.faithful:
+            coefficients = sde.discretize(t, self.num_steps)
+            x, mean = self.correct(sde, score, x, t, coefficients, z[:-1])
+            return self.predict(
+                sde, score, x, t, jnp.full_like(t, 1.0 / self.num_steps), coefficients, z[-1]
+            )
+        coefficients = sde.reverse_step(s, t)
+        x, mean = self.predict(sde, score, x, t, t - s, coefficients, z[-1])
+        return (
+            self.correct(sde, score, x, s, coefficients, z[:-1]) if self.corrections else (x, mean)
+        )
+
+    def predict(
+        self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
+    ) -> tuple[Array, Array]:
+        """The predictor's step at t: (next state, its mean)."""
+        predictor = PREDICTORS[self.predictor]
+        return (x, x) if predictor is None else predictor(sde, score, x, t, dt, step, z)
+
+    def correct(
+        self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array
+    ) -> tuple[Array, Array]:
+        """The corrector's steps at t, one for each noise in z: (next state, its mean)."""
+        corrector, mean = CORRECTORS[self.corrector], x
+        for noise in z[: self.corrections]:
+            assert corrector is not None
+            x, mean = corrector(x, score(x, t), noise, sde.sigma(t), step, self.snr, self.faithful)
+        return x, mean
+
+
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def _sample(
+    key: Array,
+    sde: SDE,
+    score: Partial,
+    x_init: Array | None,
+    first: Array,
+    sampler: PredictorCorrector,
+    shape: tuple[int, ...],
+    trajectory: bool,
+) -> tuple[Array, Array | None]:
+    keys, draws = image_keys(key, shape[0], first), sampler.corrections + 1
+    times = sampler.times(sde)
+
+    def level(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], Array | None]:
+        x, _ = carry
+        t, s = jnp.full(shape[0], times[index]), jnp.full(shape[0], times[index + 1])
+        z = jnp.stack([normal(keys, 1 + index * draws + draw, shape[1:]) for draw in range(draws)])
+        x, mean = sampler.step(sde, score, x, t, s, z)
+        return (x, mean), (x if trajectory else None)
+
+    x = start(keys, sde, x_init, shape)
+    (end, mean), path = jax.lax.scan(level, (x, x), jnp.arange(sampler.num_steps))
+    if sampler.denoise:
+        end = mean if sampler.faithful else denoise(sde, score, end, jnp.full(shape[0], times[-1]))
+    return end, None if path is None else jnp.concatenate([x[None], path])

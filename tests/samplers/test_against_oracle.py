@@ -1,0 +1,162 @@
+"""Every sampler under every process against the exact distribution at the end of its run.
+
+The bias of a step is measured without noise: for a one-dimensional Gaussian each step is affine in
+    state and noise, so mean
+and variance follow by recursion from three evaluations. The Monte Carlo test then runs the whole
+samplers.
+"""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde import oracle
+from score_sde.samplers import AnnealedLangevin, PredictorCorrector, ProbabilityFlow
+from tests.cases import PROCESSES, overlapping_mixture
+
+DIMS, NUM = 16, 4096
+
+
+def moments_after(sampler, sde, mean: float, variance: float) -> tuple[float, float]:
+    """Exact mean and variance that the sampler ends with, for data N(mean, variance) and its exact
+    score."""
+    truth = oracle.gaussian(jnp.asarray([mean]), jnp.asarray([[variance]]))
+    score, times = truth.score(sde), sampler.times(sde)
+    m, v = 0.0, float(sde.prior_std()) ** 2
+
+    @jax.jit
+    def affine(t, s):
+        """The step at x = 0, its slope in x, and its slope in each noise."""
+        draws = sampler.corrections + 1
+        z = (
+            jnp.zeros((draws, draws + 2, 1))
+            .at[jnp.arange(draws), jnp.arange(draws) + 2, 0]
+            .set(1.0)
+        )
+        x = jnp.zeros((draws + 2, 1)).at[1, 0].set(1.0)
+        return sampler.step(sde, score, x, jnp.full(draws + 2, t), jnp.full(draws + 2, s), z)[0][
+            :, 0
+        ]
+
+    ends = np.asarray(jax.vmap(affine)(times[:-1], times[1:]), np.float64)
+    for offset, at_one, *at_noise in ends:
+        m = offset + (at_one - offset) * m
+        v = (at_one - offset) ** 2 * v + sum((a - offset) ** 2 for a in at_noise)
+    return m, v
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("predictor", ["euler_maruyama", "reverse_diffusion", "ancestral"])
+def test_bias_halves_when_steps_double(name, predictor):
+    sde = PROCESSES[name]
+    t_min = 0.01  # where 1 / N is well below the time scale of the process
+    t = jnp.full(1, t_min)
+    alpha, sigma = float(sde.alpha(t)[0]), float(sde.sigma(t)[0])
+    errors = []
+    for num_steps in (400, 800, 1600):
+        sampler = PredictorCorrector(num_steps, predictor, denoise=False, t_min=t_min)
+        mean, variance = moments_after(sampler, sde, 0.7, 0.25)
+        errors.append((abs(mean - alpha * 0.7), abs(variance / (alpha**2 * 0.25 + sigma**2) - 1)))
+    # The prior's mismatch at T and float32's rounding over the steps, both below 1e-3, do not
+    # shrink.
+    for (mean, variance), (finer_mean, finer_variance) in pairwise(errors):
+        assert finer_variance < 0.6 * variance + 1e-3
+        assert finer_mean < 0.6 * mean + 1e-3
+    assert errors[0][1] < 20 / 400  # the bound that the Monte Carlo test grants
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_annealed_langevin_bias_shrinks_with_levels_and_step_size(name):
+    """The recursion of algorithm 1 for N(0.7, 0.25), written a second time."""
+    sde = PROCESSES[name]
+
+    def error(num_steps, step_size):
+        sampler = AnnealedLangevin(num_steps, 5, step_size, t_min=0.01)
+        m, v = 0.0, float(sde.prior_std()) ** 2
+        t = sampler.times(sde)
+        alphas, sigmas = np.asarray(sde.alpha(t), float), np.asarray(sde.sigma(t), float)
+        last = alphas[0]
+        for alpha, sigma in zip(alphas, sigmas, strict=True):
+            m, v, last = m * alpha / last, v * (alpha / last) ** 2, alpha
+            size, variance = step_size * sigma**2, alpha**2 * 0.25 + sigma**2
+            for _ in range(5):
+                m += size * (alpha * 0.7 - m) / variance
+                v = (1 - size / variance) ** 2 * v + 2 * size
+        return abs(m - alpha * 0.7) + abs(v / variance - 1)
+
+    coarse, used, fine = error(200, 0.1), error(400, 0.1), error(800, 0.05)
+    assert fine < used < coarse
+    assert fine < 0.5 * coarse
+    assert used < 0.07  # the bound that the Monte Carlo test grants
+
+
+# The bias that the Monte Carlo test grants, relative to the standard deviation (mean) and variance,
+# and to 1 (weights): first order in 1 / steps for the predictors (test above), a solve's tolerance
+# for the ODE, lag and step size for annealed Langevin, and for the corrector's snr rule a variance
+# between v and (1 + 2 / D) / (1 - snr^2) v.
+SNR_BIAS = (1 + 2 / DIMS) / (1 - 0.16**2) - 1
+SAMPLERS = {
+    "euler_maruyama": (PredictorCorrector(400, denoise=False), 0.0, 20 / 400),
+    "reverse_diffusion": (
+        PredictorCorrector(400, "reverse_diffusion", denoise=False),
+        0.0,
+        20 / 400,
+    ),
+    "ancestral": (PredictorCorrector(400, "ancestral", denoise=False), 0.0, 20 / 400),
+    "euler_maruyama+langevin": (
+        PredictorCorrector(400, corrector="langevin", denoise=False),
+        SNR_BIAS,
+        20 / 400,
+    ),
+    "ancestral+ald": (PredictorCorrector(400, "ancestral", "ald", denoise=False), 0.0, 20 / 400),
+    "none+langevin": (
+        PredictorCorrector(800, "none", "langevin", 3, denoise=False),
+        SNR_BIAS,
+        20 / 400,
+    ),
+    "faithful": (
+        PredictorCorrector(400, "reverse_diffusion", "langevin", denoise=False, faithful=True),
+        0.03,
+        20 / 400,
+    ),
+    "annealed_langevin": (AnnealedLangevin(400, denoise=False), 0.0, 0.07),
+    "probability_flow": (ProbabilityFlow(denoise=False), 0.0, 1e-3),
+}
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return overlapping_mixture(DIMS)
+
+
+@pytest.fixture(scope="module")
+def directions(mixture):
+    """Between the modes, and three at random: (D, 4), orthonormal."""
+    between = np.asarray(mixture.means[0] - mixture.means[1])[:, None]
+    others = np.random.default_rng(0).normal(size=(DIMS, 3))
+    return np.linalg.qr(np.concatenate([between, others], axis=1))[0]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("which", SAMPLERS)
+def test_samples_have_the_oracles_moments_and_mode_weights(name, which, mixture, directions):
+    sde, (sampler, inflation, bias) = PROCESSES[name], SAMPLERS[which]
+    out = sampler.sample(jax.random.key(0), sde, mixture.score(sde), shape=(NUM, DIMS))
+    assert out.x.shape == (NUM, DIMS) and out.nfe.shape == (NUM,) and out.nfe.dtype == jnp.int32
+    mean, covariance = (np.asarray(a) for a in mixture.moments(sde, sde.t_min))
+    projected = np.asarray(out.x) @ directions
+    variance = np.diag(directions.T @ covariance @ directions)
+    shift = (projected.mean(0) - directions.T @ mean) / np.sqrt(variance)
+    assert np.all(np.abs(shift) < 3 / np.sqrt(NUM) + bias), shift
+    # The whole covariance along these directions, whitened by the truth: 3 standard errors of an
+    # entry.
+    whiten = np.linalg.inv(np.linalg.cholesky(directions.T @ covariance @ directions))
+    excess = whiten @ np.cov(projected.T) @ whiten.T - np.eye(4)
+    error = 3 * np.sqrt((1 + np.eye(4)) / NUM) + bias
+    assert np.all(excess < error + inflation * np.eye(4)) and np.all(excess > -error), excess
+    posterior = np.asarray(mixture.posterior(sde, out.x, jnp.full(NUM, sde.t_min)))[:, 0]
+    weight = abs(posterior.mean() - 0.35)
+    assert weight < 3 * posterior.std() / np.sqrt(NUM) + bias, posterior.mean()

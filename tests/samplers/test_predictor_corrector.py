@@ -1,0 +1,142 @@
+"""Predictor-corrector in `faithful` order against every recorded step and run of the original
+code."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.samplers import PredictorCorrector
+from tests.cases import PUBLISHED, recorded_score
+
+PREDICTORS = {
+    "euler_maruyama": "euler_maruyama_sde",
+    "reverse_diffusion": "reverse_diffusion_sde",
+    "ancestral": "ancestral_sampling_sde",
+}
+OURS = {"ancestral_sampling": "ancestral"}
+
+
+@pytest.fixture(scope="module")
+def recorded(reference_dir):
+    return dict(np.load(reference_dir / "solver_steps.npz"))
+
+
+@pytest.fixture(scope="module")
+def runs(reference_dir):
+    return json.loads((reference_dir / "solver_steps.json").read_text())["pc_runs"]
+
+
+def exact(name, recorded):
+    score = recorded_score(PUBLISHED[name], jnp.asarray(recorded["m"]), float(recorded["s0"]))
+    return PUBLISHED[name], score
+
+
+def close(value, recorded, key, index, err_msg=""):
+    """Against the original's float64, to 1e-5 of the largest value; its float32 carries its own
+    cancellation."""
+    truth = recorded[f"{key}_f64"][index]
+    np.testing.assert_allclose(
+        value, truth, rtol=0, atol=1e-5 * np.abs(truth).max(), err_msg=err_msg
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_recorded_predictor_steps(name, predictor, recorded):
+    sde, score = exact(name, recorded)
+    key = f"{name}__{PREDICTORS[predictor]}"
+    if f"{key}_x" not in recorded:
+        assert (name, predictor) == ("subvp", "ancestral")  # the original raises there: no record
+        return
+    sampler = PredictorCorrector(num_steps=1000, predictor=predictor, faithful=True)
+    for index, time in enumerate(recorded["t"]):
+        x, z = (jnp.asarray(recorded[f"{name}__{what}"][index]) for what in ("x", "noise"))
+        t = jnp.full(len(x), time, x.dtype)
+        step = sde.discretize(t, 1000)
+        x, mean = sampler.predict(sde, score, x, t, jnp.full_like(t, 1e-3), step, z[0])
+        close(x, recorded, f"{key}_x", index, f"t={time}")
+        close(mean, recorded, f"{key}_xmean", index, f"t={time}")
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize("corrector", ["langevin", "ald"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_recorded_corrector_steps(name, corrector, steps, recorded):
+    sde, score = exact(name, recorded)
+    sampler = PredictorCorrector(
+        num_steps=1000, corrector=corrector, corrector_steps=steps, faithful=True
+    )
+    for index, time in enumerate(recorded["t"]):
+        x, z = (jnp.asarray(recorded[f"{name}__{what}"][index]) for what in ("x", "noise"))
+        t = jnp.full(len(x), time, x.dtype)
+        x, mean = sampler.correct(sde, score, x, t, sde.discretize(t, 1000), z[:steps])
+        close(x, recorded, f"{name}__{corrector}_n{steps}_x", index, f"t={time}")
+        close(mean, recorded, f"{name}__{corrector}_n{steps}_xmean", index, f"t={time}")
+
+
+def test_recorded_runs(recorded, runs):
+    """Whole runs with the recorded noise, through the sampler's own grid and steps."""
+    counted = 0
+    for run, settings in runs.items():
+        if settings[
+            "probability_flow"
+        ]:  # the original's ODE in the predictor's clothes: ours is ProbabilityFlow
+            continue
+        name, noise = run.split("__")[0], jnp.asarray(recorded[run.split("__")[0] + "__pc_noise"])
+        sde, score = exact(name, recorded)
+        sampler = PredictorCorrector(
+            num_steps=settings["N"],
+            predictor=OURS.get(settings["predictor"], settings["predictor"]),
+            corrector=settings["corrector"],
+            corrector_steps=settings["n_steps"],
+            snr=settings["snr"],
+            denoise=settings["denoise"],
+            faithful=True,
+        )
+        times = sampler.times(sde)
+        np.testing.assert_allclose(
+            times[:-1], recorded[f"{name}__pc_timesteps"], rtol=1e-5, atol=1e-6
+        )
+        x = mean = sde.prior_std() * jnp.asarray(recorded[f"{name}__pc_prior_randn"])
+        for index in range(sampler.num_steps):
+            t = jnp.full(len(x), times[index])
+            z = jnp.concatenate([noise[index, : sampler.corrections], noise[index, 2:]])
+            x, mean = sampler.step(sde, score, x, t, t, z)
+        close(mean if sampler.denoise else x, recorded, f"{run}_x", slice(None), run)
+        counted += 1
+    assert counted == 11
+
+
+def test_nfe_counts_every_evaluation():
+    calls = []
+
+    def score(x, t):
+        calls.append(1)
+        return -x
+
+    sde, x = PUBLISHED["vp"], jnp.ones((2, 3))
+    for predictor, corrector, corrections in (
+        ("euler_maruyama", "none", 0),
+        ("none", "langevin", 3),
+        ("ancestral", "ald", 2),
+    ):
+        sampler = PredictorCorrector(
+            num_steps=7,
+            predictor=predictor,
+            corrector=corrector,
+            corrector_steps=max(corrections, 1),
+            denoise=False,
+        )
+        calls.clear()
+        t = jnp.full(2, 0.5)
+        sampler.step(sde, score, x, t, 0.9 * t, jnp.ones((corrections + 1, 2, 3)))
+        assert 7 * len(calls) == sampler.nfe
+
+
+def test_settings_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="predictor = 'heun': allowed are euler_maruyama"):
+        PredictorCorrector(predictor="heun")
+    with pytest.raises(ValueError, match="corrector = 'x': allowed are langevin, ald, none"):
+        PredictorCorrector(corrector="x")

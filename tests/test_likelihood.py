@@ -1,0 +1,211 @@
+"""Likelihoods against exact ones, the recorded likelihood of the original, images and their
+bits/dim."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.images import PixelRange
+from score_sde.likelihood import log_likelihood
+from score_sde.samplers import ProbabilityFlow
+from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture, recorded_score
+
+DIMS = 4
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return overlapping_mixture(DIMS)
+
+
+def truth(mixture, sde, x0):
+    return mixture.log_prob(sde, x0, jnp.full(len(x0), 1e-5))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_pointwise_with_the_oracles_own_end(name, mixture):
+    """Exact divergence, exact p_T: what is left is the solver, 1e-3 nats/dim by design at the
+    default tolerance."""
+    sde = PROCESSES[name]
+    x0 = mixture.sample(jax.random.key(0), 256)
+    ours = log_likelihood(
+        jax.random.key(1),
+        sde,
+        mixture.score(sde),
+        x0,
+        divergence="exact",
+        terminal_log_prob=lambda x, t: mixture.log_prob(sde, x, t),
+    )
+    assert ours.latent.shape == x0.shape and ours.nfe.dtype == jnp.int32
+    np.testing.assert_allclose(
+        ours.log_prob / DIMS, truth(mixture, sde, x0) / DIMS, rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_on_average_with_the_prior_and_a_probe(name, mixture):
+    """4096 draws, Hutchinson's estimate and the process's prior: 1e-3 nats/dim on average.
+
+    The prior's mismatch is below KL(p_T || prior) / D, some 1e-5 at the paper's constants; the
+    probe's error averages out: 3 standard errors of the mean difference are granted on top.
+    """
+    sde, num = PUBLISHED[name], 4096
+    x0 = mixture.sample(jax.random.key(2), num)
+    ours = log_likelihood(jax.random.key(3), sde, mixture.score(sde), x0)
+    error = np.asarray(ours.log_prob - truth(mixture, sde, x0)) / DIMS
+    assert abs(error.mean()) < 1e-3 + 3 * error.std() / np.sqrt(num)
+
+
+def test_more_probes_scatter_less_and_agree_on_average(mixture):
+    sde, num = PUBLISHED["vp"], 512
+    x0 = mixture.sample(jax.random.key(4), num)
+
+    def error(divergence, num_probes):
+        ours = log_likelihood(
+            jax.random.key(5),
+            sde,
+            mixture.score(sde),
+            x0,
+            divergence=divergence,
+            num_probes=num_probes,
+        )
+        return np.asarray(ours.log_prob - exact.log_prob)
+
+    exact = log_likelihood(jax.random.key(5), sde, mixture.score(sde), x0, divergence="exact")
+    one, eight, gaussian = error("rademacher", 1), error("rademacher", 8), error("gaussian", 1)
+    for estimate in (one, eight, gaussian):
+        assert abs(estimate.mean()) < 3 * estimate.std() / np.sqrt(num) + 1e-3
+    # Variance falls as 1 / probes; a ratio of two sample standard deviations of 512 scatters by
+    # some 5 %.
+    assert 0.28 < eight.std() / one.std() < 0.43
+    assert (
+        gaussian.std() > one.std()
+    )  # Rademacher has the least variance of all probes (Hutchinson 1990)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_there_and_back_returns_the_data(name, mixture):
+    sde, t_min = PROCESSES[name], 1e-3
+    x0 = mixture.sample(jax.random.key(6), 64).reshape(64, 2, 2, 1)
+    score = mixture.score(sde)
+    latent = log_likelihood(jax.random.key(7), sde, score, x0, t_min=t_min).latent
+    sampler = ProbabilityFlow(denoise=False, t_min=t_min)
+    back = sampler.sample(jax.random.key(8), sde, score, latent).x
+    # Some 100 steps there and back with an error of 1e-5 each, relative to states of size 1 (VE: up
+    # to 50 at T).
+    np.testing.assert_allclose(back, x0, atol=2e-3 if name != "ve" else 1e-2)
+
+
+def test_a_point_does_not_depend_on_its_batch_mates(mixture):
+    sde = PUBLISHED["vp"]
+    x0 = mixture.sample(jax.random.key(9), 12)
+    score, key = mixture.score(sde), jax.random.key(10)
+    whole = log_likelihood(key, sde, score, x0)
+    parts = [log_likelihood(key, sde, score, x0[i : i + 4], first=i) for i in (0, 4, 8)]
+    joined = np.concatenate([part.log_prob for part in parts])
+    # The same arithmetic in batches of another size: rounding only.
+    np.testing.assert_allclose(joined, whole.log_prob, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(np.concatenate([part.nfe for part in parts]), whole.nfe)
+
+
+def test_nfe_is_what_was_evaluated(mixture):
+    sde, calls = PUBLISHED["vp"], []
+
+    def counted(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return mixture.score(sde)(x, t)
+
+    x0 = mixture.sample(jax.random.key(11), 1)
+    nfe = int(log_likelihood(jax.random.key(0), sde, counted, x0).nfe[0])
+    jax.effects_barrier()
+    assert len(calls) == nfe
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recorded_likelihood_and_ode_sampler(name, reference_dir):
+    """The original's likelihood and ODE sampler under the analytic score, at the references'
+    tolerances."""
+    recorded = np.load(reference_dir / "solver_steps.npz")
+    sde = PUBLISHED[name]
+    score = recorded_score(sde, jnp.asarray(recorded["m"]), float(recorded["s0"]))
+
+    def of(what):
+        return recorded[f"{name}__{what}"]
+
+    ours = log_likelihood(jax.random.key(0), sde, score, jnp.asarray(of("lik_data")))
+    change = ours.log_prob - sde.prior_log_prob(ours.latent)
+    np.testing.assert_allclose(change, of("lik_delta_logp"), rtol=1e-4)
+    np.testing.assert_allclose(change, np.full(2, of("lik_delta_logp_exact")), rtol=1e-4)
+    # Identity scaler and offset 8: 8-bit images in [0, 1].
+    bits = PixelRange(levels=256, centered=False, dequantize=True).bits_per_dim(ours.log_prob, 48)
+    np.testing.assert_allclose(bits, of("lik_bpd"), atol=1e-3)
+    x = (
+        ProbabilityFlow(denoise=False)
+        .sample(jax.random.key(0), sde, score, jnp.asarray(of("ode_z")))
+        .x
+    )
+    scale = np.abs(of("ode_x")).max() if name == "ve" else 1.0
+    tolerance = 1e-4 if name == "ve" else 2e-4
+    np.testing.assert_allclose(x, of("ode_x"), atol=tolerance * scale)
+    np.testing.assert_allclose(x, of("ode_x_exact"), atol=tolerance * scale)
+
+
+def test_a_solve_that_fails_says_why():
+    sde = PUBLISHED["vp"]
+
+    def broken(x, t):
+        return jnp.where(t.reshape(-1, 1) > 0.5, jnp.nan, -x)
+
+    with pytest.raises(RuntimeError, match="failed for 3 of 3 samples"):
+        log_likelihood(jax.random.key(0), sde, broken, jnp.ones((3, 2)))
+    with pytest.raises(RuntimeError, match="failed for 2 of 2 samples"):
+        ProbabilityFlow().sample(jax.random.key(0), sde, broken, shape=(2, 2))
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match="'hutchinson': allowed are rademacher, gaussian, exact"):
+        log_likelihood(
+            jax.random.key(0),
+            PUBLISHED["vp"],
+            lambda x, t: -x,
+            jnp.ones((1, 2)),
+            divergence="hutchinson",
+        )
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("centered", [True, False])
+def test_pixels_there_and_back(levels, centered):
+    images = jnp.arange(levels, dtype=jnp.uint8).reshape(1, levels, 1, 1)
+    for dequantize in (True, False):
+        pixels = PixelRange(levels, centered, dequantize)
+        noise = jnp.full(images.shape, 0.5) if dequantize else None
+        x = pixels.to_model(images, noise)
+        assert x.dtype == jnp.float32
+        assert float(x.min()) >= (-1.0 if centered else 0.0) and float(x.max()) <= 1.0
+        np.testing.assert_array_equal(pixels.to_uint8(x), images)
+        np.testing.assert_array_equal(
+            pixels.to_uint8(x * 10.0), jnp.clip(pixels.to_uint8(x * 10.0), 0, levels - 1)
+        )
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_uniform_model_costs_log2_levels_bits(levels, centered):
+    """A density that is uniform over the range gives every pixel log2(levels) bits, whatever the
+    scaling."""
+    dims = 12
+    log_prob = jnp.full(3, -dims * np.log(2.0 if centered else 1.0))
+    bits = PixelRange(levels, centered, True).bits_per_dim(log_prob, dims)
+    np.testing.assert_allclose(bits, np.full(3, np.log2(levels)), rtol=1e-6)
+
+
+def test_dequantized_pixels_fill_their_bins_evenly():
+    pixels = PixelRange(17, centered=True, dequantize=True)
+    images = jnp.full((4, 50, 50, 1), 5, jnp.uint8)
+    keys = jax.random.split(jax.random.key(0), 4)
+    inside = np.asarray((pixels.dequantized(keys, images) + 1.0) / 2.0 * 17 - 5)
+    assert inside.min() >= 0 and inside.max() < 1 + 1e-5
+    assert abs(inside.mean() - 0.5) < 4 * np.sqrt(1 / 12 / inside.size)
+    assert not np.allclose(inside[0], inside[1])
