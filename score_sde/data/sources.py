@@ -1,0 +1,96 @@
+"""The order in which a set is looked for, the same for all that are not built in."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from score_sde.data import prepared
+from score_sde.data.info import Arrays, DatasetInfo
+from score_sde.errors import UserError
+
+
+def cache_folder(name: str) -> Path:
+    """Where downloads go by default: $XDG_CACHE_HOME/score_sde/NAME, ~/.cache in its absence."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+    return root / "score_sde" / name
+
+
+def load_in_order(
+    info: DatasetInfo,
+    split: str,
+    data_dir: str | None,
+    read_files: Callable[[Path], Arrays | None],
+    fetch: Callable[[Path], None],
+    hint: str,
+) -> Arrays:
+    """Takes the first source that has the set.
+
+    1. A set prepared by TFDS in `data_dir`; without `data_dir`, in TFDS's own folder or our cache.
+    2. The official files there: `read_files(folder)`, None where there are none.
+    3. The official files downloaded there: `fetch(folder)`.
+    4. A set that TFDS prepares there, where TensorFlow is installed.
+
+    Args:
+      info: which set.
+      split: "train" or "test".
+      data_dir: the user's folder; None or "" for `cache_folder`.
+      read_files: reads the official files of `split`.
+      fetch: downloads them; raises UserError.
+      hint: the ways to provide the official files by hand, for the message where all fail.
+
+    Raises:
+      UserError: one line. Files that are there but damaged end the search: nobody wants to find out
+        later that the files pointed at were not the ones read.
+    """
+    folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
+    try:
+        os.listdir(folder)
+    except FileNotFoundError:
+        pass  # it is made when there is something to put in
+    except OSError as error:
+        raise UserError(
+            f"config.data.dir: cannot read the folder {folder}: {error.strerror}"
+        ) from error
+
+    places = [folder] if data_dir else [prepared.default_folder(), folder]
+    finds = [found for place in places if (found := prepared.find(place, info.name))]
+    obstacles = []
+    for found in finds:
+        obstacle = prepared.obstacle(found)
+        if obstacle is None:
+            return prepared.read(found, info, split)
+        obstacles.append(obstacle)
+
+    arrays = read_files(folder)
+    if arrays is not None:
+        return arrays
+    if data_dir and obstacles:  # the user has the set: say what is in the way, download nothing
+        raise UserError(obstacles[0])
+
+    try:
+        fetch(folder)
+    except UserError as error:
+        failures = [*obstacles, str(error)]
+    else:
+        arrays = read_files(folder)
+        assert arrays is not None, f"{folder} lacks what was just downloaded"
+        return arrays
+
+    if prepared.can_prepare():
+        try:
+            prepared.prepare(info.name, folder)
+        except UserError as error:
+            failures.append(str(error))
+        else:
+            found_now = prepared.find(folder, info.name)
+            assert found_now is not None, f"{folder} lacks what TFDS just prepared"
+            return prepared.read(found_now, info, split)
+
+    raise UserError(
+        f"config.data.name: {info.name} is not in {folder} and cannot be had "
+        f"({'; '.join(failures)}). Point config.data.dir at {hint}, or at a set prepared by TFDS "
+        "(array_record; needs score-sde[tfds], which prepares it too where TensorFlow is "
+        "installed), or take config.data.name=digits, which is built in"
+    )
