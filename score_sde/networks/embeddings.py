@@ -1,0 +1,102 @@
+"""What is made of the noise condition, the class label and the input before the first block."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from score_sde.networks.layers import Dense, normal, statistics_dtype, variance_scaling
+
+
+class ConditionEmbedding(nnx.Module):
+    """Sines and cosines of the condition, then Dense, swish, Dense.
+
+    Args:
+        width: of the network; the embedding has four times as many features.
+        kind: "positional" (Vaswani et al. 2017) or "fourier" (Tancik et al. 2020).
+        fourier_scale: standard deviation of the Fourier frequencies.
+
+    Raises:
+        ValueError: another kind.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kind: str,
+        fourier_scale: float,
+        *,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if kind not in ("positional", "fourier"):
+            raise ValueError(f"embedding is {kind!r}: positional or fourier")
+        self.width = width
+        self.kind = kind
+        self.dtype = dtype
+        if kind == "fourier":
+            # A parameter, so that it is saved with the others, but one without gradient.
+            self.frequencies = nnx.Param(normal(rngs, (width,), fourier_scale))
+        features = width if kind == "positional" else 2 * width
+        self.dense0 = Dense(features, 4 * width, dtype=dtype, rngs=rngs)
+        self.dense1 = Dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, condition: jax.Array) -> jax.Array:
+        """(B,) -> (B, 4 width)."""
+        # Not in bfloat16: the arguments reach several hundred radians.
+        condition = condition.astype(statistics_dtype(self.dtype)).reshape(-1, 1)
+        if self.kind == "positional":
+            features = positional_features(condition, self.width)
+        else:
+            frequencies = lax.stop_gradient(self.frequencies[...]).astype(condition.dtype)
+            angles = (2.0 * math.pi) * condition * frequencies.reshape(1, -1)
+            features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return self.dense1(jax.nn.silu(self.dense0(features)))
+
+
+class LabelEmbedding(nnx.Module):
+    """A learned vector for each class; zeros for a label that is none."""
+
+    def __init__(self, num_classes: int, features: int, *, rngs: nnx.Rngs):
+        self.num_classes = num_classes
+        self.table = nnx.Param(variance_scaling(rngs, (num_classes, features), 1.0))
+
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        """(B,) int32 -> (B, features)."""
+        return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32) @ self.table[...]
+
+
+def positional_features(condition: jax.Array, width: int) -> jax.Array:
+    """[sin(c f_i), cos(c f_i)] with f_i = 10000^(-i / (width // 2 - 1)), i = 0 ... width // 2 - 1.
+
+    The divisor is width // 2 - 1, not width // 2 as in Vaswani et al. (2017): the published
+    networks have it so. An odd width gets a zero at the end.
+
+    Args:
+        condition: c, (B, 1).
+        width: number of features.
+
+    Returns:
+        (B, width).
+    """
+    half = width // 2
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - 1))
+    angles = condition * jnp.asarray(frequencies.reshape(1, -1), condition.dtype)
+    features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(features, ((0, 0), (0, width % 2)))
+
+
+def input_features(x: jax.Array, frequencies: Sequence[float]) -> jax.Array:
+    """x with sin(f pi x) and cos(f pi x) for every f as further channels.
+
+    (B, H, W, C) -> (B, H, W, C (1 + 2 F)), for F frequencies (Kingma et al. 2021, section 5.1).
+    """
+    parts = [x]
+    for frequency in frequencies:
+        angles = (frequency * math.pi) * x
+        parts += [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(parts, axis=-1)

@@ -1,0 +1,129 @@
+"""The parts of the networks, each against its formula written a second time in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.networks.convolution import convolve, convolve_for_training
+from score_sde.networks.embeddings import input_features, positional_features
+from score_sde.networks.layers import GroupNorm, dropout, dropout_states
+from score_sde.networks.resampling import fir_down, fir_filter, fir_up, mean_down, nearest_up
+
+KERNEL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
+
+
+def numpy_filter(x, kernel, before, after):
+    """Correlation of each channel with `kernel` after padding."""
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    height, width = (n - len(kernel) + 1 for n in x.shape[1:3])
+    return sum(
+        kernel[i, j] * x[:, i : i + height, j : j + width]
+        for i in range(len(kernel))
+        for j in range(len(kernel))
+    )
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).standard_normal((2, 6, 6, 3)).astype(np.float32)
+
+
+def test_resampling_follows_its_definition(image):
+    wide = image.astype(np.float64)
+    zeros = np.zeros((2, 12, 12, 3))
+    zeros[:, ::2, ::2] = wide
+    expected = {
+        fir_down: numpy_filter(wide, KERNEL, 1, 1)[:, ::2, ::2],
+        fir_filter: numpy_filter(wide, KERNEL, 2, 2),
+        fir_up: 4 * numpy_filter(zeros, KERNEL, 2, 1),
+        nearest_up: wide.repeat(2, axis=1).repeat(2, axis=2),
+        mean_down: sum(wide[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4,
+    }
+    for function, values in expected.items():
+        # Sums of 16 float32 products of size 1 with weights that add up to 1.
+        np.testing.assert_allclose(function(jnp.asarray(image)), values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (36, 9), (144, 24), (160, 32)])
+def test_group_norm(mean, channels, groups):
+    norm = GroupNorm(channels, dtype=np.dtype("float32"))
+    assert norm.groups == groups
+    rng = np.random.default_rng(0)
+    scale, bias = rng.standard_normal((2, channels)).astype(np.float32)
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    x = (mean + rng.standard_normal((2, 4, 4, channels))).astype(np.float32)
+
+    grouped = x.astype(np.float64).reshape(2, 16, groups, channels // groups)
+    grouped = grouped - grouped.mean(axis=(1, 3), keepdims=True)
+    grouped /= np.sqrt(np.square(grouped).mean(axis=(1, 3), keepdims=True) + 1e-6)
+    expected = grouped.reshape(x.shape) * scale + bias
+    # The mean is rounded at 6e-8 of itself, some roundings deep; E[x^2] - E[x]^2 would be off by
+    # 0.06 to 1 at a mean of 1000.
+    tolerance = 1e-5 if mean == 0 else 5e-4
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=0, atol=tolerance)
+
+
+def test_group_norm_keeps_its_statistics_in_float32():
+    norm = GroupNorm(8, dtype=np.dtype(jnp.bfloat16))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 32, 32, 8)), jnp.bfloat16)
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    # Sums over 4096 elements in bfloat16 would be off by tens of percent; only the output is
+    # rounded, at 2^-9, which averages out.
+    assert abs(float(jnp.square(y.astype(jnp.float32)).mean()) - 1) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(3, 1, (1, 1)), (1, 1, (0, 0)), (3, 2, (0, 1)), (3, 2, (0, 0)), (3, 2, (1, 1))],
+)
+@pytest.mark.parametrize("length", [6, 7])
+def test_own_gradient_of_the_convolution(size, stride, padding, length):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (2, length, length, 3))
+    kernel = jax.random.normal(keys[1], (size, size, 3, 4))
+
+    def gradients(function):
+        y, pull = jax.vjp(lambda x, k: function(x, k, stride, padding), x, kernel)
+        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    plain = jax.jit(lambda: gradients(convolve))()
+    own = jax.jit(lambda: gradients(convolve_for_training))()
+    for a, b in zip(plain, own, strict=True):
+        # Sums of at most 2 * 7 * 7 products of size 1 in another order.
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def test_dropout_rate_and_independence():
+    x = jnp.ones((2**18, 4))
+    one, two = (np.asarray(dropout(s, x, 0.3)) for s in dropout_states(jax.random.key(0), 2))
+    # Of 2^20 elements the share dropped has standard deviation sqrt(0.21) / 2^10 = 4.5e-4, and
+    # the share of those kept in two masks, or beside each other, sqrt(0.25) / 2^10 = 4.9e-4 (7e-4
+    # for neighbours, of which there are half as many).
+    assert abs((one == 0).mean() - 0.3) < 5 * 4.5e-4
+    np.testing.assert_allclose(one[one != 0], 1 / 0.7, rtol=1e-6)
+    kept = one != 0
+    assert abs((kept & (two != 0)).mean() - 0.49) < 5 * 4.9e-4
+    assert abs((kept[:, ::2] & kept[:, 1::2]).mean() - 0.49) < 5 * 7e-4
+
+
+def test_embeddings_follow_their_formulas():
+    condition = np.asarray([[0.0], [0.5], [999.0]])
+    half = 3
+    frequencies = 10000.0 ** (-np.arange(half) / (half - 1))
+    angles = condition * frequencies
+    expected = np.concatenate([np.sin(angles), np.cos(angles), np.zeros((3, 1))], axis=1)
+    # Angles up to 999 are rounded at 3e-5.
+    out = positional_features(jnp.asarray(condition, jnp.float32), 7)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=5e-5)
+
+    x = jnp.asarray(np.linspace(-1, 1, 8), jnp.float32).reshape(1, 2, 2, 2)
+    out = input_features(x, (1.0, 4.0))
+    wide = np.asarray(x, np.float64)
+    parts = [wide]
+    for f in (1.0, 4.0):
+        parts += [np.sin(f * np.pi * wide), np.cos(f * np.pi * wide)]
+    np.testing.assert_allclose(out, np.concatenate(parts, axis=-1), rtol=0, atol=2e-6)
+    assert input_features(x, ()).shape == x.shape

@@ -1,0 +1,218 @@
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.networks import UNet, abstract, init
+
+TINY = partial(
+    UNet,
+    image_size=4,
+    channels=2,
+    width=8,
+    multipliers=(1, 2),
+    num_blocks=1,
+    attention_resolutions=(2,),
+)
+
+
+def count(params) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def moved(params, seed=0):
+    """The parameters moved off the start, where the last convolutions are almost 0."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * generator.standard_normal(leaf.shape, np.float32), params
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(apply, params) of a network with all that training can switch: dropout and labels."""
+    apply, params = init(partial(TINY, dropout=0.5, num_classes=3), jax.random.key(0))
+    return jax.jit(apply, static_argnames="train"), moved(params)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
+    return x, jnp.asarray([1.0, 20.0, 999.0])
+
+
+# Counts of the published networks, from their original code.
+@pytest.mark.parametrize(
+    ("num_blocks", "options", "expected"),
+    [
+        (4, {}, 61_804_419),
+        (4, {"fir": True, "progressive_input": "residual"}, 62_693_251),
+        (4, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}, 62_758_915),
+        (8, {}, 106_632_579),
+        (8, {"fir": True, "progressive_input": "residual"}, 107_521_411),
+        (8, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}, 107_587_075),
+    ],
+)
+def test_published_parameter_counts(num_blocks, options, expected):
+    make = partial(UNet, image_size=32, channels=3, num_blocks=num_blocks, **options)
+    assert count(abstract(make)[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("image_size", "options"),
+    [
+        (28, {"multipliers": (1, 2, 2), "attention_resolutions": (14,)}),
+        (8, {"multipliers": (1,), "attention_resolutions": ()}),
+        (8, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}),
+        (8, {"progressive_input": "residual", "skip_rescale": False, "centered": False}),
+        (8, {"input_frequencies": (128.0, 256.0), "num_classes": 10, "width": 12}),
+        (8, {"dtype": jnp.bfloat16, "fir": True, "embedding": "fourier", "fourier_scale": 1.0}),
+    ],
+)
+def test_output_has_the_shape_of_the_input(image_size, options):
+    settings = {"width": 8, "multipliers": (1, 2), "attention_resolutions": (4,), **options}
+    make = partial(UNet, image_size=image_size, channels=3, num_blocks=1, dropout=0.1, **settings)
+    apply, params = abstract(make)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    x = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    condition = jax.ShapeDtypeStruct((2,), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for train in (False, True):
+        function = partial(apply, train=train)
+        out = jax.eval_shape(
+            lambda p, x, c, k, f=function: f(p, x, c, dropout_key=k), params, x, condition, key
+        )
+        assert (out.shape, out.dtype) == (x.shape, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_size": 28, "multipliers": (1, 2, 2, 2)}, ("28", "8")),
+        ({"image_size": 8, "width": 6}, ("6", "4")),
+        ({"image_size": 8, "embedding": "learned"}, ("learned", "positional", "fourier")),
+        ({"image_size": 8, "progressive_input": "input_skip"}, ("input_skip", "residual")),
+    ],
+)
+def test_impossible_arguments_are_named(options, words):
+    with pytest.raises(ValueError) as error:
+        abstract(partial(UNet, channels=1, **options))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_initial_values_follow_the_key_and_their_scale():
+    make = partial(TINY, embedding="fourier")
+    apply, params = init(make, jax.random.key(0))
+    again, same = init(make, jax.random.key(0))
+    assert apply == again and hash(apply) == hash(again) and apply == abstract(make)[0]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, same)))
+    other = init(make, jax.random.key(1))[1]
+    assert not np.array_equal(params["stem"]["kernel"], other["stem"]["kernel"])
+
+    # Uniform within +-sqrt(3 s / mean fan), mean fan = 9 (2 + 8) / 2 at the stem; of its 144
+    # numbers the largest lies above 0.9 of the bound but for a chance of 0.9^144 = 3e-7.
+    bound = math.sqrt(3 / 45)
+    assert 0.9 * bound < np.abs(params["stem"]["kernel"]).max() <= bound
+    bound = math.sqrt(3e-10 / 45)
+    assert 0.9 * bound < np.abs(params["head"]["kernel"]).max() <= bound
+    bound = math.sqrt(3 * 0.1 / 16)
+    assert 0.9 * bound < np.abs(params["middle"]["attention"]["query"]["kernel"]).max() <= bound
+    assert not np.any(params["stem"]["bias"]) and np.all(params["head_norm"]["scale"] == 1)
+    # The standard deviation of 8 normal numbers: 16 within a factor 3, as good as always.
+    assert 16 / 3 < np.std(params["condition"]["frequencies"]) < 48
+
+
+def test_dropout_acts_in_training_only_and_by_its_key(tiny, batch):
+    apply, params = tiny
+    plain = apply(params, *batch)
+    one = apply(params, *batch, dropout_key=jax.random.key(1), train=True)
+    again = apply(params, *batch, dropout_key=jax.random.key(1), train=True)
+    two = apply(params, *batch, dropout_key=jax.random.key(2), train=True)
+    assert np.array_equal(one, again)
+    scale = np.abs(plain).max()
+    assert np.abs(one - two).max() > 1e-2 * scale
+    assert np.abs(one - plain).max() > 1e-2 * scale
+    assert np.array_equal(plain, apply(params, *batch, dropout_key=jax.random.key(1)))
+    with pytest.raises(ValueError, match="dropout_key"):
+        apply(params, *batch, train=True)
+
+
+def test_labels_add_to_the_embedding(tiny, batch):
+    apply, params = tiny
+    none = apply(params, *batch)
+    labels = jnp.asarray([0, 2, -1], jnp.int32)
+    some = apply(params, *batch, labels)
+    difference = np.abs(some - none).max(axis=(1, 2, 3)) / np.abs(none).max()
+    # Same numbers up to the order of float32 sums for the label -1; others change visibly.
+    assert difference[2] < 1e-6 and difference[:2].min() > 1e-3
+    unlabelled, its_params = init(partial(TINY, dropout=0.0), jax.random.key(0))
+    with pytest.raises(ValueError, match="without classes"):
+        unlabelled(its_params, *batch, labels)
+
+
+@pytest.fixture(scope="module")
+def residual():
+    """(apply, params) of a network with every kind of convolution, without dropout."""
+    options = {"fir": True, "progressive_input": "residual", "embedding": "fourier"}
+    apply, params = init(partial(TINY, dropout=0.0, **options), jax.random.key(0))
+    return apply, moved(params)
+
+
+def test_training_gradient_is_plain_autodiff(residual, batch):
+    apply, params = residual
+    x, condition = batch[0], jnp.log(batch[1])
+    weight = jax.random.normal(jax.random.key(5), x.shape)
+
+    @partial(jax.jit, static_argnums=1)
+    def value_and_grad(params, train):
+        return jax.value_and_grad(
+            lambda p, x: jnp.vdot(weight, apply(p, x, condition, train=train)), (0, 1)
+        )(params, x)
+
+    (plain, plain_grads), (own, own_grads) = (
+        value_and_grad(params, False),
+        value_and_grad(params, 1),
+    )
+    assert np.isclose(plain, own, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(plain_grads), jax.tree.leaves(own_grads), strict=True):
+        # Sums of at most 3 * 16 * 9 float32 products in another order.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-3))
+    assert not np.any(own_grads[0]["condition"]["frequencies"])
+
+
+def test_jvp_agrees_with_differences(residual, batch):
+    apply, params = residual
+    x, condition = batch[0], jnp.log(batch[1])
+    direction = jax.random.normal(jax.random.key(6), x.shape)
+    function = jax.jit(lambda x: apply(params, x, condition))
+    _, tangent = jax.jit(lambda x, v: jax.jvp(function, (x,), (v,)))(x, direction)
+    step = 1e-2
+    numeric = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+    # Error of the central difference: step^2 f''' / 6, 2e-5 times a third derivative of some tens;
+    # float32 rounding adds 1e-7 / step.
+    np.testing.assert_allclose(tangent, numeric, rtol=0, atol=1e-2 * np.abs(numeric).max())
+
+
+def test_bfloat16_is_close_to_float32(tiny, batch):
+    params = tiny[1]
+    low, _ = abstract(partial(TINY, dropout=0.5, num_classes=3, dtype=jnp.bfloat16))
+    out = jax.jit(low)(params, *batch)
+    expected = tiny[0](params, *batch)
+    assert out.dtype == jnp.float32
+    # 2^-9 per rounding, over some 30 layers in a row.
+    assert np.abs(out - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_uncentered_input_is_mapped_to_minus_one_to_one(tiny, batch):
+    apply, params = tiny
+    uncentered, _ = abstract(partial(TINY, dropout=0.5, num_classes=3, centered=False))
+    x, condition = batch
+    # x / 2 + 1/2 rounds at 2^-24, so the mapped input is x within 2^-23.
+    np.testing.assert_allclose(
+        jax.jit(uncentered)(params, 0.5 * x + 0.5, condition),
+        apply(params, x, condition),
+        atol=1e-4,
+    )
