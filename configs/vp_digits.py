@@ -1,0 +1,44 @@
+"""VP on scikit-learn's 8x8 digits: the default, a run of minutes on two CPU cores.
+
+    python main.py --config configs/vp_digits.py --mode train
+    python main.py --config configs/vp_digits.py --mode likelihood
+
+Expected: bits/dim below 1.85 on the 297 held-out digits (probability-flow ODE, uniform
+dequantization of the 17 levels).
+Cost: 4800 steps of 64 images, about 4 minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from score_sde.config import check_variant, default
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    check_variant(variant)
+    config = default()
+    config.data.name = "digits"
+    config.sde.name = "vp"
+
+    model = config.model
+    model.width = 32
+    model.multipliers = (1, 2)
+    model.num_blocks = 2
+    model.attention_resolutions = (4,)
+    model.dropout = 0.05
+    model.embedding = "fourier"
+    model.condition = "log_snr"
+
+    training = config.training
+    training.num_steps = 4800
+    training.batch_size = 64
+    training.learning_rate = 4e-3
+    training.warmup_steps = 100
+    training.schedule = "cosine"
+    training.ema_rate = 0.999
+    training.loss = "mixture"  # half of the times make the samples, half the bits/dim
+    training.dequantize = True
+    training.checkpoint_every = 1200
+    training.sample_every = 1200
+
+    config.sampling.num_steps = 500
+    return config

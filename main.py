@@ -1,0 +1,249 @@
+"""Train a score model, sample from it, compute likelihoods.
+
+  python main.py --mode MODE [--config configs/NAME.py[:variant]] [--workdir DIR]
+                 [--config.section.key=value ...]
+
+Without --config and --workdir the preset is configs/vp_digits.py; without --workdir the workdir is
+runs/NAME[-variant]. A workdir keeps its config: the other modes need nothing but --workdir, and the
+same --mode train again resumes.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from score_sde import config as configs
+from score_sde import workdirs
+from score_sde.errors import UserError
+
+MODES = {
+    "train": "train the model of --config, or resume the training of --workdir",
+    "sample": "draw images: samples.png, samples.npz, on request samples.gif",
+    "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
+}
+DEFAULT_PRESET = Path(__file__).parent / "configs" / "vp_digits.py"
+OVERRIDE = re.compile(r"--?(no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+
+class Command(NamedTuple):
+    """What a command line asks for: a mode with its config, valid and merged with the saved one."""
+
+    mode: str
+    config: ConfigDict
+    workdir: Path
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+    """Read a command line (without the program's name); None asks for the help.
+
+    Raises:
+        UserError: for everything that can be known to be wrong before JAX is imported.
+    """
+    values = _flags()
+    try:
+        rest = values(["main.py", *argv], known_only=True)[1:]
+    except flags.Error as error:
+        raise _flag_error(error) from None
+    if values.help:
+        return None
+    _check_overrides(rest)
+    if values.mode is None:
+        raise UserError(f"--mode: missing; allowed are {', '.join(MODES)}")
+    if values.mode not in MODES:
+        raise UserError(f"--mode = {values.mode!r}: allowed are {', '.join(MODES)}")
+    return _resolve(values.mode, values.config, values.workdir, rest)
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow positional arguments, which are refused later
+    flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    for name in ("mode", "config", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    return values
+
+
+def _check_overrides(arguments: Sequence[str]) -> None:
+    """Raise UserError at the first --flag that is not --config.key of a key of the schema."""
+    known = configs.flat(configs.default()).keys() - {"name"}  # which is the preset's file
+    for argument in arguments:
+        override = OVERRIDE.fullmatch(argument)
+        if override and override["key"] not in known:
+            raise configs.unknown_key(override["key"], override["value"] or "")
+        if argument.startswith("-") and not override and not re.fullmatch(r"-[\d.].*", argument):
+            name = argument.split("=")[0]
+            allowed = ["--mode", "--config", "--workdir", "--help"]
+            close = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"closest is {close[0]}" if close else f"allowed are {', '.join(allowed)}"
+            raise UserError(f"{name}: no such flag; {hint} (and --config.section.key=value)")
+
+
+def _resolve(
+    mode: str, preset: str | None, workdir: str | None, overrides: Sequence[str]
+) -> Command:
+    """Find the workdir and merge the preset, the config saved there and the overrides."""
+    given = None if preset is None else _load_preset(preset)
+    if workdir is None:
+        given = given or _load_preset(str(DEFAULT_PRESET))
+        workdir = f"runs/{given.name}"
+    path = Path(workdir)
+    if not workdir or (path.exists() and not path.is_dir()):
+        raise UserError(f"--workdir = {workdir!r}: not a directory")
+    if (path / workdirs.FILE).exists():
+        return Command(mode, _merge(mode, given, workdirs.load(path), path, overrides), path)
+    if mode != "train":
+        raise workdirs.missing(path)
+    if (path / "checkpoints").exists():
+        raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
+    config = _override(given or _load_preset(str(DEFAULT_PRESET)), overrides)
+    configs.validate(config)
+    return Command(mode, config, path)
+
+
+def _merge(
+    mode: str, given: ConfigDict | None, saved: ConfigDict, path: Path, overrides: Sequence[str]
+) -> ConfigDict:
+    """Return the config for a workdir that has one; refuse changes that it does not allow.
+
+    For training the given config holds, where its changes are allowed. Afterwards the saved one
+    holds, with the overrides, and a given preset only names the workdir.
+    """
+    if mode == "train":
+        config = _override(saved if given is None else given, overrides)
+        free = workdirs.WHEN_TRAINING
+    else:
+        if given is not None and given.name != saved.name:
+            changes = workdirs.changes(saved, given, workdirs.WHEN_TRAINING)
+            _refuse_changes(mode, changes, given, path)
+        config = _override(saved, overrides)
+        free = workdirs.AFTERWARDS
+    configs.validate(config)
+    _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
+    if given is not None and mode != "train":
+        _note_differences(given, config, overrides, path)
+    return config
+
+
+def _refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, path: Path) -> None:
+    if changes:
+        now = configs.flat(config)
+        told = [f"config.{key} = {now[key]!r} ({was!r} in {path})" for key, was in changes.items()]
+        free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
+        allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
+        raise UserError(f"{', '.join(told)}: --mode {mode} may change {allowed}")
+
+
+def _note_differences(
+    given: ConfigDict, config: ConfigDict, overrides: Sequence[str], path: Path
+) -> None:
+    """Say where the workdir's saved config, which holds, differs from the preset as it is now."""
+    overridden = {match["key"] for match in map(OVERRIDE.fullmatch, overrides) if match}
+    held = [
+        f"config.{key} = {value!r}"
+        for key, value in workdirs.changes(config, given, ()).items()
+        if key not in overridden
+    ]
+    if held:
+        print(f"note: {path / workdirs.FILE} holds: {', '.join(held)}", file=sys.stderr)
+
+
+def _load_preset(preset: str) -> ConfigDict:
+    """Return `get_config(variant)` of "FILE[:variant]", named after both."""
+    file, _, variant = preset.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(
+            f"--config {preset}: no such file; presets are in {DEFAULT_PRESET.parent.name}/"
+        )
+    spec = importlib.util.spec_from_file_location(f"preset_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {preset}: not a Python file (NAME.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config() returns {config!r}, not a ConfigDict")
+        config.name = f"{path.stem}-{variant}" if variant else path.stem
+    except SyntaxError as error:
+        raise UserError(f"--config {preset}: line {error.lineno}: {error.msg}") from None
+    except (ArithmeticError, AttributeError, ImportError, LookupError) as error:
+        raise _preset_error(preset, error) from None
+    except (NameError, TypeError, ValueError) as error:
+        raise _preset_error(preset, error) from None
+    configs.validate(config)
+    return config
+
+
+def _preset_error(preset: str, error: Exception) -> UserError:
+    text = " ".join(f"{error}".split())
+    unknown = re.search(r'Key "(\w+)" does not exist', text)  # ml_collections lists all others
+    if unknown:
+        text = f"{unknown[1]!r}: no such key; {configs.closest(unknown[1])}"
+    return UserError(f"--config {preset}: {text}")
+
+
+def _flag_error(error: flags.Error) -> UserError:
+    missing = re.fullmatch(r"Missing value for flag (\S+)", f"{error}")
+    if missing:
+        return UserError(f"{missing[1]}: a value is missing")
+    return UserError(" ".join(f"{error}".split()))
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Return the config with --config.section.key=value applied."""
+    config = configs.changed(config, {})
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    argv = ["main.py", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        left = values(argv)[1:]
+    except flags.IllegalFlagValueError as error:
+        found = re.match(r"flag --(config\.(.+?))=(.*?): ", f"{error}", re.DOTALL)
+        assert found, error  # the only flags here are ours
+        allowed = configs.type_in_words(configs.flat(config)[found[2]])
+        raise UserError(f"{found[1]} = {found[3]!r}: allowed are {allowed}") from None
+    except flags.Error as error:
+        raise _flag_error(error) from None
+    if left:
+        raise UserError(
+            f"{left[0]!r}: not a flag; values follow their key as --config.section.key=value"
+        )
+    return config
+
+
+def help_text() -> str:
+    """Return what --help prints."""
+    modes = "\n".join(f"  {name:<12}{does}" for name, does in MODES.items())
+    return f"{__doc__}\nmodes:\n{modes}\n\nkeys and their defaults: score_sde/config.py"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; return the exit status."""
+    try:
+        command = parse(argv)
+        if command is None:
+            print(help_text())
+            return 0
+        mode = importlib.import_module(f"score_sde.modes.{command.mode}")
+        mode.run(command.config, command.workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was done by then is in the workdir", file=sys.stderr)
+        return 130  # as shells tell SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""From a config to objects. The only place that reads a config to make something."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from score_sde.data import INFO
+from score_sde.images import PixelRange
+from score_sde.losses import denoising_score_matching
+from score_sde.networks import UNet
+from score_sde.samplers import AnnealedLangevin, PredictorCorrector, ProbabilityFlow
+from score_sde.score import network_score
+from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
+from score_sde.training import optimizers
+
+Sampler = PredictorCorrector | AnnealedLangevin | ProbabilityFlow
+
+
+def sde(config: ConfigDict) -> SDE:
+    """Return the process."""
+    settings = config.sde
+    if settings.name == "ve":
+        return VESDE(settings.sigma_min, settings.sigma_max)
+    process = {"vp": VPSDE, "subvp": SubVPSDE}[settings.name]
+    return process(settings.beta_min, settings.beta_max)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Return (H, W, C) of the data set's images."""
+    return INFO[config.data.name].shape
+
+
+def pixel_range(config: ConfigDict) -> PixelRange:
+    """Return how the data set's integers become the model's numbers, and back."""
+    levels = INFO[config.data.name].levels
+    return PixelRange(levels, config.model.centered, config.training.dequantize)
+
+
+def network(config: ConfigDict) -> Callable[..., UNet]:
+    """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`)."""
+    info = INFO[config.data.name]
+    settings = config.model
+    return partial(
+        UNet,
+        image_size=info.image_size,
+        channels=info.channels,
+        width=settings.width,
+        multipliers=settings.multipliers,
+        num_blocks=settings.num_blocks,
+        attention_resolutions=settings.attention_resolutions,
+        dropout=settings.dropout,
+        embedding=settings.embedding,
+        fourier_scale=settings.fourier_scale,
+        skip_rescale=settings.skip_rescale,
+        fir=settings.fir,
+        progressive_input=settings.progressive_input,
+        num_classes=info.num_classes if settings.class_conditional else None,
+        centered=settings.centered,
+        input_frequencies=settings.input_frequencies,
+        dtype=np.dtype(jnp.dtype(settings.dtype)),
+    )
+
+
+def score(config: ConfigDict, apply: Callable[..., Array]) -> Callable[..., Array]:
+    """Return `score(params, x, t, labels=None, **options)` of the network `apply`."""
+    return network_score(apply, sde(config), config.model.parameterization, config.model.condition)
+
+
+def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
+    """Return the labels of images drawn without a wish: the classes in turn, int32 (number,).
+
+    None for a model without classes.
+    """
+    if not config.model.class_conditional:
+        return None
+    return jnp.arange(number, dtype=jnp.int32) % INFO[config.data.name].num_classes
+
+
+def sampler(config: ConfigDict) -> Sampler:
+    """Return the sampler.
+
+    Annealed Langevin dynamics (`ald`) has `num_steps` noise levels of `corrector_steps` steps, each
+    of the size that the corrector of that name has, 2 (snr sigma)^2.
+    """
+    settings = config.sampling
+    if settings.method == "ode":
+        return ProbabilityFlow(
+            rtol=settings.rtol, atol=settings.atol, denoise=settings.denoise, t_min=settings.t_min
+        )
+    if settings.method == "ald":
+        return AnnealedLangevin(
+            num_steps=settings.num_steps,
+            steps_per_level=settings.corrector_steps,
+            step_size=2.0 * settings.snr**2,
+            denoise=settings.denoise,
+            t_min=settings.t_min,
+        )
+    return PredictorCorrector(
+        num_steps=settings.num_steps,
+        predictor=settings.predictor,
+        corrector=settings.corrector,
+        corrector_steps=settings.corrector_steps,
+        snr=settings.snr,
+        denoise=settings.denoise,
+        faithful=settings.faithful,
+        t_min=settings.t_min,
+    )
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Return the optimizer with its schedule."""
+    settings = config.training
+    return optimizers.optimizer(
+        settings.learning_rate,
+        num_steps=settings.num_steps,
+        warmup_steps=settings.warmup_steps,
+        schedule=settings.schedule,
+        gradient_clip=settings.gradient_clip,
+        beta2=settings.beta2,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def loss(
+    config: ConfigDict, apply: Callable[..., Array]
+) -> Callable[[Any, Mapping[str, Array], Array], Array]:
+    """Return `loss(params, batch, key)`, the loss of each example, (B,) float32.
+
+    The batch is as it is stored: `images` uint8 (B, H, W, C) and `labels` int32 (B,). Flips,
+    dequantization, times, noise and dropout all come from `key`.
+    """
+    process, pixels, score_of = sde(config), pixel_range(config), score(config, apply)
+    flip, conditional = config.data.flip, config.model.class_conditional
+    weighting, t_min = config.training.loss, config.training.t_min
+
+    def loss_of(params: Any, batch: Mapping[str, Array], key: Array) -> Array:
+        key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
+        images = batch["images"]
+        if flip:
+            mirrored = jax.random.bernoulli(key_flip, shape=(len(images), 1, 1, 1))
+            images = jnp.where(mirrored, images[:, :, ::-1], images)
+        noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
+        labels = batch["labels"] if conditional else None
+
+        def score_fn(x: Array, t: Array) -> Array:
+            return score_of(params, x, t, labels, dropout_key=key_dropout, train=True)
+
+        x0 = pixels.to_model(images, noise)
+        return denoising_score_matching(
+            key_loss, process, score_fn, x0, weighting=weighting, t_min=t_min
+        )
+
+    return loss_of

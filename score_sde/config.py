@@ -1,0 +1,352 @@
+"""The schema of a run: its keys with their types and defaults, and what their values may be.
+
+A preset (`configs/*.py`) is `default()` with some values changed. Nothing here imports JAX: a
+mistake is told before anything starts.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from score_sde.data import INFO, DatasetInfo
+from score_sde.errors import UserError
+
+
+def default() -> ConfigDict:
+    """Return the schema with its defaults, locked: setting an unknown key raises AttributeError."""
+    config = ConfigDict()
+    config.name = ""  # the preset's file and variant; the command line sets it
+    config.seed = 0  # of training: initial weights, order of the data, noise
+    config.data = ConfigDict({"name": "digits", "dir": "", "flip": False})
+    config.sde = ConfigDict(
+        {"name": "vp", "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0}
+    )
+    config.model = _model()
+    config.training = _training()
+    config.sampling = _sampling()
+    config.likelihood = ConfigDict(
+        {
+            "seed": 0,
+            "split": "test",
+            "num_images": 0,  # 0: all of the split
+            "batch_size": 100,
+            "divergence": "rademacher",
+            "num_probes": 1,
+            "rtol": 1e-5,
+            "atol": 1e-5,
+            "t_min": 1e-5,
+        }
+    )
+    config.eval = ConfigDict()
+    return config.lock()
+
+
+def _model() -> ConfigDict:
+    return ConfigDict(
+        {
+            "width": 128,
+            "multipliers": (1, 2, 2, 2),
+            "num_blocks": 4,
+            "attention_resolutions": (16,),
+            "dropout": 0.1,
+            "embedding": "positional",
+            "fourier_scale": 16.0,
+            "skip_rescale": True,
+            "fir": False,
+            "progressive_input": "none",
+            "input_frequencies": (),
+            "class_conditional": False,
+            "parameterization": "epsilon",
+            "condition": "time",
+            "dtype": "float32",
+            "centered": True,
+        }
+    )
+
+
+def _training() -> ConfigDict:
+    return ConfigDict(
+        {
+            "num_steps": 100_000,
+            "batch_size": 128,
+            "learning_rate": 2e-4,
+            "warmup_steps": 5000,
+            "schedule": "constant",
+            "gradient_clip": 1.0,
+            "beta2": 0.999,
+            "weight_decay": 0.0,
+            "ema_rate": 0.9999,
+            "loss": "paper",
+            "dequantize": False,
+            "t_min": 1e-5,
+            "checkpoint_every": 5000,
+            "log_every": 50,
+            "sample_every": 5000,  # 0: never
+        }
+    )
+
+
+def _sampling() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "method": "pc",
+            "num_samples": 64,
+            "batch_size": 64,
+            "num_steps": 1000,
+            "predictor": "euler_maruyama",
+            "corrector": "none",
+            "corrector_steps": 1,
+            "snr": 0.16,
+            "denoise": True,
+            "faithful": False,
+            "t_min": config_dict.placeholder(float),  # unset: the process's own
+            "rtol": 1e-5,
+            "atol": 1e-5,
+            "gif": False,
+        }
+    )
+
+
+def check_variant(variant: str, *allowed: str) -> None:
+    """Raise ValueError unless a preset has this variant ("" is the preset itself)."""
+    if variant and variant not in allowed:
+        raise ValueError(f"variant {variant!r}: allowed are {', '.join(allowed) or 'none'}")
+
+
+# --- What the values may be -----------------------------------------------------------------------
+
+
+class Check(NamedTuple):
+    """A key, what its value must satisfy, and the allowed values in words."""
+
+    key: str
+    ok: Callable[[Any], bool]
+    allowed: str
+
+
+def _one_of(key: str, *names: str) -> Check:
+    return Check(key, lambda value: value in names, ", ".join(names))
+
+
+def _at_least(key: str, least: int) -> Check:
+    return Check(key, lambda value: value >= least, f"integers of at least {least}")
+
+
+def _positive(key: str) -> Check:
+    return Check(key, lambda value: 0 < value < math.inf, "positive numbers")
+
+
+def _fraction(key: str) -> Check:
+    return Check(key, lambda value: 0 <= value < 1, "numbers from 0 to below 1")
+
+
+def _time(key: str) -> Check:
+    # None: the key's placeholder, which leaves the time to the process.
+    return Check(key, lambda value: value is None or 0 < value < 1, "times between 0 and 1")
+
+
+def _integers(value: tuple[Any, ...]) -> bool:
+    return all(type(item) is int and item > 0 for item in value)
+
+
+def _frequencies(value: tuple[Any, ...]) -> bool:
+    return all(type(item) in (int, float) and 0 < item < math.inf for item in value)
+
+
+CHECKS = (
+    Check("seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
+    _one_of("data.name", *INFO),
+    _one_of("sde.name", "vp", "subvp", "ve"),
+    _positive("sde.beta_min"),
+    _positive("sde.beta_max"),
+    _positive("sde.sigma_min"),
+    _positive("sde.sigma_max"),
+    Check("model.width", lambda value: value > 0 and value % 4 == 0, "positive multiples of 4"),
+    Check(
+        "model.multipliers",
+        lambda value: bool(value) and _integers(value),
+        "tuples of positive integers, one per resolution",
+    ),
+    _at_least("model.num_blocks", 1),
+    Check("model.attention_resolutions", _integers, "tuples of positive integers"),
+    _fraction("model.dropout"),
+    _one_of("model.embedding", "positional", "fourier"),
+    _positive("model.fourier_scale"),
+    _one_of("model.progressive_input", "none", "residual"),
+    Check("model.input_frequencies", _frequencies, "tuples of positive numbers"),
+    _one_of("model.parameterization", "epsilon", "score", "velocity"),
+    _one_of("model.condition", "time", "log_sigma", "log_snr"),
+    _one_of("model.dtype", "float32", "bfloat16"),
+    _at_least("training.num_steps", 1),
+    _at_least("training.batch_size", 1),
+    _positive("training.learning_rate"),
+    _at_least("training.warmup_steps", 0),
+    _one_of("training.schedule", "constant", "cosine"),
+    _positive("training.gradient_clip"),
+    _fraction("training.beta2"),
+    Check("training.weight_decay", lambda value: 0 <= value < math.inf, "numbers of at least 0"),
+    _fraction("training.ema_rate"),
+    _one_of("training.loss", "paper", "likelihood", "mixture"),
+    _time("training.t_min"),
+    _at_least("training.checkpoint_every", 1),
+    _at_least("training.log_every", 1),
+    _at_least("training.sample_every", 0),
+    Check("sampling.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
+    _one_of("sampling.method", "pc", "ode", "ald"),
+    _at_least("sampling.num_samples", 1),
+    _at_least("sampling.batch_size", 1),
+    _at_least("sampling.num_steps", 1),
+    _one_of("sampling.predictor", "euler_maruyama", "reverse_diffusion", "ancestral", "none"),
+    _one_of("sampling.corrector", "none", "langevin", "ald"),
+    _at_least("sampling.corrector_steps", 1),
+    _positive("sampling.snr"),
+    _time("sampling.t_min"),
+    _positive("sampling.rtol"),
+    _positive("sampling.atol"),
+    Check("likelihood.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
+    _one_of("likelihood.split", "train", "test"),
+    _at_least("likelihood.num_images", 0),
+    _at_least("likelihood.batch_size", 1),
+    _one_of("likelihood.divergence", "rademacher", "gaussian", "exact"),
+    _at_least("likelihood.num_probes", 1),
+    _positive("likelihood.rtol"),
+    _positive("likelihood.atol"),
+    _time("likelihood.t_min"),
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible.
+
+    What only the running machine can tell (does the number of devices divide the batch?) is left
+    to `check_devices`.
+    """
+    values = flat(config)
+    schema = flat(default())
+    for key, value in values.items():
+        if key not in schema:
+            raise unknown_key(key, value)
+    for key, meant in schema.items():
+        if key not in values:
+            raise UserError(f"config.{key}: missing; a config starts as score_sde.config.default()")
+        if not _has_type_of(values[key], meant):
+            raise refuse(key, values[key], type_in_words(meant))
+    for check in CHECKS:
+        if not check.ok(values[check.key]):
+            raise refuse(check.key, values[check.key], check.allowed)
+    info = INFO[config.data.name]
+    for key, allowed in _across_keys(config, info):
+        raise refuse(key, values[key], allowed)
+
+
+def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts another one or the data."""
+    if config.sde.beta_max <= config.sde.beta_min:
+        yield "sde.beta_max", f"numbers above config.sde.beta_min = {config.sde.beta_min}"
+    if config.sde.sigma_max <= config.sde.sigma_min:
+        yield "sde.sigma_max", f"numbers above config.sde.sigma_min = {config.sde.sigma_min}"
+    levels = len(config.model.multipliers)
+    factor = 2 ** (levels - 1)
+    if info.image_size % factor:
+        most = (info.image_size & -info.image_size).bit_length()
+        yield (
+            "model.multipliers",
+            f"1 to {most} resolutions, as {info.name}'s {info.image_size} pixels are not divisible "
+            f"by the U-Net's factor {factor}",
+        )
+    resolutions = [info.image_size // 2**level for level in range(levels)]
+    if not set(config.model.attention_resolutions) <= set(resolutions):
+        yield "model.attention_resolutions", f"the levels' {', '.join(map(str, resolutions))}"
+    if config.model.embedding == "fourier" and config.model.condition == "time":
+        yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    if config.model.class_conditional and not info.num_classes:
+        yield "model.class_conditional", f"False: {info.name} has no classes"
+    if config.model.class_conditional and config.sampling.method == "ode":
+        yield "sampling.method", "pc, ald with config.model.class_conditional = True"
+    train, split = info.splits["train"], info.splits[config.likelihood.split]
+    if config.training.batch_size > train:
+        yield "training.batch_size", f"1 to {train}, the training images of {info.name}"
+    if config.likelihood.num_images > split:
+        yield (
+            "likelihood.num_images",
+            f"0 (all) to {split}, the {config.likelihood.split} images of {info.name}",
+        )
+    if config.sampling.predictor == config.sampling.corrector == "none":
+        yield "sampling.corrector", "langevin, ald with config.sampling.predictor = 'none'"
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raise UserError unless the devices divide the training batch."""
+    if config.training.batch_size % devices:
+        raise refuse(
+            "training.batch_size",
+            config.training.batch_size,
+            f"multiples of the {devices} devices",
+        )
+
+
+def refuse(key: str, value: object, allowed: str) -> UserError:
+    """Return the error for a value that a key cannot have."""
+    return UserError(f"config.{key} = {value!r}: allowed are {allowed}")
+
+
+def unknown_key(key: str, value: object) -> UserError:
+    """Return the error for a key that nobody can set, with those that are close to it."""
+    schema = default()
+    if key == "name":
+        return UserError(f"config.name = {value!r}: cannot be set; it is the name of --config")
+    if isinstance(schema.get(key), ConfigDict):
+        names = ", ".join(schema[key].keys())
+        return UserError(f"config.{key} = {value!r}: a section; its keys are {names}")
+    return UserError(f"config.{key} = {value!r}: no such key; {closest(key)}")
+
+
+def closest(key: str) -> str:
+    """Return, in words, the keys that are closest to an unknown one, or else the sections."""
+    schema = default()
+    keys = list(flat(schema))
+    close = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
+    close = close or difflib.get_close_matches(key, keys, n=1)
+    if close:
+        verb = "is" if len(close) == 1 else "are"
+        return f"closest {verb} {', '.join(f'config.{known}' for known in close)}"
+    sections = (name for name, item in schema.items() if isinstance(item, ConfigDict))
+    return f"sections are {', '.join(sections)}"
+
+
+def type_in_words(meant: object) -> str:
+    """Return the values that a key of this default may have, in words."""
+    words = {bool: "True, False", int: "integers", str: "text", tuple: "tuples such as (1, 2)"}
+    return words.get(type(meant), "numbers")
+
+
+def _has_type_of(value: object, meant: object) -> bool:
+    if meant is None:  # the one placeholder: a float or unset
+        return value is None or type(value) is float
+    return type(value) is type(meant)
+
+
+# --- Configs as data ------------------------------------------------------------------------------
+
+
+def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the config as {"section.key": value}."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """Return a copy of a config with the values of some of its keys, given flat, changed."""
+    config = deepcopy(config)  # ConfigDict(config) would share the sections
+    config.update_from_flattened_dict(values)
+    return config

@@ -1,0 +1,201 @@
+"""A trained run, from its workdir."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from score_sde import build, networks, workdirs
+from score_sde.errors import UserError
+from score_sde.likelihood import log_likelihood
+from score_sde.samplers.base import image_keys
+from score_sde.score import ScoreFn
+from score_sde.sde import SDE
+from score_sde.training import checkpoints
+
+
+class Images(NamedTuple):
+    """n drawn images, as numpy arrays.
+
+    Attributes:
+        images: uint8 (n, H, W, C), with the data set's own levels (0 ... 16 for the digits).
+        nfe: evaluations of the score for each image, int32 (n,).
+        labels: the classes they were drawn for, int32 (n,); None without classes.
+        trajectory: states from noise to image as pixels, uint8 (times, n, H, W, C), on request.
+    """
+
+    images: np.ndarray
+    nfe: np.ndarray
+    labels: np.ndarray | None = None
+    trajectory: np.ndarray | None = None
+
+
+class ImageLikelihood(NamedTuple):
+    """Likelihoods of n images, as numpy arrays.
+
+    Attributes:
+        bits_per_dim: of the integer images, by uniform dequantization, float32 (n,).
+        log_prob: log density of the dequantized images in the model's range, nats, float32 (n,).
+        nfe: evaluations of the score for each image, int32 (n,).
+    """
+
+    bits_per_dim: np.ndarray
+    log_prob: np.ndarray
+    nfe: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a workdir holds, ready for use.
+
+    Attributes:
+        config: the config, as saved.
+        step: the training step of the checkpoint.
+        sde: the process.
+        score: the score of the averaged weights, (x (B, H, W, C), t (B,)) -> (B, H, W, C), x in the
+            model's range. A class-conditional model's takes `labels=`, int32 (B,), too.
+    """
+
+    config: ConfigDict
+    step: int
+    sde: SDE
+    score: Partial
+
+    def sample(
+        self, key: Array, n: int, *, labels: Array | None = None, trajectory: bool = False
+    ) -> Images:
+        """Draw n images with the config's sampler; arguments as `sample_batches`."""
+        parts = list(self.sample_batches(key, n, labels=labels, trajectory=trajectory))
+        return Images(
+            images=np.concatenate([part.images for part in parts]),
+            nfe=np.concatenate([part.nfe for part in parts]),
+            labels=_concatenate([part.labels for part in parts]),
+            trajectory=_concatenate([part.trajectory for part in parts], axis=1),
+        )
+
+    def sample_batches(
+        self, key: Array, n: int, *, labels: Array | None = None, trajectory: bool = False
+    ) -> Iterator[Images]:
+        """Draw n images, `sampling.batch_size` at a time. An image depends on its index and the
+        key, not on its batch (but for `sampling.faithful` Langevin steps).
+
+        Args:
+            key: a jax key.
+            n: how many.
+            labels: for a class-conditional model, int32 (n,); by default the classes in turn.
+            trajectory: also the states on the way from noise to image.
+        """
+        sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
+        classes = self._classes(n, labels)
+        batch = min(n, self.config.sampling.batch_size)
+        shape = (batch, *build.image_shape(self.config))
+        for first in range(0, n, batch):
+            count = min(batch, n - first)
+            part = None if classes is None else _padded(classes[first : first + batch], batch)
+            samples = sampler.sample(
+                key, self.sde, self._given(part), shape=shape, trajectory=trajectory, first=first
+            )
+            path = samples.trajectory
+            yield Images(
+                images=np.asarray(pixels.to_uint8(samples.x))[:count],
+                nfe=np.asarray(samples.nfe)[:count],
+                labels=None if part is None else part[:count],
+                trajectory=None if path is None else np.asarray(pixels.to_uint8(path))[:, :count],
+            )
+
+    def log_likelihood(self, key: Array, images: np.ndarray) -> ImageLikelihood:
+        """Compute the likelihood of images with the config's settings.
+
+        Args:
+            key: a jax key, for dequantization and the divergence's probes.
+            images: uint8 (n, H, W, C), with the data set's own levels.
+
+        Raises:
+            UserError: for a class-conditional model.
+        """
+        parts = self.likelihood_batches(key, images)
+        return ImageLikelihood(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def likelihood_batches(self, key: Array, images: np.ndarray) -> Iterator[ImageLikelihood]:
+        """As `log_likelihood`, `likelihood.batch_size` images at a time, in order."""
+        if self.config.model.class_conditional:
+            raise UserError(
+                "config.model.class_conditional = True: allowed is False, likelihoods are of "
+                "models without classes"
+            )
+        if images.dtype != np.uint8:
+            raise TypeError(f"images are {images.dtype}, not uint8 (n, H, W, C)")
+        return self._likelihood_batches(key, images)
+
+    def _likelihood_batches(self, key: Array, images: np.ndarray) -> Iterator[ImageLikelihood]:
+        pixels, settings = build.pixel_range(self.config), self.config.likelihood
+        key_pixels, key_probes = jax.random.split(key)
+        batch = min(len(images), settings.batch_size)
+        for first in range(0, len(images), batch):
+            part = images[first : first + batch]
+            keys = image_keys(key_pixels, batch, first)
+            x0 = pixels.dequantized(keys, jnp.asarray(_padded(part, batch)))
+            likelihood = log_likelihood(
+                key_probes,
+                self.sde,
+                self.score,
+                x0,
+                divergence=settings.divergence,
+                num_probes=settings.num_probes,
+                rtol=settings.rtol,
+                atol=settings.atol,
+                t_min=settings.t_min,
+                first=first,
+            )
+            bits_per_dim = pixels.bits_per_dim(likelihood.log_prob, part[0].size)
+            values = (bits_per_dim, likelihood.log_prob, likelihood.nfe)
+            yield ImageLikelihood(*(np.asarray(value)[: len(part)] for value in values))
+
+    def _classes(self, n: int, labels: Array | None) -> np.ndarray | None:
+        if labels is None:
+            in_turn = build.classes_in_turn(self.config, n)
+            return None if in_turn is None else np.asarray(in_turn)
+        if not self.config.model.class_conditional:
+            raise ValueError("labels for a model without classes")
+        return np.asarray(labels, np.int32)
+
+    def _given(self, labels: np.ndarray | None) -> ScoreFn:
+        if labels is None:
+            return self.score
+        # Not Partial(self.score, ...): JAX would take the parameters for constants.
+        return Partial(self.score.func, *self.score.args, labels=jnp.asarray(labels))
+
+
+def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
+    """Load a run from its workdir: the newest whole checkpoint, with the averaged weights.
+
+    Args:
+        workdir: the directory that `--mode train` filled.
+        config: instead of the saved config; for other sampling or likelihood settings.
+
+    Raises:
+        UserError: where there is no config or no checkpoint.
+    """
+    workdir = Path(workdir)
+    config = workdirs.load(workdir) if config is None else config
+    apply, params = networks.abstract(build.network(config))
+    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params)
+    score = Partial(build.score(config, apply), ema)
+    return Run(config, step, build.sde(config), score)
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    # The last batch is filled up, so that nothing is compiled for its length.
+    return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])
+
+
+def _concatenate(arrays: list[np.ndarray | None], axis: int = 0) -> np.ndarray | None:
+    present = [array for array in arrays if array is not None]
+    return np.concatenate(present, axis=axis) if present else None

@@ -1,0 +1,231 @@
+"""Checkpoints of a run: written in the background by Orbax, read back exactly, damage stepped over.
+
+``DIRECTORY/N/default`` holds the state after N updates as nested dicts of arrays, with names such
+as ``ema/head/kernel`` or ``opt_state/1/mu/head/kernel``: any Orbax or TensorStore program reads
+it, without this package's classes. Saving is atomic (a directory named N is complete), so that a
+kill leaves only an unfinished ``N.orbax-checkpoint-tmp``, which the next training run removes.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from score_sde.errors import UserError
+from score_sde.training.state import TrainState
+
+PyTree = Any
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints that a training run writes. A context manager: leaving it ends the writing.
+
+    Args:
+        directory: the place of the checkpoints, created if absent.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        self._directory = Path(directory).absolute()  # Orbax takes no relative paths
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._writer: ocp.CheckpointManager | None = None
+
+    def restore(self, target: TrainState) -> TrainState | None:
+        """The newest readable state, laid out over the devices as ``target``, or None.
+
+        Unreadable checkpoints newer than it are renamed to ``N.unreadable``, so that the run may
+        come to step N again.
+
+        Args:
+            target: a state of the run's shapes and dtypes whose leaves have shardings (arrays, or
+                ShapeDtypeStructs).
+
+        Raises:
+            UserError: a checkpoint is of other shapes, or there are some and none can be read.
+        """
+        wanted = jax.tree.map(_abstract, target)
+        found = _read_newest(self._directory, _to_dict(wanted))
+        if found is None:
+            return None
+        stored, unreadable = found
+        for path in unreadable:
+            _set_aside(path)
+        return _from_dict(target, stored)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves the state after ``step`` updates; returns when it has been copied, before it is
+        written. An error of the writing is raised by the next call or on leaving.
+
+        Raises:
+            RuntimeError: this or a later step is there already.
+        """
+        if self._writer is None:
+            # Opened late: the directories that `restore` renames would otherwise count as steps.
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, cleanup_tmp_directories=True
+            )
+            self._writer = ocp.CheckpointManager(self._directory, options=options)
+        saved = self._writer.save(step, args=ocp.args.StandardSave(_to_dict(state)))
+        if not saved:
+            newest = self._writer.latest_step()
+            raise RuntimeError(
+                f"{self._directory}: step {step} was not saved, the newest there is {newest}"
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.wait_until_finished()
+            self._writer.close()
+
+
+def restore_ema(
+    directory: Path, ema: PyTree, sharding: Sharding | None = None
+) -> tuple[int, PyTree]:
+    """The averaged parameters of the newest readable checkpoint, and their step; writes nothing.
+
+    Args:
+        directory: the run's checkpoints.
+        ema: a tree of the shapes and dtypes, e.g. of ShapeDtypeStructs.
+        sharding: where every leaf goes; the first device by default.
+
+    Raises:
+        UserError: no checkpoint, none that can be read, or one of other shapes.
+    """
+    place = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    target = {"ema": jax.tree.map(placed, ema), "step": jax.ShapeDtypeStruct((), "int32")}
+    target["step"] = placed(target["step"])
+    found = _read_newest(Path(directory).absolute(), _to_dict(target))
+    if found is None:
+        raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
+    restored = _from_dict(target, found[0])
+    return int(restored["step"]), restored["ema"]
+
+
+def _read_newest(directory: Path, target: dict) -> tuple[dict, list[Path]] | None:
+    """What ``target`` names of the newest readable checkpoint, and the newer, unreadable ones."""
+    unreadable: list[Path] = []
+    reason = ""
+    for path in _newest_first(directory):
+        try:
+            stored = _read(path / "default", target)
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            _log.warning("%s: unreadable checkpoint, trying the one before (%s)", path, reason)
+            unreadable.append(path)
+        else:
+            return stored, unreadable
+    if unreadable:
+        names = ", ".join(path.name for path in unreadable)
+        raise UserError(
+            f"{directory}: none of its checkpoints ({names}) can be read ({reason}); "
+            "restore them from a copy, or start again with another --workdir"
+        )
+    return None
+
+
+def _is_damage(error: Exception) -> bool:
+    # Directories that are empty, cut short or overwritten give OSError and ValueError (JSON's is
+    # one), except for the arrays' own files: Orbax 0.12 wraps those errors in a bare Exception.
+    return isinstance(error, OSError | ValueError) or type(error) is Exception
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    numbered = [path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(numbered, key=lambda path: int(path.name), reverse=True)
+
+
+def _read(path: Path, target: dict) -> dict:
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+        # The handler's own reader of metadata: the Checkpointer's turns its errors into None.
+        _check_fit(path, handler.metadata(epath.Path(path)).tree, target)
+        return reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=target,
+                # Without explicit shardings Orbax asks for the devices that the writer had.
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            ),
+        )
+
+
+def _check_fit(path: Path, stored: dict, target: dict) -> None:
+    # Orbax refuses other shapes in many lines and converts other dtypes without a word.
+    has = {name: _form(leaf) for name, leaf in _named_leaves(stored) if name[0] in target}
+    wants = {name: _form(leaf) for name, leaf in _named_leaves(target)}
+    wrong = [
+        f"{'/'.join(name)} is {has.get(name, 'absent')} there, {wants.get(name, 'absent')} here"
+        for name in wants | has
+        if has.get(name) != wants.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{path.parent}: the checkpoint does not fit this model: {'; '.join(wrong[:3])}{more}"
+        )
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _set_aside(path: Path) -> None:
+    number = 0
+    while (aside := path.with_name(f"{path.name}.unreadable{number or ''}")).exists():
+        number += 1
+    path.rename(aside)
+    _log.warning("%s: kept as %s", path, aside.name)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else ""
+
+
+def _named_leaves(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
+    """The leaves with their paths: attributes and dict keys by name, items by number."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(tuple(jax.tree_util.keystr((k,), simple=True) for k in p), leaf) for p, leaf in leaves]
+
+
+def _to_dict(tree: PyTree) -> dict:
+    """Any pytree as nested dicts of its leaves: optax's named tuples become plain names."""
+    nested: dict = {}
+    for name, leaf in _named_leaves(tree):
+        place = nested
+        for key in name[:-1]:
+            place = place.setdefault(key, {})
+        place[name[-1]] = leaf
+    return nested
+
+
+def _from_dict(like: PyTree, nested: dict) -> PyTree:
+    """The inverse of ``_to_dict`` for a tree of the structure of ``like``."""
+    leaves = []
+    for name, _ in _named_leaves(like):
+        place: Any = nested
+        for key in name:
+            place = place[key]
+        leaves.append(place)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,0 +1,171 @@
+"""What a training run tells: a progress bar, metrics.jsonl and TensorBoard's scalars."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import jax
+from tqdm import tqdm
+
+from score_sde.training.step import Metrics
+
+# Steps dispatched ahead of the one known to be finished. Enough to keep the devices busy; few
+# enough for the progress to be true, and for a SIGTERM's save not to wait for a long queue.
+_AHEAD = 4
+
+
+class RunLog:
+    """Collects the steps' metrics and tells them at intervals; the device is read only then.
+
+    A context manager: leaving it closes the bar and the files.
+
+    Args:
+        workdir: gets ``metrics.jsonl`` and ``tensorboard/``. What an earlier, killed run wrote of
+            steps after ``first_step`` is dropped, since they are made again.
+        first_step: updates made before this run.
+        num_steps: updates of the whole run.
+        batch_size: examples of one update.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, num_steps: int, batch_size: int):
+        from tensorboardX import SummaryWriter  # only training pays for this import
+
+        self._step = first_step
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+        self._pending: list[Metrics] = []  # on the device
+        self._values: list[dict[str, float]] = []  # read, not yet told
+        self._clock: float | None = None  # when the timed steps began, pauses taken out
+        self._timed_steps = 0
+        path = workdir / "metrics.jsonl"
+        _drop_after(path, first_step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._scalars = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._bar = _progress(first_step, num_steps)
+
+    def dispatched(self, metrics: Metrics) -> None:
+        """Takes the metrics of the next step, float32 scalars that need not be computed yet."""
+        self._pending.append(metrics)
+        self._step += 1
+        if self._clock is None:
+            # The first step of a process compiles for seconds to minutes: it is not timed.
+            jax.block_until_ready(metrics)
+            self._clock = time.perf_counter()
+        else:
+            self._timed_steps += 1
+            if len(self._pending) > _AHEAD:
+                self._pending[-1 - _AHEAD]["loss"].block_until_ready()
+        self._bar.update()
+
+    def write(self) -> None:
+        """Tells the means since the last time: a line of JSON, TensorBoard's scalars, the bar.
+
+        Raises:
+            FloatingPointError: as ``check``.
+        """
+        self.check()
+        mean = {
+            name: math.fsum(values[name] for values in self._values) / len(self._values)
+            for name in self._values[0]
+        }
+        if "learning_rate" in mean:
+            mean["learning_rate"] = self._values[-1]["learning_rate"]
+        assert self._clock is not None  # there are values, so there was a step
+        now = time.perf_counter()
+        told = f"loss {mean['loss']:.4g}"
+        if self._timed_steps:
+            rate = self._timed_steps * self._batch_size / (now - self._clock)
+            mean["images_per_second"] = rate
+            told += f", {rate:.0f} images/s"
+        self._lines.write(json.dumps({"step": self._step, **mean}) + "\n")
+        self._lines.flush()
+        for name, value in mean.items():
+            self._scalars.add_scalar(name, value, self._step)
+        self._bar.set_postfix_str(told, refresh=False)
+        self._values.clear()
+        self._clock, self._timed_steps = now, 0
+
+    def check(self) -> None:
+        """Waits for the steps dispatched and sees that their numbers are finite.
+
+        Where loss and gradient norm are finite, so is what Adam makes of them: the state may be
+        saved.
+
+        Raises:
+            FloatingPointError: naming the first step whose loss or gradient is not.
+        """
+        values = [{k: float(v) for k, v in m.items()} for m in jax.device_get(self._pending)]
+        self._pending.clear()
+        for step, metrics in enumerate(values, self._step - len(values) + 1):
+            if not all(map(math.isfinite, metrics.values())):
+                told = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+                raise FloatingPointError(
+                    f"step {step} of {self._num_steps} is not finite ({told}); nothing was saved "
+                    "from it, the newest checkpoint is of an earlier step"
+                )
+        self._values += values
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Runs its body with the numbers checked and the clock of images/s stopped."""
+        self.check()
+        begin = time.perf_counter()
+        yield
+        assert self._clock is not None  # the loop pauses only after a step
+        self._clock += time.perf_counter() - begin
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        self._scalars.close()
+        self._lines.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrites metrics.jsonl without later steps, and without a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    rewritten = path.with_name(path.name + ".tmp")
+    rewritten.write_text("".join(kept), encoding="utf-8")
+    os.replace(rewritten, path)
+
+
+def _progress(first_step: int, num_steps: int) -> tqdm:
+    if sys.stderr.isatty():
+        return tqdm(
+            initial=first_step, total=num_steps, desc="training", unit="step", dynamic_ncols=True
+        )
+    return tqdm(
+        initial=first_step,
+        total=num_steps,
+        desc="training",
+        file=_Lines(sys.stderr),
+        mininterval=10,
+        bar_format="{desc}: step {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}",
+    )
+
+
+class _Lines:
+    """A bar redraws itself by carriage returns; in a file each drawing is a line of its own."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._stream.write(line + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()

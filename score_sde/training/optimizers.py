@@ -1,0 +1,118 @@
+"""Adam as the paper trains with it: warm-up, global-norm clipping; also cosine decay and AdamW.
+
+One update on the gradient g, in the order of the chain below (Kingma and Ba 2015,
+arXiv:1412.6980, algorithm 1; the decay of Loshchilov and Hutter 2019, arXiv:1711.05101):
+
+    g <- g min(1, clip / (|g| + 1e-6))
+    m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g²
+    params <- params - lr(n) (m / (1 - b1^n') / (sqrt(v / (1 - b2^n')) + eps) + decay params)
+
+with n updates made before this one and n' = n + 1. b1 is 0.9.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+class LearningRateState(NamedTuple):
+    """``num_updates`` made, int32; ``learning_rate`` of the latest, float32."""
+
+    num_updates: Array
+    learning_rate: Array
+
+
+def learning_rate_schedule(
+    learning_rate: float,
+    *,
+    num_steps: int,
+    warmup_steps: int = 0,
+    schedule: Literal["constant", "cosine"] = "constant",
+) -> optax.Schedule:
+    """The learning rate of the update that follows n others, as a function of n (int32 scalar).
+
+    The warm-up is the paper's, ``learning_rate * min(n / warmup_steps, 1)``: the first update's
+    rate is 0. ``warmup_steps=0`` starts at the full rate. "cosine" decays from there by half a
+    cosine, to 0 at ``num_steps`` (the last update, n = num_steps - 1, is the last above 0).
+    """
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule is {schedule!r}; it can be 'constant' or 'cosine'")
+
+    def rate(count: Array) -> Array:
+        n = jnp.asarray(count, jnp.float32)
+        value = jnp.asarray(learning_rate, jnp.float32)
+        if schedule == "cosine":
+            decayed = (n - warmup_steps) / max(num_steps - warmup_steps, 1)
+            value = value * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(decayed, 0.0, 1.0)))
+        if warmup_steps > 0:
+            value = value * jnp.minimum(n / warmup_steps, 1.0)
+        return value
+
+    return rate
+
+
+def optimizer(
+    learning_rate: float,
+    *,
+    num_steps: int,
+    warmup_steps: int = 0,
+    schedule: Literal["constant", "cosine"] = "constant",
+    gradient_clip: float = 1.0,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimizer of the module's docstring.
+
+    Args:
+        learning_rate: the largest, reached after the warm-up.
+        num_steps: updates of the whole run, where the cosine ends.
+        warmup_steps: updates over which the rate grows linearly from 0; 0 for none.
+        schedule: what follows the warm-up, "constant" or "cosine".
+        gradient_clip: the largest global norm let through; ``math.inf`` clips nothing.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay of all parameters, times the learning rate; 0 for none.
+    """
+    rate = learning_rate_schedule(
+        learning_rate, num_steps=num_steps, warmup_steps=warmup_steps, schedule=schedule
+    )
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
+    chain = optax.chain(
+        _clip(gradient_clip), optax.scale_by_adam(0.9, beta2, eps), *decay, _descend(rate)
+    )
+
+    def update(updates, state, params=None):
+        # optax raises a Python float to an integer power, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)
+
+
+def _clip(largest_norm: float) -> optax.GradientTransformation:
+    # optax.clip_by_global_norm is the paper's JAX rule, 1 / max(norm, clip); this is PyTorch's.
+    def clip(updates, params=None):
+        del params
+        scale = jnp.minimum(1.0, largest_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda gradient: scale * gradient, updates)
+
+    return optax.stateless(clip)
+
+
+def _descend(rate: optax.Schedule) -> optax.GradientTransformation:
+    # As optax.scale_by_learning_rate, but the state tells the rate that was used.
+    def init(params):
+        del params
+        return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates, state, params=None):
+        del params
+        value = jnp.asarray(rate(state.num_updates), jnp.float32)
+        updates = jax.tree.map(lambda direction: -value * direction, updates)
+        return updates, LearningRateState(state.num_updates + 1, value)
+
+    return optax.GradientTransformation(init, update)

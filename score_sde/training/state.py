@@ -1,0 +1,47 @@
+"""What a run is between two steps: everything but the seed, and all of it is in a checkpoint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from score_sde.training.mesh import replicated
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """A pytree of device arrays.
+
+    Attributes:
+        step: int32 scalar, the number of updates made.
+        params: the parameters, float32, as the loss takes them.
+        opt_state: the optimizer's state.
+        ema: the averaged parameters, a tree like ``params``; what sampling and evaluation use.
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree
+
+
+def create(params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first update, replicated over the mesh.
+
+    Parameters and averages are copies: the train step donates its state, and neither the two trees
+    nor the caller's ``params`` may share memory with it.
+    """
+
+    def start(params: PyTree) -> TrainState:
+        copy, ema = (jax.tree.map(jnp.copy, params) for _ in range(2))
+        return TrainState(jnp.zeros((), jnp.int32), copy, optimizer.init(params), ema)
+
+    # One compilation, where eager zeros_like and copies compile once for every shape.
+    return jax.jit(start, out_shardings=replicated(mesh))(params)

@@ -1,0 +1,97 @@
+"""The config that a workdir keeps: written by training, read by all that follows."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde import __version__
+from score_sde.config import changed, default, flat, unknown_key, validate
+from score_sde.errors import UserError
+
+FILE = "config.json"
+
+# Keys that may change between two commands on one workdir ("name." stands for a whole section).
+AFTERWARDS: tuple[str, ...] = ("sampling.", "likelihood.", "eval.", "data.dir")
+WHEN_TRAINING: tuple[str, ...] = (
+    "training.num_steps",
+    "training.log_every",
+    "training.sample_every",
+    "training.checkpoint_every",
+    *AFTERWARDS,
+)
+
+
+def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dict[str, Any]:
+    """Return {key: saved value} of the keys that differ, apart from the free ones and the name."""
+    old, new = flat(saved), flat(config)
+    return {
+        key: old[key]
+        for key in old
+        if old[key] != new[key] and key != "name" and not is_free(key, free)
+    }
+
+
+def is_free(key: str, free: tuple[str, ...]) -> bool:
+    """Tell whether a key is among the free ones ("name." stands for a whole section)."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)
+
+
+def to_json(config: ConfigDict) -> str:
+    """Return the config, and the version of the package that wrote it, as JSON."""
+    return json.dumps({"version": __version__, "config": config.to_dict()}, indent=2) + "\n"
+
+
+def from_json(text: str, source: str = FILE) -> ConfigDict:
+    """Return the config that `to_json` wrote; keys younger than it take their defaults.
+
+    Raises UserError, naming `source`, for anything else.
+    """
+    try:
+        document = json.loads(text)
+        values = flat(document["config"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{source}: not a config written by a run ({_one_line(error)})") from None
+    config = default()
+    schema = flat(config)
+    for key, value in values.items():
+        if key not in schema:
+            raise UserError(f"{source}: {unknown_key(key, value)}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        config = changed(config, values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: {_one_line(error)}") from None
+    validate(config)
+    return config
+
+
+def load(workdir: Path) -> ConfigDict:
+    """Return the config saved in a workdir; raise UserError where there is none."""
+    path = workdir / FILE
+    if not path.is_file():
+        raise missing(workdir)
+    return from_json(path.read_text(), str(path))
+
+
+def missing(workdir: Path) -> UserError:
+    """Return the error for a workdir without a run."""
+    return UserError(
+        f"--workdir = '{workdir}': no {FILE} there; allowed are directories of --mode train"
+    )
+
+
+def save(config: ConfigDict, workdir: Path) -> Path:
+    """Write the config into a workdir (made where it is missing) and return the file's path."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_json(config))
+    os.replace(partial, path)  # whole or not at all
+    return path
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{error}".split())

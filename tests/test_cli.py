@@ -1,0 +1,394 @@
+"""The command line as a user types it: modes on tiny runs, and the line that each mistake gives."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import score_sde
+from score_sde import workdirs
+from score_sde.config import changed
+from score_sde.data import load
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+SMALL = (
+    "--config.model.width=8",
+    "--config.model.num_blocks=1",
+    "--config.training.batch_size=16",
+    "--config.training.log_every=2",
+    "--config.training.checkpoint_every=2",
+)
+FEW = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
+
+
+def command(
+    *arguments: str | Path, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run main.py with these arguments in a folder; output as text."""
+    return subprocess.run(
+        [sys.executable, ROOT / "main.py", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def succeed(*arguments: str | Path, cwd: Path) -> str:
+    """Run main.py and return what it prints; a failure fails the test with what it said."""
+    done = command(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refused(*arguments: str | Path, cwd: Path) -> str:
+    """Run main.py, which must print one line, exit with 2 and leave the folder as it was."""
+    before = sorted(cwd.rglob("*"))
+    done = command(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
+    assert sorted(cwd.rglob("*")) == before
+    return done.stderr.rstrip("\n")
+
+
+# --- Help, and mistakes that are told before JAX is imported --------------------------------------
+
+
+def test_help_lists_the_modes(tmp_path):
+    told = succeed("--help", cwd=tmp_path)
+    for mode in ("train", "sample", "likelihood"):
+        assert f"\n  {mode} " in told
+    assert succeed("-h", cwd=tmp_path) == told
+
+
+DIGITS = f"--config={CONFIGS / 'vp_digits.py'}"
+MISTAKES = {
+    "no mode": (
+        [],
+        "error: --mode: missing; allowed are train, sample, likelihood",
+    ),
+    "unknown mode": (
+        ["--mode=trian"],
+        "error: --mode = 'trian': allowed are train, sample, likelihood",
+    ),
+    "mode without value": (
+        ["--mode"],
+        "error: --mode: a value is missing",
+    ),
+    "unknown flag": (
+        ["--mode=train", "--work_dir=x"],
+        "error: --work_dir: no such flag; closest is --workdir (and --config.section.key=value)",
+    ),
+    "positional argument": (
+        ["--mode=train", "vp_digits"],
+        "error: 'vp_digits': not a flag; values follow their key as --config.section.key=value",
+    ),
+    "config file missing": (
+        ["--mode=train", "--config=configs/vp_digit.py"],
+        "error: --config configs/vp_digit.py: no such file; presets are in configs/",
+    ),
+    "unknown variant": (
+        ["--mode=train", DIGITS + ":deep"],
+        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are none",
+    ),
+    "unknown key": (
+        ["--mode=train", DIGITS, "--config.training.num_step=5"],
+        "error: config.training.num_step = '5': no such key; closest is config.training.num_steps",
+    ),
+    "unknown key in the wrong section": (
+        ["--mode=train", "--config.model.batch_size=5"],
+        "error: config.model.batch_size = '5': no such key; closest are "
+        "config.likelihood.batch_size, config.sampling.batch_size, config.training.batch_size",
+    ),
+    "unknown key like no other": (
+        ["--mode=train", "--config.x=5"],
+        "error: config.x = '5': no such key; sections are "
+        "data, eval, likelihood, model, sampling, sde, training",
+    ),
+    "section instead of a key": (
+        ["--mode=train", "--config.data=5"],
+        "error: config.data = '5': a section; its keys are dir, flip, name",
+    ),
+    "text for an integer": (
+        ["--mode=train", "--config.training.num_steps=many"],
+        "error: config.training.num_steps = 'many': allowed are integers",
+    ),
+    "fraction for an integer": (
+        ["--mode=train", "--config.training.num_steps", "1.5"],
+        "error: config.training.num_steps = '1.5': allowed are integers",
+    ),
+    "text for a number": (
+        ["--mode=train", "--config.sampling.t_min=small"],
+        "error: config.sampling.t_min = 'small': allowed are numbers",
+    ),
+    "text for a switch": (
+        ["--mode=train", "--config.sampling.gif=maybe"],
+        "error: config.sampling.gif = 'maybe': allowed are True, False",
+    ),
+    "text in a tuple": (
+        ["--mode=train", "--config.model.multipliers=1,b"],
+        "error: config.model.multipliers = ('1,b',): allowed are tuples of positive integers, one "
+        "per resolution",
+    ),
+    "key without value": (
+        ["--mode=train", "--config.seed"],
+        "error: --config.seed: a value is missing",
+    ),
+    "name of the preset": (
+        ["--mode=train", "--config.name=mine"],
+        "error: config.name = 'mine': cannot be set; it is the name of --config",
+    ),
+    "sampler that does not exist": (
+        ["--mode=sample", "--config.sampling.method=ddim", DIGITS, "--mode=train"],
+        "error: config.sampling.method = 'ddim': allowed are pc, ode, ald",
+    ),
+    "resolution not divisible": (
+        ["--mode=train", DIGITS, "--config.model.multipliers=1,1,1,1,1"],
+        "error: config.model.multipliers = (1, 1, 1, 1, 1): allowed are 1 to 4 resolutions, as "
+        "digits's 8 pixels are not divisible by the U-Net's factor 16",
+    ),
+    "workdir missing": (
+        ["--mode=sample", "--workdir=runs/none"],
+        "error: --workdir = 'runs/none': no config.json there; allowed are directories of "
+        "--mode train",
+    ),
+    "default workdir missing": (
+        ["--mode=likelihood", f"--config={CONFIGS / 've_digits.py'}"],
+        "error: --workdir = 'runs/ve_digits': no config.json there; allowed are directories of "
+        "--mode train",
+    ),
+    "workdir empty": (
+        ["--mode=train", "--workdir="],
+        "error: --workdir = '': not a directory",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "line"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_told_in_one_line(tmp_path, arguments, line):
+    assert refused(*arguments, cwd=tmp_path) == line
+
+
+PRESETS_OF_USERS = {
+    "syntax error": ("def get_config(:\n", "line 1: invalid syntax"),
+    "no get_config": ("x = 1\n", "module 'preset_mine' has no attribute 'get_config'"),
+    "error inside": ("def get_config():\n    return lr\n", "name 'lr' is not defined"),
+    "not a config": (
+        "def get_config():\n    return 5\n",
+        "get_config() returns 5, not a ConfigDict",
+    ),
+    "missing import": ("import no_such_package\n", "No module named 'no_such_package'"),
+    "takes no variant": (
+        "def get_config():\n    pass\n",
+        "get_config() takes 0 positional arguments but 1 was given",
+    ),
+    "unknown key": (
+        "from score_sde.config import default\n"
+        "def get_config():\n"
+        "    config = default()\n"
+        "    config.training.num_step = 5\n"
+        "    return config\n",
+        "'num_step': no such key; closest is config.training.num_steps",
+    ),
+    "wrong type": (
+        "from score_sde.config import default\n"
+        "def get_config():\n"
+        "    config = default()\n"
+        "    config.training.num_steps = 'many'\n"
+        "    return config\n",
+        "'num_steps' (reference). many is of original type <class 'str'>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), PRESETS_OF_USERS.values(), ids=PRESETS_OF_USERS.keys())
+def test_a_mistake_in_a_users_preset_is_told_in_one_line(tmp_path, text, said, request):
+    (tmp_path / "mine.py").write_text(text)
+    variant = ":v" if "takes no variant" in request.node.name else ""
+    line = refused("--mode=train", f"--config=mine.py{variant}", cwd=tmp_path)
+    assert line.startswith(f"error: --config mine.py{variant}: ")
+    assert said in line
+
+
+def test_a_mistake_is_told_without_jax(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import main, sys; status = main.main(['--mode=train', '--config.seed=x']); "
+            "print(status, {'jax', 'flax', 'numpy.random'} & set(sys.modules))",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("2 ") and "jax" not in done.stdout, done.stdout + done.stderr
+
+
+def test_devices_that_do_not_divide_the_batch(tmp_path):
+    flags = "--xla_force_host_platform_device_count=3"
+    done = command("--mode=train", cwd=tmp_path, XLA_FLAGS=flags)
+    line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"
+    assert (done.returncode, done.stderr) == (2, line)
+    assert not any(tmp_path.iterdir())
+
+
+# --- One tiny run through all modes ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Iterator[Path]:
+    """A folder in which the default preset was trained for four steps, in its default workdir."""
+    folder = tmp_path_factory.mktemp("cli")
+    arguments = (*SMALL, "--config.training.num_steps=4", "--config.training.sample_every=4")
+    told = succeed("--mode=train", DIGITS, *arguments, cwd=folder)
+    assert "1500 images of digits" in told and "config: runs/vp_digits/config.json" in told
+    return folder
+
+
+@pytest.fixture
+def workdir(trained) -> Path:
+    return trained / "runs" / "vp_digits"
+
+
+def test_training_leaves_what_the_readme_promises(workdir):
+    assert workdirs.load(workdir).model.width == 8
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert steps == [2, 4]
+    assert any((workdir / "tensorboard").iterdir())
+    assert Image.open(workdir / "samples" / "step_000004.png").size == (
+        280,
+        280,
+    )  # 4x4 of 8x8, 8 times
+
+
+def test_sampling_needs_the_workdir_only(workdir, tmp_path):
+    arguments = (*FEW, "--config.sampling.batch_size=2", "--config.sampling.gif")
+    told = succeed("--mode=sample", "--workdir", workdir, *arguments, cwd=tmp_path)
+    assert f"picture: {workdir / 'samples.png'}" in told
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["images"].shape == (3, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    assert arrays["images"].max() <= 16
+    # two steps of Euler-Maruyama and the denoising
+    assert arrays["nfe"].tolist() == [3, 3, 3]
+    # prior, two steps, denoised; GIF joins frames that are equal
+    assert 2 <= Image.open(workdir / "samples.gif").n_frames <= 4
+    assert workdirs.load(workdir).sampling.num_samples == 64  # the saved config holds
+
+
+@pytest.mark.parametrize("method", ["ode", "ald"])
+def test_sampling_by_other_methods(workdir, trained, method):
+    arguments = (*FEW, f"--config.sampling.method={method}", "--config.sampling.rtol=0.1")
+    succeed("--mode=sample", *arguments, "--config.sampling.atol=0.1", cwd=trained)
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["images"].shape == (3, 8, 8, 1)
+    assert method == "ode" or arrays["nfe"].tolist() == [3, 3, 3]
+
+
+def test_likelihood_counts_every_image_in_order(workdir, tmp_path):
+    loose = ("--config.likelihood.rtol=1e-2", "--config.likelihood.atol=1e-2")
+    arguments = ("--config.likelihood.num_images=5", "--config.likelihood.batch_size=4", *loose)
+    told = succeed("--mode=likelihood", "--workdir", workdir, *arguments, cwd=tmp_path)
+    summary = json.loads((workdir / "likelihood.json").read_text())
+    values = np.load(workdir / "likelihood.npz")
+    bits = values["bits_per_dim"].astype(np.float64)
+    assert bits.shape == values["nfe"].shape == (5,)
+    assert summary["num_images"] == 5 and summary["complete"]
+    # the same numbers added up here: equal to float64 rounding
+    assert summary["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-12)
+    assert summary["standard_error"] == pytest.approx(bits.std(ddof=1) / 5**0.5, rel=1e-12)
+    assert f"{bits.mean():.4f} +- " in told
+
+    # the last, partial batch holds the fifth image: the same from Python, in another batch
+    overrides = {f"likelihood.{name}": 1e-2 for name in ("rtol", "atol")}
+    config = changed(workdirs.load(workdir), overrides | {"likelihood.batch_size": 5})
+    run = score_sde.load(workdir, config)
+    images = load("digits", "test").images[:5]
+    again = run.log_likelihood(jax.random.key(0), images)
+    # One solve per image. Its rounding depends on the batch's shape, which an adaptive solver's
+    # step sizes pass on at the scale of its tolerance.
+    np.testing.assert_allclose(again.bits_per_dim, bits, atol=1e-2)
+
+
+def test_the_same_command_resumes_and_another_number_of_steps_goes_on(trained, workdir):
+    arguments = (*SMALL, "--config.training.sample_every=4")
+    succeed("--mode=train", DIGITS, *arguments, "--config.training.num_steps=4", cwd=trained)
+    checkpoints = workdir / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4"]
+    succeed(
+        "--mode=train", "--workdir=runs/vp_digits", "--config.training.num_steps=5", cwd=trained
+    )
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "5"]
+    assert workdirs.load(workdir).training.num_steps == 5
+
+
+MAY = "sampling.*, likelihood.*, eval.*, data.dir"
+CHANGES = {
+    "override when sampling": (
+        ["--mode=sample", "--workdir=runs/vp_digits", "--config.model.width=16"],
+        f"error: config.model.width = 16 (8 in runs/vp_digits): --mode sample may change {MAY}",
+    ),
+    "override with the preset named": (
+        ["--mode=likelihood", DIGITS, "--config.seed=1"],
+        f"error: config.seed = 1 (0 in runs/vp_digits): --mode likelihood may change {MAY}",
+    ),
+    "other values when training": (
+        ["--mode=train", DIGITS, *SMALL, "--config.sde.beta_max=10", "--config.model.dropout=0"],
+        "error: config.model.dropout = 0.0 (0.05 in runs/vp_digits), config.sde.beta_max = 10.0 "
+        "(20.0 in runs/vp_digits): --mode train may change training.num_steps, "
+        "training.log_every, training.sample_every, training.checkpoint_every, " + MAY,
+    ),
+    "impossible override": (
+        ["--mode=sample", "--workdir=runs/vp_digits", "--config.sampling.predictor=heun"],
+        "error: config.sampling.predictor = 'heun': allowed are euler_maruyama, "
+        "reverse_diffusion, ancestral, none",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "line"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_of_what_a_workdir_was_made_with_is_refused(trained, arguments, line):
+    assert refused(*arguments, cwd=trained) == line
+
+
+def test_another_preset_on_a_workdir_is_refused_by_its_keys(trained):
+    arguments = (f"--config={CONFIGS / 've_digits.py'}", "--workdir=runs/vp_digits")
+    line = refused("--mode=sample", *arguments, cwd=trained)
+    assert "config.sde.name = 've' ('vp' in runs/vp_digits)" in line
+
+
+def test_the_preset_may_be_named_again_and_the_saved_values_hold(trained):
+    done = command("--mode=sample", DIGITS, *FEW, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "note: runs/vp_digits/config.json holds: config.model.num_blocks = 1" in done.stderr
+
+
+def test_a_workdir_without_checkpoint_is_told_in_one_line(trained, tmp_path):
+    (tmp_path / "config.json").write_text((trained / "runs/vp_digits/config.json").read_text())
+    done = command("--mode=sample", f"--workdir={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path / 'checkpoints'}: no checkpoint there; train first (--mode train)\n"
+    )
+
+
+def test_a_missing_data_set_is_told_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    arguments = (f"--config={CONFIGS / 'vp_cifar10.py'}", "--config.data.dir=empty")
+    nowhere = "http://127.0.0.1:9"  # no download
+    done = command("--mode=train", *arguments, cwd=tmp_path, https_proxy=nowhere)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and "cifar10" in done.stderr
+    assert not (tmp_path / "runs").exists()

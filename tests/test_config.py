@@ -1,0 +1,236 @@
+"""The schema, the checks and the saved config: what needs no command line and no JAX."""
+
+import importlib
+import json
+
+import pytest
+
+from score_sde import workdirs
+from score_sde.config import CHECKS, changed, check_devices, default, flat, validate
+from score_sde.errors import UserError
+
+PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10")
+
+
+def valid():
+    """The schema's defaults with a network that fits the digits."""
+    return changed(default(), {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)})
+
+
+def refusal(values):
+    """What `validate` says to the valid config with these values."""
+    with pytest.raises(UserError) as caught:
+        validate(changed(valid(), values))
+    return str(caught.value)
+
+
+def test_every_check_names_a_key_and_allows_its_default():
+    values = flat(default())
+    for check in CHECKS:
+        assert check.ok(values[check.key]), check.key
+    assert len({check.key for check in CHECKS}) == len(CHECKS)
+    # A number without a check, or a word without its list, is a hole in the table.
+    unchecked = values.keys() - {check.key for check in CHECKS}
+    assert {key for key in unchecked if type(values[key]) is not bool} == {"name", "data.dir"}
+
+
+# For each check one value outside; the text must be the check's own.
+IMPOSSIBLE = {
+    "seed": -1,
+    "data.name": "mnist",
+    "sde.name": "ddpm",
+    "sde.beta_min": 0.0,
+    "sde.beta_max": float("inf"),
+    "sde.sigma_min": -1.0,
+    "sde.sigma_max": float("nan"),
+    "model.width": 6,
+    "model.multipliers": (1, 0),
+    "model.num_blocks": 0,
+    "model.attention_resolutions": ("4",),
+    "model.dropout": 1.0,
+    "model.embedding": "learned",
+    "model.fourier_scale": 0.0,
+    "model.progressive_input": "skip",
+    "model.input_frequencies": (0.0,),
+    "model.parameterization": "x0",
+    "model.condition": "sigma",
+    "model.dtype": "float16",
+    "training.num_steps": 0,
+    "training.batch_size": 0,
+    "training.learning_rate": float("nan"),
+    "training.warmup_steps": -1,
+    "training.schedule": "linear",
+    "training.gradient_clip": 0.0,
+    "training.beta2": 1.0,
+    "training.weight_decay": -0.1,
+    "training.ema_rate": 1.0,
+    "training.loss": "elbo",
+    "training.t_min": 0.0,
+    "training.checkpoint_every": 0,
+    "training.log_every": 0,
+    "training.sample_every": -1,
+    "sampling.seed": 2**32,
+    "sampling.method": "ddim",
+    "sampling.num_samples": 0,
+    "sampling.batch_size": 0,
+    "sampling.num_steps": 0,
+    "sampling.predictor": "heun",
+    "sampling.corrector": "hmc",
+    "sampling.corrector_steps": 0,
+    "sampling.snr": 0.0,
+    "sampling.t_min": 1.0,
+    "sampling.rtol": 0.0,
+    "sampling.atol": -1e-5,
+    "likelihood.seed": -1,
+    "likelihood.split": "valid",
+    "likelihood.num_images": -1,
+    "likelihood.batch_size": 0,
+    "likelihood.divergence": "hutchinson",
+    "likelihood.num_probes": 0,
+    "likelihood.rtol": 0.0,
+    "likelihood.atol": 0.0,
+    "likelihood.t_min": 2.0,
+}
+
+
+def test_every_check_has_its_impossible_value():
+    assert set(IMPOSSIBLE) == {check.key for check in CHECKS}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.key)
+def test_an_impossible_value_is_refused(check):
+    value = IMPOSSIBLE[check.key]
+    line = refusal({check.key: value})
+    assert line == f"config.{check.key} = {value!r}: allowed are {check.allowed}"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"sde.beta_max": 0.05},
+            "config.sde.beta_max = 0.05: allowed are numbers above config.sde.beta_min = 0.1",
+        ),
+        (
+            {"sde.sigma_min": 60.0},
+            "config.sde.sigma_max = 50.0: allowed are numbers above config.sde.sigma_min = 60.0",
+        ),
+        (
+            {"model.multipliers": (1, 1, 1, 1, 1)},
+            "config.model.multipliers = (1, 1, 1, 1, 1): allowed are 1 to 4 resolutions, as "
+            "digits's 8 pixels are not divisible by the U-Net's factor 16",
+        ),
+        (
+            {"data.name": "fashion_mnist", "model.multipliers": (1, 1, 1, 1)},
+            "config.model.multipliers = (1, 1, 1, 1): allowed are 1 to 3 resolutions, as "
+            "fashion_mnist's 28 pixels are not divisible by the U-Net's factor 8",
+        ),
+        (
+            {"model.attention_resolutions": (16,)},
+            "config.model.attention_resolutions = (16,): allowed are the levels' 8, 4",
+        ),
+        (
+            {"model.embedding": "fourier"},
+            "config.model.condition = 'time': allowed are log_sigma, log_snr with "
+            "config.model.embedding = 'fourier'",
+        ),
+        (
+            {"model.class_conditional": True, "sampling.method": "ode"},
+            "config.sampling.method = 'ode': allowed are pc, ald with "
+            "config.model.class_conditional = True",
+        ),
+        (
+            {"training.batch_size": 1501},
+            "config.training.batch_size = 1501: allowed are 1 to 1500, the training images of "
+            "digits",
+        ),
+        (
+            {"likelihood.num_images": 298},
+            "config.likelihood.num_images = 298: allowed are 0 (all) to 297, the test images of "
+            "digits",
+        ),
+        (
+            {"sampling.predictor": "none"},
+            "config.sampling.corrector = 'none': allowed are langevin, ald with "
+            "config.sampling.predictor = 'none'",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(values, line):
+    assert refusal(values) == line
+
+
+def test_a_config_made_from_scratch_is_held_to_the_schema():
+    config = valid()
+    with config.unlocked():
+        config.model.depth = 3
+    with pytest.raises(UserError, match=r"^config\.model\.depth = 3: no such key; closest is"):
+        validate(config)
+    config = valid()
+    with config.unlocked():
+        del config.sampling.snr
+    with pytest.raises(UserError, match=r"^config\.sampling\.snr: missing"):
+        validate(config)
+    config = valid()
+    with config.unlocked(), config.ignore_type():
+        config.training.num_steps = 10.0
+    with pytest.raises(UserError, match=r"^config\.training\.num_steps = 10\.0: allowed are"):
+        validate(config)
+
+
+def test_the_devices_must_divide_the_batch():
+    check_devices(valid(), 8)
+    with pytest.raises(UserError) as caught:
+        check_devices(valid(), 7)
+    line = "config.training.batch_size = 128: allowed are multiples of the 7 devices"
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_survive_json(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    validate(config)
+    assert flat(workdirs.from_json(workdirs.to_json(config))) == flat(config)
+
+
+def test_an_optional_number_survives_json():
+    config = changed(valid(), {"sampling.t_min": 1e-4})
+    assert workdirs.from_json(workdirs.to_json(config)).sampling.t_min == 1e-4
+    again = workdirs.from_json(workdirs.to_json(valid()))
+    assert again.sampling.t_min is None
+    assert changed(again, {"sampling.t_min": 1e-4}).sampling.t_min == 1e-4
+
+
+def test_changing_a_copy_leaves_the_config_alone():
+    config = valid()
+    changed(config, {"model.width": 8})
+    assert config.model.width == 128
+
+
+def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
+    document = json.loads(workdirs.to_json(valid()))
+    del document["config"]["sampling"]["gif"]
+    assert workdirs.from_json(json.dumps(document)).sampling.gif is False
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "config.json: not a config written by a run (Expecting"),
+        ("[]", "config.json: not a config written by a run (list indices"),
+        ('{"config": {"lr": 1}}', "config.json: config.lr = 1: no such key; "),
+        ('{"config": {"seed": "a"}}', "config.json: "),
+    ],
+)
+def test_a_damaged_saved_config_is_refused_in_one_line(text, line):
+    with pytest.raises(UserError) as caught:
+        workdirs.from_json(text)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_changes_leave_out_what_may_change():
+    new = changed(valid(), {"training.num_steps": 7, "sampling.num_steps": 7, "model.width": 8})
+    assert workdirs.changes(valid(), new, workdirs.WHEN_TRAINING) == {"model.width": 128}
+    afterwards = workdirs.changes(valid(), new, workdirs.AFTERWARDS)
+    assert afterwards == {"model.width": 128, "training.num_steps": 100_000}

@@ -1,0 +1,79 @@
+"""Parameterizations: whatever the network's target, the score is that of the noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from score_sde.score import CONDITIONS, PARAMETERIZATIONS, as_pytree, denoise, network_score
+from score_sde.sde import expand
+from tests.cases import PROCESSES, overlapping_mixture
+
+# The target of each parameterization, from its paper and not from our table.
+TARGETS = {
+    "epsilon": lambda x0, z, alpha, sigma: z,
+    "score": lambda x0, z, alpha, sigma: -z,  # divided by sigma it is the score
+    "velocity": lambda x0, z, alpha, sigma: (alpha * z - sigma * x0) / jnp.hypot(alpha, sigma),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_a_network_that_hits_its_target_gives_the_conditional_score(process, name):
+    sde = PROCESSES[process]
+    t = jnp.linspace(1e-5, sde.T, 9)
+    x0, z = jax.random.normal(jax.random.key(0), (2, 9, 4, 4, 1))
+    mean, std = sde.marginal(x0, t)
+    x = mean + expand(std, x0) * z
+    alpha, sigma = expand(sde.alpha(t), x), expand(std, x)
+
+    def apply(target, scaled, condition, labels):
+        assert scaled.shape == x.shape and condition.shape == t.shape and labels is None
+        return target
+
+    score = network_score(apply, sde, name, "log_snr")(TARGETS[name](x0, z, alpha, sigma), x, t)
+    # -z / sigma, with some roundings of 6e-8 in x, which is up to max(1, 1 / sigma) times z.
+    np.testing.assert_allclose(
+        score * sigma, -z, rtol=1e-4, atol=1e-4 if name == "velocity" else 1e-6
+    )
+
+
+def test_velocity_gives_the_network_inputs_of_unit_size():
+    for sde in PROCESSES.values():
+        t = jnp.linspace(0.01, sde.T, 50)
+        c = PARAMETERIZATIONS["velocity"](sde.alpha(t), sde.sigma(t))
+        size = jnp.square(c.c_in) * (jnp.square(sde.alpha(t)) + jnp.square(sde.sigma(t)))
+        np.testing.assert_allclose(size, np.ones(50), rtol=1e-5)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_conditions(process):
+    sde = PROCESSES[process]
+    t = jnp.linspace(0.01, sde.T, 5)
+    np.testing.assert_allclose(CONDITIONS["time"](sde, t), 999.0 * t, rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(CONDITIONS["log_sigma"](sde, t)), sde.sigma(t), rtol=1e-5)
+    snr = jnp.square(sde.alpha(t) / sde.sigma(t))
+    np.testing.assert_allclose(jnp.exp(CONDITIONS["log_snr"](sde, t)), snr, rtol=1e-3)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_tweedies_formula_is_the_posterior_mean(process):
+    """For data N(0, v) the posterior mean is alpha v x / (alpha^2 v + sigma^2)."""
+    sde, v = PROCESSES[process], 0.3
+    t = jnp.linspace(0.05, 0.9 * sde.T, 8)
+    x = jax.random.normal(jax.random.key(1), (8, 3))
+    alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
+    variance = jnp.square(alpha) * v + jnp.square(sigma)
+    denoised = denoise(sde, lambda x, t: -x / variance, x, t)
+    # x and sigma^2 score nearly cancel where alpha is small: 6e-8 / alpha^2 at worst.
+    np.testing.assert_allclose(denoised, alpha * v * x / variance, rtol=1e-3, atol=1e-3)
+
+
+def test_parameters_stay_leaves():
+    sde = PROCESSES["vp"]
+    mixture = overlapping_mixture(2)
+    assert len(jax.tree.leaves(as_pytree(mixture.score(sde)))) == 6  # four arrays, two betas
+    assert jax.tree.leaves(as_pytree(lambda x, t: -x)) == []
+    bound = Partial(lambda params, x, t: params * x, jnp.ones(3))
+    assert as_pytree(bound) is bound

@@ -1,0 +1,158 @@
+"""Checkpoints: exact, framework-neutral, and robust against what kills and disks leave behind."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.errors import UserError
+from score_sde.training.checkpoints import Checkpoints, restore_ema
+from score_sde.training.data_order import batch_indices
+from score_sde.training.mesh import data_mesh
+from score_sde.training.optimizers import optimizer
+from score_sde.training.state import create
+from tests.training.tiny_run import IMAGES, LABELS, TinyRun
+
+
+@pytest.fixture(scope="module")
+def run():
+    return TinyRun()
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """Checkpoints of the steps 1, 2 and 3 (of which two are kept), and the states 2 and 3."""
+    directory = tmp_path_factory.mktemp("written")
+    data = {"images": IMAGES, "labels": LABELS}
+    state, states = run.state(), []
+    with Checkpoints(directory) as checkpoints:
+        for n in range(3):
+            state, _ = run.step(state, data, batch_indices(0, n, 8, 23), jax.random.key(0))
+            checkpoints.save(state, n + 1)  # in the background, while the next step donates it
+            states.append(jax.tree.map(np.array, state))
+    return directory, states[1:]
+
+
+@pytest.fixture
+def directory(written, tmp_path):
+    return shutil.copytree(written[0], tmp_path / "checkpoints")
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_states_return_bit_for_bit(run, written, directory):
+    assert sorted(path.name for path in directory.iterdir()) == ["2", "3"]
+    target = run.state()
+    restored = Checkpoints(directory).restore(target)
+    assert_same(restored, written[1][1])
+    for leaf, like in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
+        assert leaf.sharding == like.sharding and leaf.committed == like.committed
+    step, ema = restore_ema(directory, jax.eval_shape(lambda: target.ema))
+    assert step == 3
+    assert_same(ema, written[1][1].ema)
+
+
+def test_the_names_are_plain(directory):
+    names = json.loads((directory / "3/default/_METADATA").read_text())["tree_metadata"]
+    plain = {"/".join(key["key"] for key in leaf["key_metadata"]) for leaf in names.values()}
+    assert {"step", "params/in", "ema/in", "opt_state/1/mu/in", "opt_state/1/count"} <= plain
+
+
+def test_no_checkpoint(run, tmp_path):
+    assert Checkpoints(tmp_path / "none").restore(run.state()) is None
+    with pytest.raises(UserError, match="no checkpoint"):
+        restore_ema(tmp_path / "none", run.state().ema)
+
+
+def empty(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def without_metadata(path):
+    (path / "default/_METADATA").unlink()
+
+
+def cut_short(path):
+    largest = max(path.rglob("d/*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def half_a_manifest(path):
+    manifest = path / "default/manifest.ocdbt"
+    manifest.write_bytes(manifest.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("damage", [empty, without_metadata, half_a_manifest])
+def test_a_broken_checkpoint_gives_way_to_the_one_before(damage, run, written, directory, caplog):
+    damage(directory / "3")
+    step, ema = restore_ema(directory, run.state().ema)
+    assert step == 2
+    assert_same(ema, written[1][0].ema)
+    assert (directory / "3").exists()  # reading changes nothing
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(run.state())
+        assert_same(restored, written[1][0])
+        assert "unreadable checkpoint" in caplog.text
+        checkpoints.save(restored, 3)  # the run comes to step 3 again
+    assert sorted(path.name for path in directory.iterdir()) == ["2", "3", "3.unreadable"]
+
+
+def test_an_array_file_cut_short(tmp_path, caplog):
+    # Large arrays have files of their own, whose errors Orbax wraps in another class.
+    adam = optimizer(1e-3, num_steps=1)
+    state = create({"w": jax.random.normal(jax.random.key(0), (400, 400))}, adam, data_mesh())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 1)
+        checkpoints.save(state, 2)
+    cut_short(tmp_path / "2")
+    assert_same(Checkpoints(tmp_path).restore(state), state)
+    assert "unreadable checkpoint" in caplog.text
+
+
+def test_nothing_readable_is_told_in_a_line(run, directory):
+    empty(directory / "2")
+    empty(directory / "3")
+    with pytest.raises(UserError, match=r"none of its checkpoints \(3, 2\) can be read") as error:
+        Checkpoints(directory).restore(run.state())
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in directory.iterdir()) == ["2", "3"]
+
+
+def test_an_unfinished_save_is_no_checkpoint(run, written, directory):
+    (directory / "4.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(run.state())
+        assert_same(restored, written[1][1])
+        checkpoints.save(restored, 4)
+    assert restore_ema(directory, run.state().ema)[0] == 3  # the state's own step
+    assert sorted(path.name for path in directory.iterdir()) == ["3", "4"]
+
+
+@pytest.mark.parametrize(
+    "ema, told",
+    [
+        ({"in": (9, 8), "labels": (10, 8), "out": (8, 9)},
+         r"ema/in is float32\[9, 16\] there, float32\[9, 8\] here; .*ema/out is"),
+        ({"in": (9, 16), "labels": (10, 16)}, r"ema/out is float32\[16, 9\] there, absent here"),
+        ({"in": (9, 16), "labels": (10, 16), "out": (16, 9), "more": (1,)},
+         r"ema/more is absent there, float32\[1\] here"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_model(ema, told, directory):
+    wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in ema.items()}
+    with pytest.raises(UserError, match=told) as error:
+        restore_ema(directory, wanted)
+    assert "\n" not in str(error.value)
+
+
+def test_a_step_that_is_there_is_not_saved_again(run, directory):
+    with Checkpoints(directory) as checkpoints:
+        state = checkpoints.restore(run.state())
+        with pytest.raises(RuntimeError, match="step 3 was not saved, the newest there is 3"):
+            checkpoints.save(state, 3)

@@ -1,0 +1,137 @@
+"""The loop: one trace, resumption bit for bit after kills and signals, what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from score_sde.training.checkpoints import restore_ema
+from tests.training.tiny_run import TinyRun
+
+ROOT = Path(__file__).parents[2]
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    run, workdir, sampled = TinyRun(), tmp_path_factory.mktemp("unbroken"), []
+    state = run.train(workdir, sample_every=5, on_sample=lambda step, ema: sampled.append(step))
+    return run, workdir, sampled, state
+
+
+def test_what_a_run_leaves(unbroken):
+    run, workdir, sampled, state = unbroken
+    assert run.traces == 1
+    assert int(state.step) == 12
+    assert sampled == [5, 10, 12]
+    assert [line["step"] for line in lines(workdir)] == [2, 4, 6, 8, 10, 12]
+    for line in lines(workdir):
+        scalars = {"step", "loss", "grad_norm", "learning_rate", "images_per_second"}
+        assert set(line) == scalars
+        assert all(np.isfinite(value) for value in line.values())
+    step, ema = restore_ema(workdir / "checkpoints", state.ema)
+    assert step == 12
+    assert_same(ema, state.ema)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = events.EventAccumulator(str(workdir / "tensorboard")).Reload()
+    assert set(board.Tags()["scalars"]) == scalars - {"step"}
+    assert [event.step for event in board.Scalars("loss")] == [2, 4, 6, 8, 10, 12]
+    told = [line["loss"] for line in lines(workdir)]
+    # TensorBoard keeps float32 of what JSON has as float64.
+    np.testing.assert_allclose([e.value for e in board.Scalars("loss")], told, rtol=6e-8)
+
+
+def test_a_run_in_parts_is_the_run(unbroken, tmp_path, capfd):
+    run, workdir, _, whole = unbroken
+    traces = run.traces
+    interrupt_at = 7
+
+    def interrupt(step, ema):
+        if step == interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    # Stopped while the samples of step 7 are made, so it ends after step 8.
+    state = run.train(tmp_path, sample_every=1, on_sample=interrupt)
+    assert int(state.step) == interrupt_at + 1
+    assert "training stopped by SIGINT after step 8 of 12" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # As after a kill: lines beyond the checkpoint, the last one cut short.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "loss": 1.0}\n{"step": 12, "lo')
+    state = run.train(tmp_path)
+    assert_same(state, whole)
+    assert run.traces == traces  # fresh, restored and resumed states share one trace
+    timeless = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines(place)]
+        for place in (tmp_path, workdir)
+    ]
+    assert timeless[0] == timeless[1]
+    # A run that is complete is only read.
+    assert_same(run.train(tmp_path, sample_every=1, on_sample=interrupt), whole)
+
+
+def start(workdir, num_steps):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.tiny_run", str(workdir), str(num_steps)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def steps_on_disk(workdir):
+    return [p for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
+
+
+def wait_for_checkpoint(workdir, process):
+    deadline = time.monotonic() + 120
+    while not steps_on_disk(workdir):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_runs_end_as_the_unbroken_one(tmp_path):
+    num_steps = 200
+    killed = start(tmp_path, num_steps)
+    wait_for_checkpoint(tmp_path, killed)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    stopped = start(tmp_path, num_steps)
+    newest = max(int(path.name) for path in steps_on_disk(tmp_path))
+    while max(int(path.name) for path in steps_on_disk(tmp_path)) == newest:
+        assert stopped.poll() is None, stopped.stderr.read()
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    told = stopped.communicate()[1]
+    assert stopped.returncode == 0, told
+    assert "training stopped by SIGTERM after step" in told
+    run = TinyRun(num_steps)
+    step, _ = restore_ema(tmp_path / "checkpoints", run.state().ema)
+    assert f"after step {step} of {num_steps}" in told
+    assert newest < step < num_steps
+    resumed = run.train(tmp_path)
+    assert_same(resumed, run.train(tmp_path / "unbroken"))
+    assert run.traces == 1
+    written = [line["step"] for line in lines(tmp_path)]
+    assert written == sorted(set(written)) and written[-1] == num_steps
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    run = TinyRun(learning_rate=1e38)
+    # The rate is 0 at the first update and 3e37 at the second: the third loss overflows.
+    with pytest.raises(FloatingPointError, match=r"step 3 of 12 is not finite \(.*loss (inf|nan)"):
+        run.train(tmp_path, checkpoint_every=1, log_every=10)
+    assert restore_ema(tmp_path / "checkpoints", run.state().ema)[0] == 2

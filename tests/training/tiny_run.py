@@ -1,0 +1,59 @@
+"""A whole run of a tiny model, for tests to call and, as a program, to kill: WORKDIR NUM_STEPS."""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.training.loop import train
+from score_sde.training.mesh import data_mesh
+from score_sde.training.optimizers import optimizer
+from score_sde.training.state import TrainState, create
+from score_sde.training.step import make_train_step
+
+# 23 images in batches of 8: every epoch ends inside a batch.
+IMAGES = np.random.default_rng(0).integers(0, 17, (23, 3, 3, 1), dtype=np.uint8)
+LABELS = np.arange(23, dtype=np.int32) % 10
+
+
+class TinyRun:
+    """A two-layer denoiser with noise from the key; counts how often its loss is traced."""
+
+    def __init__(self, num_steps: int = 12, learning_rate: float = 1e-2):
+        self.num_steps = num_steps
+        self.traces = 0
+        self.mesh = data_mesh()
+        self.optimizer = optimizer(
+            learning_rate, num_steps=num_steps, warmup_steps=3, schedule="cosine", weight_decay=0.01
+        )
+        self.step = make_train_step(self.loss, self.optimizer, 0.9, self.mesh)
+
+    def loss(self, params, batch, key):
+        self.traces += 1
+        x0 = batch["images"].reshape(-1, 9).astype(jnp.float32) / 16
+        z = jax.random.normal(key, x0.shape)
+        hidden = jnp.tanh((x0 + z) @ params["in"] + params["labels"][batch["labels"]])
+        return jnp.mean((hidden @ params["out"] - z) ** 2, axis=-1)
+
+    def state(self) -> TrainState:
+        normal = np.random.default_rng(1).normal
+        shapes = {"in": (9, 16), "labels": (10, 16), "out": (16, 9)}
+        params = {k: jnp.asarray(normal(0, 0.3, s), jnp.float32) for k, s in shapes.items()}
+        return create(params, self.optimizer, self.mesh)
+
+    def train(self, workdir: Path, on_sample=lambda step, ema: None, **changes) -> TrainState:
+        settings = dict(
+            num_steps=self.num_steps, batch_size=8, seed=5, mesh=self.mesh, checkpoint_every=4,
+            log_every=2, sample_every=0, workdir=workdir, on_sample=on_sample,
+        )  # fmt: skip
+        return train(self.state(), self.step, IMAGES, LABELS, **(settings | changes))
+
+
+if __name__ == "__main__":
+    # Samples every step, slowly: leaves the parent time to act at any moment of the run.
+    TinyRun(int(sys.argv[2])).train(
+        Path(sys.argv[1]), sample_every=1, on_sample=lambda step, ema: time.sleep(0.03)
+    )
