@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from score_sde.training.step import Metrics
 
-# Steps dispatched ahead of the one known to be finished. Enough to keep the devices busy; few
-# enough for the progress to be true, and for a SIGTERM's save not to wait for a long queue.
+# Between this and twice as many steps are dispatched ahead of those known to be finished. Enough to
+# keep the devices busy; few enough for the progress to be true, and for a SIGTERM's save not to
+# wait for a long queue. Waiting at every step instead would leave the host's caches cold at every
+# dispatch, which then takes twice as long (measured on a CPU that computes and dispatches).
 _AHEAD = 4
 
 
@@ -59,7 +61,7 @@ class RunLog:
             self._clock = time.perf_counter()
         else:
             self._timed_steps += 1
-            if len(self._pending) > _AHEAD:
+            if len(self._pending) > _AHEAD and self._step % _AHEAD == 0:
                 self._pending[-1 - _AHEAD]["loss"].block_until_ready()
         self._bar.update()
 

@@ -22,6 +22,9 @@ from score_sde.training.step import TrainStep
 
 PyTree = Any
 
+# Batches' indices go to the devices so many at a time: one transfer costs as much as many.
+_BATCHES_AHEAD = 16
+
 
 def train(
     state: TrainState,
@@ -72,19 +75,20 @@ def train(
     data = jax.device_put({"images": images, "labels": labels}, whole)
     key = jax.device_put(jax.random.key(seed), whole)
 
-    def feed(step: int) -> jax.Array:
-        return jax.device_put(batch_indices(seed, step, batch_size, len(images)), spread)
+    def batches(first: int) -> Iterator[jax.Array]:
+        for start in range(first, num_steps, _BATCHES_AHEAD):
+            steps = range(start, min(start + _BATCHES_AHEAD, num_steps))
+            indices = [batch_indices(seed, step, batch_size, len(images)) for step in steps]
+            yield from jax.device_put(indices, spread)
 
     with _stop_signal() as stop_signal, Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
         restored = checkpoints.restore(state)
         state = state if restored is None else restored
         step = int(state.step)
         with RunLog(Path(workdir), step, num_steps, batch_size) as log:
-            indices = feed(step)
-            while step < num_steps:
+            for indices in batches(step):
                 state, metrics = step_fn(state, data, indices, key)
                 step += 1
-                indices = feed(step)
                 log.dispatched(metrics)
                 last = step == num_steps or stop_signal() is not None
                 if last or step % log_every == 0:
