@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from score_sde import build, networks, workdirs
 from score_sde.errors import UserError
 from score_sde.likelihood import log_likelihood
-from score_sde.samplers.base import image_keys
+from score_sde.samplers.base import image_keys, start
 from score_sde.score import ScoreFn
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
+from score_sde.training.mesh import along_data, data_mesh, replicated
 
 
 class Images(NamedTuple):
@@ -94,13 +95,14 @@ class Run:
         """
         sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
         classes = self._classes(n, labels)
-        batch = min(n, self.config.sampling.batch_size)
+        batch = shared(min(n, self.config.sampling.batch_size))
         shape = (batch, *build.image_shape(self.config))
         for first in range(0, n, batch):
             count = min(batch, n - first)
             part = None if classes is None else _padded(classes[first : first + batch], batch)
+            noise = noise_on_devices(key, self.sde, shape, first)
             samples = sampler.sample(
-                key, self.sde, self._given(part), shape=shape, trajectory=trajectory, first=first
+                key, self.sde, self._given(part), noise, trajectory=trajectory, first=first
             )
             path = samples.trajectory
             yield Images(
@@ -137,7 +139,7 @@ class Run:
     def _likelihood_batches(self, key: Array, images: np.ndarray) -> Iterator[ImageLikelihood]:
         pixels, settings = build.pixel_range(self.config), self.config.likelihood
         key_pixels, key_probes = jax.random.split(key)
-        batch = min(len(images), settings.batch_size)
+        batch = shared(min(len(images), settings.batch_size))
         for first in range(0, len(images), batch):
             part = images[first : first + batch]
             keys = image_keys(key_pixels, batch, first)
@@ -146,7 +148,7 @@ class Run:
                 key_probes,
                 self.sde,
                 self.score,
-                x0,
+                jax.device_put(x0, along_data(data_mesh())),
                 divergence=settings.divergence,
                 num_probes=settings.num_probes,
                 rtol=settings.rtol,
@@ -186,9 +188,24 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     workdir = Path(workdir)
     config = workdirs.load(workdir) if config is None else config
     apply, params = networks.abstract(build.network(config))
-    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params)
+    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
     score = Partial(build.score(config, apply), ema)
     return Run(config, step, build.sde(config), score)
+
+
+def shared(number: int) -> int:
+    """The least multiple of the number of devices that is not below the number of images."""
+    devices = data_mesh().size
+    return -(-number // devices) * devices
+
+
+def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 0) -> Array:
+    """The noise that a sampler starts from, (B, *shape), spread over all devices.
+
+    A sampler started from it works on all of them. B is a multiple of their number.
+    """
+    noise = start(image_keys(key, shape[0], first), sde, None, shape)
+    return jax.device_put(noise, along_data(data_mesh()))
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:

@@ -7,14 +7,18 @@ import jax
 from absl import logging
 
 
-def start() -> int:
-    """Do what every mode begins with: keep compiled programs on disk, print the devices.
+def start(batch_size: int) -> int:
+    """Do what every mode begins with: keep compiled programs on disk, set up and print the devices.
 
     JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME move the programs from `~/.cache/score_sde/jax`.
+
+    Args:
+        batch_size: images that the devices share.
 
     Returns:
         the number of devices.
     """
+    _cores_as_devices(batch_size)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # which JAX reads itself
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "score_sde" / "jax"))
@@ -25,3 +29,21 @@ def start() -> int:
     devices = jax.devices()
     print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     return len(devices)
+
+
+def _cores_as_devices(batch_size: int) -> None:
+    """Make each CPU core a device of its own, as far as that divides the batch.
+
+    XLA spreads a large convolution over the cores, but runs the many small operations of a network
+    on one: with a core for each part of the batch the digits' step takes little more than half as
+    long on two cores. It needs 8 images for each, and does nothing where XLA_FLAGS say how many
+    devices there are, or to other devices than the CPU's.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    # Not all systems tell how many of the cores this process may use.
+    available = getattr(os, "sched_getaffinity", None)
+    cores = len(available(0)) if available else os.cpu_count() or 1
+    most = max(1, min(cores, batch_size // 8))
+    number = max(n for n in range(1, most + 1) if batch_size % n == 0)
+    jax.config.update("jax_num_cpu_devices", number)

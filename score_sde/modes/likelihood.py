@@ -20,8 +20,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     `likelihood.json`; print it. Both are rewritten after each batch, so that an interruption leaves
     what was computed by then.
     """
-    start()
     settings = config.likelihood
+    start(settings.batch_size)
     images = data.load(config.data.name, settings.split, config.data.dir).images
     images = images[: settings.num_images or len(images)]
     trained = load(workdir, config)

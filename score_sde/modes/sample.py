@@ -22,9 +22,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     An interruption leaves the whole batches drawn by then in `samples.npz`.
     """
-    start()
-    trained = load(workdir, config)
     settings = config.sampling
+    start(min(settings.num_samples, settings.batch_size))
+    trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
     key, number = jax.random.key(settings.seed), settings.num_samples

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from score_sde import build, data, networks, workdirs
 from score_sde.config import check_devices
 from score_sde.modes import pictures, start
+from score_sde.run import noise_on_devices, shared
 from score_sde.samplers import PredictorCorrector
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh
@@ -26,7 +27,7 @@ UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure"
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
-    check_devices(config, start())
+    check_devices(config, start(config.training.batch_size))
     settings = config.training
     arrays = data.load(config.data.name, "train", config.data.dir)
     path = workdirs.save(config, workdir)
@@ -42,12 +43,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     step = make_train_step(build.loss(config, apply), optimizer, settings.ema_rate, mesh)
     process, pixels = build.sde(config), build.pixel_range(config)
     score = build.score(config, apply)
-    shape = (LOOK_IMAGES, *build.image_shape(config))
-    labels = build.classes_in_turn(config, LOOK_IMAGES)
+    shape = (shared(LOOK_IMAGES), *build.image_shape(config))
+    labels = build.classes_in_turn(config, shape[0])
 
     def look(step: int, ema: Any) -> None:
         key = jax.random.key(config.sampling.seed)
-        samples = LOOK.sample(key, process, Partial(score, ema, labels=labels), shape=shape)
+        noise = noise_on_devices(key, process, shape)
+        samples = LOOK.sample(key, process, Partial(score, ema, labels=labels), noise)
         picture = workdir / "samples" / f"step_{step:06d}.png"
         pictures.save_png(picture, jax.device_get(pixels.to_uint8(samples.x)), pixels.levels)
 

@@ -15,12 +15,6 @@ from tqdm import tqdm
 
 from score_sde.training.step import Metrics
 
-# Between this and twice as many steps are dispatched ahead of those known to be finished. Enough to
-# keep the devices busy; few enough for the progress to be true, and for a SIGTERM's save not to
-# wait for a long queue. Waiting at every step instead would leave the host's caches cold at every
-# dispatch, which then takes twice as long (measured on a CPU that computes and dispatches).
-_AHEAD = 4
-
 
 class RunLog:
     """Collects the steps' metrics and tells them at intervals; the device is read only then.
@@ -33,14 +27,17 @@ class RunLog:
         first_step: updates made before this run.
         num_steps: updates of the whole run.
         batch_size: examples of one update.
+        ahead: how many steps may be dispatched beyond those known to be finished; up to twice as
+            many are. 0 waits for every step.
     """
 
-    def __init__(self, workdir: Path, first_step: int, num_steps: int, batch_size: int):
+    def __init__(self, workdir: Path, first_step: int, num_steps: int, batch_size: int, ahead: int):
         from tensorboardX import SummaryWriter  # only training pays for this import
 
         self._step = first_step
         self._num_steps = num_steps
         self._batch_size = batch_size
+        self._ahead = ahead
         self._pending: list[Metrics] = []  # on the device
         self._values: list[dict[str, float]] = []  # read, not yet told
         self._clock: float | None = None  # when the timed steps began, pauses taken out
@@ -61,8 +58,8 @@ class RunLog:
             self._clock = time.perf_counter()
         else:
             self._timed_steps += 1
-            if len(self._pending) > _AHEAD and self._step % _AHEAD == 0:
-                self._pending[-1 - _AHEAD]["loss"].block_until_ready()
+            if len(self._pending) > self._ahead and self._step % max(self._ahead, 1) == 0:
+                self._pending[-1 - self._ahead]["loss"].block_until_ready()
         self._bar.update()
 
     def write(self) -> None:
