@@ -6,7 +6,7 @@ import pytest
 
 from score_sde.losses import weighted_error
 from score_sde.score import network_score
-from score_sde.sde import SubVPSDE, VESDE, VPSDE
+from score_sde.sde import VESDE, VPSDE, SubVPSDE
 from tests.networks import reference
 
 CASES = {
