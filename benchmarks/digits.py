@@ -13,22 +13,22 @@ from digits_judge import Judge, Verdict
 
 import score_sde
 from score_sde import data
-from score_sde.config import default
+from score_sde.config import changed, default
+from score_sde.modes import start
 
 IMAGES = 900
-SAMPLERS = {
+SAMPLERS: dict[str, dict[str, object]] = {
     "the run's own": {},
-    "Euler–Maruyama": {"predictor": "euler_maruyama", "num_steps": 500},
-    "reverse diffusion": {"predictor": "reverse_diffusion", "num_steps": 500},
-    "ancestral": {"predictor": "ancestral", "num_steps": 500},
+    "probability flow": {"method": "ode", "rtol": 1e-4, "atol": 1e-4},
+    "Euler–Maruyama": {"predictor": "euler_maruyama", "num_steps": 200},
+    "reverse diffusion": {"predictor": "reverse_diffusion", "num_steps": 200},
     "reverse diffusion + Langevin": {
         "predictor": "reverse_diffusion",
         "corrector": "langevin",
-        "num_steps": 250,
+        "num_steps": 100,
     },
-    "ancestral + ald": {"predictor": "ancestral", "corrector": "ald", "num_steps": 250},
-    "probability flow": {"method": "ode"},
-    "annealed Langevin": {"method": "ald", "num_steps": 200, "corrector_steps": 5, "snr": 0.22},
+    "ancestral + ald": {"predictor": "ancestral", "corrector": "ald", "num_steps": 100},
+    "annealed Langevin": {"method": "ald", "num_steps": 100, "corrector_steps": 3, "snr": 0.22},
 }
 
 
@@ -42,15 +42,18 @@ def row(name: str, nfe: float, seconds: float, verdict: Verdict) -> str:
 
 def main(workdir: str) -> None:
     """Print the table."""
+    start(IMAGES)
     judge = Judge()
     print("| sampler | NFE | s | confidence | near | covered | class deviation | copies |")
     print("|---|---|---|---|---|---|---|---|")
+    saved = score_sde.load(workdir).config
+    own = {f"sampling.{key}": value for key, value in default().sampling.items()}
     for name, settings in SAMPLERS.items():
-        run = score_sde.load(workdir)
-        if settings:
-            run.config.sampling = default().sampling
-            run.config.sampling.update(settings)
-        run.config.sampling.batch_size = IMAGES
+        values = {f"sampling.{key}": value for key, value in settings.items()}
+        config = changed(
+            saved, {**(own if settings else {}), **values, "sampling.batch_size": IMAGES}
+        )
+        run = score_sde.load(workdir, config)
         began = time.perf_counter()
         drawn = run.sample(jax.random.key(0), IMAGES)
         seconds = time.perf_counter() - began

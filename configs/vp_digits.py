@@ -22,23 +22,27 @@ def get_config(variant: str = "") -> ConfigDict:
     model = config.model
     model.width = 32
     model.multipliers = (1, 2)
-    model.num_blocks = 2
+    model.num_blocks = 1
     model.attention_resolutions = (4,)
     model.dropout = 0.05
     model.embedding = "fourier"
+    model.fourier_scale = 0.03  # log-SNRs are -10 ... 14: a period is some ten of them and more
     model.condition = "log_snr"
+    model.parameterization = "velocity"
+    model.input_frequencies = (17.0,)  # a period is one of the 17 bins: where its edges are
 
     training = config.training
     training.num_steps = 4800
     training.batch_size = 64
-    training.learning_rate = 4e-3
+    training.learning_rate = 6e-3
     training.warmup_steps = 100
     training.schedule = "cosine"
     training.ema_rate = 0.999
     training.loss = "mixture"  # half of the times make the samples, half the bits/dim
     training.dequantize = True
     training.checkpoint_every = 1200
-    training.sample_every = 1200
+    training.sample_every = 2400
 
-    config.sampling.num_steps = 500
+    config.sampling.predictor = "ancestral"
+    config.sampling.num_steps = 200
     return config

@@ -91,12 +91,9 @@ def positional_features(condition: jax.Array, width: int) -> jax.Array:
 
 
 def input_features(x: jax.Array, frequencies: Sequence[float]) -> jax.Array:
-    """x with sin(f pi x) and cos(f pi x) for every f as further channels.
+    """sin(f pi x) and cos(f pi x) for every f (Kingma et al. 2021, section 5.1).
 
-    (B, H, W, C) -> (B, H, W, C (1 + 2 F)), for F frequencies (Kingma et al. 2021, section 5.1).
+    (B, H, W, C) -> (B, H, W, 2 F C), for F frequencies.
     """
-    parts = [x]
-    for frequency in frequencies:
-        angles = (frequency * math.pi) * x
-        parts += [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(parts, axis=-1)
+    angles = jnp.concatenate([(f * math.pi) * x for f in frequencies], axis=-1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -20,7 +20,7 @@ from score_sde.networks.embeddings import (
     LabelEmbedding,
     input_features,
 )
-from score_sde.networks.layers import GroupNorm, dropout_states, statistics_dtype
+from score_sde.networks.layers import Dense, GroupNorm, dropout_states, statistics_dtype
 
 
 class UNet(nnx.Module):
@@ -55,7 +55,8 @@ class UNet(nnx.Module):
         centered: the input lies in [-1, 1]. False: it lies in [0, 1] and is mapped to [-1, 1].
         input_frequencies: for each f, sin(f pi x) and cos(f pi x) of the input in [-1, 1] are
             given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
-            where f = 2^7, 2^8).
+            where f = 2^7, 2^8). Unlike there, each is gated by a sigmoid of the embedding: above
+            the noise level of a period they are noise, and the network learns to shut them off.
         dtype: of the computation. Parameters and the statistics of the normalization are float32
             whatever it is.
         rngs: its `params` stream draws the initial values.
@@ -114,7 +115,10 @@ class UNet(nnx.Module):
         )
         if num_classes is not None:
             self.labels = LabelEmbedding(num_classes, 4 * width, rngs=rngs)
-        input_channels = channels * (1 + 2 * len(self.input_frequencies))
+        features = 2 * channels * len(self.input_frequencies)
+        if features:
+            self.gate = Dense(4 * width, features, dtype=self.dtype, rngs=rngs)
+        input_channels = channels + features
         self.stem = Conv(input_channels, width, dtype=self.dtype, rngs=rngs)
         self.encoder, skip_widths = self._make_encoder(rngs)
         self.middle = nnx.Dict(
@@ -158,9 +162,12 @@ class UNet(nnx.Module):
         x = x.astype(wide)
         if not self.centered:
             x = 2.0 * x - 1.0
-        h = self.stem(input_features(x, self.input_frequencies), train)
-
         pyramid = x
+        if self.input_frequencies:
+            gate = jax.nn.sigmoid(self.gate(embedding)).astype(wide).reshape(len(x), 1, 1, -1)
+            x = jnp.concatenate([x, gate * input_features(x, self.input_frequencies)], axis=-1)
+        h = self.stem(x, train)
+
         skips = [h]
         for level in range(len(self.widths)):
             for index in range(self.num_blocks):

