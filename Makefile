@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 0
 PYTEST_ARGS ?=
-DEMO ?= runs/demo
+DEMO ?= runs/vp_digits
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -11,6 +11,7 @@ same --mode train again resumes.
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -105,7 +106,15 @@ def _resolve(
         raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
     config = _override(given or _load_preset(str(DEFAULT_PRESET)), overrides)
     configs.validate(config)
+    _check_can_be_made(path)
     return Command(mode, config, path)
+
+
+def _check_can_be_made(path: Path) -> None:
+    """Raise UserError unless a run may write into this directory, there or not yet."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir = '{path}': {existing} is not a directory one may write to")
 
 
 def _merge(
@@ -214,6 +223,8 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         raise UserError(f"{found[1]} = {found[3]!r}: allowed are {allowed}") from None
     except flags.Error as error:
         raise _flag_error(error) from None
+    except ValueError as error:  # --noconfig.section.key=value
+        raise UserError(" ".join(f"{error}".split())) from None
     if left:
         raise UserError(
             f"{left[0]!r}: not a flag; values follow their key as --config.section.key=value"

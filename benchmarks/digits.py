@@ -1,6 +1,6 @@
 """Judge a digits run: 900 images of each sampler, as a Markdown table.
 
-    python benchmarks/digits.py runs/demo
+    python benchmarks/digits.py runs/vp_digits
 
 The columns are explained in digits_judge.py; the last row is the 297 held-out real digits.
 """
@@ -28,7 +28,7 @@ SAMPLERS: dict[str, dict[str, object]] = {
         "num_steps": 100,
     },
     "ancestral + ald": {"predictor": "ancestral", "corrector": "ald", "num_steps": 100},
-    "annealed Langevin": {"method": "ald", "num_steps": 100, "corrector_steps": 3, "snr": 0.22},
+    "annealed Langevin": {"method": "ald", "num_steps": 200},
 }
 
 

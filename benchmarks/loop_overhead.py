@@ -20,6 +20,7 @@ import numpy as np
 
 from configs import vp_digits
 from score_sde import build, data, networks
+from score_sde.modes import start
 from score_sde.training.data_order import batch_indices
 from score_sde.training.loop import train
 from score_sde.training.mesh import along_data, data_mesh, replicated
@@ -44,6 +45,7 @@ def main() -> None:
         config.model.width = arguments.width
     batch_size, num_steps = config.training.batch_size, INTERVAL * (arguments.rounds + 1)
 
+    start(batch_size)
     mesh = data_mesh()
     images, labels = data.load("digits", "train", "")
     apply, params = networks.init(build.network(config), jax.random.key(0))
@@ -68,6 +70,8 @@ def main() -> None:
         begin = time.perf_counter()
         for indices in batches:
             own_state, _ = step(own_state, ready, indices, key)
+            if mesh.size > 1:  # of CPU devices one process may have one step under way, see loop.py
+                jax.block_until_ready(own_state)
         jax.block_until_ready(own_state)
         bare_seconds.append(time.perf_counter() - begin)
         left_at = time.perf_counter()

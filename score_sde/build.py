@@ -84,11 +84,7 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
 
 
 def sampler(config: ConfigDict) -> Sampler:
-    """Return the sampler.
-
-    Annealed Langevin dynamics (`ald`) has `num_steps` noise levels of `corrector_steps` steps, each
-    of the size that the corrector of that name has, 2 (snr sigma)^2.
-    """
+    """Return the sampler; for annealed Langevin dynamics (`ald`) `num_steps` are noise levels."""
     settings = config.sampling
     if settings.method == "ode":
         return ProbabilityFlow(
@@ -97,8 +93,8 @@ def sampler(config: ConfigDict) -> Sampler:
     if settings.method == "ald":
         return AnnealedLangevin(
             num_steps=settings.num_steps,
-            steps_per_level=settings.corrector_steps,
-            step_size=2.0 * settings.snr**2,
+            steps_per_level=settings.steps_per_level,
+            step_size=settings.step_size,
             denoise=settings.denoise,
             t_min=settings.t_min,
         )

@@ -102,6 +102,8 @@ def _sampling() -> ConfigDict:
             "corrector": "none",
             "corrector_steps": 1,
             "snr": 0.16,
+            "steps_per_level": 5,  # this and the next for method = "ald"
+            "step_size": 0.1,
             "denoise": True,
             "faithful": False,
             "t_min": config_dict.placeholder(float),  # unset: the process's own
@@ -146,8 +148,11 @@ def _fraction(key: str) -> Check:
 
 
 def _time(key: str) -> Check:
-    # None: the key's placeholder, which leaves the time to the process.
-    return Check(key, lambda value: value is None or 0 < value < 1, "times between 0 and 1")
+    # None: the key's placeholder, which leaves the time to the process. Below 1e-5 float32 and the
+    # networks' training end.
+    return Check(
+        key, lambda value: value is None or 1e-5 <= value < 1, "times from 1e-5 to below 1"
+    )
 
 
 def _integers(value: tuple[Any, ...]) -> bool:
@@ -205,6 +210,8 @@ CHECKS = (
     _one_of("sampling.corrector", "none", "langevin", "ald"),
     _at_least("sampling.corrector_steps", 1),
     _positive("sampling.snr"),
+    _at_least("sampling.steps_per_level", 1),
+    _positive("sampling.step_size"),
     _time("sampling.t_min"),
     _positive("sampling.rtol"),
     _positive("sampling.atol"),
@@ -276,7 +283,8 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
             "likelihood.num_images",
             f"0 (all) to {split}, the {config.likelihood.split} images of {info.name}",
         )
-    if config.sampling.predictor == config.sampling.corrector == "none":
+    sampling = config.sampling
+    if sampling.method == "pc" and sampling.predictor == sampling.corrector == "none":
         yield "sampling.corrector", "langevin, ald with config.sampling.predictor = 'none'"
 
 
@@ -300,8 +308,9 @@ def unknown_key(key: str, value: object) -> UserError:
     schema = default()
     if key == "name":
         return UserError(f"config.name = {value!r}: cannot be set; it is the name of --config")
-    if isinstance(schema.get(key), ConfigDict):
-        names = ", ".join(schema[key].keys())
+    sections = {name: item for name, item in schema.items() if isinstance(item, ConfigDict)}
+    if key in sections:
+        names = ", ".join(sections[key].keys())
         return UserError(f"config.{key} = {value!r}: a section; its keys are {names}")
     return UserError(f"config.{key} = {value!r}: no such key; {closest(key)}")
 

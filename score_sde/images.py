@@ -3,7 +3,7 @@
 With ``levels`` grey levels (256 for 8-bit images, 17 for scikit-learn's digits) a pixel v is spread
 over its bin, (v + u) / levels with u uniform in [0, 1), or scaled as it is, v / (levels - 1); then
 [0, 1] is mapped to [-1, 1] if ``centered``. Uniform dequantization makes log2 p a lower bound of
-the discrete model's (Theis et al. 2016, arXiv:1511.01844, eq. 5), and the change of variables costs
+the discrete model's (Theis et al. 2016, arXiv:1511.01844), and the change of variables costs
 log2(levels) - 1 bits per dimension (centered) or log2(levels): 7 or 8 for 8-bit images, 3.09 or
 4.09 for the digits.
 """

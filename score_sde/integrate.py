@@ -59,8 +59,8 @@ def integrate(
         times: (n,) times from start to end at which states are kept.
     """
     # A bound on the step: on smooth flows the error estimate of a step over a third of the interval
-    # can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). Networks need some 100
-    # steps, so it costs them nothing.
+    # can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). Networks take more
+    # steps than this anyway.
     longest = jnp.abs(jnp.asarray(end) - start) / MIN_STEPS
     controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_rms, dtmax=longest)
     saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])

@@ -76,6 +76,7 @@ def log_likelihood(
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence = {divergence!r}: allowed are {', '.join(DIVERGENCES)}")
+    sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)
     likelihood, result = _solve(

@@ -6,7 +6,7 @@ z. Two weightings of |e|^2 over t in [t_min, T] matter:
     paper:       weight 1, t uniform: lambda(t) = sigma^2 in eq. 7;
     likelihood:  weight g^2 / sigma^2, which bounds -log p (Song et al. 2021b, arXiv:2101.09258,
                  theorem 1). It is -(log SNR)', so drawing t uniformly in log-SNR makes the weight
-                 a constant (importance sampling, ibid. section 4.2; Kingma et al. 2021,
+                 a constant (importance sampling, ibid.; Kingma et al. 2021,
                  arXiv:2107.00630, section 5).
 
 A ``mixture`` draws every other time of a batch by the one and by the other, with weight 1 for both:

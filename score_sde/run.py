@@ -1,7 +1,7 @@
 """A trained run, from its workdir."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
+from score_sde.config import validate
+from score_sde.data import INFO
 from score_sde.errors import UserError
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers.base import image_keys, start
@@ -67,7 +69,7 @@ class Run:
     config: ConfigDict
     step: int
     sde: SDE
-    score: Partial
+    score: Partial = field(repr=False)  # its parameters would flood a notebook
 
     def sample(
         self, key: Array, n: int, *, labels: Array | None = None, trajectory: bool = False
@@ -93,6 +95,8 @@ class Run:
             labels: for a class-conditional model, int32 (n,); by default the classes in turn.
             trajectory: also the states on the way from noise to image.
         """
+        if n < 1:
+            raise ValueError(f"n = {n}: allowed are integers of at least 1")
         sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
         classes = self._classes(n, labels)
         batch = shared(min(n, self.config.sampling.batch_size))
@@ -104,6 +108,12 @@ class Run:
             samples = sampler.sample(
                 key, self.sde, self._given(part), noise, trajectory=trajectory, first=first
             )
+            finite = np.isfinite(np.asarray(samples.x)).all(axis=(1, 2, 3))
+            if not finite.all():
+                raise UserError(
+                    f"config.sampling: {batch - finite.sum()} of {batch} samples are not finite "
+                    f"with {sampler}; allowed are more or smaller steps"
+                )
             path = samples.trajectory
             yield Images(
                 images=np.asarray(pixels.to_uint8(samples.x))[:count],
@@ -132,8 +142,16 @@ class Run:
                 "config.model.class_conditional = True: allowed is False, likelihoods are of "
                 "models without classes"
             )
-        if images.dtype != np.uint8:
-            raise TypeError(f"images are {images.dtype}, not uint8 (n, H, W, C)")
+        images, shape = np.asarray(images), build.image_shape(self.config)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            height, width, channels = shape
+            raise ValueError(
+                f"images are {images.dtype} {images.shape}: allowed are uint8 "
+                f"(n, {height}, {width}, {channels}) with n of at least 1"
+            )
+        levels = build.pixel_range(self.config).levels
+        if images.max() >= levels:
+            raise ValueError(f"images reach {images.max()}: allowed are 0 to {levels - 1}")
         return self._likelihood_batches(key, images)
 
     def _likelihood_batches(self, key: Array, images: np.ndarray) -> Iterator[ImageLikelihood]:
@@ -166,7 +184,10 @@ class Run:
             return None if in_turn is None else np.asarray(in_turn)
         if not self.config.model.class_conditional:
             raise ValueError("labels for a model without classes")
-        return np.asarray(labels, np.int32)
+        classes, number = np.asarray(labels), INFO[self.config.data.name].num_classes
+        if classes.shape != (n,) or not np.isin(classes, np.arange(number)).all():
+            raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
+        return classes.astype(np.int32)
 
     def _given(self, labels: np.ndarray | None) -> ScoreFn:
         if labels is None:
@@ -187,6 +208,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     """
     workdir = Path(workdir)
     config = workdirs.load(workdir) if config is None else config
+    validate(config)
     apply, params = networks.abstract(build.network(config))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
     score = Partial(build.score(config, apply), ema)

@@ -1,4 +1,4 @@
-"""From a network to the score: every formulation is one row of four coefficients.
+"""From a network to the score: every formulation is three coefficients and a noise condition.
 
 With F the network, every parameterization estimates the noise z of x_t = alpha x0 + sigma z as
 

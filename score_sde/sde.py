@@ -132,7 +132,7 @@ class SDE:
     def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
         """Factor a and standard deviation b, each (B,), of x_t = a x_s + b z for s <= t.
 
-        b^2 = sigma_t^2 (1 - SNR_t / SNR_s) (Kingma et al. 2021, eq. 24).
+        b^2 = sigma_t^2 (1 - SNR_t / SNR_s) (Kingma et al. 2021, appendix A).
         """
         factor = jnp.exp(self.log_alpha(t) - self.log_alpha(s))
         kept = -jnp.expm1(self.log_snr(t) - self.log_snr(s))
@@ -151,6 +151,20 @@ class SDE:
         f, G = self.drift_rate(t) * dt, self.diffusion(t) * math.sqrt(dt)
         s = jnp.maximum(t - dt, 0.0)
         return Step(f, G, G * self.sigma(s) / self.sigma(t))
+
+    def check(self) -> None:
+        """See that the process can be run back from T; within a jitted function do nothing.
+
+        Raises:
+            ValueError: where log-SNR or diffusion are not finite at T.
+        """
+        t = jnp.full((1,), self.T)
+        ends = jnp.stack([self.log_snr(t)[0], self.diffusion(t)[0]])
+        if not isinstance(ends, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(ends))):
+            raise ValueError(
+                f"{type(self).__name__}: log-SNR and diffusion at T = {self.T} are {ends}: both "
+                "must be finite (where alpha(T) = 0, set T a little lower)"
+            )
 
     def reverse(self, score: ScoreFn) -> Dynamics:
         """The reverse-time process (Song et al. 2021, eq. 6), to be run from T down."""
@@ -215,7 +229,8 @@ class VPSDE(SDE):
         return jnp.sqrt(-jnp.expm1(-self.integral(t)))
 
     def log_snr(self, t: Array) -> Array:
-        return -jnp.log(jnp.expm1(self.integral(t)))
+        integral = self.integral(t)
+        return -integral - jnp.log(-jnp.expm1(-integral))
 
     def inverse_log_snr(self, log_snr: Array) -> Array:
         return self.inverse_integral(jax.nn.softplus(-log_snr))

@@ -64,7 +64,10 @@ def from_json(text: str, source: str = FILE) -> ConfigDict:
         config = changed(config, values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: {_one_line(error)}") from None
-    validate(config)
+    try:
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     return config
 
 
@@ -73,7 +76,11 @@ def load(workdir: Path) -> ConfigDict:
     path = workdir / FILE
     if not path.is_file():
         raise missing(workdir)
-    return from_json(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a config written by a run ({_one_line(error)})") from None
+    return from_json(text, str(path))
 
 
 def missing(workdir: Path) -> UserError:

@@ -168,6 +168,14 @@ MISTAKES = {
         "error: --workdir = 'runs/ve_digits': no config.json there; allowed are directories of "
         "--mode train",
     ),
+    "key within a key": (
+        ["--mode=train", "--config.data.flip.x=3"],
+        "error: config.data.flip.x = '3': no such key; closest is config.data.flip",
+    ),
+    "workdir that cannot be made": (
+        ["--mode=train", "--workdir=/dev/null/run"],
+        "error: --workdir = '/dev/null/run': /dev/null is not a directory one may write to",
+    ),
     "workdir empty": (
         ["--mode=train", "--workdir="],
         "error: --workdir = '': not a directory",
@@ -294,7 +302,45 @@ def test_sampling_by_other_methods(workdir, trained, method):
     succeed("--mode=sample", *arguments, "--config.sampling.atol=0.1", cwd=trained)
     arrays = np.load(workdir / "samples.npz")
     assert arrays["images"].shape == (3, 8, 8, 1)
-    assert method == "ode" or arrays["nfe"].tolist() == [3, 3, 3]
+    # two levels of five steps and the denoising
+    assert method == "ode" or arrays["nfe"].tolist() == [11, 11, 11]
+
+
+def test_a_run_as_an_object(workdir):
+    config = changed(workdirs.load(workdir), {"sampling.num_steps": 2, "likelihood.rtol": 0.1})
+    run = score_sde.load(workdir, changed(config, {"likelihood.atol": 0.1}))
+    assert len(repr(run)) < 10_000 and run.step == 4 and isinstance(run.sde, score_sde.VPSDE)
+    images = run.sample(jax.random.key(0), 3).images
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(run.sample(jax.random.key(0), 2).images, images[:2])
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), np.full(2, 0.5, np.float32)
+    score = run.score(x, jax.numpy.asarray(t))
+    assert score.shape == x.shape and np.isfinite(score).all()
+    assert run.log_likelihood(jax.random.key(2), images).bits_per_dim.shape == (3,)
+    for bad, said in (
+        (images[0], r"uint8 \(8, 8, 1\): allowed are uint8 \(n, 8, 8, 1\)"),
+        (images.astype(np.float32), "images are float32"),
+        (images + np.uint8(17), "allowed are 0 to 16"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run.log_likelihood(jax.random.key(2), bad)
+    with pytest.raises(ValueError, match="n = 0: allowed are integers of at least 1"):
+        run.sample(jax.random.key(0), 0)
+
+
+def test_samples_that_are_not_finite_are_an_error(workdir, trained):
+    wild = ("--config.sampling.predictor=none", "--config.sampling.corrector=ald")
+    size = ("--config.sampling.snr=1e12", "--config.sampling.num_steps=20")
+    done = command("--mode=sample", *wild, *size, "--config.sampling.num_samples=3", cwd=trained)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "samples are not finite with PredictorCorrector(" in done.stderr
+
+
+def test_fewer_steps_than_were_made_are_refused(workdir, trained):
+    done = command("--mode=train", DIGITS, *SMALL, "--config.training.num_steps=3", cwd=trained)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "config.training.num_steps = 3: allowed are at least 4" in done.stderr
+    assert workdirs.load(workdir).training.num_steps == 4
 
 
 def test_likelihood_counts_every_image_in_order(workdir, tmp_path):
@@ -372,7 +418,7 @@ def test_another_preset_on_a_workdir_is_refused_by_its_keys(trained):
 def test_the_preset_may_be_named_again_and_the_saved_values_hold(trained):
     done = command("--mode=sample", DIGITS, *FEW, cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert "note: runs/vp_digits/config.json holds: config.model.num_blocks = 1" in done.stderr
+    assert "note: runs/vp_digits/config.json holds: config.model.width = 8" in done.stderr
 
 
 def test_a_workdir_without_checkpoint_is_told_in_one_line(trained, tmp_path):

@@ -78,6 +78,8 @@ IMPOSSIBLE = {
     "sampling.corrector": "hmc",
     "sampling.corrector_steps": 0,
     "sampling.snr": 0.0,
+    "sampling.steps_per_level": 0,
+    "sampling.step_size": 0.0,
     "sampling.t_min": 1.0,
     "sampling.rtol": 0.0,
     "sampling.atol": -1e-5,

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from score_sde import build, data, networks, workdirs
 from score_sde.config import check_devices
+from score_sde.errors import UserError
 from score_sde.modes import pictures, start
 from score_sde.run import noise_on_devices, shared
 from score_sde.samplers import PredictorCorrector
+from score_sde.training.checkpoints import newest_step
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh
 from score_sde.training.state import create
@@ -29,6 +31,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     check_devices(config, start(config.training.batch_size))
     settings = config.training
+    reached = newest_step(workdir / "checkpoints")
+    if settings.num_steps < reached:
+        raise UserError(
+            f"config.training.num_steps = {settings.num_steps}: allowed are at least {reached}, "
+            f"which {workdir} has reached"
+        )
     arrays = data.load(config.data.name, "train", config.data.dir)
     path = workdirs.save(config, workdir)
 
@@ -70,4 +78,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     if int(state.step) < settings.num_steps:
         sys.exit(UNFINISHED)
-    print(f"pictures: {workdir / 'samples'}; next: --mode sample --workdir {workdir}")
+    if settings.sample_every:
+        print(f"pictures: {workdir / 'samples'}")
+    print(f"next: --mode sample --workdir {workdir}")

@@ -58,3 +58,10 @@ def batch_shape(x_init: Array | None, shape: tuple[int, ...] | None) -> tuple[in
     if shape is not None and tuple(x_init.shape) != tuple(shape):
         raise ValueError(f"x_init has shape {x_init.shape}, but shape = {tuple(shape)}")
     return tuple(x_init.shape)
+
+
+def require_positive(**settings: float) -> None:
+    """Raise ValueError, naming the setting, for one that is not above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"{name} = {value!r}: allowed are numbers above 0")

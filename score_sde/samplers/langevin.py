@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.samplers.base import Samples, batch_shape, image_keys, normal, start
+from score_sde.samplers.base import (
+    Samples,
+    batch_shape,
+    image_keys,
+    normal,
+    require_positive,
+    start,
+)
 from score_sde.score import as_pytree, denoise
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -35,11 +42,18 @@ class AnnealedLangevin:
         t_min: the last time; None is the process's own.
     """
 
-    num_steps: int = 200
+    num_steps: int = 400
     steps_per_level: int = 5
     step_size: float = 0.1
     denoise: bool = True
     t_min: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(
+            num_steps=self.num_steps,
+            steps_per_level=self.steps_per_level,
+            step_size=self.step_size,
+        )
 
     @property
     def nfe(self) -> int:
@@ -59,6 +73,7 @@ class AnnealedLangevin:
     ) -> Samples:
         """Draw samples; arguments as ``PredictorCorrector.sample``, the trajectory has one state a
         level."""
+        sde.check()
         shape = batch_shape(x_init, shape)
         x, path = _sample(key, sde, as_pytree(score), x_init, first, self, shape, trajectory)
         return Samples(x, jnp.full(shape[0], self.nfe, jnp.int32), path)

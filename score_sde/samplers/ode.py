@@ -10,7 +10,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde.integrate import check, integrate
-from score_sde.samplers.base import Samples, batch_shape, image_keys, start
+from score_sde.samplers.base import Samples, batch_shape, image_keys, require_positive, start
 from score_sde.score import as_pytree, denoise, full_precision
 from score_sde.sde import SDE, ScoreFn
 
@@ -34,6 +34,9 @@ class ProbabilityFlow:
     t_min: float | None = None
     num_frames: int = 50
 
+    def __post_init__(self) -> None:
+        require_positive(rtol=self.rtol, atol=self.atol, num_frames=self.num_frames)
+
     def sample(
         self,
         key: Array,
@@ -50,6 +53,7 @@ class ProbabilityFlow:
         Raises:
             RuntimeError: with the solver's reason, if a solve did not succeed.
         """
+        sde.check()
         shape = batch_shape(x_init, shape)
         samples, result = _sample(
             key, sde, as_pytree(score), x_init, first, self, shape, trajectory

@@ -26,7 +26,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.samplers.base import Samples, batch_shape, image_keys, normal, start
+from score_sde.samplers.base import (
+    Samples,
+    batch_shape,
+    image_keys,
+    normal,
+    require_positive,
+    start,
+)
 from score_sde.score import as_pytree, denoise
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
@@ -62,9 +69,8 @@ def langevin(
     """A Langevin step whose size follows from the ratio of the norms of noise and score.
 
     A size that varies with the sample moves the law: towards p |score|^2, and further if it varies
-        with z. So |z| is
-    its root mean square sqrt(D), which leaves a variance (1 + 2 / D) / (1 - snr^2) times the right
-    one in D dimensions.
+    with z. So |z| is its root mean square sqrt(D), which leaves a variance (1 + 2 / D) (1 + snr^2)
+    times the right one for a Gaussian in D dimensions.
     """
     if faithful:  # the original averages both norms over the batch
         noise_norm, score_norm = jnp.mean(_norm(z))[None], jnp.mean(_norm(gradient))[None]
@@ -140,6 +146,9 @@ class PredictorCorrector:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
+        require_positive(
+            num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
+        )
 
     @property
     def corrections(self) -> int:
@@ -176,6 +185,7 @@ class PredictorCorrector:
             trajectory: also return the states after each step.
             first: index of the first sample, for samples that are drawn in parts.
         """
+        sde.check()
         shape = batch_shape(x_init, shape)
         x, path = _sample(key, sde, as_pytree(score), x_init, first, self, shape, trajectory)
         return Samples(x, jnp.full(shape[0], self.nfe, jnp.int32), path)

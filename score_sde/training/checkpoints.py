@@ -145,6 +145,11 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, OSError | ValueError) or type(error) is Exception
 
 
+def newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint by its name, readable or not; 0 without any."""
+    return max((int(path.name) for path in _newest_first(Path(directory))), default=0)
+
+
 def _newest_first(directory: Path) -> list[Path]:
     numbered = [path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir()]
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)

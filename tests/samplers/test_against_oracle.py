@@ -15,6 +15,7 @@ import pytest
 
 from score_sde import oracle
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector, ProbabilityFlow
+from score_sde.sde import SDE
 from tests.cases import PROCESSES, overlapping_mixture
 
 DIMS, NUM = 16, 4096
@@ -96,8 +97,8 @@ def test_annealed_langevin_bias_shrinks_with_levels_and_step_size(name):
 # The bias that the Monte Carlo test grants, relative to the standard deviation (mean) and variance,
 # and to 1 (weights): first order in 1 / steps for the predictors (test above), a solve's tolerance
 # for the ODE, lag and step size for annealed Langevin, and for the corrector's snr rule a variance
-# between v and (1 + 2 / D) / (1 - snr^2) v.
-SNR_BIAS = (1 + 2 / DIMS) / (1 - 0.16**2) - 1
+# between v and (1 + 2 / D) (1 + snr^2) v.
+SNR_BIAS = (1 + 2 / DIMS) * (1 + 0.16**2) - 1
 SAMPLERS = {
     "euler_maruyama": (PredictorCorrector(400, denoise=False), 0.0, 20 / 400),
     "reverse_diffusion": (
@@ -111,6 +112,22 @@ SAMPLERS = {
         SNR_BIAS,
         20 / 400,
     ),
+    "reverse_diffusion+langevin": (
+        PredictorCorrector(400, "reverse_diffusion", "langevin", denoise=False),
+        SNR_BIAS,
+        20 / 400,
+    ),
+    "ancestral+langevin": (
+        PredictorCorrector(400, "ancestral", "langevin", denoise=False),
+        SNR_BIAS,
+        20 / 400,
+    ),
+    "euler_maruyama+ald": (PredictorCorrector(400, corrector="ald", denoise=False), 0.0, 20 / 400),
+    "reverse_diffusion+ald": (
+        PredictorCorrector(400, "reverse_diffusion", "ald", denoise=False),
+        0.0,
+        20 / 400,
+    ),
     "ancestral+ald": (PredictorCorrector(400, "ancestral", "ald", denoise=False), 0.0, 20 / 400),
     "none+langevin": (
         PredictorCorrector(800, "none", "langevin", 3, denoise=False),
@@ -122,7 +139,7 @@ SAMPLERS = {
         0.03,
         20 / 400,
     ),
-    "annealed_langevin": (AnnealedLangevin(400, denoise=False), 0.0, 0.07),
+    "annealed_langevin": (AnnealedLangevin(denoise=False), 0.0, 0.07),
     "probability_flow": (ProbabilityFlow(denoise=False), 0.0, 1e-3),
 }
 
@@ -160,3 +177,48 @@ def test_samples_have_the_oracles_moments_and_mode_weights(name, which, mixture,
     posterior = np.asarray(mixture.posterior(sde, out.x, jnp.full(NUM, sde.t_min)))[:, 0]
     weight = abs(posterior.mean() - 0.35)
     assert weight < 3 * posterior.std() / np.sqrt(NUM) + bias, posterior.mean()
+
+
+@pytest.mark.parametrize(
+    "sampler", [AnnealedLangevin(7, 3), ProbabilityFlow(), ProbabilityFlow(1e-3)]
+)
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_nfe_is_what_was_evaluated(sampler, trajectory):
+    calls = []
+
+    def score(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return -x
+
+    out = sampler.sample(
+        jax.random.key(0), PROCESSES["vp"], score, shape=(1, 3), trajectory=trajectory
+    )
+    jax.effects_barrier()
+    assert len(calls) == int(out.nfe[0])
+
+
+def test_a_process_that_cannot_be_run_back_from_T_is_refused():
+    class Linear(SDE):
+        def alpha(self, t):
+            return 1.0 - t
+
+        def sigma(self, t):
+            return t
+
+    for sampler in (PredictorCorrector(), AnnealedLangevin(), ProbabilityFlow()):
+        with pytest.raises(ValueError, match=r"Linear: .* set T a little lower"):
+            sampler.sample(jax.random.key(0), Linear(), lambda x, t: -x, shape=(2, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PredictorCorrector(num_steps=0),
+        lambda: PredictorCorrector(snr=-1.0),
+        lambda: AnnealedLangevin(step_size=0.0),
+        lambda: ProbabilityFlow(rtol=0.0),
+    ],
+)
+def test_settings_that_are_not_positive_are_refused(make):
+    with pytest.raises(ValueError, match="allowed are numbers above 0"):
+        make()
