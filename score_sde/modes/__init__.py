@@ -36,8 +36,8 @@ def _cores_as_devices(batch_size: int) -> None:
 
     XLA spreads a large convolution over the cores, but runs the many small operations of a network
     on one: with a part of the batch for each of two cores the digits' step takes about 0.7 of the
-    time (without dropout, see benchmarks). Each gets 8 images at least. Nothing changes where XLA_FLAGS say how many devices there
-    are, or for other devices than the CPU's.
+    time (without dropout, see benchmarks). Each gets 8 images at least. Nothing changes where
+    XLA_FLAGS say how many devices there are, or for other devices than the CPU's.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
