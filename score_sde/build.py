@@ -11,12 +11,12 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde.data import INFO
+from score_sde.config import dataset
 from score_sde.images import PixelRange
-from score_sde.losses import denoising_score_matching
+from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector, ProbabilityFlow
-from score_sde.score import network_score
+from score_sde.score import level_score, network_score
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
 from score_sde.training import optimizers
 
@@ -34,18 +34,18 @@ def sde(config: ConfigDict) -> SDE:
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Return (H, W, C) of the data set's images."""
-    return INFO[config.data.name].shape
+    return dataset(config).shape
 
 
 def pixel_range(config: ConfigDict) -> PixelRange:
     """Return how the data set's integers become the model's numbers, and back."""
-    levels = INFO[config.data.name].levels
+    levels = dataset(config).levels
     return PixelRange(levels, config.model.centered, config.training.dequantize)
 
 
 def network(config: ConfigDict) -> Callable[..., UNet]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`)."""
-    info = INFO[config.data.name]
+    info = dataset(config)
     settings = config.model
     return partial(
         UNet,
@@ -68,9 +68,24 @@ def network(config: ConfigDict) -> Callable[..., UNet]:
     )
 
 
-def score(config: ConfigDict, apply: Callable[..., Array]) -> Callable[..., Array]:
+def score(
+    config: ConfigDict, apply: Callable[..., Array], *, snap: bool = False
+) -> Callable[..., Array]:
     """Return `score(params, x, t, labels=None, **options)` of the network `apply`."""
-    return network_score(apply, sde(config), config.model.parameterization, config.model.condition)
+    settings = config.model
+    return network_score(
+        apply,
+        sde(config),
+        settings.parameterization,
+        settings.condition,
+        num_levels=settings.num_levels,
+        snap=snap,
+    )
+
+
+def sampling_score(config: ConfigDict, apply: Callable[..., Array]) -> Callable[..., Array]:
+    """As `score`, for the config's sampler: a faithful one takes the original's chain."""
+    return score(config, apply, snap=config.sampling.faithful and config.sampling.method == "pc")
 
 
 def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
@@ -80,7 +95,7 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
     """
     if not config.model.class_conditional:
         return None
-    return jnp.arange(number, dtype=jnp.int32) % INFO[config.data.name].num_classes
+    return jnp.arange(number, dtype=jnp.int32) % dataset(config).num_classes
 
 
 def sampler(config: ConfigDict) -> Sampler:
@@ -132,9 +147,9 @@ def loss(
     The batch is as it is stored: `images` uint8 (B, H, W, C) and `labels` int32 (B,). Flips,
     dequantization, times, noise and dropout all come from `key`.
     """
-    process, pixels, score_of = sde(config), pixel_range(config), score(config, apply)
+    process, pixels = sde(config), pixel_range(config)
     flip, conditional = config.data.flip, config.model.class_conditional
-    weighting, t_min = config.training.loss, config.training.t_min
+    score_loss = _score_loss(config, process, apply)
 
     def loss_of(params: Any, batch: Mapping[str, Array], key: Array) -> Array:
         key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
@@ -144,13 +159,45 @@ def loss(
             images = jnp.where(mirrored, images[:, :, ::-1], images)
         noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
         labels = batch["labels"] if conditional else None
-
-        def score_fn(x: Array, t: Array) -> Array:
-            return score_of(params, x, t, labels, dropout_key=key_dropout, train=True)
-
         x0 = pixels.to_model(images, noise)
-        return denoising_score_matching(
-            key_loss, process, score_fn, x0, weighting=weighting, t_min=t_min
-        )
+        return score_loss(key_loss, params, x0, labels, key_dropout)
 
     return loss_of
+
+
+def _score_loss(
+    config: ConfigDict, process: SDE, apply: Callable[..., Array]
+) -> Callable[[Array, Any, Array, Array | None, Array], Array]:
+    """Return `loss(key, params, x0, labels, dropout_key)`, the loss of each x0, (B,)."""
+    settings = config.training
+
+    def continuous(
+        key: Array, params: Any, x0: Array, labels: Array | None, dropout_key: Array
+    ) -> Array:
+        def score_fn(x: Array, t: Array) -> Array:
+            return score_of(params, x, t, labels, dropout_key=dropout_key, train=True)
+
+        return denoising_score_matching(
+            key,
+            process,
+            score_fn,
+            x0,
+            weighting=settings.loss,
+            t_min=settings.t_min,
+            reduce_mean=settings.reduce_mean,
+        )
+
+    def discrete(
+        key: Array, params: Any, x0: Array, labels: Array | None, dropout_key: Array
+    ) -> Array:
+        chain = process.chain(config.model.num_levels)
+
+        def score_fn(x: Array, level: Array) -> Array:
+            told = (level.astype(x.dtype), chain.alpha[level], chain.sigma[level])
+            return score_at(params, x, *told, labels, dropout_key=dropout_key, train=True)
+
+        return discrete_score_matching(key, chain, score_fn, x0, reduce_mean=settings.reduce_mean)
+
+    score_of = score(config, apply)
+    score_at = level_score(apply, config.model.parameterization)
+    return discrete if config.model.num_levels else continuous

@@ -21,7 +21,14 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.name = ""  # the preset's file and variant; the command line sets it
     config.seed = 0  # of training: initial weights, order of the data, noise
-    config.data = ConfigDict({"name": "digits", "dir": "", "flip": False})
+    config.data = ConfigDict(
+        {
+            "name": "digits",
+            "dir": "",
+            "image_size": 0,  # 0: the set's own; another one only for sets that cannot be read
+            "flip": False,
+        }
+    )
     config.sde = ConfigDict(
         {"name": "vp", "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0}
     )
@@ -62,6 +69,7 @@ def _model() -> ConfigDict:
             "class_conditional": False,
             "parameterization": "epsilon",
             "condition": "time",
+            "num_levels": 0,  # 0: trained in continuous time; else N of DDPM's or SMLD's chain
             "dtype": "float32",
             "centered": True,
         }
@@ -81,6 +89,7 @@ def _training() -> ConfigDict:
             "weight_decay": 0.0,
             "ema_rate": 0.9999,
             "loss": "paper",
+            "reduce_mean": True,  # False: half the sum over an image
             "dequantize": False,
             "t_min": 1e-5,
             "checkpoint_every": 5000,
@@ -118,6 +127,13 @@ def check_variant(variant: str, *allowed: str) -> None:
     """Raise ValueError unless a preset has this variant ("" is the preset itself)."""
     if variant and variant not in allowed:
         raise ValueError(f"variant {variant!r}: allowed are {', '.join(allowed) or 'none'}")
+
+
+def require_variant(variant: str, *allowed: str) -> None:
+    """Raise ValueError unless a preset that is nothing by itself has this variant."""
+    if not variant:
+        raise ValueError(f"a variant is missing (FILE:VARIANT): allowed are {', '.join(allowed)}")
+    check_variant(variant, *allowed)
 
 
 # --- What the values may be -----------------------------------------------------------------------
@@ -166,6 +182,7 @@ def _frequencies(value: tuple[Any, ...]) -> bool:
 CHECKS = (
     Check("seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
     _one_of("data.name", *INFO),
+    _at_least("data.image_size", 0),
     _one_of("sde.name", "vp", "subvp", "ve"),
     _positive("sde.beta_min"),
     _positive("sde.beta_max"),
@@ -186,6 +203,7 @@ CHECKS = (
     Check("model.input_frequencies", _frequencies, "tuples of positive numbers"),
     _one_of("model.parameterization", "epsilon", "score", "velocity"),
     _one_of("model.condition", "time", "log_sigma", "log_snr"),
+    Check("model.num_levels", lambda value: value == 0 or value > 1, "0, integers of at least 2"),
     _one_of("model.dtype", "float32", "bfloat16"),
     _at_least("training.num_steps", 1),
     _at_least("training.batch_size", 1),
@@ -246,9 +264,14 @@ def validate(config: ConfigDict) -> None:
     for check in CHECKS:
         if not check.ok(values[check.key]):
             raise refuse(check.key, values[check.key], check.allowed)
-    info = INFO[config.data.name]
-    for key, allowed in _across_keys(config, info):
+    info = dataset(config)
+    for key, allowed in (*_across_keys(config, info), *_across_discrete(config)):
         raise refuse(key, values[key], allowed)
+
+
+def dataset(config: ConfigDict) -> DatasetInfo:
+    """Return the facts of the config's data set, at the config's image size."""
+    return INFO[config.data.name].resized(config.data.image_size)
 
 
 def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
@@ -257,6 +280,9 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         yield "sde.beta_max", f"numbers above config.sde.beta_min = {config.sde.beta_min}"
     if config.sde.sigma_max <= config.sde.sigma_min:
         yield "sde.sigma_max", f"numbers above config.sde.sigma_min = {config.sde.sigma_min}"
+    own = INFO[info.name]
+    if own.readable and info.image_size != own.image_size:
+        yield "data.image_size", f"0 (its own {own.image_size} pixels) for {info.name}"
     levels = len(config.model.multipliers)
     factor = 2 ** (levels - 1)
     if info.image_size % factor:
@@ -286,6 +312,29 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
     sampling = config.sampling
     if sampling.method == "pc" and sampling.predictor == sampling.corrector == "none":
         yield "sampling.corrector", "langevin, ald with config.sampling.predictor = 'none'"
+
+
+def _across_discrete(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts training on discrete levels."""
+    if not config.model.num_levels:
+        return
+    given = f"with config.model.num_levels = {config.model.num_levels}"
+    if config.sde.name == "subvp":
+        yield "model.num_levels", "0 with config.sde.name = 'subvp', which has no discrete chain"
+    if config.sde.name == "vp" and config.model.num_levels <= config.sde.beta_max:
+        yield (
+            "model.num_levels",
+            f"0, integers above config.sde.beta_max = {config.sde.beta_max}, as the chain's betas "
+            "are below 1",
+        )
+    for key, allowed in (
+        ("model.parameterization", ("epsilon", "score")),
+        ("model.embedding", ("positional",)),  # Fourier features are of a log sigma or log SNR
+        ("model.condition", ("time",)),
+        ("training.loss", ("paper",)),
+    ):
+        if flat(config)[key] not in allowed:
+            yield key, f"{', '.join(allowed)} {given}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

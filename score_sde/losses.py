@@ -1,4 +1,4 @@
-"""Denoising score matching in continuous time (Song et al. 2021, eq. 7).
+"""Denoising score matching, in continuous time (Song et al. 2021, eq. 7) and on discrete levels.
 
 For x_t = alpha x0 + sigma z the error of the score is read off the noise: e = sigma score(x_t, t) +
 z. Two weightings of |e|^2 over t in [t_min, T] matter:
@@ -11,13 +11,19 @@ z. Two weightings of |e|^2 over t in [t_min, T] matter:
 
 A ``mixture`` draws every other time of a batch by the one and by the other, with weight 1 for both:
 the paper's weighting makes the samples, the likelihood's the bits/dim.
+
+On the levels of a discrete chain the same |e|^2 with weight 1 is, up to the form in which it is
+usually written,
+
+    DDPM:  |network - z|^2                            (Ho et al. 2020, arXiv:2006.11239, eq. 14)
+    SMLD:  sigma^2 |score + (x - x0) / sigma^2|^2     (Song, Ermon 2019, arXiv:1907.05600, eq. 6).
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.sde import SDE, ScoreFn, expand
+from score_sde.sde import SDE, Chain, ScoreFn, expand
 
 WEIGHTINGS = ("paper", "likelihood", "mixture")
 
@@ -76,8 +82,28 @@ def weighted_error(
     """
     mean, std = sde.marginal(x0, t)
     error = expand(std, z) * score(mean + expand(std, z) * z, t) + z
+    return weight * _squared(error, reduce_mean)
+
+
+def level_error(
+    chain: Chain, score: ScoreFn, x0: Array, level: Array, z: Array, *, reduce_mean: bool = True
+) -> Array:
+    """|sigma score(alpha x0 + sigma z, level) + z|^2 for each example, (B,): the loss of DDPM and
+    SMLD.
+
+    Args:
+        chain: the levels' alpha and sigma.
+        score: the score function, which takes levels in the place of times.
+        x0: data (B, *shape); level: int32 (B,); z: standard normal noise (B, *shape).
+        reduce_mean: the mean over an example's dimensions; else half their sum.
+    """
+    alpha, sigma = (expand(table[level].astype(x0.dtype), x0) for table in chain)
+    return _squared(sigma * score(alpha * x0 + sigma * z, level) + z, reduce_mean)
+
+
+def _squared(error: Array, reduce_mean: bool) -> Array:
     squared = jnp.square(error).reshape(len(error), -1)
-    return weight * (jnp.mean(squared, axis=-1) if reduce_mean else 0.5 * jnp.sum(squared, axis=-1))
+    return jnp.mean(squared, axis=-1) if reduce_mean else 0.5 * jnp.sum(squared, axis=-1)
 
 
 def denoising_score_matching(
@@ -106,3 +132,25 @@ def denoising_score_matching(
     t, weight = sample_times(key_t, sde, len(x0), weighting, t_min)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
     return weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
+
+
+def discrete_score_matching(
+    key: Array, chain: Chain, score: ScoreFn, x0: Array, *, reduce_mean: bool = True
+) -> Array:
+    """A Monte Carlo estimate of `level_error` for each example of a batch, (B,): one level, drawn
+    uniformly, and one noise for each.
+
+    Args:
+        key: a jax key for levels and noise.
+        chain: the levels' alpha and sigma.
+        score: the score function, (x (B, *shape), level int32 (B,)) -> (B, *shape).
+        x0: data (B, *shape), float32 in the model's range.
+        reduce_mean: the mean over an example's dimensions; else half their sum.
+    """
+    key_level, key_z = jax.random.split(key)
+    num_levels = len(chain.sigma)
+    # Spread as the continuous times are. u < 1, but its product with N may be rounded up to N.
+    level = (low_discrepancy(key_level, len(x0)) * num_levels).astype(jnp.int32)
+    level = jnp.minimum(level, num_levels - 1)
+    z = jax.random.normal(key_z, x0.shape, x0.dtype)
+    return level_error(chain, score, x0, level, z, reduce_mean=reduce_mean)

@@ -13,8 +13,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
-from score_sde.config import validate
-from score_sde.data import INFO
+from score_sde.config import dataset, validate
 from score_sde.errors import UserError
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers.base import image_keys, start
@@ -63,13 +62,17 @@ class Run:
         step: the training step of the checkpoint.
         sde: the process.
         score: the score of the averaged weights, (x (B, H, W, C), t (B,)) -> (B, H, W, C), x in the
-            model's range. A class-conditional model's takes `labels=`, int32 (B,), too.
+            model's range. A class-conditional model's takes `labels=`, int32 (B,), too. That of a
+            network trained on discrete levels is the one that is smooth in t.
+        sampling_score: what `sample` uses: `score`, but for such a network and `sampling.faithful`
+            the original's, which takes the chain's own levels.
     """
 
     config: ConfigDict
     step: int
     sde: SDE
     score: Partial = field(repr=False)  # its parameters would flood a notebook
+    sampling_score: Partial = field(repr=False)
 
     def sample(
         self, key: Array, n: int, *, labels: Array | None = None, trajectory: bool = False
@@ -184,16 +187,17 @@ class Run:
             return None if in_turn is None else np.asarray(in_turn)
         if not self.config.model.class_conditional:
             raise ValueError("labels for a model without classes")
-        classes, number = np.asarray(labels), INFO[self.config.data.name].num_classes
+        classes, number = np.asarray(labels), dataset(self.config).num_classes
         if classes.shape != (n,) or not np.isin(classes, np.arange(number)).all():
             raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
         return classes.astype(np.int32)
 
     def _given(self, labels: np.ndarray | None) -> ScoreFn:
         if labels is None:
-            return self.score
-        # Not Partial(self.score, ...): JAX would take the parameters for constants.
-        return Partial(self.score.func, *self.score.args, labels=jnp.asarray(labels))
+            return self.sampling_score
+        # Not Partial(the score, ...): JAX would take the parameters for constants.
+        score = self.sampling_score
+        return Partial(score.func, *score.args, labels=jnp.asarray(labels))
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
@@ -212,7 +216,8 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     apply, params = networks.abstract(build.network(config))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
     score = Partial(build.score(config, apply), ema)
-    return Run(config, step, build.sde(config), score)
+    sampling_score = Partial(build.sampling_score(config, apply), ema)
+    return Run(config, step, build.sde(config), score, sampling_score)
 
 
 def shared(number: int) -> int:

@@ -6,7 +6,18 @@ With F the network, every parameterization estimates the noise z of x_t = alpha 
 
 which does not cancel at small t, as going through the denoised image would.
 
+A network trained on the N levels of a discrete chain (`SDE.chain`) is told a level in place of a
+condition. Two ways lead from a time to its level:
+
+    smooth:  the level is a real number and sigma the process's, both continuous in t. Solvers with
+             step control, the likelihood and samplers with a grid of their own need that: a score
+             that jumps between levels makes an ODE solver's steps collapse, and the original too
+             leaves the chain's table there.
+    snap:    the table's sigma at the level that the original code picks, to sample as it did.
+
 References:
+    Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (DDPM's levels).
+    Song, Ermon 2019, arXiv:1907.05600 (SMLD's levels).
     Song et al. 2021, arXiv:2011.13456, section 4 and appendix C (epsilon and score).
     Salimans, Ho 2022, Progressive Distillation, arXiv:2202.00512, section 4 (velocity).
     Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, table 1 (the form of the
@@ -67,31 +78,82 @@ CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
 }
 
 
-def network_score(
-    apply: Callable[..., Array], sde: SDE, parameterization: str, condition: str
-) -> Callable[..., Array]:
-    """The score function of a network.
+def level_score(apply: Callable[..., Array], parameterization: str) -> Callable[..., Array]:
+    """The score function of a network whose noise level is given outright.
 
     Args:
         apply: ``apply(params, x (B, *shape), condition (B,), labels (B,) | None, **options) -> (B,
             *shape)``.
+        parameterization: a key of ``PARAMETERIZATIONS``.
+
+    Returns:
+        ``score(params, x, condition, alpha, sigma, labels=None, **options) -> (B, *shape)`` with
+        what the network is told, alpha and sigma each (B,).
+    """
+    coefficients = PARAMETERIZATIONS[parameterization]
+
+    def score(
+        params: Any,
+        x: Array,
+        condition: Array,
+        alpha: Array,
+        sigma: Array,
+        labels: Array | None = None,
+        **options: Any,
+    ) -> Array:
+        c = coefficients(alpha, sigma)
+        output = apply(params, expand(c.c_in, x) * x, condition, labels, **options)
+        return -(expand(c.c_skip / sigma, x) * x + expand(c.c_out / sigma, x) * output)
+
+    return score
+
+
+def network_score(
+    apply: Callable[..., Array],
+    sde: SDE,
+    parameterization: str,
+    condition: str,
+    *,
+    num_levels: int = 0,
+    snap: bool = False,
+) -> Callable[..., Array]:
+    """The score function of a network.
+
+    Args:
+        apply: as for ``level_score``.
         sde: the process that the network is trained under.
         parameterization: a key of ``PARAMETERIZATIONS``.
-        condition: a key of ``CONDITIONS``: what the network is told of the noise level.
+        condition: a key of ``CONDITIONS``: what the network is told of the noise level. Without
+            effect where ``num_levels`` is not 0: then it is told the level.
+        num_levels: 0 for a network trained in continuous time, else N of its discrete chain.
+        snap: the original's score of such a network, with the chain's own sigma; else it is smooth
+            in t (see above). Without effect where ``num_levels`` is 0.
 
     Returns:
         ``score(params, x, t, labels=None, **options) -> (B, *shape)``; ``Partial(score, params)``
         is a ``ScoreFn``.
+
+    Raises:
+        ValueError: a process without a discrete chain, where ``num_levels`` is not 0.
     """
-    coefficients, noise_condition = PARAMETERIZATIONS[parameterization], CONDITIONS[condition]
+    chain = sde.chain(num_levels) if num_levels else None
+
+    def told(t: Array) -> tuple[Array, Array, Array]:
+        if chain is None:
+            return CONDITIONS[condition](sde, t), sde.alpha(t), sde.sigma(t)
+        level = sde.level(t, num_levels)
+        if not snap:
+            return level, sde.alpha(t), sde.sigma(t)
+        level, row = sde.snap(level)
+        alpha, sigma = (table[row.astype(jnp.int32)].astype(t.dtype) for table in chain)
+        return level, alpha, sigma
+
+    score_of = level_score(apply, parameterization)
 
     def score(
         params: Any, x: Array, t: Array, labels: Array | None = None, **options: Any
     ) -> Array:
-        sigma = sde.sigma(t)
-        c = coefficients(sde.alpha(t), sigma)
-        output = apply(params, expand(c.c_in, x) * x, noise_condition(sde, t), labels, **options)
-        return -(expand(c.c_skip / sigma, x) * x + expand(c.c_out / sigma, x) * output)
+        return score_of(params, x, *told(t), labels, **options)
 
     return score
 

@@ -55,6 +55,19 @@ class Step(NamedTuple):
     posterior_std: Array
 
 
+class Chain(NamedTuple):
+    """The N noise levels of a discretely trained network: x = alpha x0 + sigma z, with a row for
+    each integer that the network is told.
+
+    Attributes:
+        alpha: factor of the data, (N,).
+        sigma: standard deviation of the noise, (N,).
+    """
+
+    alpha: Array
+    sigma: Array
+
+
 @dataclass_transform(frozen_default=True)
 class SDE:
     """A forward process, given by ``alpha`` and ``sigma``. A new one is five lines:
@@ -151,6 +164,26 @@ class SDE:
         f, G = self.drift_rate(t) * dt, self.diffusion(t) * math.sqrt(dt)
         s = jnp.maximum(t - dt, 0.0)
         return Step(f, G, G * self.sigma(s) / self.sigma(t))
+
+    # What a network trained on N levels instead of all times knows of them. Levels are counted as
+    # the published networks do, which differ: DDPM's 0 has the least noise, SMLD's the most.
+
+    def chain(self, num_levels: int) -> Chain:
+        """The discrete chain that networks are trained on, of ``num_levels`` levels.
+
+        Raises:
+            ValueError: for a process without one.
+        """
+        raise ValueError(f"{type(self).__name__} has no discrete chain; VPSDE and VESDE have one")
+
+    def level(self, t: Array, num_levels: int) -> Array:
+        """The level at time t, a real number between 0 and num_levels - 1: (B,) -> (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define level(t, num_levels)")
+
+    def snap(self, level: Array) -> tuple[Array, Array]:
+        """What the original code makes of a level, each (B,): the level that it tells the network,
+        and the whole one whose row of the chain it takes."""
+        raise NotImplementedError(f"{type(self).__name__} must define snap(level)")
 
     def check(self) -> None:
         """See that the process can be run back from T; within a jitted function do nothing.
@@ -253,6 +286,20 @@ class VPSDE(SDE):
         beta = (self.beta_min + index * slope) / num_steps
         return Step(jnp.expm1(0.5 * jnp.log1p(-beta)), jnp.sqrt(beta), jnp.sqrt(beta))
 
+    def chain(self, num_levels: int) -> Chain:
+        """DDPM's: alpha_k^2 = prod_{j <= k} (1 - beta_j) with beta_j linear in j from beta_min / N
+        to beta_max / N, sigma^2 = 1 - alpha^2 (Ho et al. 2020, eq. 4)."""
+        betas = jnp.linspace(self.beta_min / num_levels, self.beta_max / num_levels, num_levels)
+        log_alpha2 = jnp.cumsum(jnp.log1p(-betas))
+        return Chain(jnp.exp(0.5 * log_alpha2), jnp.sqrt(-jnp.expm1(log_alpha2)))
+
+    def level(self, t: Array, num_levels: int) -> Array:
+        return t / self.T * (num_levels - 1)
+
+    def snap(self, level: Array) -> tuple[Array, Array]:
+        # The embedding gets the level as it is; only the table is read at its whole part.
+        return level, jnp.trunc(level)
+
     def prior_std(self) -> Array:
         return jnp.ones(())
 
@@ -285,6 +332,9 @@ class SubVPSDE(VPSDE):
 
     def discretize(self, t: Array, num_steps: int) -> Step:
         return SDE.discretize(self, t, num_steps)
+
+    def chain(self, num_levels: int) -> Chain:
+        return SDE.chain(self, num_levels)
 
 
 class VESDE(SDE):
@@ -337,6 +387,18 @@ class VESDE(SDE):
         )
         G = jnp.sqrt((sigma - below) * (sigma + below))
         return Step(jnp.zeros_like(t), G, G * below / sigma)
+
+    def chain(self, num_levels: int) -> Chain:
+        """SMLD's: sigmas on a geometric grid, the largest first (Song, Ermon 2019, section 4)."""
+        sigma = self.sigma(jnp.linspace(self.T, 0.0, num_levels))
+        return Chain(jnp.ones_like(sigma), sigma)
+
+    def level(self, t: Array, num_levels: int) -> Array:
+        return (1.0 - t / self.T) * (num_levels - 1)
+
+    def snap(self, level: Array) -> tuple[Array, Array]:
+        whole = jnp.round(level)  # half to even, as the original
+        return whole, whole
 
 
 def _derivative(function: Callable[[Array], Array], t: Array) -> Array:

@@ -38,6 +38,7 @@ def test_every_check_names_a_key_and_allows_its_default():
 IMPOSSIBLE = {
     "seed": -1,
     "data.name": "mnist",
+    "data.image_size": -8,
     "sde.name": "ddpm",
     "sde.beta_min": 0.0,
     "sde.beta_max": float("inf"),
@@ -54,6 +55,7 @@ IMPOSSIBLE = {
     "model.input_frequencies": (0.0,),
     "model.parameterization": "x0",
     "model.condition": "sigma",
+    "model.num_levels": 1,
     "model.dtype": "float16",
     "training.num_steps": 0,
     "training.batch_size": 0,
@@ -140,6 +142,49 @@ def test_an_impossible_value_is_refused(check):
             {"model.class_conditional": True, "sampling.method": "ode"},
             "config.sampling.method = 'ode': allowed are pc, ald with "
             "config.model.class_conditional = True",
+        ),
+        (
+            {"data.image_size": 16},
+            "config.data.image_size = 16: allowed are 0 (its own 8 pixels) for digits",
+        ),
+        (
+            {"data.name": "celeba", "data.image_size": 12, "model.multipliers": (1, 1, 1, 1)},
+            "config.model.multipliers = (1, 1, 1, 1): allowed are 1 to 3 resolutions, as celeba's "
+            "12 pixels are not divisible by the U-Net's factor 8",
+        ),
+        (
+            {"model.num_levels": 1000, "sde.name": "subvp"},
+            "config.model.num_levels = 1000: allowed are 0 with config.sde.name = 'subvp', which "
+            "has no discrete chain",
+        ),
+        (
+            {"model.num_levels": 20},
+            "config.model.num_levels = 20: allowed are 0, integers above config.sde.beta_max = "
+            "20.0, as the chain's betas are below 1",
+        ),
+        (
+            {"model.num_levels": 1000, "model.parameterization": "velocity"},
+            "config.model.parameterization = 'velocity': allowed are epsilon, score with "
+            "config.model.num_levels = 1000",
+        ),
+        (
+            {
+                "model.num_levels": 1000,
+                "model.embedding": "fourier",
+                "model.condition": "log_sigma",
+            },
+            "config.model.embedding = 'fourier': allowed are positional with "
+            "config.model.num_levels = 1000",
+        ),
+        (
+            {"model.num_levels": 1000, "model.condition": "log_snr"},
+            "config.model.condition = 'log_snr': allowed are time with "
+            "config.model.num_levels = 1000",
+        ),
+        (
+            {"model.num_levels": 1000, "training.loss": "mixture"},
+            "config.training.loss = 'mixture': allowed are paper with "
+            "config.model.num_levels = 1000",
         ),
         (
             {"training.batch_size": 1501},

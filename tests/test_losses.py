@@ -5,8 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.losses import denoising_score_matching, low_discrepancy, sample_times, weighted_error
-from tests.cases import PROCESSES, overlapping_mixture
+from score_sde.losses import (
+    denoising_score_matching,
+    discrete_score_matching,
+    level_error,
+    low_discrepancy,
+    sample_times,
+    weighted_error,
+)
+from score_sde.score import level_score
+from score_sde.sde import expand
+from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -80,3 +89,55 @@ def test_half_the_sum_is_the_mean_times_half_the_dimensions():
 def test_an_unknown_weighting_is_refused():
     with pytest.raises(ValueError, match="'sigma': allowed are paper, likelihood, mixture"):
         sample_times(jax.random.key(0), PROCESSES["vp"], 4, "sigma", 1e-5)
+
+
+# --- Discrete levels ------------------------------------------------------------------------------
+
+
+def as_published(process, output, z, sigma):
+    """The losses as their papers write them, for an example each."""
+    if process == "vp":  # DDPM: the network's output is the noise itself
+        return np.square(output - z)
+    noise = sigma * z  # SMLD: the network's output divided by sigma is the score
+    return sigma**2 * np.square(output / sigma + noise / sigma**2)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve"])
+def test_the_discrete_losses_are_those_of_ddpm_and_smld(process):
+    chain, level = PUBLISHED[process].chain(100), jnp.asarray([0, 17, 99])
+    x0, z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 1))
+    told = []
+
+    def apply(params, x, condition, labels):
+        told.append((x, condition))
+        return 0.3 * x + 0.1
+
+    at = level_score(apply, {"vp": "epsilon", "ve": "score"}[process])
+
+    def score(x, level):
+        return at(None, x, level.astype(x.dtype), chain.alpha[level], chain.sigma[level])
+
+    losses = [level_error(chain, score, x0, level, z, reduce_mean=mean) for mean in (True, False)]
+    x, condition = told[0]
+    alpha, sigma = (np.asarray(expand(table[level], x0)) for table in chain)
+    np.testing.assert_allclose(x, alpha * x0 + sigma * z, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(condition, [0.0, 17.0, 99.0])
+    squared = as_published(process, 0.3 * np.asarray(x) + 0.1, np.asarray(z), sigma)
+    # Dividing by sigma and multiplying again: a few roundings of 6e-8.
+    np.testing.assert_allclose(losses[0], squared.reshape(3, -1).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(losses[1], squared.reshape(3, -1).sum(1) / 2, rtol=1e-5)
+
+
+def test_levels_are_drawn_evenly_and_none_is_left_out():
+    chain, drawn = PUBLISHED["ve"].chain(10), []
+
+    def score(x, level):
+        drawn.append(np.asarray(level))
+        return -x
+
+    for seed in range(20):
+        discrete_score_matching(jax.random.key(seed), chain, score, jnp.zeros((32, 2)))
+    assert drawn[0].dtype == np.int32
+    for levels in drawn:  # 32 evenly spread numbers: 3 or 4 in each tenth
+        assert set(np.bincount(levels, minlength=10)) <= {3, 4}
+    assert len(np.bincount(np.concatenate(drawn))) == 10

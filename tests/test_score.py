@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from score_sde.score import CONDITIONS, PARAMETERIZATIONS, as_pytree, denoise, network_score
 from score_sde.sde import expand
-from tests.cases import PROCESSES, overlapping_mixture
+from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
 # The target of each parameterization, from its paper and not from our table.
 TARGETS = {
@@ -77,3 +77,44 @@ def test_parameters_stay_leaves():
     assert jax.tree.leaves(as_pytree(lambda x, t: -x)) == []
     bound = Partial(lambda params, x, t: params * x, jnp.ones(3))
     assert as_pytree(bound) is bound
+
+
+@pytest.mark.parametrize("process", ["vp", "ve"])
+@pytest.mark.parametrize("snap", [False, True])
+def test_what_a_discretely_trained_network_is_told(process, snap):
+    """The level unrounded with the process's sigma, or the original's level with the chain's."""
+    sde, t = PUBLISHED[process], jnp.asarray([0.001, 0.25049, 0.7777, 1.0])
+    level = np.asarray([0.999, 250.23951, 776.9223, 999.0])
+    level = level if process == "vp" else 999.0 - level
+    if process == "vp":
+        betas = np.linspace(0.1 / 1000, 20.0 / 1000, 1000)
+        table, row = np.sqrt(1.0 - np.cumprod(1.0 - betas)), np.trunc(level)
+    else:
+        table, row = np.geomspace(50.0, 0.01, 1000), np.round(level)
+        level = row if snap else level
+    sigma = table[row.astype(int)] if snap else np.asarray(sde.sigma(t))
+    told = []
+
+    def apply(params, x, condition, labels):
+        told.append(condition)
+        return params * x
+
+    score = network_score(apply, sde, "epsilon", "time", num_levels=1000, snap=snap)
+    x = jnp.ones((4, 3))
+    # t N in float32 is off by 6e-8 of itself; chains by 1e-5, see tests/test_sde.py.
+    np.testing.assert_allclose(score(2.0, x, t), -2.0 / sigma[:, None] * x, rtol=2e-5)
+    np.testing.assert_allclose(told[0], level, rtol=1e-6, atol=1e-4)
+
+
+def test_snapping_leaves_a_continuously_trained_network_alone():
+    sde, t, x = PUBLISHED["vp"], jnp.asarray([0.0011, 0.9]), jnp.ones((2, 3))
+    scores = [
+        network_score(lambda _, x, c, labels: x * expand(c, x), sde, "epsilon", "time", snap=snap)
+        for snap in (False, True)
+    ]
+    np.testing.assert_array_equal(scores[0](None, x, t), scores[1](None, x, t))
+
+
+def test_a_process_without_chain_has_no_discretely_trained_network():
+    with pytest.raises(ValueError, match="SubVPSDE has no discrete chain"):
+        network_score(lambda *_: None, PUBLISHED["subvp"], "epsilon", "time", num_levels=1000)

@@ -23,15 +23,20 @@ def load(name: str, split: str, data_dir: str | None = None) -> Arrays:
       int32 (N,), in the data set's official order, N as `INFO[name].splits[split]` says.
 
     Raises:
-      UserError: one line: an unknown name or split, a damaged or foreign file, or a set that cannot
-        be had, with the ways to get it.
+      UserError: one line: an unknown name or split, a set that is only described, a damaged or
+        foreign file, or a set that cannot be had, with the ways to get it.
     """
     # Imported here: `--help` needs INFO only, and no readers.
     from score_sde.data import cifar10, digits, fashion_mnist
 
     loaders = {"digits": digits.load, "cifar10": cifar10.load, "fashion_mnist": fashion_mnist.load}
-    if name not in loaders:
+    if name not in INFO:
         raise UserError(f"config.data.name: {name!r} is not one of {', '.join(loaders)}")
+    if not INFO[name].readable:
+        raise UserError(
+            f"config.data.name = {name!r}: its images cannot be read, only its models can be used; "
+            f"sets that can are {', '.join(loaders)}"
+        )
     if split not in INFO[name].splits:
         raise UserError(f"split: {split!r} is not one of {', '.join(INFO[name].splits)}")
     arrays = loaders[name](split, data_dir)

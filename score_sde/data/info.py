@@ -1,5 +1,6 @@
 """What is known of each image set before it is read, and the form in which it is handed over."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,11 +20,16 @@ class DatasetInfo:
     levels: int  # grey values per channel; enters the bits/dim
     num_classes: int
     splits: Mapping[str, int]  # images in each split
+    readable: bool = True  # False: known for its models, and not read by this package
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
         return self.image_size, self.image_size, self.channels
+
+    def resized(self, image_size: int) -> "DatasetInfo":
+        """The same set at another image size; 0 is its own."""
+        return dataclasses.replace(self, image_size=image_size or self.image_size)
 
 
 class Arrays(NamedTuple):
@@ -33,12 +39,24 @@ class Arrays(NamedTuple):
     labels: np.ndarray
 
 
+def _described(name: str, image_size: int, train: int, test: int) -> DatasetInfo:
+    """A set of colour photographs without classes that the published models were trained on."""
+    return DatasetInfo(name, image_size, 3, 256, 0, {"train": train, "test": test}, readable=False)
+
+
+# Sizes are those of the published models' images, where the set has none of its own (LSUN) or
+# other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ have none.
 INFO: dict[str, DatasetInfo] = {
     "digits": DatasetInfo("digits", 8, 1, 17, 10, {"train": 1500, "test": 297}),
     "cifar10": DatasetInfo("cifar10", 32, 3, 256, 10, {"train": 50_000, "test": 10_000}),
     "fashion_mnist": DatasetInfo(
         "fashion_mnist", 28, 1, 256, 10, {"train": 60_000, "test": 10_000}
     ),
+    "celeba": _described("celeba", 64, 162_770, 19_962),
+    "lsun_bedroom": _described("lsun_bedroom", 256, 3_033_042, 300),
+    "lsun_church": _described("lsun_church", 256, 126_227, 300),
+    "celebahq": _described("celebahq", 1024, 30_000, 0),
+    "ffhq": _described("ffhq", 1024, 70_000, 0),
 }
 
 
