@@ -2,12 +2,26 @@
 
 At each of ``num_steps`` noise levels from T to t_min, ``steps_per_level`` Langevin steps
 
-    x + e score(x, t) + sqrt(2 e) z,      e = step_size sigma(t)^2
+    x + e sigma^2 score(x, t) + sqrt(b) sigma z,     e = step_size, sigma = sigma(t),
 
-(the paper's alpha_i / 2 with alpha_i = epsilon sigma_i^2 / sigma_L^2; the ratio to sigma_L is in
-``step_size``). Under any process this is the paper's algorithm for x / alpha, whose law is the
-data's with noise of sigma / alpha: levels are uniform in log-SNR, its geometric ladder, and between
-levels x is rescaled by the ratio of their alphas.
+with one of two rules for the noise:
+
+    consistent      b = r^2 - (1 - e)^2
+    not consistent  b = 2 e
+
+The first is that of Jolicoeur-Martineau et al. 2021, arXiv:2009.05475, algorithm 2; the second the
+paper's, whose alpha_i / 2 is e sigma_i^2.
+
+A step shrinks the noise in x to (1 - e) sigma; the consistent rule fills it up to r sigma, where r
+sigma is the next level's noise for a level's last step and r = 1 for those before. So the noise is
+what the score takes it for at every step. (A level's last e is 1 - r at least; at b = 0 the step is
+that of DDIM.) By the paper's rule the noise settles at a variance 1 / (1 - e / 2) times too large,
+and comes down from the level before with a delay, against which only more steps help; in these the
+errors of a learned score add up.
+
+Under any process this is the algorithm for x / alpha, whose law is the data's with noise of sigma /
+alpha: levels are uniform in log-SNR, the paper's geometric ladder, and between levels x is rescaled
+by the ratio of their alphas.
 """
 
 from dataclasses import dataclass
@@ -37,14 +51,16 @@ class AnnealedLangevin:
     Attributes:
         num_steps: noise levels.
         steps_per_level: Langevin steps at each.
-        step_size: e / sigma(t)^2; the bias of a step's stationary variance is O(step_size).
+        step_size: e, below 1; the bias of a step's stationary variance is O(step_size).
+        consistent: how much noise a step adds, above. False is NCSN's and NCSNv2's algorithm.
         denoise: return the denoised end state (Tweedie's formula, one evaluation more).
         t_min: the last time; None is the process's own.
     """
 
     num_steps: int = 400
-    steps_per_level: int = 5
+    steps_per_level: int = 2
     step_size: float = 0.1
+    consistent: bool = True
     denoise: bool = True
     t_min: float | None = None
 
@@ -54,6 +70,8 @@ class AnnealedLangevin:
             steps_per_level=self.steps_per_level,
             step_size=self.step_size,
         )
+        if self.step_size >= 1.0:
+            raise ValueError(f"step_size = {self.step_size!r}: allowed are numbers below 1")
 
     @property
     def nfe(self) -> int:
@@ -98,16 +116,23 @@ def _sample(
     trajectory: bool,
 ) -> tuple[Array, Array | None]:
     keys, times = image_keys(key, shape[0], first), sampler.times(sde)
-
+    noise = jnp.exp(-0.5 * sde.log_snr(times))  # of x / alpha
+    to_next = jnp.append(noise[1:] / noise[:-1], 1.0)
     rescaling = jnp.exp(jnp.diff(sde.log_alpha(times), prepend=sde.log_alpha(times[:1])))
 
     def level(x: Array, index: Array) -> tuple[Array, Array | None]:
         t, x = jnp.full(shape[0], times[index]), rescaling[index] * x
-        size = expand(sampler.step_size * jnp.square(sde.sigma(t)), x)
+        sigma = expand(sde.sigma(t), x)
 
         def langevin(repeat: int, x: Array) -> Array:
             z = normal(keys, 1 + index * sampler.steps_per_level + repeat, shape[1:])
-            return x + size * score(x, t) + jnp.sqrt(2.0 * size) * z
+            if sampler.consistent:
+                r = jnp.where(repeat == sampler.steps_per_level - 1, to_next[index], 1.0)
+                e = jnp.maximum(sampler.step_size, 1.0 - r)
+                b = jnp.square(r) - jnp.square(1.0 - e)
+            else:
+                e, b = jnp.asarray(sampler.step_size), jnp.asarray(2.0 * sampler.step_size)
+            return x + e * jnp.square(sigma) * score(x, t) + jnp.sqrt(b) * sigma * z
 
         x = jax.lax.fori_loop(0, sampler.steps_per_level, langevin, x)
         return x, (x if trajectory else None)

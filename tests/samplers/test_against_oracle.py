@@ -69,35 +69,67 @@ def test_bias_halves_when_steps_double(name, predictor):
     assert errors[0][1] < 20 / 400  # the bound that the Monte Carlo test grants
 
 
+def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
+    """The recursion of algorithm 1 for N(0.7, data_variance) and its exact score, written a second
+    time: the larger relative error of mean and variance at the end."""
+    m, v = 0.0, float(sde.prior_std()) ** 2
+    t = sampler.times(sde)
+    alphas, sigmas = np.asarray(sde.alpha(t), float), np.asarray(sde.sigma(t), float)
+    noises = sigmas / alphas
+    for level, (alpha, sigma) in enumerate(zip(alphas, sigmas, strict=True)):
+        rescaling = alpha / alphas[max(level - 1, 0)]
+        m, v = m * rescaling, v * rescaling**2
+        variance = alpha**2 * data_variance + sigma**2
+        for repeat in range(sampler.steps_per_level):
+            kept = 1.0  # of the noise, to the next step
+            if repeat == sampler.steps_per_level - 1 and level < len(noises) - 1:
+                kept = noises[level + 1] / noises[level]
+            e = sampler.step_size
+            if sampler.consistent:
+                e = max(e, 1 - kept)
+                noise = kept**2 - (1 - e) ** 2
+            else:
+                noise = 2 * e
+            slope = e * sigma**2 / variance
+            m += slope * (alpha * 0.7 - m)
+            v = (1 - slope) ** 2 * v + noise * sigma**2
+    return max(abs(m - alpha * 0.7) / np.sqrt(variance), abs(v / variance - 1))
+
+
 @pytest.mark.parametrize("name", PROCESSES)
-def test_annealed_langevin_bias_shrinks_with_levels_and_step_size(name):
-    """The recursion of algorithm 1 for N(0.7, 0.25), written a second time."""
-    sde = PROCESSES[name]
+def test_consistent_annealed_langevin_loses_half_its_step_size_of_the_variance(name):
+    """A narrow direction of the data keeps its variance, a wide one loses step_size / 2 of it,
+    whatever the number of levels and of steps."""
+    for levels, steps_per_level, step_size in (
+        (50, 1, 0.1),
+        (200, 2, 0.1),
+        (400, 1, 0.1),
+        (400, 1, 0.05),
+    ):
+        sampler = AnnealedLangevin(levels, steps_per_level, step_size)
+        coarsest = np.diff(np.asarray(PROCESSES[name].log_snr(sampler.times(PROCESSES[name]))))
+        largest = max(step_size, 1 - np.exp(-0.5 * coarsest.max()))  # e where levels are far apart
+        for data_variance in (1e-4, 0.04, 0.25, 1.0):
+            # To first order e / 2; the second order is e^2 / 4 and less, for e <= 0.3.
+            bound = largest / 2 + largest**2 / 4
+            assert annealed_langevin_error(sampler, PROCESSES[name], data_variance) < bound
 
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_papers_annealed_langevin_bias_shrinks_with_levels_and_step_size(name):
     def error(num_steps, step_size):
-        sampler = AnnealedLangevin(num_steps, 5, step_size, t_min=0.01)
-        m, v = 0.0, float(sde.prior_std()) ** 2
-        t = sampler.times(sde)
-        alphas, sigmas = np.asarray(sde.alpha(t), float), np.asarray(sde.sigma(t), float)
-        last = alphas[0]
-        for alpha, sigma in zip(alphas, sigmas, strict=True):
-            m, v, last = m * alpha / last, v * (alpha / last) ** 2, alpha
-            size, variance = step_size * sigma**2, alpha**2 * 0.25 + sigma**2
-            for _ in range(5):
-                m += size * (alpha * 0.7 - m) / variance
-                v = (1 - size / variance) ** 2 * v + 2 * size
-        return abs(m - alpha * 0.7) + abs(v / variance - 1)
+        sampler = AnnealedLangevin(num_steps, 5, step_size, consistent=False, t_min=0.01)
+        return annealed_langevin_error(sampler, PROCESSES[name], 0.25)
 
-    coarse, used, fine = error(200, 0.1), error(400, 0.1), error(800, 0.05)
-    assert fine < used < coarse
+    coarse, middle, fine = error(200, 0.1), error(400, 0.1), error(800, 0.05)
+    assert fine < middle < coarse
     assert fine < 0.5 * coarse
-    assert used < 0.07  # the bound that the Monte Carlo test grants
 
 
 # The bias that the Monte Carlo test grants, relative to the standard deviation (mean) and variance,
 # and to 1 (weights): first order in 1 / steps for the predictors (test above), a solve's tolerance
-# for the ODE, lag and step size for annealed Langevin, and for the corrector's snr rule a variance
-# between v and (1 + 2 / D) (1 + snr^2) v.
+# for the ODE, and for the corrector's snr rule a variance between v and (1 + 2 / D) (1 + snr^2) v.
+# For annealed Langevin it is what its recursion says of the widest direction of the data (above).
 SNR_BIAS = (1 + 2 / DIMS) * (1 + 0.16**2) - 1
 SAMPLERS = {
     "euler_maruyama": (PredictorCorrector(400, denoise=False), 0.0, 20 / 400),
@@ -139,7 +171,12 @@ SAMPLERS = {
         0.03,
         20 / 400,
     ),
-    "annealed_langevin": (AnnealedLangevin(denoise=False), 0.0, 0.07),
+    "annealed_langevin": (AnnealedLangevin(step_size=0.05, denoise=False), 0.0, None),
+    "the_papers_annealed_langevin": (
+        AnnealedLangevin(400, 5, consistent=False, denoise=False),
+        0.0,
+        None,
+    ),
     "probability_flow": (ProbabilityFlow(denoise=False), 0.0, 1e-3),
 }
 
@@ -161,6 +198,9 @@ def directions(mixture):
 @pytest.mark.parametrize("which", SAMPLERS)
 def test_samples_have_the_oracles_moments_and_mode_weights(name, which, mixture, directions):
     sde, (sampler, inflation, bias) = PROCESSES[name], SAMPLERS[which]
+    if bias is None:
+        widest = float(np.linalg.eigvalsh(np.asarray(mixture.moments(sde, 0.0)[1])).max())
+        bias = annealed_langevin_error(sampler, sde, widest)
     out = sampler.sample(jax.random.key(0), sde, mixture.score(sde), shape=(NUM, DIMS))
     assert out.x.shape == (NUM, DIMS) and out.nfe.shape == (NUM,) and out.nfe.dtype == jnp.int32
     mean, covariance = (np.asarray(a) for a in mixture.moments(sde, sde.t_min))
@@ -210,12 +250,18 @@ def test_a_process_that_cannot_be_run_back_from_T_is_refused():
             sampler.sample(jax.random.key(0), Linear(), lambda x, t: -x, shape=(2, 3))
 
 
+def test_annealed_langevin_refuses_steps_beyond_the_noise():
+    with pytest.raises(ValueError, match=r"step_size = 1\.5: allowed are numbers below 1"):
+        AnnealedLangevin(step_size=1.5)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: PredictorCorrector(num_steps=0),
         lambda: PredictorCorrector(snr=-1.0),
         lambda: AnnealedLangevin(step_size=0.0),
+        lambda: AnnealedLangevin(step_size=-0.1, consistent=False),
         lambda: ProbabilityFlow(rtol=0.0),
     ],
 )
