@@ -129,7 +129,8 @@ def _sample(
             if sampler.consistent:
                 r = jnp.where(repeat == sampler.steps_per_level - 1, to_next[index], 1.0)
                 e = jnp.maximum(sampler.step_size, 1.0 - r)
-                b = jnp.square(r) - jnp.square(1.0 - e)
+                # Where e = 1 - r this is 0, or less by a rounding.
+                b = jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0)
             else:
                 e, b = jnp.asarray(sampler.step_size), jnp.asarray(2.0 * sampler.step_size)
             return x + e * jnp.square(sigma) * score(x, t) + jnp.sqrt(b) * sigma * z

@@ -250,6 +250,16 @@ def test_a_process_that_cannot_be_run_back_from_T_is_refused():
             sampler.sample(jax.random.key(0), Linear(), lambda x, t: -x, shape=(2, 3))
 
 
+def test_annealed_langevin_with_few_levels_stays_finite():
+    """Far apart levels make a step of e = 1 - r, whose noise b = r^2 - (1 - e)^2 is 0 but for a
+    rounding, of either sign."""
+    for num_steps in (5, 21, 50):
+        samples = AnnealedLangevin(num_steps).sample(
+            jax.random.key(0), PROCESSES["vp"], lambda x, t: -x, shape=(3, 2, 2, 1)
+        )
+        assert np.isfinite(samples.x).all(), num_steps
+
+
 def test_annealed_langevin_refuses_steps_beyond_the_noise():
     with pytest.raises(ValueError, match=r"step_size = 1\.5: allowed are numbers below 1"):
         AnnealedLangevin(step_size=1.5)
