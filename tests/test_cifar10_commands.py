@@ -45,7 +45,7 @@ def test_train_then_sample_with_no_workdir(official, tmp_path):
     out = main("--mode", "train", "--config.training.num_steps=3", *SIZE)
     assert "data: 50000 images of cifar10" in out
     out = main("--mode", "sample", "--config.sampling.num_steps=5")
-    assert "64 images, NFE 6" in out
+    assert "64 images, NFE 5" in out
     with np.load(tmp_path / "runs" / "vp_cifar10" / "samples.npz") as samples:
         assert samples["images"].shape == (64, 32, 32, 3)
         assert samples["images"].dtype == np.uint8

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import score_sde
+from configs import ve_celeba
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
@@ -102,6 +103,30 @@ MISTAKES = {
         ["--mode=train", DIGITS + ":deep"],
         f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are none",
     ),
+    "unknown variant of many": (
+        ["--mode=train", f"--config={CONFIGS / 've_cifar10.py'}:ddpmpp"],
+        f"error: --config {CONFIGS / 've_cifar10.py'}:ddpmpp: variant 'ddpmpp': allowed are "
+        "ncsnpp, ncsnpp_deep, ncsnpp_discrete, ddpm, ncsn, ncsnv2",
+    ),
+    "variant missing": (
+        ["--mode=train", f"--config={CONFIGS / 've_256.py'}"],
+        f"error: --config {CONFIGS / 've_256.py'}: a variant is missing (FILE:VARIANT): allowed "
+        "are bedroom, church, celebahq, ffhq",
+    ),
+    "image size of a set that has one": (
+        ["--mode=train", DIGITS, "--config.data.image_size=16"],
+        "error: config.data.image_size = 16: allowed are 0 (its own 8 pixels) for digits",
+    ),
+    "discrete training of a process without chain": (
+        ["--mode=train", DIGITS, "--config.sde.name=subvp", "--config.model.num_levels=1000"],
+        "error: config.model.num_levels = 1000: allowed are 0 with config.sde.name = 'subvp', "
+        "which has no discrete chain",
+    ),
+    "discrete training of a velocity": (
+        ["--mode=train", DIGITS, "--config.model.num_levels=1000"],
+        "error: config.model.parameterization = 'velocity': allowed are epsilon, score with "
+        "config.model.num_levels = 1000",
+    ),
     "unknown key": (
         ["--mode=train", DIGITS, "--config.training.num_step=5"],
         "error: config.training.num_step = '5': no such key; closest is config.training.num_steps",
@@ -118,7 +143,7 @@ MISTAKES = {
     ),
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
-        "error: config.data = '5': a section; its keys are dir, flip, name",
+        "error: config.data = '5': a section; its keys are dir, flip, image_size, name",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],
@@ -428,6 +453,53 @@ def test_a_workdir_without_checkpoint_is_told_in_one_line(trained, tmp_path):
     assert done.stderr == (
         f"error: {tmp_path / 'checkpoints'}: no checkpoint there; train first (--mode train)\n"
     )
+
+
+DISCRETE = (
+    "--config.model.num_levels=100",
+    "--config.model.parameterization=epsilon",
+    "--config.model.embedding=positional",
+    "--config.model.condition=time",
+    "--config.training.loss=paper",
+)
+
+
+def test_discrete_training_then_sampling(tmp_path):
+    """DDPM's training by the command line; its own sampler, and those that take any score."""
+    steps = ("--config.training.num_steps=4", "--config.training.sample_every=0")
+    succeed("--mode=train", DIGITS, *SMALL, *DISCRETE, *steps, cwd=tmp_path)
+    workdir = tmp_path / "runs" / "vp_digits"
+    sampling = ("--config.sampling.faithful=True", "--config.sampling.num_steps=100")
+    succeed("--mode=sample", *sampling, "--config.sampling.num_samples=3", cwd=tmp_path)
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["images"].shape == (3, 8, 8, 1)
+    assert arrays["nfe"].tolist() == [100, 100, 100]
+
+    saved = workdirs.load(workdir)
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jax.numpy.asarray([0.123, 0.5])
+    for method, faithful in (("pc", True), ("pc", False), ("ode", True), ("ald", True)):
+        loose = {"sampling.rtol": 0.1, "sampling.atol": 0.1, "sampling.num_steps": 21}
+        chosen = {"sampling.method": method, "sampling.faithful": faithful}
+        run = score_sde.load(workdir, changed(saved, loose | chosen))
+        # 99 t = 12.2 and 49.5: the original's chain has the sigmas of levels 12 and 49.
+        snapped = not np.allclose(run.sampling_score(x, t), run.score(x, t), rtol=1e-3)
+        assert snapped == (method == "pc" and faithful)
+        assert run.sample(jax.random.key(0), 3).images.shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize("mode", ["train", "likelihood"])
+def test_a_set_that_is_only_described_cannot_be_read(tmp_path, mode):
+    arguments = [f"--config={CONFIGS / 've_celeba.py'}", f"--mode={mode}"]
+    if mode == "likelihood":
+        workdirs.save(ve_celeba.get_config(), tmp_path / "runs" / "ve_celeba")
+    before = sorted(tmp_path.rglob("*"))
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: config.data.name = 'celeba': its images cannot be read, only its models can be "
+        "used; sets that can are digits, cifar10, fashion_mnist\n",
+    )
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_missing_data_set_is_told_in_one_line(tmp_path):

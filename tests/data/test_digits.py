@@ -48,6 +48,12 @@ def test_data_dir_is_not_used():
             "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist",
         ),
         ("digits", "valid", "split: 'valid' is not one of train, test"),
+        (
+            "ffhq",
+            "train",
+            "config.data.name = 'ffhq': its images cannot be read, only its models can be used; "
+            "sets that can are digits, cifar10, fashion_mnist",
+        ),
     ],
 )
 def test_unknown_name_and_split(name, split, line):

@@ -1,0 +1,22 @@
+"""VE on CelebA at 64 pixels: NCSN++ trained on SMLD's 1000 levels.
+
+    python main.py --config configs/ve_celeba.py --mode sample --workdir DIR
+
+For models that were trained elsewhere: reading the images is not built in.
+Expected: samples only were published (Song et al. 2021, arXiv:2011.13456), no figure.
+Cost: 1.3 million steps of 128 images, days on GPUs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import ve_cifar10
+from score_sde.config import check_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    check_variant(variant)
+    config = ve_cifar10.get_config("ncsnpp_discrete")
+    config.data.name = "celeba"
+    config.sde.sigma_max = 90.0
+    config.sampling.snr = 0.17
+    return config
