@@ -1,0 +1,367 @@
+"""The presets of published configurations, against a table of them written a second time here."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde import build, networks, workdirs
+from score_sde.config import default, flat, validate
+from score_sde.samplers import AnnealedLangevin, PredictorCorrector
+
+# The 27 rows and the unconditional DDPM of the original's configuration files. Attention is at 16
+# pixels and the images' colours are three in all of them.
+
+# preset, pixels, width, multipliers, blocks, embedding, FIR, skips rescaled (if not: the plain DDPM
+# network), progressive output and input, dropout, parameters
+NETWORKS = """
+subvp_cifar10:ddpm            32   128 1,2,2,2             2 pos     no  no  -        0.1 35218947
+subvp_cifar10:ddpmpp          32   128 1,2,2,2             4 pos     no  yes -        0.1 61804419
+subvp_cifar10:ddpmpp_deep     32   128 1,2,2,2             8 pos     no  yes -        0.1 106632579
+subvp_cifar10:ncsnpp          32   128 1,2,2,2             4 pos     yes yes residual 0.1 62693251
+subvp_cifar10:ncsnpp_deep     32   128 1,2,2,2             8 pos     yes yes residual 0.1 107521411
+ve_256:bedroom                256  128 1,1,2,2,2,2,2       2 fourier yes yes skips    0.0 65574549
+ve_celeba                     64   128 1,2,2,2             4 pos     yes yes residual 0.1 62693251
+ve_256:celebahq               256  128 1,1,2,2,2,2,2       2 fourier yes yes skips    0.0 65574549
+ve_1024:celebahq              1024 16  1,2,4,8,16,32,32,32 1 fourier yes yes skips    0.0 105785896
+ve_256:church                 256  128 1,1,2,2,2,2,2       2 fourier yes yes skips    0.0 65574549
+ve_cifar10:ddpm               32   128 1,2,2,2             2 pos     no  no  -        0.1 35218947
+ve_cifar10:ncsnpp_discrete    32   128 1,2,2,2             4 pos     yes yes residual 0.1 62693251
+ve_cifar10:ncsnpp             32   128 1,2,2,2             4 fourier yes yes residual 0.1 62758915
+ve_cifar10:ncsnpp_deep        32   128 1,2,2,2             8 fourier yes yes residual 0.1 107587075
+ve_256:ffhq                   256  128 1,1,2,2,2,2,2       2 fourier yes yes skips    0.0 65574549
+ve_1024:ffhq                  1024 16  1,2,4,8,16,32,32,32 1 fourier yes yes skips    0.0 105785896
+vp_cifar10:ddpmpp_discrete    32   128 1,2,2,2             4 pos     no  yes -        0.1 61804419
+vp_cifar10:ddpmpp             32   128 1,2,2,2             4 pos     no  yes -        0.1 61804419
+vp_cifar10:ddpmpp_deep        32   128 1,2,2,2             8 pos     no  yes -        0.1 106632579
+vp_cifar10:ncsnpp_discrete    32   128 1,2,2,2             4 pos     yes yes residual 0.1 62693251
+vp_cifar10:ncsnpp             32   128 1,2,2,2             4 pos     yes yes residual 0.1 62693251
+vp_cifar10:ncsnpp_deep        32   128 1,2,2,2             8 pos     yes yes residual 0.1 107521411
+vp_256:bedroom                256  128 1,1,2,2,4,4         2 pos     no  no  -        0.0 111569923
+vp_256:celebahq               256  128 1,1,2,2,4,4         2 pos     no  no  -        0.0 111569923
+vp_256:church                 256  128 1,1,2,2,4,4         2 pos     no  no  -        0.0 111569923
+vp_cifar10:ddpm_discrete      32   128 1,2,2,2             2 pos     no  no  -        0.1 35218947
+vp_cifar10:ddpm               32   128 1,2,2,2             2 pos     no  no  -        0.1 35218947
+vp_cifar10:ddpm_unconditional 32   128 1,2,2,2             2 pos     no  no  -        0.1 32329347
+"""
+
+# preset, process with its two constants, levels of discrete training, data set, batch, steps,
+# learning rate, decay of the averages, mean or half the sum
+TRAINING = """
+subvp_cifar10:ddpm            subvp 0.1  20.0 -    cifar10      128 1_300_001 0.0002 0.9999 mean
+subvp_cifar10:ddpmpp          subvp 0.1  20.0 -    cifar10      128 1_300_001 0.0002 0.9999 mean
+subvp_cifar10:ddpmpp_deep     subvp 0.1  20.0 -    cifar10      128 950_001   0.0002 0.9999 mean
+subvp_cifar10:ncsnpp          subvp 0.1  20.0 -    cifar10      128 1_300_001 0.0002 0.9999 mean
+subvp_cifar10:ncsnpp_deep     subvp 0.1  20.0 -    cifar10      128 950_001   0.0002 0.9999 mean
+ve_256:bedroom                ve    0.01 378  -    lsun_bedroom 64  2_400_001 0.0002 0.999  half
+ve_celeba                     ve    0.01 90.0 1000 celeba       128 1_300_001 0.0002 0.999  half
+ve_256:celebahq               ve    0.01 348  -    celebahq     64  2_400_001 0.0002 0.999  half
+ve_1024:celebahq              ve    0.01 1348 -    celebahq     8   2_400_001 0.0002 0.9999 half
+ve_256:church                 ve    0.01 380  -    lsun_church  64  2_400_001 0.0002 0.999  half
+ve_cifar10:ddpm               ve    0.01 50   1000 cifar10      128 1_300_001 0.0002 0.999  half
+ve_cifar10:ncsnpp_discrete    ve    0.01 50   1000 cifar10      128 1_300_001 0.0002 0.999  half
+ve_cifar10:ncsnpp             ve    0.01 50   -    cifar10      128 1_300_001 0.0002 0.999  half
+ve_cifar10:ncsnpp_deep        ve    0.01 50   -    cifar10      128 950_001   0.0002 0.999  half
+ve_256:ffhq                   ve    0.01 348  -    ffhq         64  2_400_001 0.0002 0.999  half
+ve_1024:ffhq                  ve    0.01 1348 -    ffhq         8   2_400_001 0.0002 0.9999 mean
+vp_cifar10:ddpmpp_discrete    vp    0.1  20.0 1000 cifar10      128 1_300_001 0.0002 0.9999 mean
+vp_cifar10:ddpmpp             vp    0.1  20.0 -    cifar10      128 1_300_001 0.0002 0.9999 mean
+vp_cifar10:ddpmpp_deep        vp    0.1  20.0 -    cifar10      128 950_001   0.0002 0.9999 mean
+vp_cifar10:ncsnpp_discrete    vp    0.1  20.0 1000 cifar10      128 1_300_001 0.0002 0.9999 mean
+vp_cifar10:ncsnpp             vp    0.1  20.0 -    cifar10      128 1_300_001 0.0002 0.9999 mean
+vp_cifar10:ncsnpp_deep        vp    0.1  20.0 -    cifar10      128 950_001   0.0002 0.9999 mean
+vp_256:bedroom                vp    0.1  20.0 1000 lsun_bedroom 64  2_400_001 2e-05  0.9999 mean
+vp_256:celebahq               vp    0.1  20.0 1000 celebahq     64  2_400_001 2e-05  0.9999 mean
+vp_256:church                 vp    0.1  20.0 1000 lsun_church  64  2_400_001 2e-05  0.9999 mean
+vp_cifar10:ddpm_discrete      vp    0.1  20.0 1000 cifar10      128 1_300_001 0.0002 0.9999 mean
+vp_cifar10:ddpm               vp    0.1  20.0 -    cifar10      128 1_300_001 0.0002 0.9999 mean
+vp_cifar10:ddpm_unconditional vp    0.1  20.0 1000 cifar10      128 1_300_001 0.0002 0.9999 mean
+"""
+
+# preset, steps, predictor, corrector, signal-to-noise ratio
+SAMPLING = """
+subvp_cifar10:ddpm            1000 euler_maruyama    none     0.16
+subvp_cifar10:ddpmpp          1000 euler_maruyama    none     0.16
+subvp_cifar10:ddpmpp_deep     1000 euler_maruyama    none     0.16
+subvp_cifar10:ncsnpp          1000 euler_maruyama    none     0.16
+subvp_cifar10:ncsnpp_deep     1000 euler_maruyama    none     0.16
+ve_256:bedroom                2000 reverse_diffusion langevin 0.075
+ve_celeba                     1000 reverse_diffusion langevin 0.17
+ve_256:celebahq               2000 reverse_diffusion langevin 0.075
+ve_1024:celebahq              2000 reverse_diffusion langevin 0.15
+ve_256:church                 2000 reverse_diffusion langevin 0.075
+ve_cifar10:ddpm               1000 reverse_diffusion langevin 0.16
+ve_cifar10:ncsnpp_discrete    1000 reverse_diffusion langevin 0.16
+ve_cifar10:ncsnpp             1000 reverse_diffusion langevin 0.16
+ve_cifar10:ncsnpp_deep        1000 reverse_diffusion langevin 0.16
+ve_256:ffhq                   2000 reverse_diffusion langevin 0.075
+ve_1024:ffhq                  2000 reverse_diffusion langevin 0.15
+vp_cifar10:ddpmpp_discrete    1000 ancestral         none     0.16
+vp_cifar10:ddpmpp             1000 euler_maruyama    none     0.16
+vp_cifar10:ddpmpp_deep        1000 euler_maruyama    none     0.16
+vp_cifar10:ncsnpp_discrete    1000 reverse_diffusion none     0.16
+vp_cifar10:ncsnpp             1000 euler_maruyama    none     0.16
+vp_cifar10:ncsnpp_deep        1000 euler_maruyama    none     0.16
+vp_256:bedroom                1000 ancestral         none     0.075
+vp_256:celebahq               1000 ancestral         none     0.075
+vp_256:church                 1000 ancestral         none     0.075
+vp_cifar10:ddpm_discrete      1000 ancestral         none     0.16
+vp_cifar10:ddpm               1000 euler_maruyama    none     0.16
+vp_cifar10:ddpm_unconditional 1000 ancestral         none     0.16
+"""
+
+
+def table(text):
+    """{preset: the other columns} of a table."""
+    return {row[0]: row[1:] for row in map(str.split, text.strip().splitlines())}
+
+
+PRESETS = list(table(NETWORKS))
+# What the table does not say of a run: how often it saves and draws, and how many images.
+FREE = {
+    "name",
+    "training.checkpoint_every",
+    "training.sample_every",
+    "sampling.num_samples",
+    "sampling.batch_size",
+}
+
+
+def load(preset):
+    name, _, variant = preset.partition(":")
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+def network_keys(preset):
+    """The model's keys of a row, and the data's size."""
+    size, width, multipliers, blocks, embedding, fir, rescale, pyramids, dropout, _ = table(
+        NETWORKS
+    )[preset]
+    output, input_ = {
+        "-": ("none", "none"),
+        "residual": ("none", "residual"),
+        "skips": ("output_skip", "input_skip"),
+    }[pyramids]
+    ve, fourier, ddpm = preset.startswith("ve_"), embedding == "fourier", rescale == "no"
+    return {
+        "data.image_size": int(size) if size in ("256", "1024") else 0,
+        "model.width": int(width),
+        "model.multipliers": tuple(map(int, multipliers.split(","))),
+        "model.num_blocks": int(blocks),
+        "model.attention_resolutions": (16,),
+        "model.dropout": float(dropout),
+        "model.embedding": "fourier" if fourier else "positional",
+        "model.fourier_scale": 16.0,
+        "model.skip_rescale": not ddpm,
+        "model.fir": fir == "yes",
+        "model.progressive_output": output,
+        "model.progressive_input": input_,
+        "model.combine": "sum",
+        "model.block": "ddpm" if ddpm else "biggan",
+        "model.norm_groups": 32 if ddpm else 0,
+        "model.resample_with_conv": True,
+        "model.decoder_attention": "once",
+        "model.activation": "swish",
+        "model.init_scale": 0.0,
+        "model.conditional": "unconditional" not in preset,
+        "model.input_frequencies": (),
+        "model.class_conditional": False,
+        "model.dtype": "float32",
+        "model.centered": not ve,
+        "model.parameterization": "score" if ve else "epsilon",
+        "model.condition": "log_sigma" if fourier else "time",
+    }
+
+
+def training_keys(preset):
+    """The keys of data, process and training of a row."""
+    sde, low, high, levels, data, batch, steps, rate, ema, reduction = table(TRAINING)[preset]
+    names = ("sigma_min", "sigma_max") if sde == "ve" else ("beta_min", "beta_max")
+    return {
+        "seed": 42,
+        "data.name": data,
+        "data.flip": True,
+        "sde.name": sde,
+        f"sde.{names[0]}": float(low),
+        f"sde.{names[1]}": float(high),
+        "model.num_levels": 0 if levels == "-" else int(levels),
+        "training.num_steps": int(steps),
+        "training.batch_size": int(batch),
+        "training.learning_rate": float(rate),
+        "training.warmup_steps": 5000,
+        "training.schedule": "constant",
+        "training.gradient_clip": 1.0,
+        "training.beta2": 0.999,
+        "training.weight_decay": 0.0,
+        "training.ema_rate": float(ema),
+        "training.loss": "paper",
+        "training.reduce_mean": reduction == "mean",
+        "training.dequantize": False,
+        "training.t_min": 1e-5,
+    }
+
+
+def sampling_keys(preset):
+    """The keys of sampling of a row."""
+    steps, predictor, corrector, snr = table(SAMPLING)[preset]
+    return {
+        "sampling.method": "pc",
+        "sampling.num_steps": int(steps),
+        "sampling.predictor": predictor,
+        "sampling.corrector": corrector,
+        "sampling.corrector_steps": 1,
+        "sampling.snr": float(snr),
+        "sampling.denoise": True,
+        "sampling.faithful": True,
+        "sampling.t_min": None,
+    }
+
+
+def test_the_table_has_27_rows_and_the_unconditional_one():
+    assert len(PRESETS) == 28
+    assert list(table(TRAINING)) == list(table(SAMPLING)) == PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_its_row(preset):
+    """Every key: those of the row have its values, all others the schema's."""
+    row = network_keys(preset) | training_keys(preset) | sampling_keys(preset)
+    assert row.keys() <= flat(default()).keys()
+    expected = flat(default()) | row
+    values = flat(load(preset))
+    assert {key: values[key] for key in expected.keys() - FREE} == {
+        key: expected[key] for key in expected.keys() - FREE
+    }
+
+
+@functools.cache
+def count(make):
+    params = networks.abstract(make.make)[1]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+class Network:
+    """A network's constructor, equal to others with the same arguments: many rows share one."""
+
+    def __init__(self, config):
+        self.make = build.network(config)
+        self.arguments = tuple(sorted((k, str(v)) for k, v in self.make.keywords.items()))
+
+    def __hash__(self):
+        return hash(self.arguments)
+
+    def __eq__(self, other):
+        return self.arguments == other.arguments
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "vp_cifar10:ddpm_diffusers"])
+def test_a_preset_has_the_published_number_of_parameters(preset):
+    config = load(preset)
+    expected = 35_746_307 if "diffusers" in preset else int(table(NETWORKS)[preset][-1])
+    assert count(Network(config)) == expected
+    size = 32 if "diffusers" in preset else int(table(NETWORKS)[preset][0])
+    assert build.image_shape(config) == (size, size, 3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sampling_is_the_originals(preset):
+    """Its sampler from T = 1 down to 1e-3 (VP, sub-VP) or 1e-5 (VE), both ends included."""
+    config = load(preset)
+    sampler, process = build.sampler(config), build.sde(config)
+    steps, predictor, corrector, snr = table(SAMPLING)[preset]
+    assert sampler == PredictorCorrector(
+        num_steps=int(steps),
+        predictor=predictor,
+        corrector=corrector,
+        corrector_steps=1,
+        snr=float(snr),
+        denoise=True,
+        faithful=True,
+    )
+    times = np.asarray(sampler.times(process))[:-1]
+    t_min = 1e-5 if preset.startswith("ve_") else 1e-3
+    np.testing.assert_allclose(times, np.linspace(1.0, t_min, int(steps)), rtol=1e-6, atol=1e-7)
+    assert sampler.nfe == int(steps) * (2 if corrector == "langevin" else 1)
+    if config.model.num_levels or predictor == "reverse_diffusion":
+        # float32 reads each level's own row of the table: none is skipped or read twice.
+        index = np.trunc(times * np.float32(int(steps) - 1))
+        np.testing.assert_array_equal(index, np.arange(int(steps))[::-1])
+    if config.model.num_levels:
+        levels = process.snap(process.level(jnp.asarray(times), config.model.num_levels))[1]
+        rows = np.arange(int(steps))
+        np.testing.assert_array_equal(levels, rows if preset.startswith("ve_") else rows[::-1])
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "vp_cifar10:ddpm_diffusers", "ve_cifar10:ncsn"])
+def test_presets_are_valid_and_survive_json(preset):
+    config = load(preset)
+    validate(config)
+    assert flat(workdirs.from_json(workdirs.to_json(config))) == flat(config)
+    json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("alone", "variant"),
+    [
+        ("vp_cifar10", "ddpmpp"),
+        ("vp_cifar10:deep", "ddpmpp_deep"),
+        ("subvp_cifar10", "ddpmpp"),
+        ("ve_cifar10", "ncsnpp"),
+    ],
+)
+def test_defaults_and_short_names(alone, variant):
+    file = alone.partition(":")[0]
+    assert flat(load(alone)) == flat(load(f"{file}:{variant}"))
+
+
+def test_diffusers_ddpm_is_ddpm_with_more_attention_and_its_own_number_of_steps():
+    values, ddpm = (
+        flat(load(f"vp_cifar10:ddpm_{variant}")) for variant in ("diffusers", "discrete")
+    )
+    assert {key: value for key, value in values.items() if value != ddpm[key]} == {
+        "model.decoder_attention": "every",
+        "training.num_steps": 800_000,
+    }
+
+
+# sigma_max, levels, steps at each, epsilon, denoising: NCSN's and NCSNv2's.
+NCSN = {"ncsn": (1.0, 10, 100, 2e-5, False), "ncsnv2": (50.0, 232, 5, 6.2e-6, True)}
+
+
+@pytest.mark.parametrize("variant", NCSN)
+def test_annealed_langevin_presets(variant):
+    sigma_max, levels, steps, epsilon, denoise = NCSN[variant]
+    config = load(f"ve_cifar10:{variant}")
+    validate(config)
+    assert config.model.num_levels == levels
+    assert config.training.loss == "paper" and config.training.reduce_mean is False
+    assert config.training.num_steps == {"ncsn": 200_001, "ncsnv2": 300_001}[variant]
+    process = build.sde(config)
+    # x + a score + sqrt(2 a) z with a = epsilon sigma^2 / 0.01^2
+    sampler = build.sampler(config)
+    assert sampler.step_size == pytest.approx(epsilon / 0.01**2, rel=1e-12)
+    assert dataclasses.replace(sampler, step_size=0.5) == AnnealedLangevin(
+        num_steps=levels, steps_per_level=steps, step_size=0.5, consistent=False, denoise=denoise
+    )
+    # The sampler's levels are the training's, but that times end at 1e-5: a factor of
+    # (sigma_max / 0.01)^1e-5 = 1.0001 in the last sigma.
+    sigmas = np.geomspace(sigma_max, 0.01, levels)
+    np.testing.assert_allclose(process.chain(levels).sigma, sigmas, rtol=1e-5)
+    np.testing.assert_allclose(process.sigma(sampler.times(process)), sigmas, rtol=2e-4)
+
+
+def test_ncsnv2s_step_is_what_its_technique_4_chooses():
+    """Song, Ermon 2020: T steps of a = e sigma^2 take a variance of (ratio sigma)^2 to s^2, which
+    e should make as near to sigma^2 as it can (proposition 3)."""
+    config = load("ve_cifar10:ncsnv2")
+    ratio = 5000.0 ** (1 / 231)
+    e = np.linspace(0.001, 0.3, 300)
+    kept, stationary = (1 - e) ** (2 * config.sampling.steps_per_level), 2 / (2 - e)
+    variance = kept * (ratio**2 - stationary) + stationary
+    assert abs(e[np.argmin(np.abs(variance - 1))] - config.sampling.step_size) < 0.001
