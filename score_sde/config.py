@@ -58,19 +58,29 @@ def _model() -> ConfigDict:
             "width": 128,
             "multipliers": (1, 2, 2, 2),
             "num_blocks": 4,
+            "block": "biggan",
+            "resample_with_conv": True,  # for block = "ddpm"
             "attention_resolutions": (16,),
+            "decoder_attention": "once",
             "dropout": 0.1,
+            "activation": "swish",
+            "init_scale": 0.0,
+            "norm_groups": 0,  # 0: min(C // 4, 32) of C channels
+            "conditional": True,  # told the noise level
             "embedding": "positional",
             "fourier_scale": 16.0,
             "skip_rescale": True,
             "fir": False,
             "progressive_input": "none",
+            "combine": "sum",  # for progressive_input = "input_skip"
+            "progressive_output": "none",
             "input_frequencies": (),
             "class_conditional": False,
             "parameterization": "epsilon",
             "condition": "time",
             "num_levels": 0,  # 0: trained in continuous time; else N of DDPM's or SMLD's chain
             "dtype": "float32",
+            "remat": False,
             "centered": True,
         }
     )
@@ -111,8 +121,9 @@ def _sampling() -> ConfigDict:
             "corrector": "none",
             "corrector_steps": 1,
             "snr": 0.16,
-            "steps_per_level": 5,  # this and the next for method = "ald"
+            "steps_per_level": 2,  # this and the next two for method = "ald"
             "step_size": 0.1,
+            "consistent": True,
             "denoise": True,
             "faithful": False,
             "t_min": config_dict.placeholder(float),  # unset: the process's own
@@ -199,7 +210,14 @@ CHECKS = (
     _fraction("model.dropout"),
     _one_of("model.embedding", "positional", "fourier"),
     _positive("model.fourier_scale"),
-    _one_of("model.progressive_input", "none", "residual"),
+    _one_of("model.block", "biggan", "ddpm"),
+    _one_of("model.decoder_attention", "once", "every"),
+    _one_of("model.activation", "swish", "elu", "relu", "lrelu"),
+    Check("model.init_scale", lambda value: 0 <= value < math.inf, "numbers of at least 0"),
+    _at_least("model.norm_groups", 0),
+    _one_of("model.progressive_input", "none", "input_skip", "residual"),
+    _one_of("model.combine", "sum", "cat"),
+    _one_of("model.progressive_output", "none", "output_skip", "residual"),
     Check("model.input_frequencies", _frequencies, "tuples of positive numbers"),
     _one_of("model.parameterization", "epsilon", "score", "velocity"),
     _one_of("model.condition", "time", "log_sigma", "log_snr"),
@@ -229,7 +247,7 @@ CHECKS = (
     _at_least("sampling.corrector_steps", 1),
     _positive("sampling.snr"),
     _at_least("sampling.steps_per_level", 1),
-    _positive("sampling.step_size"),
+    Check("sampling.step_size", lambda value: 0 < value < 1, "numbers above 0 and below 1"),
     _time("sampling.t_min"),
     _positive("sampling.rtol"),
     _positive("sampling.atol"),
@@ -297,6 +315,13 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         yield "model.attention_resolutions", f"the levels' {', '.join(map(str, resolutions))}"
     if config.model.embedding == "fourier" and config.model.condition == "time":
         yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    groups = config.model.norm_groups
+    if groups and config.model.width % groups:
+        yield "model.norm_groups", f"0 and divisors of config.model.width = {config.model.width}"
+    if not config.model.conditional and config.model.class_conditional:
+        yield "model.class_conditional", "False with config.model.conditional = False"
+    if not config.model.conditional and config.model.input_frequencies:
+        yield "model.input_frequencies", "() with config.model.conditional = False"
     if config.model.class_conditional and not info.num_classes:
         yield "model.class_conditional", f"False: {info.name} has no classes"
     if config.model.class_conditional and config.sampling.method == "ode":

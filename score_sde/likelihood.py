@@ -17,7 +17,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde.integrate import check, integrate
-from score_sde.score import as_pytree, full_precision
+from score_sde.score import as_pytree, full_precision, of_one_sample
 from score_sde.sde import SDE, ScoreFn
 
 DIVERGENCES = ("rademacher", "gaussian", "exact")
@@ -59,7 +59,8 @@ def log_likelihood(
     Args:
         key: a jax key.
         sde: the process.
-        score: the score function, (x (B, *shape), t (B,)) -> (B, *shape).
+        score: the score function, (x (B, *shape), t (B,)) -> (B, *shape). What a ``Partial`` binds
+            by keyword, such as labels (B,), belongs to the points: the density is that given it.
         x0: points (B, *shape), float, in the model's range; images dequantized.
         divergence: ``rademacher`` or ``gaussian`` probes, or ``exact``: as many tangents as x has
             elements.
@@ -105,9 +106,14 @@ def _solve(
 ) -> tuple[Likelihood, Any]:
     dims = x0[0].size
     probes = _probes(key, x0, divergence, num_probes, first)
-    flow = sde.probability_flow(score)
+    given, conditions = of_one_sample(score)
 
-    def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
+    def field(
+        t: Array, state: tuple[Array, Array], args: tuple[Array, dict[str, Any]]
+    ) -> tuple[Array, Array]:
+        probes, conditions = args
+        flow = sde.probability_flow(given(conditions))
+
         def drift(x: Array) -> Array:
             return flow(x[None], t[None])[0]
 
@@ -124,7 +130,7 @@ def _solve(
         solution = integrate(
             field,
             start,
-            probes,
+            (probes, conditions),
             start=times[0],
             end=times[1],
             rtol=tolerances[0],

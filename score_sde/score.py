@@ -25,6 +25,7 @@ References:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -162,6 +163,24 @@ def as_pytree(score: ScoreFn) -> Partial:
     """A score function that jit takes as an argument: parameters bound by ``Partial`` stay
     leaves."""
     return score if isinstance(score, Partial) else Partial(score)
+
+
+def of_one_sample(score: Partial) -> tuple[Callable[[dict[str, Any]], ScoreFn], dict[str, Any]]:
+    """Split off a score what belongs to single samples, for solves of one sample each.
+
+    What ``Partial`` binds by keyword belongs to the samples of a batch, one after the other along
+    the first axis, as class labels (B,) do; what it binds by position is theirs together.
+
+    Returns:
+        (given, conditions): the conditions are what is bound by keyword, and for those of one
+        sample, without the first axis, ``given(conditions)`` is its score, (x (1, *shape), t (1,))
+        -> (1, *shape).
+    """
+
+    def given(conditions: dict[str, Any]) -> ScoreFn:
+        return partial(score.func, *score.args, **jax.tree.map(lambda a: a[None], conditions))
+
+    return given, score.keywords
 
 
 def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:

@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from score_sde.networks import resampling
 from score_sde.networks.layers import constant, spread, variance_scaling
 
 Padding = tuple[int, int]
@@ -58,22 +57,6 @@ class Conv(nnx.Module):
         function = convolve_for_training if train else convolve
         y = function(x, kernel, self.stride, self.padding)
         return y + spread(self.bias[...].astype(self.dtype), 4)
-
-
-class FIRConvDown(nnx.Module):
-    """Filters with [1, 3, 3, 1], then convolves 3x3 at stride 2 (Karras et al. 2020).
-
-    (B, H, W, in) -> (B, H / 2, W / 2, out).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, dtype: np.dtype, rngs: nnx.Rngs):
-        self.conv = Conv(
-            in_channels, out_channels, stride=2, padding=(0, 0), dtype=dtype, rngs=rngs
-        )
-
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Evaluates it; see the class."""
-        return self.conv(resampling.fir_filter(x), train)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

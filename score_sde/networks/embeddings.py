@@ -9,16 +9,23 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from score_sde.networks.layers import Dense, normal, statistics_dtype, variance_scaling
+from score_sde.networks.layers import (
+    ACTIVATIONS,
+    Dense,
+    normal,
+    statistics_dtype,
+    variance_scaling,
+)
 
 
 class ConditionEmbedding(nnx.Module):
-    """Sines and cosines of the condition, then Dense, swish, Dense.
+    """Sines and cosines of the condition, then Dense, activation, Dense.
 
     Args:
         width: of the network; the embedding has four times as many features.
         kind: "positional" (Vaswani et al. 2017) or "fourier" (Tancik et al. 2020).
         fourier_scale: standard deviation of the Fourier frequencies.
+        activation: a key of `ACTIVATIONS`.
 
     Raises:
         ValueError: another kind.
@@ -30,6 +37,7 @@ class ConditionEmbedding(nnx.Module):
         kind: str,
         fourier_scale: float,
         *,
+        activation: str,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
@@ -37,6 +45,7 @@ class ConditionEmbedding(nnx.Module):
             raise ValueError(f"embedding is {kind!r}: positional or fourier")
         self.width = width
         self.kind = kind
+        self.activation = activation
         self.dtype = dtype
         if kind == "fourier":
             # A parameter, so that it is saved with the others, but one without gradient.
@@ -55,7 +64,7 @@ class ConditionEmbedding(nnx.Module):
             frequencies = lax.stop_gradient(self.frequencies[...]).astype(condition.dtype)
             angles = (2.0 * math.pi) * condition * frequencies.reshape(1, -1)
             features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        return self.dense1(jax.nn.silu(self.dense0(features)))
+        return self.dense1(ACTIVATIONS[self.activation](self.dense0(features)))
 
 
 class LabelEmbedding(nnx.Module):

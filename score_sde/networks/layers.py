@@ -1,5 +1,6 @@
 """Dense layers, group normalization, dropout, and how parameters are drawn."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -37,15 +38,25 @@ class Dense(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalization with min(C // 4, 32) groups and eps 1e-6 (Wu & He 2018).
+    """Group normalization with eps 1e-6 (Wu & He 2018).
 
-    Where that number does not divide C, the largest smaller one that does. The statistics are
-    computed in float32 and in two passes: E[x^2] - E[x]^2 loses all digits where the mean is some
-    1000 standard deviations away from 0.
+    The statistics are computed in float32 and in two passes: E[x^2] - E[x]^2 loses all digits where
+    the mean is some 1000 standard deviations away from 0.
+
+    Args:
+        channels: C.
+        groups: a divisor of C; 0 stands for min(C // 4, 32), or where that does not divide C for
+            the largest smaller number that does.
+
+    Raises:
+        ValueError: groups that do not divide C.
     """
 
-    def __init__(self, channels: int, *, dtype: np.dtype):
-        self.groups = max(n for n in range(1, min(channels // 4, 32) + 1) if channels % n == 0)
+    def __init__(self, channels: int, *, groups: int = 0, dtype: np.dtype):
+        if groups and channels % groups:
+            raise ValueError(f"{channels} channels cannot be normalized in {groups} groups")
+        most = min(channels // 4, 32)
+        self.groups = groups or max(n for n in range(1, most + 1) if channels % n == 0)
         self.dtype = dtype
         self.scale = constant((channels,), 1.0)
         self.bias = constant((channels,), 0.0)
@@ -72,6 +83,14 @@ class GroupNorm(nnx.Module):
         average = same.astype(x.dtype) * (self.groups / channels)
         means = jnp.dot(x.mean(axis=(1, 2)), average, precision=lax.Precision.HIGHEST)
         return means.reshape(batch, 1, 1, channels)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swish": jax.nn.silu,
+    "elu": jax.nn.elu,
+    "relu": jax.nn.relu,
+    "lrelu": functools.partial(jax.nn.leaky_relu, negative_slope=0.2),
+}
 
 
 def dropout(state: jax.Array, x: jax.Array, rate: float) -> jax.Array:

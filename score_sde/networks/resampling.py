@@ -48,6 +48,24 @@ def fir_up(x: jax.Array) -> jax.Array:
     return _double(_double(x, 1), 2)
 
 
+def fir_up_wide(x: jax.Array) -> jax.Array:
+    """`fir_up` and one pixel more on every side, which the filter reaches from the border.
+
+    (B, H, W, C) -> (B, 2 H + 2, 2 W + 2, C).
+    """
+    return fir_up(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))[:, 1:-1, 1:-1]
+
+
+def down(x: jax.Array, fir: bool) -> jax.Array:
+    """Halves the size by the filter or by means, (B, H, W, C) -> (B, H / 2, W / 2, C)."""
+    return fir_down(x) if fir else mean_down(x)
+
+
+def up(x: jax.Array, fir: bool) -> jax.Array:
+    """Doubles the size by the filter or nearest neighbours, (B, H, W, C) -> (B, 2 H, 2 W, C)."""
+    return fir_up(x) if fir else nearest_up(x)
+
+
 def _filter(x: jax.Array, axis: int, *, pad: int, stride: int) -> jax.Array:
     """The four taps along one axis."""
     length = x.shape[axis]

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from score_sde.integrate import check, integrate
 from score_sde.samplers.base import Samples, batch_shape, image_keys, require_positive, start
-from score_sde.score import as_pytree, denoise, full_precision
+from score_sde.score import as_pytree, denoise, full_precision, of_one_sample
 from score_sde.sde import SDE, ScoreFn
 
 
@@ -74,12 +74,16 @@ def _sample(
     trajectory: bool,
 ) -> tuple[Samples, Any]:
     t_min = sde.t_min if sampler.t_min is None else sampler.t_min
-    flow = sde.probability_flow(score)
+    given, conditions = of_one_sample(score)
+
+    def field(t: Array, x: Array, conditions: dict[str, Any]) -> Array:
+        return sde.probability_flow(given(conditions))(x[None], t[None])[0]
+
     with full_precision():
         solution = integrate(
-            lambda t, x, _: flow(x[None], t[None])[0],
+            field,
             start(image_keys(key, shape[0], first), sde, x_init, shape),
-            None,
+            conditions,
             start=sde.T,
             end=t_min,
             rtol=sampler.rtol,

@@ -26,6 +26,8 @@ from score_sde.networks import Apply, UNet, abstract
 Tree = dict[str, Any]
 
 RESIDUAL, ATTENTION = "ResnetBlockBigGANpp", "AttnBlockpp"
+# What the plain `ddpm` class does not name in its configuration, and what it names but ignores.
+PLAIN = {"embedding_type": "positional", "skip_rescale": False, "fir": False}
 SUBMODULES = {
     RESIDUAL: {
         "GroupNorm_0": "norm0",
@@ -42,8 +44,10 @@ SUBMODULES = {
         "NIN_2": "value",
         "NIN_3": "output",
     },
-    "Downsample": {"Conv2d_0": "conv"},
+    "Downsample": {"Conv2d_0": "conv", "Conv_0": "conv"},
+    "Upsample": {"Conv_0": "conv"},
 }
+SUBMODULES["ResnetBlockDDPM"] = {**SUBMODULES[RESIDUAL], "NIN_0": "shortcut"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def load(directory: Path, name: str, dtype: Any = jnp.float32) -> Reference:
     """The network NAME, computing in `dtype`; its parameters are float32 numpy arrays."""
     info = json.loads((directory / f"{name}.json").read_text())
     model, data = info["config"]["model"], info["config"]["data"]
+    plain = model["name"] == "ddpm"
+    if plain:
+        model = {**model, **PLAIN, "progressive_input": "none"}
     make = partial(
         UNet,
         image_size=data["image_size"],
@@ -79,6 +86,8 @@ def load(directory: Path, name: str, dtype: Any = jnp.float32) -> Reference:
         fir=model["fir"],
         progressive_input=model["progressive_input"],
         centered=data["centered"],
+        block="ddpm" if plain else "biggan",
+        norm_groups=32 if plain else 0,
         dtype=dtype,
     )
     apply, expected = abstract(make)
@@ -104,6 +113,9 @@ def shapes(tree: Tree) -> Tree:
 
 def module_order(model: Tree, image_size: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(class name of the original, path of ours) in the original's order."""
+    plain = model["name"] == "ddpm"
+    residual = "ResnetBlockDDPM" if plain else RESIDUAL
+    down, up = ("Downsample", "Upsample") if plain else (RESIDUAL, RESIDUAL)
     if model["embedding_type"] == "fourier":
         yield "GaussianFourierProjection", ("condition",)
     yield "Dense", ("condition", "dense0")
@@ -113,23 +125,23 @@ def module_order(model: Tree, image_size: int) -> Iterator[tuple[str, tuple[str,
     attends = [image_size // 2**level in model["attn_resolutions"] for level in range(levels)]
     for level in range(levels):
         for index in range(model["num_res_blocks"]):
-            yield RESIDUAL, ("encoder", f"level{level}_block{index}")
+            yield residual, ("encoder", f"level{level}_block{index}")
             if attends[level]:
                 yield ATTENTION, ("encoder", f"level{level}_attention{index}")
         if level < levels - 1:
-            yield RESIDUAL, ("encoder", f"level{level}_down")
+            yield down, ("encoder", f"level{level}_down")
             if model["progressive_input"] == "residual":
                 yield "Downsample", ("encoder", f"level{level}_input")
-    yield RESIDUAL, ("middle", "block0")
+    yield residual, ("middle", "block0")
     yield ATTENTION, ("middle", "attention")
-    yield RESIDUAL, ("middle", "block1")
+    yield residual, ("middle", "block1")
     for level in reversed(range(levels)):
         for index in range(model["num_res_blocks"] + 1):
-            yield RESIDUAL, ("decoder", f"level{level}_block{index}")
+            yield residual, ("decoder", f"level{level}_block{index}")
         if attends[level]:
             yield ATTENTION, ("decoder", f"level{level}_attention")
         if level > 0:
-            yield RESIDUAL, ("decoder", f"level{level}_up")
+            yield up, ("decoder", f"level{level}_up")
     yield "GroupNorm", ("head_norm",)
     yield "Conv", ("head",)
 

@@ -94,7 +94,9 @@ def test_output_has_the_shape_of_the_input(image_size, options):
         ({"image_size": 28, "multipliers": (1, 2, 2, 2)}, ("28", "8")),
         ({"image_size": 8, "width": 6}, ("6", "4")),
         ({"image_size": 8, "embedding": "learned"}, ("learned", "positional", "fourier")),
-        ({"image_size": 8, "progressive_input": "input_skip"}, ("input_skip", "residual")),
+        ({"image_size": 8, "progressive_input": "cat"}, ("cat", "input_skip", "residual")),
+        ({"image_size": 8, "norm_groups": 7}, ("7", "groups")),
+        ({"image_size": 8, "conditional": False, "num_classes": 3}, ("num_classes",)),
     ],
 )
 def test_impossible_arguments_are_named(options, words):
