@@ -52,6 +52,13 @@ IMPOSSIBLE = {
     "model.embedding": "learned",
     "model.fourier_scale": 0.0,
     "model.progressive_input": "skip",
+    "model.progressive_output": "skip",
+    "model.combine": "mean",
+    "model.block": "resnet",
+    "model.decoder_attention": "twice",
+    "model.activation": "gelu",
+    "model.init_scale": -1.0,
+    "model.norm_groups": -1,
     "model.input_frequencies": (0.0,),
     "model.parameterization": "x0",
     "model.condition": "sigma",
@@ -137,6 +144,20 @@ def test_an_impossible_value_is_refused(check):
             {"model.embedding": "fourier"},
             "config.model.condition = 'time': allowed are log_sigma, log_snr with "
             "config.model.embedding = 'fourier'",
+        ),
+        (
+            {"model.norm_groups": 48},
+            "config.model.norm_groups = 48: allowed are 0 and divisors of config.model.width = 128",
+        ),
+        (
+            {"model.conditional": False, "model.class_conditional": True},
+            "config.model.class_conditional = True: allowed are False with "
+            "config.model.conditional = False",
+        ),
+        (
+            {"model.conditional": False, "model.input_frequencies": (17.0,)},
+            "config.model.input_frequencies = (17.0,): allowed are () with "
+            "config.model.conditional = False",
         ),
         (
             {"model.class_conditional": True, "sampling.method": "ode"},
