@@ -1,0 +1,44 @@
+"""From a config to objects: what the loss does with the config's words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde import build
+from score_sde.config import changed, default, validate
+
+SMALL = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)}
+VE = {"sde.name": "ve", "model.parameterization": "score", "model.centered": False}
+DISCRETE = {"model.num_levels": 50}
+KINDS = {"vp": {}, "ve": VE, "vp discrete": DISCRETE, "ve discrete": VE | DISCRETE}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_that_of_the_config(kind):
+    """Mean or half the sum, and what a network in training is told: 999 t or an integer level."""
+    config = changed(default(), SMALL | KINDS[kind])
+    validate(config)
+    batch = {
+        "images": jnp.full((16, 8, 8, 1), 8, jnp.uint8),
+        "labels": jnp.zeros(16, jnp.int32),
+    }
+    told = []
+
+    def apply(params, x, condition, labels, *, dropout_key, train):
+        assert train and labels is None and dropout_key is not None
+        told.append(np.asarray(condition))
+        return params * x
+
+    losses = [
+        build.loss(changed(config, {"training.reduce_mean": mean}), apply)(
+            0.1, batch, jax.random.key(0)
+        )
+        for mean in (True, False)
+    ]
+    assert losses[0].shape == (16,) and np.isfinite(losses[0]).all()
+    np.testing.assert_allclose(losses[1], 32.0 * losses[0], rtol=1e-5)  # half of 64 dimensions
+    whole = np.all(told[0] == np.round(told[0]))
+    assert whole == kind.endswith("discrete")
+    assert told[0].min() >= 0 and told[0].max() <= (49 if whole else 999)
+    assert len(set(told[0])) == 16
