@@ -1,0 +1,361 @@
+"""Reads the folder of a diffusers `UNet2DModel`: config.json, diffusion_pytorch_model.safetensors.
+
+Two of its networks are ours: that of google/ddpm-cifar10-32 and its like (Ho et al. 2020) and that
+of google/ncsnpp-church-256 and its like (Song et al. 2021 at 256 and 1024 pixels). `architecture`
+says in the words of our network which one config.json describes, `names` where each of its arrays
+belongs.
+
+What the class does beyond our network is the score's here: with Fourier features it takes the
+logarithm of sigma itself and divides its output by sigma, which are the condition `log_sigma` and
+the parameterization `score`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from score_sde.convert.foreign import Foreign
+from score_sde.errors import UserError
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+# Of config.json, which has some 1200 bytes.
+MOST_BYTES = 2**20
+
+# What a key that is not in config.json stands for: the defaults of the class.
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+
+# The two networks: their blocks (without attention) and what those are as arguments of ours.
+PLAIN, SKIP = ("DownBlock2D", "UpBlock2D"), ("SkipDownBlock2D", "SkipUpBlock2D")
+ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
+    PLAIN: {
+        "block": "ddpm",
+        "resample_with_conv": True,
+        "fir": False,
+        "skip_rescale": False,
+        "progressive_input": "none",
+        "progressive_output": "none",
+        "decoder_attention": "every",
+    },
+    SKIP: {
+        "block": "biggan",
+        "fir": True,
+        "skip_rescale": True,
+        "progressive_input": "input_skip",
+        "combine": "sum",
+        "progressive_output": "output_skip",
+        "decoder_attention": "once",
+        "norm_groups": 0,
+    },
+}
+
+# The names inside a residual block and inside an attention, of which there are two generations.
+RESIDUAL = {
+    "norm1": "norm0",
+    "conv1": "conv0",
+    "time_emb_proj": "embedding",
+    "norm2": "norm1",
+    "conv2": "conv1",
+    "conv_shortcut": "shortcut",
+}
+ATTENTION = {
+    "group_norm": "norm",
+    **{"query": "query", "key": "key", "value": "value", "proj_attn": "output"},
+    **{"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "output"},
+}
+
+
+def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+    """Return the parameters in a folder, under our names where they have one.
+
+    Args:
+        source: the folder.
+        arguments: those of our `UNet`; config.json must describe the same network.
+
+    Returns:
+        one set of parameters, as `ema`, float32. An array that our network has no place for keeps
+        its name, so that the comparison with the network lists it.
+
+    Raises:
+        UserError: a file that is missing or damaged, a network that is none of ours, or another
+            one than `arguments` make.
+    """
+    config = source / CONFIG
+    told = architecture(_settings(config), str(config), arguments["image_size"])
+    ours = {key: _plain(value) for key, value in arguments.items()}
+    # A size that no level has makes no difference.
+    sizes = {told["image_size"] // 2**level for level in range(len(told["multipliers"]))}
+    ours["attention_resolutions"] = tuple(
+        size for size in sorted(ours["attention_resolutions"], reverse=True) if size in sizes
+    )
+    differences = [
+        f"{key} = {value!r} (not {ours[key]!r})"
+        for key, value in told.items()
+        if value != ours[key]
+    ]
+    if differences:
+        raise UserError(f"{config} is another network than the config's: {', '.join(differences)}")
+    places = names(arguments)
+    params: dict[str, np.ndarray] = {}
+    for name, array in _arrays(source / WEIGHTS):
+        module, _, leaf = name.rpartition(".")
+        place = places.get(module)
+        path = name
+        if place and leaf in ("weight", "bias", "W"):
+            path, array = _placed(place, leaf, array, arguments["block"] == "ddpm")
+        if path in params and not np.array_equal(params[path], array):
+            path = name  # under both generations of names, and they differ: listed as surplus
+        params[path] = array
+    return Foreign(ema=params, params=None, mu=None, nu=None, step=0)
+
+
+def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> dict[str, Any]:
+    """Return what a `UNet2DModel` is as arguments of our `UNet`, those that make a difference.
+
+    Args:
+        settings: the content of config.json.
+        where: its path, for messages.
+        image_size: of the network where config.json does not say it.
+
+    Raises:
+        UserError: ours cannot be made such a network; all reasons in one line.
+    """
+    get = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if key in settings}}
+    kind, attends = _blocks(get, where)
+    widths = get["block_out_channels"]
+    counts = (*widths, get["layers_per_block"], get["in_channels"])
+    if not all(type(value) is int and value > 0 for value in counts):
+        raise UserError(f"{where}: widths, layers_per_block and in_channels are positive integers")
+    allowed = _allowed(get, kind, attends)
+    wrong = [
+        f"{key} is {get[key]!r} (ours: {' or '.join(map(repr, values))})"
+        for key, values in allowed.items()
+        if not any(_same(get[key], value) for value in values)
+    ]
+    if kind == SKIP and any(
+        width < 128 for width, attention in zip(widths, attends, strict=True) if attention
+    ):
+        wrong.append("attention at a width below 128 has 32 groups (ours: a quarter of the width)")
+    size = get["sample_size"]
+    size = image_size if size is None else size[0] if isinstance(size, list) and size else size
+    if type(size) is not int or get["sample_size"] not in (None, size, [size, size]):
+        wrong.append(f"sample_size is {get['sample_size']!r} (ours: one integer)")
+    if any(width % widths[0] for width in widths):
+        wrong.append(f"block_out_channels is {widths} (ours: multiples of the first)")
+    if wrong:
+        raise UserError(f"{where} is a network that ours cannot be: {', '.join(wrong)}")
+    return {
+        **ARGUMENTS[kind],
+        **({"norm_groups": get["norm_num_groups"]} if kind == PLAIN else {}),
+        "image_size": size,
+        "channels": get["in_channels"],
+        "width": widths[0],
+        "multipliers": tuple(width // widths[0] for width in widths),
+        "num_blocks": get["layers_per_block"],
+        "attention_resolutions": tuple(
+            size // 2**level for level, attention in enumerate(attends) if attention
+        ),
+        "activation": "swish",
+        "conditional": True,
+        "embedding": get["time_embedding_type"],
+        "num_classes": get["num_class_embeds"],
+        "centered": not get["center_input_sample"],
+        "input_frequencies": (),
+    }
+
+
+def _blocks(get: Mapping[str, Any], where: str) -> tuple[tuple[str, str], list[bool]]:
+    """The kind of the network, a key of ARGUMENTS, and which levels have attention."""
+    down, up, widths = get["down_block_types"], get["up_block_types"], get["block_out_channels"]
+    if all(isinstance(value, list) and value for value in (down, up, widths)):
+        attends = [str(name).startswith("Attn") for name in down]
+        for kind in ARGUMENTS:
+            expected = [
+                [f"Attn{name}" if attention else name for attention in attends] for name in kind
+            ]
+            if [down, up[::-1]] == expected and len(widths) == len(down):
+                return kind, attends
+    raise UserError(
+        f"{where}: down_block_types {down}, up_block_types {up} and block_out_channels {widths} "
+        f"make no network of ours: all blocks must be {' and '.join(PLAIN)} or all "
+        f"{' and '.join(SKIP)}, with Attn before the name on the same levels down and up"
+    )
+
+
+def _allowed(
+    get: Mapping[str, Any], kind: tuple[str, str], attends: list[bool]
+) -> dict[str, tuple[Any, ...]]:
+    """The values that ours can be, for each key that is no argument of ours."""
+    widths = get["block_out_channels"]
+    attended = {width for width, attention in zip(widths, attends, strict=True) if attention}
+    attended.add(widths[-1])  # the middle
+    allowed: dict[str, tuple[Any, ...]] = {
+        "out_channels": (get["in_channels"],),
+        "time_embedding_type": ("positional", "fourier"),
+        "time_embedding_dim": (None, 4 * widths[0]),
+        "mid_block_type": ("UNetMidBlock2D",),
+        "mid_block_scale_factor": (math.sqrt(2.0) if kind == SKIP else 1.0,),
+        "act_fn": ("silu", "swish"),
+        # One head, as wide as the layer.
+        "attention_head_dim": (None, *(attended if len(attended) == 1 else ())),
+        "attn_norm_num_groups": (None, get["norm_num_groups"]),
+        "norm_eps": (1e-6,),
+        "resnet_time_scale_shift": ("default",),
+        "add_attention": (True,),
+        "class_embed_type": (None,),
+    }
+    if get["time_embedding_type"] == "positional":
+        allowed |= {"freq_shift": (1,), "flip_sin_to_cos": (False,)}
+    if kind == PLAIN:
+        allowed |= {
+            "downsample_padding": (0,),
+            "downsample_type": ("conv",),
+            "upsample_type": ("conv",),
+        }
+    else:  # of the middle and the head; the blocks have a quarter of their width, at most 32
+        allowed["norm_num_groups"] = (None, *((32,) if widths[0] >= 128 else ()))
+    return allowed
+
+
+def _same(value: Any, right: Any) -> bool:
+    """Equal, numbers up to the digits that a file drops."""
+    if type(value) in (int, float) and type(right) in (int, float):
+        return math.isclose(value, right, rel_tol=1e-6)
+    return bool(value == right)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def names(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return for each module of the `UNet2DModel` that `arguments` make the path of ours.
+
+    Both generations of attention names are in it.
+    """
+    plain = arguments["block"] == "ddpm"
+    levels = range(len(arguments["multipliers"]))
+    attends = [
+        arguments["image_size"] // 2**level in arguments["attention_resolutions"]
+        for level in levels
+    ]
+    residuals = {"mid_block.resnets.0": "middle/block0", "mid_block.resnets.1": "middle/block1"}
+    attentions = {"mid_block.attentions.0": "middle/attention"}
+    places = {
+        "time_proj": "condition",
+        "time_embedding.linear_1": "condition/dense0",
+        "time_embedding.linear_2": "condition/dense1",
+        "class_embedding": "labels",
+        "conv_in": "stem",
+        "conv_norm_out": "head_norm" if plain else "decoder/level0_output_norm",
+        "conv_out": "head" if plain else "decoder/level0_output",
+    }
+    for level in levels:
+        down, encoder = f"down_blocks.{level}", f"encoder/level{level}"
+        up, decoder = f"up_blocks.{levels[-1] - level}", f"decoder/level{level}"
+        for index in range(arguments["num_blocks"]):
+            residuals[f"{down}.resnets.{index}"] = f"{encoder}_block{index}"
+            if attends[level]:
+                attentions[f"{down}.attentions.{index}"] = f"{encoder}_attention{index}"
+        for index in range(arguments["num_blocks"] + 1):
+            residuals[f"{up}.resnets.{index}"] = f"{decoder}_block{index}"
+            if attends[level] and plain:
+                attentions[f"{up}.attentions.{index}"] = f"{decoder}_attention{index}"
+        if attends[level] and not plain:
+            attentions[f"{up}.attentions.0"] = f"{decoder}_attention"
+        if plain:
+            places[f"{down}.downsamplers.0.conv"] = f"{encoder}_down/conv"
+            places[f"{up}.upsamplers.0.conv"] = f"{decoder}_up/conv"
+        else:
+            residuals[f"{down}.resnet_down"] = f"{encoder}_down"
+            residuals[f"{up}.resnet_up"] = f"{decoder}_up"
+            places[f"{down}.skip_conv"] = f"{encoder}_input/conv"
+            places[f"{up}.skip_norm"] = f"{decoder}_output_norm"
+            places[f"{up}.skip_conv"] = f"{decoder}_output"
+    for blocks, inside in ((residuals, RESIDUAL), (attentions, ATTENTION)):
+        for block, place in blocks.items():
+            for module, ours in inside.items():
+                places[f"{block}.{module}"] = f"{place}/{ours}"
+    return places
+
+
+def _placed(place: str, leaf: str, array: np.ndarray, plain: bool) -> tuple[str, np.ndarray]:
+    """An array of the module at our path `place`: its own path, and it in our layout."""
+    last = place.rpartition("/")[2]
+    if last == "condition":
+        return f"{place}/frequencies", array
+    if last == "labels":
+        return f"{place}/table", array
+    if leaf == "bias":
+        return f"{place}/bias", array
+    if array.ndim == 1:
+        return f"{place}/scale", array
+    dense = last in ("query", "key", "value", "output") or (last == "shortcut" and plain)
+    if array.ndim == 4 and array.shape[2:] == (1, 1) and dense:
+        array = array[:, :, 0, 0]
+    order = (2, 3, 1, 0) if array.ndim == 4 else None
+    return f"{place}/kernel", np.ascontiguousarray(array.transpose(order))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The content of config.json."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        settings = json.loads(text) if len(text) <= MOST_BYTES else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict) or settings.get("_class_name") != "UNet2DModel":
+        raise UserError(f"{path} is not the config.json of a diffusers UNet2DModel")
+    return settings
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of a safetensors file, as float32."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; other formats are not read: have diffusers load the model and "
+            "save_pretrained it, which writes safetensors"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                array = file.get_tensor(name)
+                if not np.issubdtype(array.dtype, np.floating):
+                    raise UserError(f"{path}: {name} is {array.dtype}, not floating point")
+                yield name, array.astype(np.float32, copy=False)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,22 @@
+"""What a foreign checkpoint holds, in our names and layout."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Foreign(NamedTuple):
+    """Flat trees, `encoder/level0_block0/conv0/kernel` to a float32 array; unchecked.
+
+    Attributes:
+        ema: averaged parameters, or the only ones.
+        params: trained parameters, or None.
+        mu, nu: Adam's first and second moments, or None.
+        step: number of training steps taken; 0 where the checkpoint does not say it.
+    """
+
+    ema: dict[str, np.ndarray]
+    params: dict[str, np.ndarray] | None
+    mu: dict[str, np.ndarray] | None
+    nu: dict[str, np.ndarray] | None
+    step: int
