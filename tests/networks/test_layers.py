@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from score_sde.networks.blocks import Downsample, Style, Upsample
 from score_sde.networks.convolution import convolve, convolve_for_training
 from score_sde.networks.embeddings import input_features, positional_features
 from score_sde.networks.layers import GroupNorm, dropout, dropout_states
@@ -19,6 +21,18 @@ def numpy_filter(x, kernel, before, after):
     height, width = (n - len(kernel) + 1 for n in x.shape[1:3])
     return sum(
         kernel[i, j] * x[:, i : i + height, j : j + width]
+        for i in range(len(kernel))
+        for j in range(len(kernel))
+    )
+
+
+def numpy_convolve(x, kernel, before, after):
+    """Correlation (as convolutions of networks are) with a kernel (k, k, in, out) after padding."""
+    kernel = np.asarray(kernel, np.float64)
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    height, width = (n - len(kernel) + 1 for n in x.shape[1:3])
+    return sum(
+        x[:, i : i + height, j : j + width] @ kernel[i, j]
         for i in range(len(kernel))
         for j in range(len(kernel))
     )
@@ -43,6 +57,49 @@ def test_resampling_follows_its_definition(image):
     for function, values in expected.items():
         # Sums of 16 float32 products of size 1 with weights that add up to 1.
         np.testing.assert_allclose(function(jnp.asarray(image)), values, rtol=0, atol=1e-6)
+
+
+def style(**options):
+    given = {
+        "block": "ddpm",
+        "fir": True,
+        "skip_rescale": True,
+        "activation": "swish",
+        "init_scale": 0.0,
+        "norm_groups": 0,
+        "dropout": 0.0,
+        "embedding_width": 0,
+        "dtype": np.dtype("float32"),
+    }
+    return Style(**{**given, **options})
+
+
+def test_resampling_with_a_convolution_follows_its_definition(image):
+    """Down: filter, then every second value; up: zeros between the pixels, convolved to the full
+    2 H + 1, then filtered (conventions of the original). Without FIR: stride 2 and (0, 1) zeros;
+    nearest neighbours, then 3x3."""
+    x, wide = jnp.asarray(image), image.astype(np.float64)
+    between = np.zeros((2, 11, 11, 3))
+    between[:, ::2, ::2] = wide
+    for train in (False, True):
+        for fir in (False, True):
+            down = Downsample(3, 4, style(fir=fir), conv=True, rngs=nnx.Rngs(0))
+            up = Upsample(3, 4, style(fir=fir), conv=True, rngs=nnx.Rngs(1))
+            for layer in (down, up):
+                layer.conv.bias[...] = jnp.arange(4.0)
+            if fir:
+                filtered = numpy_filter(wide, KERNEL, 2, 2)
+                less = numpy_convolve(filtered, down.conv.kernel[...], 0, 0)[:, ::2, ::2]
+                more = 4 * numpy_filter(
+                    numpy_convolve(between, up.conv.kernel[...], 2, 2), KERNEL, 1, 1
+                )
+            else:
+                less = numpy_convolve(wide, down.conv.kernel[...], 0, 1)[:, ::2, ::2]
+                nearest = wide.repeat(2, axis=1).repeat(2, axis=2)
+                more = numpy_convolve(nearest, up.conv.kernel[...], 1, 1)
+            # Sums of 27 products of size 1, and of 16 of these with weights that add up to 4.
+            np.testing.assert_allclose(down(x, train), less + np.arange(4), rtol=0, atol=1e-5)
+            np.testing.assert_allclose(up(x, train), more + np.arange(4), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
