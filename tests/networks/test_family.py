@@ -1,7 +1,6 @@
 """Every option of the U-Net with every other: architectures drawn at random, and the published
 ones."""
 
-import math
 import random
 from functools import partial
 
