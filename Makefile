@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= test,lint
+PARITY_VENV ?= .venv-parity
 WORKERS ?= 0
 PYTEST_ARGS ?=
 DEMO ?= runs/vp_digits
@@ -17,10 +19,10 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-slow lint format clean
+.PHONY: help env demo test test-slow test-parity lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## create or update the environment (Python >= 3.11)
 
@@ -37,7 +39,7 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@lock=constraints/$$($(BIN)/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt; \
 	if [ -f "$$lock" ]; then pins="-c $$lock"; else pins=""; fi; \
 	echo "installing score-sde into $(VENV) $$pins (about 1 GB, a minute or two)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]' $$pins
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' $$pins
 	@touch $@
 
 demo: env ## train on handwritten digits, sample, compute a likelihood
@@ -55,6 +57,10 @@ test: env ## the tests, but the slow ones
 test-slow: env ## the slow tests alone
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
+test-parity: ## against diffusers and PyTorch, in an environment of its own (about 2 GB)
+	@$(MAKE) --no-print-directory env VENV=$(PARITY_VENV) EXTRAS=test,parity
+	$(PARITY_VENV)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
+
 lint: env ## ruff (rules and format) and mypy; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -65,5 +71,5 @@ format: env ## let ruff mend what it can
 	$(BIN)/ruff format
 
 clean: ## remove the environment, caches and build products; runs/ stays
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(PARITY_VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
