@@ -1,0 +1,415 @@
+"""Folders of diffusers' `UNet2DModel`, written here by hand (tests/parity has the class itself)."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs import ve_256, ve_1024, vp_cifar10
+from score_sde import build, networks
+from score_sde.convert import diffusers
+from score_sde.convert.fit import fit
+from score_sde.errors import UserError
+from score_sde.networks import UNet
+
+Shapes = dict[str, tuple[int, ...]]
+
+# As google/ddpm-cifar10-32 and google/ncsnpp-church-256, but for their sizes.
+DDPM: dict[str, Any] = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.0.4",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [32, 64],
+    "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 1,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 8,
+    "time_embedding_type": "positional",
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
+NCSNPP = {
+    **DDPM,
+    "block_out_channels": [32, 128],
+    "center_input_sample": True,
+    "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1.41421356237,
+    "norm_num_groups": None,
+    "time_embedding_type": "fourier",
+    "up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D"],
+}
+NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def small(config: Any, **changes: Any) -> partial[UNet]:
+    """A preset's network, with two levels of one block and attention on the second."""
+    arguments = {**build.network(config).keywords, "image_size": 8, "width": 32, "num_blocks": 1}
+    return partial(UNet, **{**arguments, "attention_resolutions": (4,), **changes})
+
+
+def ddpm_network(**changes: Any) -> partial[UNet]:
+    config = vp_cifar10.get_config("ddpm_diffusers")
+    return small(config, **{"multipliers": (1, 2), **changes})
+
+
+def ncsnpp_network(**changes: Any) -> partial[UNet]:
+    return small(ve_256.get_config("church"), **{"multipliers": (1, 4), **changes})
+
+
+def layer(name: str, *shape: int) -> Shapes:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def conv(name: str, out: int, channels: int, size: int = 3) -> Shapes:
+    return layer(name, out, channels, size, size)
+
+
+def residual(name: str, channels: int, out: int, shortcut: bool | None = None) -> Shapes:
+    shapes = {
+        **layer(f"{name}.norm1", channels),
+        **conv(f"{name}.conv1", out, channels),
+        **layer(f"{name}.time_emb_proj", out, 128),
+        **layer(f"{name}.norm2", out),
+        **conv(f"{name}.conv2", out, out),
+    }
+    if channels != out if shortcut is None else shortcut:
+        shapes |= conv(f"{name}.conv_shortcut", out, channels, 1)
+    return shapes
+
+
+def attention(name: str, width: int) -> Shapes:
+    shapes = layer(f"{name}.group_norm", width)
+    for part in NEW.values():
+        shapes |= layer(f"{name}.{part}", width, width)
+    return shapes
+
+
+def ends_and_middle(wide: int, features: int) -> Shapes:
+    return {
+        **conv("conv_in", 32, 3),
+        **layer("time_embedding.linear_1", 128, features),
+        **layer("time_embedding.linear_2", 128, 128),
+        **residual("mid_block.resnets.0", wide, wide),
+        **attention("mid_block.attentions.0", wide),
+        **residual("mid_block.resnets.1", wide, wide),
+        **layer("conv_norm_out", 32),
+        **conv("conv_out", 3, 32),
+    }
+
+
+DDPM_SHAPES = {
+    **ends_and_middle(64, 32),
+    **residual("down_blocks.0.resnets.0", 32, 32),
+    **conv("down_blocks.0.downsamplers.0.conv", 32, 32),
+    **residual("down_blocks.1.resnets.0", 32, 64),
+    **attention("down_blocks.1.attentions.0", 64),
+    **residual("up_blocks.0.resnets.0", 128, 64),
+    **attention("up_blocks.0.attentions.0", 64),
+    **residual("up_blocks.0.resnets.1", 96, 64),
+    **attention("up_blocks.0.attentions.1", 64),
+    **conv("up_blocks.0.upsamplers.0.conv", 64, 64),
+    **residual("up_blocks.1.resnets.0", 96, 32),
+    **residual("up_blocks.1.resnets.1", 64, 32),
+}
+NCSNPP_SHAPES = {
+    **ends_and_middle(128, 64),
+    "time_proj.weight": (32,),
+    **residual("down_blocks.0.resnets.0", 32, 32),
+    **residual("down_blocks.0.resnet_down", 32, 32, shortcut=True),
+    **conv("down_blocks.0.skip_conv", 32, 3, 1),
+    **residual("down_blocks.1.resnets.0", 32, 128),
+    **attention("down_blocks.1.attentions.0", 128),
+    **residual("up_blocks.0.resnets.0", 256, 128),
+    **residual("up_blocks.0.resnets.1", 160, 128),
+    **attention("up_blocks.0.attentions.0", 128),
+    **residual("up_blocks.0.resnet_up", 128, 128, shortcut=True),
+    **layer("up_blocks.0.skip_norm", 128),
+    **conv("up_blocks.0.skip_conv", 3, 128),
+    **residual("up_blocks.1.resnets.0", 160, 32),
+    **residual("up_blocks.1.resnets.1", 64, 32),
+}
+
+
+def arrays_of(shapes: Shapes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def write(folder: Path, settings: Any, arrays: dict[str, np.ndarray]) -> Path:
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(arrays, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def refusal(folder: Path, network: partial[UNet]) -> str:
+    with pytest.raises(UserError) as caught:
+        diffusers.read(folder, network.keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_arrays_of_ddpm_find_their_places(tmp_path: Path):
+    theirs, network = arrays_of(DDPM_SHAPES), ddpm_network()
+    foreign = diffusers.read(write(tmp_path, DDPM, theirs), network.keywords)
+    ours = foreign.ema
+    fit(ours, networks.abstract(network)[1], tmp_path)  # all of them, in our shapes
+    assert (foreign.params, foreign.mu, foreign.nu, foreign.step) == (None, None, None, 0)
+    for mine, name in {
+        "stem/kernel": "conv_in.weight",
+        "encoder/level0_down/conv/kernel": "down_blocks.0.downsamplers.0.conv.weight",
+        "decoder/level1_up/conv/kernel": "up_blocks.0.upsamplers.0.conv.weight",
+        "decoder/level0_block1/conv1/kernel": "up_blocks.1.resnets.1.conv2.weight",
+        "head/kernel": "conv_out.weight",
+    }.items():
+        np.testing.assert_array_equal(ours[mine], theirs[name].transpose(2, 3, 1, 0))
+    for mine, name in {
+        "condition/dense0/kernel": "time_embedding.linear_1.weight",
+        "middle/block1/embedding/kernel": "mid_block.resnets.1.time_emb_proj.weight",
+        "decoder/level1_attention1/output/kernel": "up_blocks.0.attentions.1.to_out.0.weight",
+    }.items():
+        np.testing.assert_array_equal(ours[mine], theirs[name].T)
+    shortcut = theirs["up_blocks.1.resnets.0.conv_shortcut.weight"]
+    np.testing.assert_array_equal(
+        ours["decoder/level0_block0/shortcut/kernel"], shortcut[:, :, 0, 0].T
+    )
+    norm = theirs["mid_block.attentions.0.group_norm.weight"]
+    np.testing.assert_array_equal(ours["middle/attention/norm/scale"], norm)
+
+
+def test_the_arrays_of_ncsnpp_find_their_places(tmp_path: Path):
+    theirs, network = arrays_of(NCSNPP_SHAPES), ncsnpp_network()
+    ours = diffusers.read(write(tmp_path, NCSNPP, theirs), network.keywords).ema
+    fit(ours, networks.abstract(network)[1], tmp_path)
+    for mine, name in {
+        "encoder/level0_down/conv0/kernel": "down_blocks.0.resnet_down.conv1.weight",
+        "encoder/level0_down/shortcut/kernel": "down_blocks.0.resnet_down.conv_shortcut.weight",
+        "encoder/level0_input/conv/kernel": "down_blocks.0.skip_conv.weight",
+        "decoder/level1_output/kernel": "up_blocks.0.skip_conv.weight",
+        "decoder/level0_output/kernel": "conv_out.weight",
+    }.items():
+        np.testing.assert_array_equal(ours[mine], theirs[name].transpose(2, 3, 1, 0))
+    for mine, name in {
+        "condition/frequencies": "time_proj.weight",
+        "decoder/level1_output_norm/scale": "up_blocks.0.skip_norm.weight",
+        "decoder/level0_output_norm/bias": "conv_norm_out.bias",
+        "decoder/level1_attention/value/bias": "up_blocks.0.attentions.0.to_v.bias",
+    }.items():
+        np.testing.assert_array_equal(ours[mine], theirs[name])
+
+
+def test_both_generations_of_names_and_half_precision(tmp_path: Path):
+    theirs = {name: array.astype(np.float16) for name, array in arrays_of(NCSNPP_SHAPES).items()}
+    new = diffusers.read(write(tmp_path, NCSNPP, theirs), ncsnpp_network().keywords).ema
+    older = {}
+    for name, array in theirs.items():
+        for old, part in NEW.items():
+            name = name.replace(f".{part}.", f".{old}.")
+        older["time_proj.W" if name == "time_proj.weight" else name] = array
+    assert older.keys() != theirs.keys()
+    old = diffusers.read(write(tmp_path, NCSNPP, older), ncsnpp_network().keywords).ema
+    assert old.keys() == new.keys()
+    for path, array in old.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, new[path])
+
+
+def test_arrays_that_do_not_fit_are_all_listed(tmp_path: Path):
+    theirs = arrays_of(DDPM_SHAPES)
+    del theirs["mid_block.resnets.0.conv1.bias"]
+    theirs["conv_out.weight"] = theirs["conv_out.weight"][:, :, :2]
+    theirs["add_embedding.weight"] = np.zeros((3, 3), np.float32)
+    # A second query, under the older name, that says something else.
+    theirs["mid_block.attentions.0.query.bias"] = np.zeros(64, np.float32)
+    network = ddpm_network()
+    ours = diffusers.read(write(tmp_path, DDPM, theirs), network.keywords).ema
+    with pytest.raises(UserError) as caught:
+        fit(ours, networks.abstract(network)[1], tmp_path)
+    for part in (
+        "middle/block0/conv0/bias",
+        "head/kernel (2, 3, 32, 3) for (3, 3, 32, 3)",
+        "add_embedding.weight",
+        "mid_block.attentions.0.",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_blocks": 2}, "num_blocks = 1 (not 2)"),
+        ({"width": 64}, "width = 32 (not 64)"),
+        ({"multipliers": (1, 1)}, "multipliers = (1, 2) (not (1, 1))"),
+        ({"attention_resolutions": (8,)}, "attention_resolutions = (4,) (not (8,))"),
+        ({"image_size": 16}, "image_size = 8 (not 16)"),
+        ({"decoder_attention": "once"}, "decoder_attention = 'every' (not 'once')"),
+        ({"block": "biggan"}, "block = 'ddpm' (not 'biggan')"),
+        ({"fir": True}, "fir = False (not True)"),
+        ({"centered": False}, "centered = True (not False)"),
+        ({"embedding": "fourier"}, "embedding = 'positional' (not 'fourier')"),
+        ({"input_frequencies": (128.0,)}, "input_frequencies = () (not (128.0,))"),
+        ({"num_classes": 10}, "num_classes = None (not 10)"),
+        ({"norm_groups": 0}, "norm_groups = 32 (not 0)"),
+        ({"activation": "elu"}, "activation = 'swish' (not 'elu')"),
+    ],
+)
+def test_another_network_than_the_configs(tmp_path: Path, changes: Any, expected: str):
+    write(tmp_path, DDPM, arrays_of(DDPM_SHAPES))
+    assert expected in refusal(tmp_path, ddpm_network(**changes))
+
+
+def test_an_attention_size_that_no_level_has_makes_no_difference(tmp_path: Path):
+    write(tmp_path, DDPM, arrays_of(DDPM_SHAPES))
+    diffusers.read(tmp_path, ddpm_network(attention_resolutions=[16, 4]).keywords)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value"),
+    [
+        (DDPM, "attention_head_dim", 8),
+        (DDPM, "norm_eps", 1e-5),
+        (DDPM, "act_fn", "mish"),
+        (DDPM, "downsample_padding", 1),
+        (DDPM, "downsample_type", "resnet"),
+        (DDPM, "upsample_type", "resnet"),
+        (DDPM, "freq_shift", 0),
+        (DDPM, "flip_sin_to_cos", True),
+        (DDPM, "resnet_time_scale_shift", "scale_shift"),
+        (DDPM, "time_embedding_type", "learned"),
+        (DDPM, "time_embedding_dim", 64),
+        (DDPM, "class_embed_type", "timestep"),
+        (DDPM, "mid_block_type", None),
+        (DDPM, "mid_block_scale_factor", 2),
+        (DDPM, "add_attention", False),
+        (DDPM, "attn_norm_num_groups", 16),
+        (DDPM, "out_channels", 6),
+        (DDPM, "sample_size", [8, 16]),
+        (DDPM, "sample_size", "8"),
+        (DDPM, "block_out_channels", [32, 48]),
+        (DDPM, "block_out_channels", [32, 64, 64]),
+        (DDPM, "block_out_channels", "32"),
+        (DDPM, "layers_per_block", 1.5),
+        (DDPM, "down_block_types", ["DownBlock2D", "ResnetDownsampleBlock2D"]),
+        (DDPM, "up_block_types", ["UpBlock2D", "AttnUpBlock2D"]),
+        (DDPM, "up_block_types", ["AttnSkipUpBlock2D", "SkipUpBlock2D"]),
+        (NCSNPP, "mid_block_scale_factor", 1),
+        (NCSNPP, "norm_num_groups", 32),
+    ],
+)
+def test_networks_that_ours_cannot_be(tmp_path: Path, settings: Any, key: str, value: Any):
+    write(tmp_path, {**settings, key: value}, {})
+    network = ddpm_network() if settings is DDPM else ncsnpp_network()
+    told = refusal(tmp_path, network)
+    assert key in told and str(tmp_path / "config.json") in told
+
+
+def test_what_config_json_leaves_out_is_the_class_default(tmp_path: Path):
+    settings = {key: value for key, value in DDPM.items() if key != "attention_head_dim"}
+    write(tmp_path, settings, {})
+    assert "attention_head_dim is 8" in refusal(tmp_path, ddpm_network())
+
+
+def test_narrow_attention_of_skip_blocks_is_refused(tmp_path: Path):
+    write(tmp_path, {**NCSNPP, "block_out_channels": [32, 64]}, {})
+    assert "32 groups" in refusal(tmp_path, ncsnpp_network(multipliers=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "config"),
+    [
+        (
+            {
+                **DDPM,
+                "block_out_channels": [128, 256, 256, 256],
+                "down_block_types": ["DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * 2],
+                "up_block_types": [*["UpBlock2D"] * 2, "AttnUpBlock2D", "UpBlock2D"],
+                "layers_per_block": 2,
+                "sample_size": 32,
+            },
+            vp_cifar10.get_config("ddpm_diffusers"),
+        ),
+        (
+            {
+                **NCSNPP,
+                "block_out_channels": [128, 128, *[256] * 5],
+                "down_block_types": [
+                    *["SkipDownBlock2D"] * 4,
+                    "AttnSkipDownBlock2D",
+                    *["SkipDownBlock2D"] * 2,
+                ],
+                "up_block_types": [
+                    *["SkipUpBlock2D"] * 2,
+                    "AttnSkipUpBlock2D",
+                    *["SkipUpBlock2D"] * 4,
+                ],
+                "layers_per_block": 2,
+                "sample_size": 256,
+            },
+            ve_256.get_config("church"),
+        ),
+        (
+            {
+                **NCSNPP,
+                "block_out_channels": [16, 32, 64, 128, 256, *[512] * 3],
+                "down_block_types": [
+                    *["SkipDownBlock2D"] * 6,
+                    "AttnSkipDownBlock2D",
+                    "SkipDownBlock2D",
+                ],
+                "up_block_types": ["SkipUpBlock2D", "AttnSkipUpBlock2D", *["SkipUpBlock2D"] * 6],
+                "layers_per_block": 1,
+                "sample_size": 1024,
+            },
+            ve_1024.get_config("ffhq"),
+        ),
+    ],
+    ids=["ddpm-cifar10-32", "ncsnpp-church-256", "ncsnpp-ffhq-1024"],
+)
+def test_the_published_folders_are_our_presets(tmp_path: Path, settings: Any, config: Any):
+    """Up to the weights, which are not there: that is the first thing that is missed."""
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    told = refusal(tmp_path, build.network(config))
+    assert told.startswith(f"{tmp_path / 'diffusion_pytorch_model.safetensors'} is missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "cannot be read"),
+        ("{", "is no JSON"),
+        ("\xff", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[1]", "is not the config.json of a diffusers UNet2DModel"),
+        ('{"_class_name": "UNet2DConditionModel"}', "is not the config.json"),
+        (" " * 2**21, "is not the config.json"),
+    ],
+)
+def test_config_json_that_is_none(tmp_path: Path, text: str | None, expected: str):
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    assert expected in refusal(tmp_path, ddpm_network())
+
+
+def test_weights_that_are_none(tmp_path: Path):
+    path = write(tmp_path, DDPM, arrays_of(DDPM_SHAPES)) / "diffusion_pytorch_model.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], whole[:5], b"", b"\xff" * 1000, b"PK\x03\x04" + whole):
+        path.write_bytes(damaged)
+        assert f"{path} cannot be read" in refusal(tmp_path, ddpm_network())
+    save_file({"conv_in.bias": np.zeros(32, np.int32)}, path)
+    assert "conv_in.bias is int32, not floating point" in refusal(tmp_path, ddpm_network())
+    assert load_file(path).keys() == {"conv_in.bias"}
