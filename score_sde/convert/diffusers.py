@@ -25,6 +25,7 @@ from score_sde.errors import UserError
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 # Of config.json, which has some 1200 bytes.
 MOST_BYTES = 2**20
+DTYPES = ("F32", "F64", "F16", "BF16")  # in the words of safetensors
 
 # What a key that is not in config.json stands for: the defaults of the class.
 DEFAULTS: dict[str, Any] = {
@@ -353,9 +354,9 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
-                array = file.get_tensor(name)
-                if not np.issubdtype(array.dtype, np.floating):
-                    raise UserError(f"{path}: {name} is {array.dtype}, not floating point")
-                yield name, array.astype(np.float32, copy=False)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in DTYPES:
+                    raise UserError(f"{path}: {name} is {dtype}; allowed are {', '.join(DTYPES)}")
+                yield name, file.get_tensor(name).astype(np.float32, copy=False)
     except (SafetensorError, OSError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
