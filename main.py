@@ -6,6 +6,10 @@
 Without --config and --workdir the preset is configs/vp_digits.py; without --workdir the workdir is
 runs/NAME[-variant]. A workdir keeps its config: the other modes need nothing but --workdir, and the
 same --mode train again resumes.
+
+  python main.py --mode convert --source FILE --config configs/NAME.py[:variant]
+                 [--workdir DIR] [--weights averaged|raw]
+  python main.py --mode export --workdir DIR --target FOLDER
 """
 
 import difflib
@@ -14,9 +18,10 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -29,7 +34,17 @@ MODES = {
     "train": "train the model of --config, or resume the training of --workdir",
     "sample": "draw images: samples.png, samples.npz, on request samples.gif",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
+    "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
+    "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
+# Flags of single modes, with their defaults; None has to be given.
+OPTIONS: dict[str, dict[str, str | None]] = {
+    "convert": {"source": None, "weights": "averaged"},
+    "export": {"target": None},
+}
+WEIGHTS = ("averaged", "raw")
+FLAGS = ("mode", "config", "workdir", *(name for flags in OPTIONS.values() for name in flags))
+EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "vp_digits.py"
 OVERRIDE = re.compile(r"--?(no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
@@ -40,6 +55,7 @@ class Command(NamedTuple):
     mode: str
     config: ConfigDict
     workdir: Path
+    options: Mapping[str, Any] = MappingProxyType({})  # of the mode alone
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -60,16 +76,72 @@ def parse(argv: Sequence[str]) -> Command | None:
         raise UserError(f"--mode: missing; allowed are {', '.join(MODES)}")
     if values.mode not in MODES:
         raise UserError(f"--mode = {values.mode!r}: allowed are {', '.join(MODES)}")
-    return _resolve(values.mode, values.config, values.workdir, rest)
+    options = _options(values)
+    if values.mode == "convert":
+        return _conversion(values.config, values.workdir, options, rest)
+    command = _resolve(values.mode, values.config, values.workdir, rest)
+    return command._replace(options=options)
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow positional arguments, which are refused later
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
-    for name in ("mode", "config", "workdir"):
+    for name in FLAGS:
         flags.DEFINE_string(name, None, "", flag_values=values)
     return values
+
+
+def _options(values: flags.FlagValues) -> dict[str, Any]:
+    """Return the mode's own flags, files as paths; refuse those of other modes."""
+    for mode, names in OPTIONS.items():
+        for name in names:
+            if mode != values.mode and values[name].value is not None:
+                raise UserError(f"--{name} = {values[name].value!r}: goes with --mode {mode} only")
+    options: dict[str, Any] = {}
+    for name, default in OPTIONS.get(values.mode, {}).items():
+        value = values[name].value or default
+        if not value:
+            raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
+        options[name] = value if name == "weights" else Path(value)
+    if options.get("weights", "raw") not in WEIGHTS:
+        raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
+    target = options.get("target")
+    if target is not None:
+        _check_empty("target", target)
+    return options
+
+
+def _check_empty(flag: str, path: Path) -> None:
+    """Raise UserError unless the path is a new or empty directory that can be made."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"--{flag} = '{path}': not empty; allowed are new or empty directories")
+    _check_can_be_made(flag, path)
+
+
+def _conversion(
+    preset: str | None, workdir: str | None, options: dict[str, Any], overrides: Sequence[str]
+) -> Command:
+    """Find the config of a conversion: the preset's, or that of an export of ours."""
+    source = options["source"]
+    if not source.exists():
+        raise UserError(f"--source = '{source}': no such file or folder")
+    if (source / EXPORTED).is_file():
+        if preset is not None:
+            raise UserError(f"--config {preset}: {source} has its own {workdirs.FILE}")
+        saved = workdirs.load(source)
+        config = _override(saved, overrides)
+        configs.validate(config)
+        changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
+        _refuse_changes("convert", changes, config, source)
+    elif preset is None:
+        raise UserError("--config: missing; it says the network that --source is one of")
+    else:
+        config = _override(_load_preset(preset), overrides)
+        configs.validate(config)
+    path = Path(f"runs/{config.name}" if workdir is None else workdir)
+    _check_empty("workdir", path)
+    return Command("convert", config, path, options)
 
 
 def _check_overrides(arguments: Sequence[str]) -> None:
@@ -81,7 +153,7 @@ def _check_overrides(arguments: Sequence[str]) -> None:
             raise configs.unknown_key(override["key"], override["value"] or "")
         if argument.startswith("-") and not override and not re.fullmatch(r"-[\d.].*", argument):
             name = argument.split("=")[0]
-            allowed = ["--mode", "--config", "--workdir", "--help"]
+            allowed = [*(f"--{name}" for name in FLAGS), "--help"]
             close = difflib.get_close_matches(name, allowed, n=1)
             hint = f"closest is {close[0]}" if close else f"allowed are {', '.join(allowed)}"
             raise UserError(f"{name}: no such flag; {hint} (and --config.section.key=value)")
@@ -106,15 +178,15 @@ def _resolve(
         raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
     config = _override(given or _load_preset(str(DEFAULT_PRESET)), overrides)
     configs.validate(config)
-    _check_can_be_made(path)
+    _check_can_be_made("workdir", path)
     return Command(mode, config, path)
 
 
-def _check_can_be_made(path: Path) -> None:
-    """Raise UserError unless a run may write into this directory, there or not yet."""
+def _check_can_be_made(flag: str, path: Path) -> None:
+    """Raise UserError unless one may write into this directory, there or not yet."""
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir = '{path}': {existing} is not a directory one may write to")
+        raise UserError(f"--{flag} = '{path}': {existing} is not a directory one may write to")
 
 
 def _merge(
@@ -246,7 +318,7 @@ def main(argv: Sequence[str]) -> int:
             print(help_text())
             return 0
         mode = importlib.import_module(f"score_sde.modes.{command.mode}")
-        mode.run(command.config, command.workdir)
+        mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

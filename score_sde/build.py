@@ -43,7 +43,7 @@ def pixel_range(config: ConfigDict) -> PixelRange:
     return PixelRange(levels, config.model.centered, config.training.dequantize)
 
 
-def network(config: ConfigDict) -> Callable[..., UNet]:
+def network(config: ConfigDict) -> partial[UNet]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`)."""
     info = dataset(config)
     settings = config.model

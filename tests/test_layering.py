@@ -49,7 +49,7 @@ ROOMS = {
         4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tqdm", "tensorboardX", "absl")
     ),
     "score_sde.evaluation": Room(4, (0, 1, 2, 3), ("jax", "flax", "scipy", "tqdm")),
-    "score_sde.convert": Room(4, (0, 3), ("jax", "flax", "safetensors")),
+    "score_sde.convert": Room(4, (0, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
     "score_sde.config": Room(5, (0, 3), ("ml_collections",)),
     "score_sde.workdirs": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.config",)),
@@ -67,7 +67,7 @@ ROOMS = {
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(
-        6, (0, 1, 2, 3, 4, 5), ("jax", "absl", "ml_collections", "PIL", "tqdm")
+        6, (0, 1, 2, 3, 4, 5), ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm")
     ),
     "main": Room(7, (0, 5, 6), ("absl", "ml_collections")),
     "configs": Room(7, (5,), ("ml_collections",)),

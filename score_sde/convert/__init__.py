@@ -1,1 +1,37 @@
-"""Checkpoints of other code bases in, ours out."""
+"""Checkpoints of other code bases in, ours out.
+
+What a source is, its content tells:
+
+    a folder with model.safetensors                  an export of ours
+    another folder                                   a diffusers UNet2DModel
+    a zip                                            score_sde_pytorch (.pth)
+    any other file                                   score_sde (Flax's msgpack)
+
+Nothing in a source is ever executed.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from score_sde.convert import diffusers, exported, score_sde_flax, score_sde_pytorch
+from score_sde.convert.fit import fit, flattened
+from score_sde.convert.foreign import Foreign
+
+__all__ = ["Foreign", "exported", "fit", "flattened", "read"]
+
+
+def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+    """Read a checkpoint for the network `UNet(**arguments)`.
+
+    Raises:
+        UserError: one line: a source that is missing, damaged, hostile or of something else.
+    """
+    if (source / exported.FILE).is_file():
+        return exported.read(source, arguments)
+    if source.is_dir():
+        return diffusers.read(source, arguments)
+    if source.is_file() and zipfile.is_zipfile(source):
+        return score_sde_pytorch.read(source, arguments)
+    return score_sde_flax.read(source, arguments)

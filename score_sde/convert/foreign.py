@@ -13,6 +13,8 @@ class Foreign(NamedTuple):
         params: trained parameters, or None.
         mu, nu: Adam's first and second moments, or None.
         step: number of training steps taken; 0 where the checkpoint does not say it.
+        adam_steps: number of Adam's updates, which its moments are of.
+        sigmas: the noise levels that the checkpoint says it was trained on, ascending, or None.
     """
 
     ema: dict[str, np.ndarray]
@@ -20,3 +22,5 @@ class Foreign(NamedTuple):
     mu: dict[str, np.ndarray] | None
     nu: dict[str, np.ndarray] | None
     step: int
+    adam_steps: int = 0
+    sigmas: np.ndarray | None = None

@@ -1,0 +1,46 @@
+"""The averaged weights of a run as a safetensors file, and back.
+
+The file's arrays are named by their place in the network, `encoder/level0_block0/conv0/kernel`;
+its metadata has the training step. The config lies beside it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from score_sde.convert.foreign import Foreign
+from score_sde.errors import UserError
+
+FILE = "model.safetensors"
+
+
+def write(folder: Path, params: Mapping[str, np.ndarray], step: int) -> Path:
+    """Write the arrays, float32 by path, into an existing folder; return the file's path."""
+    path = folder / FILE
+    save_file(dict(params), path, metadata={"step": str(step)})
+    return path
+
+
+def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+    """Read what `write` wrote. The arguments of the network are not needed: the names are ours.
+
+    Raises:
+        UserError: one line: a damaged file, or one of other numbers than float32.
+    """
+    path = source / FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            step = (file.metadata() or {}).get("step", "0")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"--source {path}: {' '.join(str(error).split())}") from None
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise UserError(f"--source {path}: {name} is {array.dtype}; allowed is float32")
+    if not step.isdecimal() or len(step) > 9:
+        raise UserError(f"--source {path}: step is {step!r}; allowed are whole numbers")
+    return Foreign(ema=arrays, params=None, mu=None, nu=None, step=int(step))

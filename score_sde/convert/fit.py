@@ -1,0 +1,67 @@
+"""Whether the arrays of a foreign checkpoint are those of the network that the config asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_sde.errors import UserError
+
+Tree = dict[str, Any]
+MOST_NAMES = 12  # of each kind in the message: a wrong config has hundreds
+
+
+def fit(flat: Mapping[str, np.ndarray], expected: Tree, source: object) -> Tree:
+    """The arrays as the network's tree of parameters.
+
+    Args:
+        flat: arrays by path, `stem/kernel`.
+        expected: the network's parameters, or their `jax.ShapeDtypeStruct`s.
+        source: what the arrays came from, for the message.
+
+    Returns:
+        a nested dict of float32 numpy arrays.
+
+    Raises:
+        UserError: arrays that are missing, not the network's, or of another shape, all of them.
+    """
+    wanted = {
+        "/".join(step.key for step in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    missing = [name for name in wanted if name not in flat]
+    surplus = [name for name in flat if name not in wanted]
+    misshaped = [
+        f"{name} {flat[name].shape} for {shape}"
+        for name, shape in wanted.items()
+        if name in flat and flat[name].shape != shape
+    ]
+    found = {"missing": missing, "not the network's": surplus, "of another shape": misshaped}
+    told = [f"{len(names)} {what}: {_shortened(names)}" for what, names in found.items() if names]
+    if told:
+        raise UserError(
+            f"--source {source}: its arrays do not fit the config; {'; '.join(told)}. "
+            "Allowed are checkpoints of the network that config.model asks for"
+        )
+    tree: Tree = {}
+    for name in wanted:
+        *places, leaf = name.split("/")
+        branch = tree
+        for place in places:
+            branch = branch.setdefault(place, {})
+        branch[leaf] = np.ascontiguousarray(flat[name], np.float32)
+    return tree
+
+
+def flattened(tree: Tree) -> dict[str, np.ndarray]:
+    """A tree of parameters by path, the inverse of `fit`."""
+    return {
+        "/".join(step.key for step in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _shortened(names: list[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,109 @@
+"""Reads the checkpoints of score_sde (Flax's msgpack of its `State`).
+
+`params_ema` and `optimizer.target` are trees of parameters, `optimizer.state.param_states` has
+Adam's moments (`grad_ema`, `grad_sq_ema`) in the place of each array. msgpack holds data only.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from flax.serialization import msgpack_restore
+
+from score_sde.convert.foreign import Foreign
+from score_sde.convert.original import Array, arrays
+from score_sde.errors import UserError
+
+PLAIN = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}  # of class `ddpm`
+# What the reader of a foreign file may raise.
+BROKEN = (
+    msgpack.exceptions.UnpackException,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    UnicodeError,
+    ValueError,
+)
+
+
+def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+    """Read a checkpoint; as `score_sde_pytorch.read`."""
+    try:
+        state = msgpack_restore(source.read_bytes())
+    except OSError as error:
+        raise UserError(f"--source {source}: {error.strerror or error}") from None
+    except BROKEN:
+        raise UserError(
+            f"--source {source}: damaged, cut short or of no known kind; allowed are .pth files of "
+            "score_sde_pytorch, Flax checkpoints of score_sde, and folders of diffusers or of "
+            "--mode export"
+        ) from None
+    ema, optimizer = _get(state, "params_ema"), _get(state, "optimizer")
+    target, adam = _get(optimizer, "target"), _get(optimizer, "state")
+    if not isinstance(ema, dict) or not isinstance(target, dict):
+        raise UserError(
+            f"--source {source}: not a checkpoint of score_sde; those have params_ema and optimizer"
+        )
+    known = list(arrays(arguments))
+    moments = _get(adam, "param_states")
+    have = isinstance(moments, dict)
+    return Foreign(
+        ema=_ours(ema, known),
+        params=_ours(target, known),
+        mu=_ours(moments, known, "grad_ema") if have else None,
+        nu=_ours(moments, known, "grad_sq_ema") if have else None,
+        step=_count(_get(state, "step")),
+        adam_steps=_count(_get(adam, "step")),
+    )
+
+
+def _get(mapping: Any, key: str) -> Any:
+    return mapping.get(key) if isinstance(mapping, dict) else None
+
+
+def _count(value: Any) -> int:
+    return int(np.asarray(value)) if np.asarray(value).dtype.kind in "iu" else 0
+
+
+def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarray]:
+    """Flax's arrays by our paths, in our shapes; unknown ones under their own names.
+
+    Args:
+        tree: nested dicts.
+        known: the network's arrays.
+        inside: the name of the array wanted where each has several.
+    """
+    flat = dict(_leaves(tree, ()))
+    if inside:
+        flat = {path[:-1]: value for path, value in flat.items() if path[-1] == inside}
+    plain = any(path[0].startswith("AttnBlock_") for path in flat)
+    places = {_flax_path(array, plain): array for array in known}
+    result = {}
+    for path, value in flat.items():
+        array = places.get(path)
+        if array is None:
+            result["/".join(path)] = value
+        elif array.path:
+            # Flax 0.3 keeps the scale of a normalization as (1, 1, 1, C).
+            result[array.path] = value.reshape(-1) if array.layer == "norm" else value
+    return result
+
+
+def _flax_path(array: Array, plain: bool) -> tuple[str, ...]:
+    module, *inner = array.flax
+    kind, _, number = module.rpartition("_")
+    return (f"{PLAIN.get(kind, kind)}_{number}" if plain else module, *inner)
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    if isinstance(tree, np.ndarray):
+        return [(path, tree)] if path else []
+    if not isinstance(tree, dict):
+        return []
+    return [leaf for key, value in tree.items() for leaf in _leaves(value, (*path, str(key)))]

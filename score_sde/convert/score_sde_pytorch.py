@@ -1,0 +1,116 @@
+"""Reads the checkpoints of score_sde_pytorch (`.pth`).
+
+A dict of `model` (names to tensors), `ema` (`shadow_params`, a list without names: the trained
+parameters in the order in which the modules were made), `optimizer` (Adam's moments by the
+parameter's number in that order, frozen ones counted) and `step`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from score_sde.convert import torch_zip
+from score_sde.convert.foreign import Foreign
+from score_sde.convert.original import Array, arrays
+from score_sde.errors import UserError
+
+PREFIX = "module."  # of PyTorch's DataParallel
+SIGMAS = "sigmas"
+
+
+def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+    """Read a checkpoint.
+
+    Args:
+        source: the file.
+        arguments: those of the network, `UNet(**arguments)`.
+
+    Returns:
+        the arrays under our names; those that are not the network's under their own.
+
+    Raises:
+        UserError: one line: a damaged or hostile file, or one of something else.
+    """
+    state = torch_zip.load(source)
+    model, ema, optimizer, step = (
+        _get(state, key) for key in ("model", "ema", "optimizer", "step")
+    )
+    shadow = _get(ema, "shadow_params")
+    if not isinstance(model, dict) or not isinstance(shadow, list | tuple) or type(step) is not int:
+        raise UserError(
+            f"--source {source}: not a checkpoint of score_sde_pytorch; those are a dict of model, "
+            "ema, optimizer and step"
+        )
+    known = list(arrays(arguments))
+    named = {str(name).removeprefix(PREFIX): value for name, value in model.items()}
+    sigmas = named.pop(SIGMAS, None)
+    params = _ours(named, known)
+    averages = params
+    # Arrays of another network make other averages too: these are left to be listed by name.
+    if {array.torch for array in known} == named.keys():
+        trained = [array.torch for array in known if array.trained]
+        if len(shadow) != len(trained):
+            raise UserError(
+                f"--source {source}: its averages are {len(shadow)} arrays; allowed are those of "
+                f"its {len(trained)} trained parameters"
+            )
+        averages = params | _ours(dict(zip(trained, shadow, strict=True)), known)
+    mu, nu, adam_steps = _moments(_get(optimizer, "state"), known)
+    return Foreign(
+        ema=averages,
+        params=params,
+        mu=mu,
+        nu=nu,
+        step=step,
+        adam_steps=adam_steps,
+        sigmas=np.sort(sigmas) if isinstance(sigmas, np.ndarray) and sigmas.ndim == 1 else None,
+    )
+
+
+def _get(mapping: Any, key: str) -> Any:
+    return mapping.get(key) if isinstance(mapping, dict) else None
+
+
+def _ours(named: Mapping[str, Any], known: list[Array]) -> dict[str, np.ndarray]:
+    """PyTorch's arrays by our paths, in our layout; unknown ones stay as they are."""
+    places = {array.torch: array for array in known}
+    result = {}
+    for name, value in named.items():
+        if not isinstance(value, np.ndarray):
+            continue
+        array = places.get(name)
+        if array is None:
+            result[name] = value
+        elif array.path:
+            result[array.path] = _layout(value, array.layer)
+    return result
+
+
+def _layout(value: np.ndarray, layer: str) -> np.ndarray:
+    """OIHW to HWIO, (out, in) to (in, out); the others are alike."""
+    if layer == "conv" and value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    return value.T if layer == "dense" else value
+
+
+def _moments(
+    state: Any, known: list[Array]
+) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray] | None, int]:
+    """Adam's two moments and its number of updates; None where there are none.
+
+    A parameter without gradient, the frozen Fourier features, has no entry: its moments are 0.
+    """
+    if not isinstance(state, dict) or not state:
+        return None, None, 0
+    moments: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    steps = 0
+    for number, array in enumerate(known):
+        entry = state.get(number)
+        for part, name in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
+            value = _get(entry, name)
+            if isinstance(value, np.ndarray) and array.path:
+                part[array.path] = _layout(value, array.layer)
+        steps = max(steps, int(np.asarray(_get(entry, "step") or 0)))
+    return (*moments, steps)

@@ -1,0 +1,228 @@
+"""Reads what `torch.save` wrote, without PyTorch and without running anything that it names.
+
+Such a file is a zip of one pickle and of the tensors' bytes. A pickle is a program: it may call
+whatever can be imported. Those of checkpoints name a handful of things; here each is an inert
+stand-in, and any other name ends the reading. All sizes are bounded by that of the file.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from score_sde.errors import UserError
+
+MOST_PICKLE_BYTES = 2**26  # 64 MiB; that of a network of 600 arrays has 0.2 MB
+MOST_FILES = 100_000
+
+STORAGES: dict[str, Any] = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+# What the unpickler of a foreign stream may raise; the pickle module promises no complete list.
+BROKEN = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,  # zip: an unknown compression or encryption
+    OverflowError,
+    RecursionError,
+    RuntimeError,  # zip: encrypted
+    TypeError,
+    UnicodeError,
+    ValueError,
+)
+
+
+class Refused(Exception):
+    """Why a file is not read; the message is for the user."""
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`."""
+
+    def __init__(self, name: object, *_: object) -> None:
+        self.name = name
+
+    def __setstate__(self, state: object) -> None:
+        pass  # the byte order: PyTorch's pickles are little-endian
+
+
+class _Call:
+    """A stand-in for a function; not the function itself, whose attributes a stream could set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise Refused("it gives a state to a function")
+
+
+def _scalar(dtype: object, data: object = b"") -> float | int:
+    """Stands for numpy's `scalar`: a number such as the learning rate."""
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+        raise Refused("it holds a numpy scalar that is no number")
+    name = dtype.name
+    if not isinstance(name, str) or np.dtype(name).kind not in "fiub":
+        raise Refused("it holds a numpy scalar that is no number")
+    return np.frombuffer(data, np.dtype(name).newbyteorder("<"), count=1)[0].item()
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    """Stands for `codecs.encode`, by which pickles of protocol 2 hold bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise Refused("it encodes a text in another way than as bytes")
+    return text.encode("latin1")
+
+
+def _parameter(data: object, *_: object) -> object:
+    """Stands for the maker of `torch.nn.Parameter`: the tensor alone."""
+    return data
+
+
+def load(path: Path) -> Any:
+    """The object in the file, with numpy arrays for tensors.
+
+    Raises:
+        UserError: one line: no such file, a damaged one, one of the format before 2020, or one that
+            names anything but tensors, numbers and plain containers.
+    """
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            return _load(archive, size)
+    except OSError as error:
+        raise UserError(f"--source {path}: {error.strerror or error}") from None
+    except Refused as error:
+        raise UserError(f"--source {path} is refused: {error}") from None
+    except BROKEN:
+        allowed = "allowed are files that torch.save wrote as a zip"
+        raise UserError(f"--source {path}: damaged or cut short; {allowed}") from None
+
+
+def _load(archive: zipfile.ZipFile, size: int) -> Any:
+    members = {info.filename: info for info in archive.infolist()}
+    if len(members) > MOST_FILES:
+        raise Refused(f"it has more than {MOST_FILES} parts")
+    # Never unpacked, so that a path out of the folder leads nowhere; but nothing good has one.
+    if any(name.startswith("/") or ".." in name.split("/") for name in members):
+        raise Refused("it names a path outside of itself")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+        raise Refused("its parts are compressed, which torch.save does not do")
+    roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise Refused("it has no data.pkl, as files of torch.save do")
+    info = members[f"{roots[0]}/data.pkl"]
+    if info.file_size > min(MOST_PICKLE_BYTES, size):
+        raise Refused(f"its data.pkl has {info.file_size} bytes, more than {MOST_PICKLE_BYTES}")
+    order = members.get(f"{roots[0]}/byteorder")
+    if order is not None and (order.file_size > 8 or archive.read(order).strip() != b"little"):
+        raise Refused("its numbers are big-endian")
+    raw = archive.read(info)
+    _check_memo(raw)
+    return _Reader(raw, archive, members, roots[0], size).load()
+
+
+def _check_memo(raw: bytes) -> None:
+    """Refuse a place in the memo beyond the length of the stream: Python would make room for it."""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(raw):
+            raise Refused("its data.pkl asks for more memory than it has use for")
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(
+        self,
+        raw: bytes,
+        archive: zipfile.ZipFile,
+        members: dict[str, zipfile.ZipInfo],
+        root: str,
+        size: int,
+    ) -> None:
+        super().__init__(io.BytesIO(raw))
+        self._archive, self._members, self._root = archive, members, root
+        self._left = size  # bytes that may still be read
+        self._storages: dict[str, np.ndarray] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return name  # an argument only; a call of it fails
+        allowed = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": _Call(self._tensor),
+            "torch._utils._rebuild_parameter": _Call(_parameter),
+            "numpy.core.multiarray.scalar": _Call(_scalar),
+            "numpy._core.multiarray.scalar": _Call(_scalar),
+            "numpy.dtype": _Dtype,
+            "_codecs.encode": _Call(_encode),
+        }
+        found = allowed.get(f"{module}.{name}")
+        if found is None:
+            raise Refused(f"it wants to import {module}.{name}, and only tensors are read")
+        return found
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        match pid:
+            case ("storage", str(kind), str(key), str(), int(count)) if kind in STORAGES:
+                pass
+            case _:
+                raise Refused("it holds something else than tensors of numbers")
+        if key not in self._storages:
+            info = self._members[f"{self._root}/data/{key}"]
+            dtype = np.dtype(STORAGES[kind])
+            self._left -= info.file_size
+            if info.file_size != count * dtype.itemsize or self._left < 0:
+                raise Refused(f"its part {info.filename} has not the size that data.pkl says")
+            self._storages[key] = np.frombuffer(self._archive.read(info), dtype)
+        return self._storages[key]
+
+    def _tensor(
+        self, storage: object, offset: object, shape: object, strides: object, *_: object
+    ) -> np.ndarray:
+        """Stands for PyTorch's maker of tensors: a view of the storage, within its bounds."""
+        if not isinstance(storage, np.ndarray) or storage.ndim != 1:
+            raise Refused("it holds a tensor without a storage")
+        sizes, steps = _whole_numbers(shape), _whole_numbers(strides)
+        (first,) = _whole_numbers((offset,))
+        last = first + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+        total = math.prod(sizes)
+        if total and (last >= len(storage) or total > len(storage)):
+            raise Refused("it holds a tensor that is larger than its storage")
+        if not total:
+            return np.zeros(sizes, storage.dtype)
+        return np.lib.stride_tricks.as_strided(
+            storage[first:], sizes, [step * storage.itemsize for step in steps], writeable=False
+        )
+
+
+def _whole_numbers(values: object) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or len(values) > 16:
+        raise Refused("it holds a tensor without a shape")
+    if not all(type(value) is int and 0 <= value < 2**48 for value in values):
+        raise Refused("it holds a tensor without a shape")
+    return values

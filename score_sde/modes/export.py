@@ -1,0 +1,21 @@
+"""`--mode export`: the averaged weights and the config of a run, as safetensors and JSON."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_sde import convert, workdirs
+from score_sde.modes import start
+from score_sde.run import load
+
+
+def run(config: ConfigDict, workdir: Path, target: Path) -> None:
+    """Write `model.safetensors` and `config.json` into the target, a new or empty folder."""
+    start(1)
+    loaded = load(workdir, config)
+    arrays = convert.flattened(loaded.score.args[0])
+    target.mkdir(parents=True, exist_ok=True)
+    weights = convert.exported.write(target, arrays, loaded.step)
+    print(f"weights: {weights} (averaged, after {loaded.step} steps)")
+    print(f"config: {workdirs.save(config, target)}")
+    print(f"next: --mode convert --source {target} --workdir DIR")
