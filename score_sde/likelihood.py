@@ -50,6 +50,7 @@ def log_likelihood(
     t_min: float = 1e-5,
     terminal_log_prob: ScoreFn | None = None,
     first: int = 0,
+    probes: Array | None = None,
 ) -> Likelihood:
     """Log density of continuous data at t_min under the model, one adaptive solve for each point.
 
@@ -70,6 +71,8 @@ def log_likelihood(
         t_min: the time at which the data are taken to lie.
         terminal_log_prob: log density at T, (x, t) -> (B,); the process's prior by default.
         first: index of the first point, for data that come in parts.
+        probes: probes (B, number, *shape) to estimate the divergence with, instead of drawn ones,
+            as another code's.
 
     Raises:
         ValueError: for an unknown divergence.
@@ -80,8 +83,10 @@ def log_likelihood(
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)
+    if probes is None:
+        probes = _probes(key, x0, divergence, num_probes, first)
     likelihood, result = _solve(
-        key, sde, as_pytree(score), x0, times, tolerances, terminal, first, divergence, num_probes
+        probes, sde, as_pytree(score), x0, times, tolerances, terminal, divergence == "exact"
     )
     check(result)
     return likelihood
@@ -91,21 +96,18 @@ def _prior(sde: SDE, x: Array, t: Array) -> Array:
     return sde.prior_log_prob(x)
 
 
-@partial(jax.jit, static_argnums=(8, 9))
+@partial(jax.jit, static_argnums=7)
 def _solve(
-    key: Array,
+    probes: Array,
     sde: SDE,
     score: Partial,
     x0: Array,
     times: tuple[Array, Array],
     tolerances: tuple[Array, Array],
     terminal: Partial,
-    first: Array,
-    divergence: str,
-    num_probes: int,
+    exact: bool,
 ) -> tuple[Likelihood, Any]:
     dims = x0[0].size
-    probes = _probes(key, x0, divergence, num_probes, first)
     given, conditions = of_one_sample(score)
 
     def field(
@@ -123,7 +125,7 @@ def _solve(
 
         # With the value unbatched, vmap evaluates it once for all probes.
         value, traces = jax.vmap(pushforward, out_axes=(None, 0))(probes)
-        return value, (jnp.sum(traces) if divergence == "exact" else jnp.mean(traces)) / dims
+        return value, (jnp.sum(traces) if exact else jnp.mean(traces)) / dims
 
     with full_precision():
         start = (x0, jnp.zeros(len(x0), x0.dtype))
@@ -141,6 +143,7 @@ def _solve(
     return Likelihood(log_prob, latent, solution.nfe), solution.result
 
 
+@partial(jax.jit, static_argnums=(2, 3))
 def _probes(key: Array, x0: Array, divergence: str, num_probes: int, first: Array) -> Array:
     """Tangents (B, probes, *shape)."""
     if divergence == "exact":

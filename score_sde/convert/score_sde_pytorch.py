@@ -84,11 +84,11 @@ def _ours(named: Mapping[str, Any], known: list[Array]) -> dict[str, np.ndarray]
         if array is None:
             result[name] = value
         elif array.path:
-            result[array.path] = _layout(value, array.layer)
+            result[array.path] = layout(value, array.layer)
     return result
 
 
-def _layout(value: np.ndarray, layer: str) -> np.ndarray:
+def layout(value: np.ndarray, layer: str) -> np.ndarray:
     """OIHW to HWIO, (out, in) to (in, out); the others are alike."""
     if layer == "conv" and value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
@@ -111,6 +111,6 @@ def _moments(
         for part, name in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
             value = _get(entry, name)
             if isinstance(value, np.ndarray) and array.path:
-                part[array.path] = _layout(value, array.layer)
+                part[array.path] = layout(value, array.layer)
         steps = max(steps, int(np.asarray(_get(entry, "step") or 0)))
     return (*moments, steps)
