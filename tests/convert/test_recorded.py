@@ -263,6 +263,8 @@ def test_five_training_steps(reference_dir):
     # Every other parameter by how far it moved.
     for what, end in (("change_norm", state.params), ("ema_change_norm", state.ema)):
         for array, expected in zip(known, recorded[what], strict=True):
+            if array.path.endswith("/key/bias"):
+                continue  # softmax does not see it: Adam makes steps of its gradient's rounding
             before, after = params, end
             for step in array.path.split("/"):
                 before, after = before[step], after[step]

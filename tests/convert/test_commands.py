@@ -1,0 +1,172 @@
+"""`--mode convert` and `--mode export`, by the commands that a user types."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import score_sde
+from score_sde import build, convert, networks, workdirs
+from score_sde.convert import torch_zip
+from score_sde.training.checkpoints import Checkpoints
+from score_sde.training.mesh import data_mesh
+from score_sde.training.state import create
+from tests.convert.originals import source
+from tests.test_cifar10_commands import official  # noqa: F401  (a fixture)
+from tests.test_cli import ROOT, refused, succeed
+from tests.test_cli import command as run_command
+
+SIZE = (
+    "--config.model.width=8",
+    "--config.model.multipliers=1,2",
+    "--config.model.num_blocks=1",
+)
+# The recorded networks are of 16 pixels.
+SIZE_16 = (
+    *SIZE,
+    "--config.data.name=celeba",
+    "--config.data.image_size=16",
+    "--config.model.attention_resolutions=8,",
+)
+PRESETS = ROOT / "configs"
+
+
+@pytest.fixture(scope="module")
+def pth(reference_dir) -> Path:
+    """A checkpoint with Adam's moments."""
+    return source(reference_dir, "ve_ncsnpp_continuous")
+
+
+@pytest.fixture(scope="module")
+def converted(pth, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("converted")
+    out = succeed(
+        *("--mode", "convert", "--source", pth, "--workdir", "run"),
+        *("--config", PRESETS / "ve_cifar10.py", *SIZE_16),
+        cwd=folder,
+    )
+    assert "averaged weights after 1301 steps, with Adam's moments" in out
+    assert "parameters: 48,763" in out
+    return folder / "run"
+
+
+def test_a_converted_workdir_is_a_run_like_any_other(converted):
+    run = score_sde.load(converted)
+    assert run.step == 1301 and run.config.name == "ve_cifar10"
+    out = succeed(
+        *("--mode", "sample", "--workdir", converted, "--config.sampling.num_steps=2"),
+        "--config.sampling.num_samples=3",
+        cwd=converted.parent,
+    )
+    assert "3 images, NFE 4" in out
+    with np.load(converted / "samples.npz") as samples:
+        assert samples["images"].shape == (3, 16, 16, 3)
+
+
+def test_everything_that_training_goes_on_from_is_in_it(converted, pth):
+    """Step, schedule, Adam's count and moments, trained and averaged parameters."""
+    config = workdirs.load(converted)
+    _, params = networks.init(build.network(config), jax.random.key(0))
+    state = create(params, build.optimizer(config), data_mesh())
+    state = Checkpoints(converted / "checkpoints").restore(state)
+    _, adam, descent = state.opt_state
+    assert (int(state.step), int(descent.num_updates), int(adam.count)) == (1301, 1301, 3)
+    foreign = torch_zip.load(pth)
+    raw = foreign["model"]["module.all_modules.3.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(state.params["stem"]["kernel"], raw)
+    # The fourth of the parameters' list that has no place for the frozen features at its head.
+    averaged = foreign["ema"]["shadow_params"][4].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(state.ema["stem"]["kernel"], averaged)
+    moments = foreign["optimizer"]["state"][5]
+    for ours, name in ((adam.mu, "exp_avg"), (adam.nu, "exp_avg_sq")):
+        np.testing.assert_array_equal(ours["stem"]["kernel"], moments[name].transpose(2, 3, 1, 0))
+        assert not np.any(ours["condition"]["frequencies"])
+
+
+def test_an_export_and_back(converted, tmp_path):
+    out = succeed("--mode", "export", "--workdir", converted, "--target", "out", cwd=tmp_path)
+    assert "averaged, after 1301 steps" in out
+    params = score_sde.load(converted).score.args[0]
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert exported.keys() == convert.flattened(params).keys()
+    succeed("--mode", "convert", "--source", "out", "--workdir", "back", cwd=tmp_path)
+    back = score_sde.load(tmp_path / "back")
+    assert back.step == 1301
+    jax.tree.map(np.testing.assert_array_equal, back.score.args[0], params)
+    again = ("--mode", "export", "--workdir", converted, "--target", "out")
+    assert "--target = 'out': not empty" in refused(*again, cwd=tmp_path)
+    named = ("--mode", "convert", "--source", "out", "--config", PRESETS / "vp_digits.py")
+    assert "out has its own config.json" in refused(*named, cwd=tmp_path)
+
+
+def test_raw_weights_on_request(pth, tmp_path):
+    succeed(
+        *("--mode", "convert", "--source", pth, "--workdir", "run", "--weights", "raw"),
+        *("--config", PRESETS / "ve_cifar10.py", *SIZE_16),
+        cwd=tmp_path,
+    )
+    raw = torch_zip.load(pth)["model"]["module.all_modules.3.weight"].transpose(2, 3, 1, 0)
+    params = score_sde.load(tmp_path / "run").score.args[0]
+    np.testing.assert_array_equal(params["stem"]["kernel"], raw)
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_the_original_stopped(pth, official, tmp_path, monkeypatch):  # noqa: F811
+    """On CIFAR-10, whose 32 pixels make no difference to the arrays."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(official))
+    preset = ("--config", PRESETS / "ve_cifar10.py", *SIZE)
+    command = ("--mode", "convert", "--source", pth, *preset, "--config.training.batch_size=16")
+    succeed(*command, cwd=tmp_path)
+    run = ("--workdir", "runs/ve_cifar10")
+    succeed("--mode", "train", *run, "--config.training.num_steps=1304", cwd=tmp_path)
+    assert score_sde.load(tmp_path / "runs" / "ve_cifar10").step == 1304
+
+
+MISTAKES = {
+    "no source": (("--mode", "convert"), "--source: missing; --mode convert needs it"),
+    "a source that is not there": (
+        ("--mode", "convert", "--source", "no.pth", "--config", PRESETS / "vp_cifar10.py"),
+        "--source = 'no.pth': no such file or folder",
+    ),
+    "no config": (
+        ("--mode", "convert", "--source", PRESETS / "vp_cifar10.py"),
+        "--config: missing; it says the network that --source is one of",
+    ),
+    "weights of no kind": (
+        ("--mode", "convert", "--source", PRESETS, "--weights", "mean"),
+        "--weights = 'mean': allowed are averaged, raw",
+    ),
+    "a flag of another mode": (
+        ("--mode", "train", "--source", "x.pth"),
+        "--source = 'x.pth': goes with --mode convert only",
+    ),
+    "no target": (("--mode", "export", "--workdir", "x"), "--target: missing"),
+    "an export of nothing": (
+        ("--mode", "export", "--workdir", "x", "--target", "y"),
+        "--workdir = 'x': no config.json there",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_told_in_one_line(arguments, says, tmp_path):
+    assert says in refused(*arguments, cwd=tmp_path)
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(pth, converted, tmp_path):
+    command = ("--mode", "convert", "--source", pth, "--workdir", "run")
+
+    def says(*arguments, cwd=tmp_path):
+        done = run_command(*command, *arguments, cwd=cwd)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    sigma = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16, "--config.sde.sigma_max=90.0")
+    assert "config.sde.sigma_max = 90.0: allowed are the checkpoint's 50" in sigma
+    other = says("--config", PRESETS / "vp_cifar10.py", *SIZE_16)
+    assert "its arrays do not fit the config" in other and "all_modules.0.W" in other
+    assert not list(tmp_path.iterdir())
+    again = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16, cwd=converted.parent)
+    assert "--workdir = 'run': not empty; allowed are new or empty directories" in again

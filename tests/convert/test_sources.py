@@ -1,0 +1,291 @@
+"""Foreign, damaged and hostile files: each refused in one line, and nothing of it runs."""
+
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from score_sde import build, convert, networks
+from score_sde.convert import exported, torch_zip
+from score_sde.errors import UserError
+from tests.convert.originals import describe, source
+
+# --- Files as torch.save writes them, made by hand ------------------------------------------------
+
+
+class Global:
+    """An object of a name in a module, by reference."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+
+class Call:
+    """What a call of a global, with these arguments, makes."""
+
+    def __init__(self, function: Global, *arguments: object) -> None:
+        self.function, self.arguments = function, arguments
+
+
+class Stored:
+    """A storage: its type, its key in the zip, its number of elements."""
+
+    def __init__(self, kind: str, key: str, count: int) -> None:
+        self.id = ("storage", Global("torch", kind), key, "cpu", count)
+
+
+def tensor(kind="FloatStorage", key="0", count=4, offset=0, shape=(2, 2), strides=(2, 1)) -> Call:
+    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
+    return Call(rebuild, Stored(kind, key, count), offset, shape, strides, False, None)
+
+
+def stream(value: object) -> bytes:
+    """A pickle, opcode by opcode: Python's pickler would import what it names."""
+    match value:
+        case Global():
+            return f"c{value.module}\n{value.name}\n".encode()
+        case Call():
+            return stream(value.function) + stream(value.arguments) + b"R"
+        case Stored():
+            return stream(value.id) + b"Q"
+        case tuple():
+            return b"(" + b"".join(map(stream, value)) + b"t"
+        case dict():
+            return b"}(" + b"".join(stream(k) + stream(v) for k, v in value.items()) + b"u"
+        case bytes():
+            return value  # opcodes as they are
+        case _:
+            return pickle.dumps(value, protocol=0).rstrip(b".")
+
+
+FOUR = np.arange(4, dtype=np.float32).tobytes()
+
+
+def write(path: Path, value: object, parts: dict[str, bytes] | None = None, **options: Any) -> Path:
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + stream(value) + b".")
+        for name, content in ({"archive/data/0": FOUR} if parts is None else parts).items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_tensor_is_read_as_it_lies(tmp_path):
+    path = write(tmp_path / "a.pth", {"a": tensor(), "t": tensor(strides=(1, 2)), "n": 7})
+    read = torch_zip.load(path)
+    np.testing.assert_array_equal(read["a"], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(read["t"], [[0, 2], [1, 3]])
+    assert read["n"] == 7 and read["a"].dtype == np.float32
+
+
+def system(tmp_path: Path) -> Call:
+    return Call(Global("posix", "system"), f"touch {tmp_path / 'ran'}")
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "calls os.system": (
+        lambda p: write(p / "a.pth", {"model": system(p)}),
+        "it wants to import posix.system",
+    ),
+    "calls builtins.eval": (
+        lambda p: write(p / "a.pth", Call(Global("builtins", "eval"), f"open('{p}/ran', 'w')")),
+        "it wants to import builtins.eval",
+    ),
+    "reaches through an allowed module": (
+        lambda p: write(p / "a.pth", Call(Global("torch._utils", "os.system"), "true")),
+        "it wants to import torch._utils.os.system",
+    ),
+    "calls a storage's type": (
+        lambda p: write(p / "a.pth", Call(Global("torch", "FloatStorage"), 3)),
+        "damaged or cut short",
+    ),
+    "gives a state to a function": (
+        lambda p: write(p / "a.pth", stream(Global("_codecs", "encode")) + stream({"x": 1}) + b"b"),
+        "it gives a state to a function",
+    ),
+    "encodes with a codec": (
+        lambda p: write(p / "a.pth", Call(Global("_codecs", "encode"), "x", "zlib")),
+        "it encodes a text in another way than as bytes",
+    ),
+    "asks for a place far out in the memo": (
+        lambda p: write(p / "a.pth", b"}" + b"r" + struct.pack("<I", 2**31 - 1)),
+        "its data.pkl asks for more memory than it has use for",
+    ),
+    "has a compressed part (a zip bomb)": (
+        lambda p: write(
+            p / "a.pth", {}, {"archive/data/0": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED
+        ),
+        "its parts are compressed",
+    ),
+    "names a path outside": (
+        lambda p: write(p / "a.pth", {}, {"archive/../../ran": b"x"}),
+        "it names a path outside of itself",
+    ),
+    "has a tensor beyond its storage": (
+        lambda p: write(p / "a.pth", {"a": tensor(offset=1)}),
+        "it holds a tensor that is larger than its storage",
+    ),
+    "has a tensor of one element, repeated": (
+        lambda p: write(p / "a.pth", {"a": tensor(shape=(10**6, 10**6), strides=(0, 0))}),
+        "it holds a tensor that is larger than its storage",
+    ),
+    "has a tensor that goes backwards": (
+        lambda p: write(p / "a.pth", {"a": tensor(offset=3, strides=(-2, -1))}),
+        "it holds a tensor without a shape",
+    ),
+    "has a storage of another size": (
+        lambda p: write(p / "a.pth", {"a": tensor(count=5)}),
+        "has not the size that data.pkl says",
+    ),
+    "has a storage of no known type": (
+        lambda p: write(p / "a.pth", {"a": tensor(kind="QInt8Storage")}),
+        "it wants to import torch.QInt8Storage",
+    ),
+    "has a storage that is not there": (
+        lambda p: write(p / "a.pth", {"a": tensor(key="9")}),
+        "damaged or cut short",
+    ),
+    "has no pickle": (
+        lambda p: write_zip(p / "a.pth", {"archive/x": b""}),
+        "it has no data.pkl",
+    ),
+    "is another object": (
+        lambda p: write(p / "a.pth", {"state_dict": {"a": tensor()}}),
+        "not a checkpoint of score_sde_pytorch",
+    ),
+    "is an empty file": (lambda p: write_bytes(p / "a.pth", b""), "of no known kind"),
+    "is noise": (lambda p: write_bytes(p / "a.pth", os.urandom(999)), "of no known kind"),
+    "is a text": (lambda p: write_bytes(p / "a.pth", b"hello"), "of no known kind"),
+    "is an old file of torch.save": (
+        lambda p: write_bytes(p / "a.pth", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)),
+        "of no known kind",
+    ),
+    "is a msgpack of something else": (
+        lambda p: write_bytes(p / "a.flax", msgpack.packb({"a": 1})),
+        "not a checkpoint of score_sde",
+    ),
+    "is a msgpack whose array has objects": (
+        lambda p: write_bytes(
+            p / "a.flax",
+            msgpack.packb({"params_ema": msgpack.ExtType(1, msgpack.packb([[1], "O", bytes(8)]))}),
+        ),
+        "of no known kind",
+    ),
+    "is a msgpack of a million levels": (
+        lambda p: write_bytes(p / "a.flax", b"\x81\xa1a" * 10**6),
+        "of no known kind",
+    ),
+    "is a folder of nothing": (lambda p: make(p / "folder"), "config.json"),
+    "is an export that is cut short": (
+        lambda p: write_bytes(make(p / "folder") / exported.FILE, b"\x40" + bytes(20)).parent,
+        "header",
+    ),
+}
+
+
+def write_zip(path: Path, parts: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(reference_dir):
+    return build.network(describe(reference_dir, "vp_ddpmpp_continuous")).keywords
+
+
+@pytest.mark.parametrize(("hostile", "says"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_or_damaged_source_is_refused(hostile, says, tmp_path, arguments):
+    path = hostile(tmp_path)
+    with pytest.raises(UserError) as error:
+        convert.read(path, arguments)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_is_cut_short_anywhere_is_refused(reference_dir, tmp_path, arguments):
+    whole = source(reference_dir, "vp_ddpmpp_continuous").read_bytes()
+    flax = source(reference_dir, "flax_subvp_ddpmpp_continuous").read_bytes()
+    for content in (whole, flax):
+        for share in (0.01, 0.3, 0.6, 0.99, 0.9999):
+            path = write_bytes(tmp_path / "cut", content[: int(share * len(content))])
+            with pytest.raises(UserError) as error:
+                convert.read(path, arguments)
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of the noise
+def test_noise_in_the_pickle_ends_in_one_line(reference_dir, tmp_path, arguments):
+    """Bytes changed at random: read with other names or values, or refused; never another error."""
+    with zipfile.ZipFile(source(reference_dir, "vp_ddpmpp_continuous")) as archive:
+        parts = {info.filename: archive.read(info) for info in archive.infolist()}
+    pickled = next(name for name in parts if name.endswith("data.pkl"))
+    generator = np.random.default_rng(0)
+    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    refused = 0
+    for _ in range(200):
+        noisy = bytearray(parts[pickled])
+        for place in generator.integers(len(noisy), size=4):
+            noisy[place] = generator.integers(256)
+        path = write_zip(tmp_path / "noisy.pth", {**parts, pickled: bytes(noisy)})
+        try:
+            convert.fit(convert.read(path, arguments).ema, expected, path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
+
+
+def test_a_network_that_does_not_fit_is_refused_with_the_list(reference_dir, arguments):
+    path = source(reference_dir, "vp_ddpmpp_continuous")
+    other = {**arguments, "fir": True, "progressive_input": "residual"}
+    for changed in (other, {**arguments, "num_blocks": 2}, {**arguments, "width": 16}):
+        _, expected = networks.abstract(
+            lambda given=changed, **rngs: networks.UNet(**given, **rngs)
+        )
+        with pytest.raises(UserError) as error:
+            convert.fit(convert.read(path, changed).ema, expected, path)
+        assert "\n" not in str(error.value)
+    # The last of them; the list is long, and begins so.
+    assert "153 of another shape: condition/dense0/bias (32,) for (64,)" in str(error.value)
+    flat = convert.read(path, arguments).ema
+    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    short = {name: array for name, array in flat.items() if name != "head/bias"}
+    short["tail/bias"] = flat["head/bias"]
+    with pytest.raises(UserError, match=r"1 missing: head/bias; 1 not the network's: tail/bias"):
+        convert.fit(short, expected, path)
+
+
+def test_an_export_of_other_numbers_is_refused(tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / exported.FILE)
+    with pytest.raises(UserError, match="a is float64; allowed is float32"):
+        exported.read(tmp_path, {})
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / exported.FILE, metadata={"step": "-1"})
+    with pytest.raises(UserError, match="step is '-1'"):
+        exported.read(tmp_path, {})
+
+
+def test_what_checkpoints_hold_beside_tensors(tmp_path):
+    """Numpy scalars, bytes and ordered dicts, as Python's pickler writes them in protocol 2."""
+    value = {"lr": np.float64(2e-4), "order": OrderedDict(a=1), "n": np.int64(3), "b": b"\xff"}
+    parts = {"x/data.pkl": pickle.dumps(value, protocol=2)}
+    assert torch_zip.load(write_zip(tmp_path / "a.pth", parts)) == value
