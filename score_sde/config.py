@@ -324,8 +324,6 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         yield "model.input_frequencies", "() with config.model.conditional = False"
     if config.model.class_conditional and not info.num_classes:
         yield "model.class_conditional", f"False: {info.name} has no classes"
-    if config.model.class_conditional and config.sampling.method == "ode":
-        yield "sampling.method", "pc, ald with config.model.class_conditional = True"
     train, split = info.splits["train"], info.splits[config.likelihood.split]
     if config.training.batch_size > train:
         yield "training.batch_size", f"1 to {train}, the training images of {info.name}"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
@@ -17,7 +18,6 @@ from score_sde.config import dataset, validate
 from score_sde.errors import UserError
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers.base import image_keys, start
-from score_sde.score import ScoreFn
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
 from score_sde.training.mesh import along_data, data_mesh, replicated
@@ -75,7 +75,7 @@ class Run:
     sampling_score: Partial = field(repr=False)
 
     def sample(
-        self, key: Array, n: int, *, labels: Array | None = None, trajectory: bool = False
+        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool = False
     ) -> Images:
         """Draw n images with the config's sampler; arguments as `sample_batches`."""
         parts = list(self.sample_batches(key, n, labels=labels, trajectory=trajectory))
@@ -87,7 +87,7 @@ class Run:
         )
 
     def sample_batches(
-        self, key: Array, n: int, *, labels: Array | None = None, trajectory: bool = False
+        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool = False
     ) -> Iterator[Images]:
         """Draw n images, `sampling.batch_size` at a time. An image depends on its index and the
         key, not on its batch (but for `sampling.faithful` Langevin steps).
@@ -109,7 +109,12 @@ class Run:
             part = None if classes is None else _padded(classes[first : first + batch], batch)
             noise = noise_on_devices(key, self.sde, shape, first)
             samples = sampler.sample(
-                key, self.sde, self._given(part), noise, trajectory=trajectory, first=first
+                key,
+                self.sde,
+                _given(self.sampling_score, part),
+                noise,
+                trajectory=trajectory,
+                first=first,
             )
             finite = np.isfinite(np.asarray(samples.x)).all(axis=(1, 2, 3))
             if not finite.all():
@@ -125,26 +130,30 @@ class Run:
                 trajectory=None if path is None else np.asarray(pixels.to_uint8(path))[:, :count],
             )
 
-    def log_likelihood(self, key: Array, images: np.ndarray) -> ImageLikelihood:
+    def log_likelihood(
+        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
+    ) -> ImageLikelihood:
         """Compute the likelihood of images with the config's settings.
 
         Args:
             key: a jax key, for dequantization and the divergence's probes.
             images: uint8 (n, H, W, C), with the data set's own levels.
+            labels: their classes, int32 (n,), for a class-conditional model, which gives the
+                likelihood of each image given its class.
 
         Raises:
-            UserError: for a class-conditional model.
+            ValueError: other images, or labels where there should be none, or none where there
+                should be some.
         """
-        parts = self.likelihood_batches(key, images)
+        parts = self.likelihood_batches(key, images, labels=labels)
         return ImageLikelihood(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def likelihood_batches(self, key: Array, images: np.ndarray) -> Iterator[ImageLikelihood]:
+    def likelihood_batches(
+        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
+    ) -> Iterator[ImageLikelihood]:
         """As `log_likelihood`, `likelihood.batch_size` images at a time, in order."""
-        if self.config.model.class_conditional:
-            raise UserError(
-                "config.model.class_conditional = True: allowed is False, likelihoods are of "
-                "models without classes"
-            )
+        if self.config.model.class_conditional and labels is None:
+            raise ValueError("labels: the likelihoods of this model are those given the class")
         images, shape = np.asarray(images), build.image_shape(self.config)
         if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
             height, width, channels = shape
@@ -155,20 +164,23 @@ class Run:
         levels = build.pixel_range(self.config).levels
         if images.max() >= levels:
             raise ValueError(f"images reach {images.max()}: allowed are 0 to {levels - 1}")
-        return self._likelihood_batches(key, images)
+        return self._likelihood_batches(key, images, self._classes(len(images), labels))
 
-    def _likelihood_batches(self, key: Array, images: np.ndarray) -> Iterator[ImageLikelihood]:
+    def _likelihood_batches(
+        self, key: Array, images: np.ndarray, classes: np.ndarray | None
+    ) -> Iterator[ImageLikelihood]:
         pixels, settings = build.pixel_range(self.config), self.config.likelihood
         key_pixels, key_probes = jax.random.split(key)
         batch = shared(min(len(images), settings.batch_size))
         for first in range(0, len(images), batch):
             part = images[first : first + batch]
+            given = None if classes is None else _padded(classes[first : first + batch], batch)
             keys = image_keys(key_pixels, batch, first)
             x0 = pixels.dequantized(keys, jnp.asarray(_padded(part, batch)))
             likelihood = log_likelihood(
                 key_probes,
                 self.sde,
-                self.score,
+                _given(self.score, given),
                 jax.device_put(x0, along_data(data_mesh())),
                 divergence=settings.divergence,
                 num_probes=settings.num_probes,
@@ -181,7 +193,7 @@ class Run:
             values = (bits_per_dim, likelihood.log_prob, likelihood.nfe)
             yield ImageLikelihood(*(np.asarray(value)[: len(part)] for value in values))
 
-    def _classes(self, n: int, labels: Array | None) -> np.ndarray | None:
+    def _classes(self, n: int, labels: ArrayLike | None) -> np.ndarray | None:
         if labels is None:
             in_turn = build.classes_in_turn(self.config, n)
             return None if in_turn is None else np.asarray(in_turn)
@@ -191,13 +203,6 @@ class Run:
         if classes.shape != (n,) or not np.isin(classes, np.arange(number)).all():
             raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
         return classes.astype(np.int32)
-
-    def _given(self, labels: np.ndarray | None) -> ScoreFn:
-        if labels is None:
-            return self.sampling_score
-        # Not Partial(the score, ...): JAX would take the parameters for constants.
-        score = self.sampling_score
-        return Partial(score.func, *score.args, labels=jnp.asarray(labels))
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
@@ -233,6 +238,16 @@ def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 
     """
     noise = start(image_keys(key, shape[0], first), sde, None, shape)
     return jax.device_put(noise, along_data(data_mesh()))
+
+
+def _given(score: Partial, labels: np.ndarray | None) -> Partial:
+    """The score of images of these classes."""
+    if labels is None:
+        return score
+    # Not Partial(score, ...): JAX would take the parameters for constants. By keyword: a label
+    # belongs to one image.
+    spread = jax.device_put(jnp.asarray(labels), along_data(data_mesh()))
+    return Partial(score.func, *score.args, labels=spread)
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:

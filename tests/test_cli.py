@@ -487,6 +487,32 @@ def test_discrete_training_then_sampling(tmp_path):
         assert run.sample(jax.random.key(0), 3).images.shape == (3, 8, 8, 1)
 
 
+def test_a_class_conditional_model(tmp_path):
+    """Trained and given likelihoods by the command line; by every sampler, with the labels that it
+    is asked for. An image depends on its own label only."""
+    steps = ("--config.training.num_steps=40", "--config.training.sample_every=0")
+    succeed(
+        "--mode=train", DIGITS, *SMALL, "--config.model.class_conditional", *steps, cwd=tmp_path
+    )
+    workdir = tmp_path / "runs" / "vp_digits"
+    few = ("--config.likelihood.num_images=3", "--config.likelihood.rtol=1e-2")
+    out = succeed("--mode=likelihood", *few, "--config.likelihood.atol=1e-2", cwd=tmp_path)
+    assert "over 3 images (digits, test, given the class)" in out
+    saved = workdirs.load(workdir)
+    for method in ("pc", "ode", "ald"):
+        settings = {"method": method, "num_steps": 5, "batch_size": 2, "rtol": 1e-2, "atol": 1e-2}
+        chosen = {f"sampling.{key}": value for key, value in settings.items()}
+        run = score_sde.load(workdir, changed(saved, chosen))
+        labels = np.asarray([3, 1, 4], np.int32)
+        drawn = run.sample(jax.random.key(0), 3, labels=labels)
+        other = run.sample(jax.random.key(0), 3, labels=np.asarray([3, 1, 5], np.int32))
+        assert drawn.labels.tolist() == [3, 1, 4]
+        np.testing.assert_array_equal(drawn.images[:2], other.images[:2])
+    images = load("digits", "test", "").images[:3]
+    with pytest.raises(ValueError, match="labels: the likelihoods of this model"):
+        run.log_likelihood(jax.random.key(0), images)
+
+
 @pytest.mark.parametrize("mode", ["train", "likelihood"])
 def test_a_set_that_is_only_described_cannot_be_read(tmp_path, mode):
     arguments = [f"--config={CONFIGS / 've_celeba.py'}", f"--mode={mode}"]

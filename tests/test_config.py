@@ -160,11 +160,6 @@ def test_an_impossible_value_is_refused(check):
             "config.model.conditional = False",
         ),
         (
-            {"model.class_conditional": True, "sampling.method": "ode"},
-            "config.sampling.method = 'ode': allowed are pc, ald with "
-            "config.model.class_conditional = True",
-        ),
-        (
             {"data.image_size": 16},
             "config.data.image_size = 16: allowed are 0 (its own 8 pixels) for digits",
         ),

@@ -22,11 +22,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.likelihood
     start(settings.batch_size)
-    images = data.load(config.data.name, settings.split, config.data.dir).images
+    images, labels = data.load(config.data.name, settings.split, config.data.dir)
     images = images[: settings.num_images or len(images)]
+    given = labels[: len(images)] if config.model.class_conditional else None
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
-    batches = trained.likelihood_batches(jax.random.key(settings.seed), images)
+    batches = trained.likelihood_batches(jax.random.key(settings.seed), images, labels=given)
     parts: list[ImageLikelihood] = []
     with tqdm(total=len(images), unit="image", desc="likelihood") as bar:
         for part in batches:
@@ -44,9 +45,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _in_words(summary: dict[str, Any]) -> str:
     spread = summary["standard_error"]
     error = "" if spread is None else f" +- {spread:.4f}"
+    given = ", given the class" if summary["given_class"] else ""
     return (
         f"{summary['bits_per_dim']:.4f}{error} bits/dim over {summary['num_images']} images "
-        f"({summary['data']}, {summary['split']}), NFE {summary['nfe']:.0f}, "
+        f"({summary['data']}, {summary['split']}{given}), NFE {summary['nfe']:.0f}, "
         f"rtol {summary['rtol']:g}, atol {summary['atol']:g}, divergence {summary['divergence']}, "
         f"{summary['precision']}"
     )
@@ -63,6 +65,7 @@ def _summary(trained: Run, values: ImageLikelihood, wanted: int) -> dict[str, An
         "complete": number == wanted,
         "data": config.data.name,
         "split": config.likelihood.split,
+        "given_class": config.model.class_conditional,
         "nfe": float(values.nfe.mean()),
         "divergence": config.likelihood.divergence,
         "num_probes": config.likelihood.num_probes,
