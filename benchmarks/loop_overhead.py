@@ -69,9 +69,9 @@ def main() -> None:
         loop_seconds.append(time.perf_counter() - left_at)
         begin = time.perf_counter()
         for indices in batches:
-            own_state, _ = step(own_state, ready, indices, key)
+            own_state, metrics = step(own_state, ready, indices, key)
             if mesh.size > 1:  # of CPU devices one process may have one step under way, see loop.py
-                jax.block_until_ready(own_state)
+                jax.block_until_ready(metrics)
         jax.block_until_ready(own_state)
         bare_seconds.append(time.perf_counter() - begin)
         left_at = time.perf_counter()
