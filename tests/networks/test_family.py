@@ -47,6 +47,7 @@ def architecture(seed: int) -> dict:
         "centered": draw.random() < 0.5,
         "input_frequencies": draw.choice([(), (3.0, 5.0)]) if conditional else (),
         "remat": draw.random() < 0.5,
+        "dtype": draw.choice([jnp.float32, jnp.bfloat16]),
     }
 
 
@@ -136,6 +137,7 @@ def test_a_drawn_architecture_builds_and_has_the_parameters_it_should(seed):
     a = architecture(seed)
     apply, params = abstract(partial(UNet, **a))
     assert count(params) == expected_count(a)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     x, condition, labels = inputs(a)
     for train in (False, True):
         out = jax.eval_shape(
@@ -147,7 +149,7 @@ def test_a_drawn_architecture_builds_and_has_the_parameters_it_should(seed):
 @pytest.mark.parametrize("seed", RUN)
 def test_a_drawn_architecture_runs_and_learns_by_the_right_gradient(seed):
     """In training the convolutions have a gradient of their own; without it, plain autodiff."""
-    a = {**architecture(seed), "dropout": 0.0}
+    a = {**architecture(seed), "dropout": 0.0, "dtype": jnp.float32}
     apply, params = init(partial(UNet, **a), jax.random.key(0))
     params = moved(params)
 
