@@ -12,7 +12,7 @@ import pytest
 from score_sde.networks import UNet, abstract, init
 from tests.networks.test_unet import count, moved
 
-NUM_DRAWN = 40  # counted and traced; a few also run, which costs two compilations each
+NUM_DRAWN = 16  # counted and traced; a few more also run, which costs two compilations each
 RUN = (3, 11, 15, 26, 31)  # which between them have every word of every option at work
 
 
