@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test,lint
+SIZE ?= 1 GB
 PARITY_VENV ?= .venv-parity
 WORKERS ?= 0
 PYTEST_ARGS ?=
@@ -38,7 +39,7 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@lock=constraints/$$($(BIN)/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt; \
 	if [ -f "$$lock" ]; then pins="-c $$lock"; else pins=""; fi; \
-	echo "installing score-sde into $(VENV) $$pins (about 1 GB, a minute or two)"; \
+	echo "installing score-sde into $(VENV) $$pins (about $(SIZE), some minutes)"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' $$pins
 	@touch $@
 
@@ -57,8 +58,9 @@ test: env ## the tests, but the slow ones
 test-slow: env ## the slow tests alone
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-test-parity: ## against diffusers and PyTorch, in an environment of its own (about 2 GB)
-	@$(MAKE) --no-print-directory env VENV=$(PARITY_VENV) EXTRAS=test,parity
+# PyTorch brings CUDA along. A build for the CPU that was put into $(PARITY_VENV) before is kept.
+test-parity: ## against diffusers and PyTorch, in an environment of its own (about 6 GB)
+	@$(MAKE) --no-print-directory env VENV=$(PARITY_VENV) EXTRAS=test,parity SIZE='6 GB'
 	$(PARITY_VENV)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
 
 lint: env ## ruff (rules and format) and mypy; changes nothing
