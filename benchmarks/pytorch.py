@@ -1,7 +1,7 @@
 """Ours and diffusers' U-Net in PyTorch side by side: images/s of a forward pass and a train step.
 
     make test-parity                                  makes the environment, with torch in it
-    .venv-parity/bin/python benchmarks/pytorch.py     all networks, in about a quarter of an hour
+    .venv-parity/bin/python benchmarks/pytorch.py     all networks, in some ten minutes
     .venv-parity/bin/python benchmarks/pytorch.py --network digits --profile
 
 Both are measured in this process, in turn, on all its cores, in float32. A train step is that of a
@@ -108,8 +108,11 @@ PAIRS = {
 }
 
 
-def ours(pair: Pair, profile: bool) -> tuple[Callable[[], None], Callable[[], None], int]:
-    """(forward, train step, number of parameters); each call waits for its result."""
+def ours(pair: Pair) -> tuple[Callable[[], None], Callable[[], None], int, Callable[[], str]]:
+    """(forward, train step, number of parameters, profile of a train step).
+
+    The calls wait for their results.
+    """
     mesh = data_mesh()
     apply, params = networks.init(build.network(pair.config), jax.random.key(0))
     number = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -138,15 +141,14 @@ def ours(pair: Pair, profile: bool) -> tuple[Callable[[], None], Callable[[], No
         state, _ = step(state, data, indices, key)
         jax.block_until_ready(state)
 
-    if profile:
-        text = step.lower(state, data, indices, key).compile().as_text()
-        train()
-        show_profile(train, text)
-    return forward, train, number
+    def profile() -> str:
+        return profile_of(train, step.lower(state, data, indices, key).compile().as_text())
+
+    return forward, train, number, profile
 
 
 def pytorch(pair: Pair, memory_format: torch.memory_format) -> tuple[Any, Any, int]:
-    """As `ours`."""
+    """As `ours`, without the profile."""
     torch.manual_seed(0)
     model = UNet2DModel(**pair.theirs).to(memory_format=memory_format)
     params = list(model.parameters())
@@ -186,10 +188,10 @@ def seconds_of(call: Callable[[], None], steps: int) -> float:
 
 
 def compare(
-    name: str, pair: Pair, rounds: int, memory_format: torch.memory_format, profile: bool
-) -> None:
-    """Print the rows of a network."""
-    *mine, my_number = ours(pair, profile)
+    name: str, pair: Pair, rounds: int, memory_format: torch.memory_format
+) -> Callable[[], str]:
+    """Print the rows of a network, and return what profiles our train step."""
+    *mine, my_number, profile = ours(pair)
     *their, their_number = pytorch(pair, memory_format)
     for what, my_call, their_call in zip(("forward", "train step"), mine, their, strict=True):
         my_call(), their_call()  # compiles, allocates
@@ -207,6 +209,7 @@ def compare(
             f"| {my_speed / their_speed:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
             flush=True,
         )
+    return profile
 
 
 # --- Where the time goes --------------------------------------------------------------------------
@@ -216,8 +219,8 @@ COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{")
 CALLED = re.compile(r"calls=%?([\w.-]+)")
 
 
-def show_profile(train: Callable[[], None], text: str) -> None:
-    """Print the shares of the kinds of operations in a train step.
+def profile_of(train: Callable[[], None], text: str) -> str:
+    """The shares of the kinds of operations in a train step.
 
     Args:
         train: runs one.
@@ -235,9 +238,9 @@ def show_profile(train: Callable[[], None], text: str) -> None:
                     if event.name in kinds:
                         seconds[kinds[event.name]] += 1e-9 * event.duration_ns
     whole = sum(seconds.values())
-    print(f"a train step, {whole:.2f} s of computing over all devices:")
-    for kind, share in sorted(seconds.items(), key=lambda item: -item[1]):
-        print(f"    {100 * share / whole:5.1f} %  {kind}")
+    rows = sorted(seconds.items(), key=lambda item: -item[1])
+    lines = [f"    {100 * share / whole:5.1f} %  {kind}" for kind, share in rows]
+    return "\n".join([f"{whole:.2f} s of computing, over all devices", *lines])
 
 
 def kinds_of(text: str) -> dict[str, str]:
@@ -305,14 +308,14 @@ def main() -> None:
     print(f"({arguments.format}), diffusers {diffusers.__version__}")
     print("| | parameters, ours / PyTorch | ours, images/s | PyTorch, images/s | ratio (range) |")
     print("|---|---|---|---|---|")
-    for name in arguments.network or PAIRS:
-        compare(
-            name,
-            PAIRS[name](),
-            arguments.rounds,
-            getattr(torch, arguments.format),
-            arguments.profile,
-        )
+    memory_format = getattr(torch, arguments.format)
+    profiles = {
+        name: compare(name, PAIRS[name](), arguments.rounds, memory_format)
+        for name in arguments.network or PAIRS
+    }
+    if arguments.profile:
+        for name, profile in profiles.items():
+            print(f"\n{name}, our train step: {profile()}", flush=True)
 
 
 if __name__ == "__main__":
