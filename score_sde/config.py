@@ -121,7 +121,7 @@ def _sampling() -> ConfigDict:
             "corrector": "none",
             "corrector_steps": 1,
             "snr": 0.16,
-            "steps_per_level": 2,  # this and the next two for method = "ald"
+            "steps_per_level": 1,  # this and the next two for method = "ald"
             "step_size": 0.1,
             "consistent": True,
             "denoise": True,

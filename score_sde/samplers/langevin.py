@@ -58,7 +58,7 @@ class AnnealedLangevin:
     """
 
     num_steps: int = 400
-    steps_per_level: int = 2
+    steps_per_level: int = 1
     step_size: float = 0.1
     consistent: bool = True
     denoise: bool = True
