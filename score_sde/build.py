@@ -93,11 +93,6 @@ def score(
     )
 
 
-def sampling_score(config: ConfigDict, apply: Callable[..., Array]) -> Callable[..., Array]:
-    """As `score`, for the config's sampler: a faithful one takes the original's chain."""
-    return score(config, apply, snap=config.sampling.faithful and config.sampling.method == "pc")
-
-
 def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
     """Return the labels of images drawn without a wish: the classes in turn, int32 (number,).
 

@@ -63,16 +63,17 @@ class Run:
         sde: the process.
         score: the score of the averaged weights, (x (B, H, W, C), t (B,)) -> (B, H, W, C), x in the
             model's range. A class-conditional model's takes `labels=`, int32 (B,), too. That of a
-            network trained on discrete levels is the one that is smooth in t.
-        sampling_score: what `sample` uses: `score`, but for such a network and `sampling.faithful`
-            the original's, which takes the chain's own levels.
+            network trained on discrete levels is, with `sampling.faithful`, the original's, which
+            takes the chain's own levels.
+        smooth_score: `score`, but smooth in t for such a network too: what solvers of the
+            probability flow take.
     """
 
     config: ConfigDict
     step: int
     sde: SDE
     score: Partial = field(repr=False)  # its parameters would flood a notebook
-    sampling_score: Partial = field(repr=False)
+    smooth_score: Partial = field(repr=False)
 
     def sample(
         self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool = False
@@ -101,6 +102,7 @@ class Run:
         if n < 1:
             raise ValueError(f"n = {n}: allowed are integers of at least 1")
         sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
+        score = self.smooth_score if self.config.sampling.method == "ode" else self.score
         classes = self._classes(n, labels)
         batch = shared(min(n, self.config.sampling.batch_size))
         shape = (batch, *build.image_shape(self.config))
@@ -111,7 +113,7 @@ class Run:
             samples = sampler.sample(
                 key,
                 self.sde,
-                _given(self.sampling_score, part),
+                _given(score, part),
                 noise,
                 trajectory=trajectory,
                 first=first,
@@ -180,7 +182,7 @@ class Run:
             likelihood = log_likelihood(
                 key_probes,
                 self.sde,
-                _given(self.score, given),
+                _given(self.smooth_score, given),
                 jax.device_put(x0, along_data(data_mesh())),
                 divergence=settings.divergence,
                 num_probes=settings.num_probes,
@@ -220,9 +222,9 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     validate(config)
     apply, params = networks.abstract(build.network(config))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
-    score = Partial(build.score(config, apply), ema)
-    sampling_score = Partial(build.sampling_score(config, apply), ema)
-    return Run(config, step, build.sde(config), score, sampling_score)
+    score = Partial(build.score(config, apply, snap=config.sampling.faithful), ema)
+    smooth_score = Partial(build.score(config, apply), ema)
+    return Run(config, step, build.sde(config), score, smooth_score)
 
 
 def shared(number: int) -> int:

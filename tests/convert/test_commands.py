@@ -65,6 +65,22 @@ def test_a_converted_workdir_is_a_run_like_any_other(converted):
         assert samples["images"].shape == (3, 16, 16, 3)
 
 
+def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_path):
+    """From Python, as a user has it: of a network trained on discrete levels."""
+    succeed(
+        *("--mode", "convert", "--source", source(reference_dir, "ve_ncsnpp_discrete")),
+        *("--config", f"{PRESETS / 've_cifar10.py'}:ncsnpp_discrete", "--workdir", "run"),
+        *(*SIZE_16[:-1], "--config.model.attention_resolutions=16,"),
+        cwd=tmp_path,
+    )
+    run = score_sde.load(tmp_path / "run")
+    with np.load(reference_dir / "ve_ncsnpp_discrete.npz") as arrays:
+        t, x, expected = (arrays[f"{what}_mixed"] for what in ("t", "x", "score"))
+    # The recordings' tolerance.
+    error = np.abs(run.score(x, t) - expected).max(axis=(1, 2, 3))
+    assert np.all(error < 1e-4 * np.abs(expected).max(axis=(1, 2, 3)))
+
+
 def test_everything_that_training_goes_on_from_is_in_it(converted, pth):
     """Step, schedule, Adam's count and moments, trained and averaged parameters."""
     config = workdirs.load(converted)
