@@ -126,7 +126,15 @@ def _conversion(
     source = options["source"]
     if not source.exists():
         raise UserError(f"--source = '{source}': no such file or folder")
+    if source.name == EXPORTED:
+        raise UserError(f"--source = '{source}': a file of an export; allowed is its folder")
+    if (source / "checkpoints").is_dir():
+        raise UserError(
+            f"--source = '{source}': a run; --mode export makes of it what convert reads"
+        )
     if (source / EXPORTED).is_file():
+        if not (source / workdirs.FILE).is_file():
+            raise UserError(f"--source = '{source}': an export without its {workdirs.FILE}")
         if preset is not None:
             raise UserError(f"--config {preset}: {source} has its own {workdirs.FILE}")
         saved = workdirs.load(source)
@@ -320,6 +328,8 @@ def main(argv: Sequence[str]) -> int:
         mode = importlib.import_module(f"score_sde.modes.{command.mode}")
         mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
+        for line in error.details:
+            print(line)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

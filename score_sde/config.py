@@ -205,7 +205,7 @@ CHECKS = (
         lambda value: bool(value) and _integers(value),
         "tuples of positive integers, one per resolution",
     ),
-    _at_least("model.num_blocks", 1),
+    Check("model.num_blocks", lambda value: 1 <= value <= 100, "integers from 1 to 100"),
     Check("model.attention_resolutions", _integers, "tuples of positive integers"),
     _fraction("model.dropout"),
     _one_of("model.embedding", "positional", "fourier"),
@@ -333,6 +333,15 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
             f"0 (all) to {split}, the {config.likelihood.split} images of {info.name}",
         )
     sampling = config.sampling
+    chained = sampling.predictor in ("ancestral", "reverse_diffusion")
+    chained = sampling.faithful and (chained or sampling.corrector != "none")
+    # The beta of a step of the chain, some beta_max / num_steps, is below 1.
+    if config.sde.name == "vp" and chained and sampling.num_steps <= config.sde.beta_max:
+        yield (
+            "sampling.num_steps",
+            f"integers above config.sde.beta_max = {config.sde.beta_max:g} with "
+            "config.sampling.faithful = True",
+        )
     if sampling.method == "pc" and sampling.predictor == sampling.corrector == "none":
         yield "sampling.corrector", "langevin, ald with config.sampling.predictor = 'none'"
 

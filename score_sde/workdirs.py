@@ -52,7 +52,7 @@ def from_json(text: str, source: str = FILE) -> ConfigDict:
     try:
         document = json.loads(text)
         values = flat(document["config"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: not a config written by a run ({_one_line(error)})") from None
     config = default()
     schema = flat(config)

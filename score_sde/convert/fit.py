@@ -12,19 +12,23 @@ Tree = dict[str, Any]
 MOST_NAMES = 12  # of each kind in the message: a wrong config has hundreds
 
 
-def fit(flat: Mapping[str, np.ndarray], expected: Tree, source: object) -> Tree:
+def fit(
+    flat: Mapping[str, np.ndarray], expected: Tree, source: object, what: str = "arrays"
+) -> Tree:
     """The arrays as the network's tree of parameters.
 
     Args:
         flat: arrays by path, `stem/kernel`.
         expected: the network's parameters, or their `jax.ShapeDtypeStruct`s.
         source: what the arrays came from, for the message.
+        what: what they are, for the message.
 
     Returns:
         a nested dict of float32 numpy arrays.
 
     Raises:
-        UserError: arrays that are missing, not the network's, or of another shape, all of them.
+        UserError: arrays that are missing, not the network's, of another shape, or no finite
+            numbers. All of them are in its details.
     """
     wanted = {
         "/".join(step.key for step in path): leaf.shape
@@ -37,12 +41,23 @@ def fit(flat: Mapping[str, np.ndarray], expected: Tree, source: object) -> Tree:
         for name, shape in wanted.items()
         if name in flat and flat[name].shape != shape
     ]
-    found = {"missing": missing, "not the network's": surplus, "of another shape": misshaped}
-    told = [f"{len(names)} {what}: {_shortened(names)}" for what, names in found.items() if names]
+    numbers = [
+        name
+        for name, array in flat.items()
+        if array.dtype.kind not in "fV" or not np.isfinite(np.asarray(array, np.float32)).all()
+    ]
+    found = {
+        "missing": missing,
+        "not the network's": surplus,
+        "of another shape": misshaped,
+        "not finite numbers": numbers,
+    }
+    told = [f"{len(names)} {kind}: {_shortened(names)}" for kind, names in found.items() if names]
     if told:
         raise UserError(
-            f"--source {source}: its arrays do not fit the config; {'; '.join(told)}. "
-            "Allowed are checkpoints of the network that config.model asks for"
+            f"--source {source}: its {what} do not fit the config; {'; '.join(told)}. "
+            "Allowed are checkpoints of the network that config.model asks for",
+            details=[f"{kind}: {name}" for kind, names in found.items() for name in names],
         )
     tree: Tree = {}
     for name in wanted:

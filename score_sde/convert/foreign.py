@@ -1,6 +1,6 @@
 """What a foreign checkpoint holds, in our names and layout."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,3 +24,11 @@ class Foreign(NamedTuple):
     step: int
     adam_steps: int = 0
     sigmas: np.ndarray | None = None
+
+
+def whole_number(value: Any) -> int:
+    """A count of steps, of Python, numpy or as an array; -1 for anything else."""
+    array = np.asarray(value)
+    if array.ndim != 0 or array.dtype.kind not in "iuf" or not np.isfinite(array):
+        return -1
+    return int(array)

@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 from flax.serialization import msgpack_restore
 
-from score_sde.convert.foreign import Foreign
+from score_sde.convert.foreign import Foreign, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
 
@@ -58,17 +58,13 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
         params=_ours(target, known),
         mu=_ours(moments, known, "grad_ema") if have else None,
         nu=_ours(moments, known, "grad_sq_ema") if have else None,
-        step=_count(_get(state, "step")),
-        adam_steps=_count(_get(adam, "step")),
+        step=whole_number(_get(state, "step")),
+        adam_steps=whole_number(_get(adam, "step")),
     )
 
 
 def _get(mapping: Any, key: str) -> Any:
     return mapping.get(key) if isinstance(mapping, dict) else None
-
-
-def _count(value: Any) -> int:
-    return int(np.asarray(value)) if np.asarray(value).dtype.kind in "iu" else 0
 
 
 def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarray]:

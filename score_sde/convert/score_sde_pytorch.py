@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.convert import torch_zip
-from score_sde.convert.foreign import Foreign
+from score_sde.convert.foreign import Foreign, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
 
@@ -33,7 +33,11 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
     Raises:
         UserError: one line: a damaged or hostile file, or one of something else.
     """
-    state = torch_zip.load(source)
+    return from_state(torch_zip.load(source), arguments, source)
+
+
+def from_state(state: Any, arguments: Mapping[str, Any], source: Path) -> Foreign:
+    """As `read`, of what the file holds."""
     model, ema, optimizer, step = (
         _get(state, key) for key in ("model", "ema", "optimizer", "step")
     )
@@ -47,16 +51,18 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
     named = {str(name).removeprefix(PREFIX): value for name, value in model.items()}
     sigmas = named.pop(SIGMAS, None)
     params = _ours(named, known)
+    trained = [array.torch for array in known if array.trained]
     averages = params
-    # Arrays of another network make other averages too: these are left to be listed by name.
-    if {array.torch for array in known} == named.keys():
-        trained = [array.torch for array in known if array.trained]
-        if len(shadow) != len(trained):
-            raise UserError(
-                f"--source {source}: its averages are {len(shadow)} arrays; allowed are those of "
-                f"its {len(trained)} trained parameters"
-            )
+    if len(shadow) == len(trained):
         averages = params | _ours(dict(zip(trained, shadow, strict=True)), known)
+    elif {name for name, value in named.items() if isinstance(value, np.ndarray)} == {
+        array.torch for array in known
+    }:
+        raise UserError(
+            f"--source {source}: its averages are {len(shadow)} arrays; allowed are those of its "
+            f"{len(trained)} trained parameters"
+        )
+    # Otherwise it is another network, and its arrays are left to be listed by name.
     mu, nu, adam_steps = _moments(_get(optimizer, "state"), known)
     return Foreign(
         ema=averages,
@@ -112,5 +118,5 @@ def _moments(
             value = _get(entry, name)
             if isinstance(value, np.ndarray) and array.path:
                 part[array.path] = layout(value, array.layer)
-        steps = max(steps, int(np.asarray(_get(entry, "step") or 0)))
+        steps = max(steps, whole_number(_get(entry, "step") or 0))
     return (*moments, steps)

@@ -8,12 +8,11 @@ stand-in, and any other name ends the reading. All sizes are bounded by that of 
 import io
 import math
 import pickle
-import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -83,6 +82,11 @@ class _Call:
         raise Refused("it gives a state to a function")
 
 
+def _ordered_dict() -> OrderedDict[Any, Any]:
+    """An empty one, as pickles make it; what is in it comes item by item."""
+    return OrderedDict()
+
+
 def _scalar(dtype: object, data: object = b"") -> float | int:
     """Stands for numpy's `scalar`: a number such as the learning rate."""
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
@@ -144,18 +148,48 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
     if order is not None and (order.file_size > 8 or archive.read(order).strip() != b"little"):
         raise Refused("its numbers are big-endian")
     raw = archive.read(info)
-    _check_memo(raw)
     return _Reader(raw, archive, members, roots[0], size).load()
 
 
-def _check_memo(raw: bytes) -> None:
-    """Refuse a place in the memo beyond the length of the stream: Python would make room for it."""
-    for opcode, argument, _ in pickletools.genops(raw):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(raw):
-            raise Refused("its data.pkl asks for more memory than it has use for")
+def _plain_key(key: object) -> None:
+    """Refuse all keys of dicts but texts and numbers: a small tuple of tuples can take for ever to
+    hash."""
+    if type(key) not in (str, int):
+        raise Refused("it holds a dict whose keys are not names or numbers")
 
 
-class _Reader(pickle.Unpickler):
+_InPython: Any = pickle._Unpickler  # whose type does not tell of its steps
+
+
+class _Reader(_InPython):
+    """Python's own unpickler, written in Python: its steps can be watched, and its memo is a dict,
+    which a number far out does not enlarge."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+
+    def load_setitem(self) -> None:
+        _plain_key(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        for key in self.stack[::2]:
+            _plain_key(key)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        for key in self.stack[::2]:
+            _plain_key(key)
+        super().load_dict()
+
+    def load_no_set(self) -> None:
+        raise Refused("it holds a set")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        dispatch[_opcode[0]] = load_no_set
+
     def __init__(
         self,
         raw: bytes,
@@ -173,7 +207,7 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return name  # an argument only; a call of it fails
         allowed = {
-            "collections.OrderedDict": OrderedDict,
+            "collections.OrderedDict": _Call(_ordered_dict),
             "torch._utils._rebuild_tensor_v2": _Call(self._tensor),
             "torch._utils._rebuild_parameter": _Call(_parameter),
             "numpy.core.multiarray.scalar": _Call(_scalar),

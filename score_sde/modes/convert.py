@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
 from score_sde.config import refuse
+from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.mesh import data_mesh
@@ -33,6 +34,11 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     start(1)
     make = build.network(config)
     foreign = convert.read(source, make.keywords)
+    for steps in (foreign.step, foreign.adam_steps):
+        if not 0 <= steps < 2**31 - 1:
+            raise UserError(f"--source {source}: its steps are {steps}; allowed are 0 to 2**31 - 2")
+    if weights == "raw" and foreign.params is None:
+        raise UserError(f"--weights = 'raw': {source} has one set of weights, the averaged")
     _check_levels(config, foreign.sigmas)
     state = _state(config, make, foreign, weights, source)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -42,6 +48,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     trained = "with" if foreign.mu else "without"
     print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")
     print(f"parameters: {size:,}")
+    print(f"taken from the config, as arrays do not tell: {_untold(config)}")
     print(f"config: {path}")
     print(f"next: --mode sample --workdir {workdir}")
 
@@ -56,8 +63,8 @@ def _state(
     """The state that training goes on from."""
     _, expected = networks.abstract(make)
 
-    def fitted(flat: Mapping[str, np.ndarray]) -> Any:
-        return jax.tree.map(jnp.asarray, convert.fit(flat, expected, source))
+    def fitted(flat: Mapping[str, np.ndarray], what: str = "arrays") -> Any:
+        return jax.tree.map(jnp.asarray, convert.fit(flat, expected, source, what))
 
     ema = fitted(foreign.ema)
     params = ema if foreign.params is None else fitted(foreign.params)
@@ -71,13 +78,26 @@ def _state(
         zeros = {name: 0 * leaf for name, leaf in convert.flattened(params).items()}
         frozen = {name: zero for name, zero in zeros.items() if name.endswith("/frequencies")}
         known["count"] = jnp.int32(foreign.adam_steps)
-        known["mu"], known["nu"] = (fitted({**frozen, **m}) for m in (foreign.mu, foreign.nu))
+        known["mu"], known["nu"] = (
+            fitted({**frozen, **moments}, "Adam's moments") for moments in (foreign.mu, foreign.nu)
+        )
     return dataclasses.replace(
         state,
         step=jax.device_put(jnp.int32(foreign.step), place),
         opt_state=jax.device_put(optax.tree_utils.tree_set(state.opt_state, **known), place),
         ema=jax.device_put(params if weights == "raw" else ema, place),
     )
+
+
+def _untold(config: ConfigDict) -> str:
+    """What the config says of the network's training that no array can contradict, in words."""
+    sde, model = config.sde, config.model
+    if sde.name == "ve":
+        process = f"sde.name = ve with sigma {sde.sigma_min:g} to {sde.sigma_max:g}"
+    else:
+        process = f"sde.name = {sde.name} with beta {sde.beta_min:g} to {sde.beta_max:g}"
+    keys = ("num_levels", "parameterization", "condition", "centered", "activation")
+    return f"{process}, " + ", ".join(f"model.{key} = {model[key]}" for key in keys)
 
 
 def _check_levels(config: ConfigDict, sigmas: np.ndarray | None) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from score_sde import build, convert, networks
-from score_sde.convert import exported, torch_zip
+from score_sde.convert import exported, score_sde_pytorch, torch_zip
 from score_sde.errors import UserError
 from tests.convert.originals import describe, source
 
@@ -117,7 +117,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "asks for a place far out in the memo": (
         lambda p: write(p / "a.pth", b"}" + b"r" + struct.pack("<I", 2**31 - 1)),
-        "its data.pkl asks for more memory than it has use for",
+        "not a checkpoint of score_sde_pytorch",  # it is an empty dict, and takes no more room
+    ),
+    "has a key that takes for ever to hash": (
+        lambda p: write(p / "a.pth", b"})" + b"q\x00h\x00\x86" * 60 + b"K\x01s"),
+        "it holds a dict whose keys are not names or numbers",
+    ),
+    "has such a thing in a set": (
+        lambda p: write(p / "a.pth", b"\x8f(" + b")" + b"q\x00h\x00\x86" * 60 + b"\x90"),
+        "it holds a set",
     ),
     "has a compressed part (a zip bomb)": (
         lambda p: write(
@@ -273,6 +281,26 @@ def test_a_network_that_does_not_fit_is_refused_with_the_list(reference_dir, arg
     short["tail/bias"] = flat["head/bias"]
     with pytest.raises(UserError, match=r"1 missing: head/bias; 1 not the network's: tail/bias"):
         convert.fit(short, expected, path)
+
+
+def test_numbers_that_are_not_finite_or_not_real_are_refused(reference_dir, arguments):
+    path = source(reference_dir, "vp_ddpmpp_continuous")
+    flat = convert.read(path, arguments).ema
+    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    for wrong in (np.full(3, np.nan, np.float32), np.zeros(3, np.complex64)):
+        with pytest.raises(UserError, match=r"1 not finite numbers: head/bias\."):
+            convert.fit({**flat, "head/bias": wrong}, expected, path)
+
+
+def test_averages_are_never_silently_the_raw_weights(reference_dir, arguments):
+    path = source(reference_dir, "vp_ddpmpp_continuous")
+    state = torch_zip.load(path)
+    state["model"]["module.note"] = "no array"
+    foreign = score_sde_pytorch.from_state(state, arguments, path)
+    assert not np.array_equal(foreign.ema["stem/kernel"], foreign.params["stem/kernel"])
+    state["ema"]["shadow_params"].pop()
+    with pytest.raises(UserError, match="averages are 153 arrays; allowed are those of its 154"):
+        score_sde_pytorch.from_state(state, arguments, path)
 
 
 def test_an_export_of_other_numbers_is_refused(tmp_path):
