@@ -10,7 +10,7 @@ and 3; not rerun here):
     ncsnpp            2.38  9.83   the default
     ncsnpp_deep       2.20  9.89
     ncsnpp_discrete   2.45  9.73   trained on SMLD's 1000 levels
-    ddpm                 -     -   DDPM's network, trained on SMLD's 1000 levels
+    ddpm_discrete        -     -   DDPM's network, trained on SMLD's 1000 levels
     ncsn                 -     -   NCSN's levels and sampler (Song, Ermon 2019, arXiv:1907.05600)
     ncsnv2               -     -   NCSNv2's (Song, Ermon 2020, arXiv:2006.09011)
 
@@ -27,8 +27,11 @@ from score_sde.config import check_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant, "ncsnpp", "ncsnpp_deep", "ncsnpp_discrete", "ddpm", "ncsn", "ncsnv2")
-    network = variant if variant in ("ncsnpp_deep", "ddpm") else "ncsnpp"
+    networks = {"ncsnpp_deep": "ncsnpp_deep", "ddpm_discrete": "ddpm"}
+    check_variant(
+        variant, "ncsnpp", "ncsnpp_deep", "ncsnpp_discrete", "ddpm_discrete", "ncsn", "ncsnv2"
+    )
+    network = networks.get(variant, "ncsnpp")
     config = vp_cifar10.get_config(network)
     config.sde.name = "ve"
     config.sde.sigma_min = 0.01

@@ -68,7 +68,7 @@ def refused(*arguments: str | Path, cwd: Path) -> str:
 
 def test_help_lists_the_modes(tmp_path):
     told = succeed("--help", cwd=tmp_path)
-    for mode in ("train", "sample", "likelihood"):
+    for mode in ("train", "sample", "likelihood", "convert", "export"):
         assert f"\n  {mode} " in told
     assert succeed("-h", cwd=tmp_path) == told
 
@@ -77,11 +77,11 @@ DIGITS = f"--config={CONFIGS / 'vp_digits.py'}"
 MISTAKES = {
     "no mode": (
         [],
-        "error: --mode: missing; allowed are train, sample, likelihood",
+        "error: --mode: missing; allowed are train, sample, likelihood, convert, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
-        "error: --mode = 'trian': allowed are train, sample, likelihood",
+        "error: --mode = 'trian': allowed are train, sample, likelihood, convert, export",
     ),
     "mode without value": (
         ["--mode"],

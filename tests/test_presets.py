@@ -31,7 +31,7 @@ ve_celeba                     64   128 1,2,2,2             4 pos     yes yes res
 ve_256:celebahq               256  128 1,1,2,2,2,2,2       2 fourier yes yes skips    0.0 65574549
 ve_1024:celebahq              1024 16  1,2,4,8,16,32,32,32 1 fourier yes yes skips    0.0 105785896
 ve_256:church                 256  128 1,1,2,2,2,2,2       2 fourier yes yes skips    0.0 65574549
-ve_cifar10:ddpm               32   128 1,2,2,2             2 pos     no  no  -        0.1 35218947
+ve_cifar10:ddpm_discrete      32   128 1,2,2,2             2 pos     no  no  -        0.1 35218947
 ve_cifar10:ncsnpp_discrete    32   128 1,2,2,2             4 pos     yes yes residual 0.1 62693251
 ve_cifar10:ncsnpp             32   128 1,2,2,2             4 fourier yes yes residual 0.1 62758915
 ve_cifar10:ncsnpp_deep        32   128 1,2,2,2             8 fourier yes yes residual 0.1 107587075
@@ -64,7 +64,7 @@ ve_celeba                     ve    0.01 90.0 1000 celeba       128 1_300_001 0.
 ve_256:celebahq               ve    0.01 348  -    celebahq     64  2_400_001 0.0002 0.999  half
 ve_1024:celebahq              ve    0.01 1348 -    celebahq     8   2_400_001 0.0002 0.9999 half
 ve_256:church                 ve    0.01 380  -    lsun_church  64  2_400_001 0.0002 0.999  half
-ve_cifar10:ddpm               ve    0.01 50   1000 cifar10      128 1_300_001 0.0002 0.999  half
+ve_cifar10:ddpm_discrete      ve    0.01 50   1000 cifar10      128 1_300_001 0.0002 0.999  half
 ve_cifar10:ncsnpp_discrete    ve    0.01 50   1000 cifar10      128 1_300_001 0.0002 0.999  half
 ve_cifar10:ncsnpp             ve    0.01 50   -    cifar10      128 1_300_001 0.0002 0.999  half
 ve_cifar10:ncsnpp_deep        ve    0.01 50   -    cifar10      128 950_001   0.0002 0.999  half
@@ -96,7 +96,7 @@ ve_celeba                     1000 reverse_diffusion langevin 0.17
 ve_256:celebahq               2000 reverse_diffusion langevin 0.075
 ve_1024:celebahq              2000 reverse_diffusion langevin 0.15
 ve_256:church                 2000 reverse_diffusion langevin 0.075
-ve_cifar10:ddpm               1000 reverse_diffusion langevin 0.16
+ve_cifar10:ddpm_discrete      1000 reverse_diffusion langevin 0.16
 ve_cifar10:ncsnpp_discrete    1000 reverse_diffusion langevin 0.16
 ve_cifar10:ncsnpp             1000 reverse_diffusion langevin 0.16
 ve_cifar10:ncsnpp_deep        1000 reverse_diffusion langevin 0.16
