@@ -106,7 +106,7 @@ MISTAKES = {
     "unknown variant of many": (
         ["--mode=train", f"--config={CONFIGS / 've_cifar10.py'}:ddpmpp"],
         f"error: --config {CONFIGS / 've_cifar10.py'}:ddpmpp: variant 'ddpmpp': allowed are "
-        "ncsnpp, ncsnpp_deep, ncsnpp_discrete, ddpm, ncsn, ncsnv2",
+        "ncsnpp, ncsnpp_deep, ncsnpp_discrete, ddpm_discrete, ncsn, ncsnv2",
     ),
     "variant missing": (
         ["--mode=train", f"--config={CONFIGS / 've_256.py'}"],
