@@ -1,7 +1,7 @@
 # Targets for users and developers; `make` alone lists them. All run in $(VENV), which `env` makes.
 #
 #   PYTHON=python3.12 VENV=.venv312   another interpreter, another environment
-#   WORKERS=2                         tests in that many processes
+#   WORKERS=0                         tests in one process (2 by default)
 #   PYTEST_ARGS='-k oracle'           anything more for pytest
 #   DEMO=runs/mine                    where the demo's run lives
 
@@ -10,7 +10,7 @@ VENV ?= .venv
 EXTRAS ?= test,lint
 SIZE ?= 1 GB
 PARITY_VENV ?= .venv-parity
-WORKERS ?= 0
+WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO ?= runs/vp_digits
 
