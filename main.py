@@ -178,12 +178,16 @@ def _resolve(
     path = Path(workdir)
     if not workdir or (path.exists() and not path.is_dir()):
         raise UserError(f"--workdir = {workdir!r}: not a directory")
-    if (path / workdirs.FILE).exists():
+    begun = any((path / "checkpoints").glob("[0-9]*"))
+    if (path / workdirs.FILE).exists() and (begun or mode != "train"):
+        _check_can_be_made("workdir", path)
         return Command(mode, _merge(mode, given, workdirs.load(path), path, overrides), path)
     if mode != "train":
         raise workdirs.missing(path)
-    if (path / "checkpoints").exists():
+    if begun:
         raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
+    if given is None and (path / workdirs.FILE).exists():  # training ended before it began
+        given = workdirs.load(path)
     config = _override(given or _load_preset(str(DEFAULT_PRESET)), overrides)
     configs.validate(config)
     _check_can_be_made("workdir", path)

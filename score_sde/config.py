@@ -170,6 +170,10 @@ def _positive(key: str) -> Check:
     return Check(key, lambda value: 0 < value < math.inf, "positive numbers")
 
 
+def _tolerance(key: str) -> Check:
+    return Check(key, lambda value: 0 < value < 1, "numbers above 0 and below 1")
+
+
 def _fraction(key: str) -> Check:
     return Check(key, lambda value: 0 <= value < 1, "numbers from 0 to below 1")
 
@@ -249,16 +253,16 @@ CHECKS = (
     _at_least("sampling.steps_per_level", 1),
     Check("sampling.step_size", lambda value: 0 < value < 1, "numbers above 0 and below 1"),
     _time("sampling.t_min"),
-    _positive("sampling.rtol"),
-    _positive("sampling.atol"),
+    _tolerance("sampling.rtol"),
+    _tolerance("sampling.atol"),
     Check("likelihood.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
     _one_of("likelihood.split", "train", "test"),
     _at_least("likelihood.num_images", 0),
     _at_least("likelihood.batch_size", 1),
     _one_of("likelihood.divergence", "rademacher", "gaussian", "exact"),
     _at_least("likelihood.num_probes", 1),
-    _positive("likelihood.rtol"),
-    _positive("likelihood.atol"),
+    _tolerance("likelihood.rtol"),
+    _tolerance("likelihood.atol"),
     _time("likelihood.t_min"),
 )
 

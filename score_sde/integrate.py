@@ -16,6 +16,10 @@ from jax import Array
 MIN_STEPS, MAX_STEPS = 20, 4096
 
 
+class SolveError(RuntimeError):
+    """A solve that did not succeed; the message has the solver's own reason."""
+
+
 class Solution(NamedTuple):
     """What a solve of B samples returns.
 
@@ -95,7 +99,7 @@ def integrate(
 
 
 def check(result: diffrax.RESULTS) -> None:
-    """Raise RuntimeError with the solver's own reason if a solve failed; within a jitted function
+    """Raise SolveError with the solver's own reason if a solve failed; within a jitted function
     do nothing."""
     codes = result._value
     if isinstance(codes, jax.core.Tracer):
@@ -104,7 +108,7 @@ def check(result: diffrax.RESULTS) -> None:
     failed = jnp.flatnonzero(codes != success._value)
     if failed.size:
         reason = diffrax.RESULTS._index_to_message[int(codes[failed[0]])]
-        raise RuntimeError(f"the solve failed for {failed.size} of {codes.size} samples: {reason}")
+        raise SolveError(f"the solve failed for {failed.size} of {codes.size} samples: {reason}")
 
 
 def _largest_rms(error: Any) -> Array:

@@ -1,6 +1,7 @@
 """A trained run, from its workdir."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from score_sde import build, networks, workdirs
 from score_sde.config import dataset, validate
 from score_sde.errors import UserError
+from score_sde.integrate import SolveError
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers.base import image_keys, start
 from score_sde.sde import SDE
@@ -110,14 +112,15 @@ class Run:
             count = min(batch, n - first)
             part = None if classes is None else _padded(classes[first : first + batch], batch)
             noise = noise_on_devices(key, self.sde, shape, first)
-            samples = sampler.sample(
-                key,
-                self.sde,
-                _given(score, part),
-                noise,
-                trajectory=trajectory,
-                first=first,
-            )
+            with _told_as("sampling"):
+                samples = sampler.sample(
+                    key,
+                    self.sde,
+                    _given(score, part),
+                    noise,
+                    trajectory=trajectory,
+                    first=first,
+                )
             finite = np.isfinite(np.asarray(samples.x)).all(axis=(1, 2, 3))
             if not finite.all():
                 raise UserError(
@@ -179,18 +182,19 @@ class Run:
             given = None if classes is None else _padded(classes[first : first + batch], batch)
             keys = image_keys(key_pixels, batch, first)
             x0 = pixels.dequantized(keys, jnp.asarray(_padded(part, batch)))
-            likelihood = log_likelihood(
-                key_probes,
-                self.sde,
-                _given(self.smooth_score, given),
-                jax.device_put(x0, along_data(data_mesh())),
-                divergence=settings.divergence,
-                num_probes=settings.num_probes,
-                rtol=settings.rtol,
-                atol=settings.atol,
-                t_min=settings.t_min,
-                first=first,
-            )
+            with _told_as("likelihood"):
+                likelihood = log_likelihood(
+                    key_probes,
+                    self.sde,
+                    _given(self.smooth_score, given),
+                    jax.device_put(x0, along_data(data_mesh())),
+                    divergence=settings.divergence,
+                    num_probes=settings.num_probes,
+                    rtol=settings.rtol,
+                    atol=settings.atol,
+                    t_min=settings.t_min,
+                    first=first,
+                )
             bits_per_dim = pixels.bits_per_dim(likelihood.log_prob, part[0].size)
             values = (bits_per_dim, likelihood.log_prob, likelihood.nfe)
             yield ImageLikelihood(*(np.asarray(value)[: len(part)] for value in values))
@@ -240,6 +244,17 @@ def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 
     """
     noise = start(image_keys(key, shape[0], first), sde, None, shape)
     return jax.device_put(noise, along_data(data_mesh()))
+
+
+@contextmanager
+def _told_as(section: str) -> Iterator[None]:
+    """Turn a solve's failure into an error of the section whose tolerances it could not meet."""
+    try:
+        yield
+    except SolveError as error:
+        raise UserError(
+            f"config.{section}.rtol, config.{section}.atol: {error}; allowed are larger ones"
+        ) from error
 
 
 def _given(score: Partial, labels: np.ndarray | None) -> Partial:

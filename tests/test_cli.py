@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import main
 import score_sde
-from configs import ve_celeba
+from configs import ve_celeba, vp_digits
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
@@ -359,6 +362,43 @@ def test_samples_that_are_not_finite_are_an_error(workdir, trained):
     done = command("--mode=sample", *wild, *size, "--config.sampling.num_samples=3", cwd=trained)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "samples are not finite with PredictorCorrector(" in done.stderr
+
+
+def test_tolerances_that_no_solve_meets_are_an_error(trained):
+    wild = ("--config.sampling.method=ode", "--config.sampling.rtol=1e-12")
+    done = command("--mode=sample", *FEW, *wild, "--config.sampling.atol=1e-12", cwd=trained)
+    assert done.returncode == 2
+    said = done.stderr.rstrip("\n").splitlines()[-1]
+    assert said.startswith("error: config.sampling.rtol, config.sampling.atol: the solve failed")
+
+
+def test_a_training_that_ended_before_it_began_may_change(tmp_path):
+    """The config is written before the first step; until a checkpoint, it binds nobody."""
+    workdirs.save(vp_digits.get_config(), tmp_path)
+    changed_key = ["--mode=train", f"--workdir={tmp_path}", "--config.training.batch_size=32"]
+    assert main.parse(changed_key).config.training.batch_size == 32
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(score_sde.UserError, match=r"batch_size = 32 \(64 in"):
+        main.parse(changed_key)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.8])
+def test_an_interrupt_while_training_starts_ends_it(tmp_path, seconds):
+    """Wherever in JAX's start it comes, where Python's own exception can be lost."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "--mode=train", DIGITS],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("devices:")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    # 75: the loop had taken over, and has saved what it had done.
+    assert process.returncode in (75, 130), said
+    assert "Traceback" not in said and "Exception ignored" not in said
 
 
 def test_fewer_steps_than_were_made_are_refused(workdir, trained):

@@ -70,7 +70,8 @@ def langevin(
 
     A size that varies with the sample moves the law: towards p |score|^2, and further if it varies
     with z. So |z| is its root mean square sqrt(D), which leaves a variance (1 + 2 / D) (1 + snr^2)
-    times the right one for a Gaussian in D dimensions.
+    times the right one for a Gaussian in D dimensions. This rule is one for images: in a few
+    dimensions a sample near a mode has a score near 0, and its step no bound; `ald` has one.
     """
     if faithful:  # the original averages both norms over the batch
         noise_norm, score_norm = jnp.mean(_norm(z))[None], jnp.mean(_norm(gradient))[None]
