@@ -8,10 +8,18 @@ class UserError(Exception):
 
     `main.py` prints it and exits with status 2; everything else is a bug and keeps its traceback.
 
+    What cannot be printed, a line's end among it, is escaped: names in it may come from files.
+
     Attributes:
         details: further lines, printed before it, where the one line has to leave something out.
     """
 
     def __init__(self, line: str, details: Sequence[str] = ()) -> None:
-        super().__init__(line)
-        self.details = details
+        super().__init__(_printable(line))
+        self.details = [_printable(detail) for detail in details]
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

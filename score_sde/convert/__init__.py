@@ -18,6 +18,7 @@ from typing import Any
 from score_sde.convert import diffusers, exported, score_sde_flax, score_sde_pytorch
 from score_sde.convert.fit import fit, flattened
 from score_sde.convert.foreign import Foreign
+from score_sde.errors import UserError
 
 __all__ = ["Foreign", "exported", "fit", "flattened", "read"]
 
@@ -32,6 +33,8 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
         return exported.read(source, arguments)
     if source.is_dir():
         return diffusers.read(source, arguments)
-    if source.is_file() and zipfile.is_zipfile(source):
+    if not source.is_file():  # a device or a pipe may have no end
+        raise UserError(f"--source {source}: allowed are files and folders")
+    if zipfile.is_zipfile(source):
         return score_sde_pytorch.read(source, arguments)
     return score_sde_flax.read(source, arguments)

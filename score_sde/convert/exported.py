@@ -35,12 +35,14 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
     try:
         with safe_open(path, framework="numpy") as file:
             step = (file.metadata() or {}).get("step", "0")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            for name in names:
+                kind = file.get_slice(name).get_dtype()
+                if kind != "F32":
+                    raise UserError(f"--source {path}: {name} is {kind}; allowed is F32 (float32)")
+            arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise UserError(f"--source {path}: {' '.join(str(error).split())}") from None
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise UserError(f"--source {path}: {name} is {array.dtype}; allowed is float32")
     if not step.isdecimal() or len(step) > 9:
         raise UserError(f"--source {path}: step is {step!r}; allowed are whole numbers")
     return Foreign(ema=arrays, params=None, mu=None, nu=None, step=int(step))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from score_sde.errors import UserError
@@ -41,11 +42,7 @@ def fit(
         for name, shape in wanted.items()
         if name in flat and flat[name].shape != shape
     ]
-    numbers = [
-        name
-        for name, array in flat.items()
-        if array.dtype.kind not in "fV" or not np.isfinite(np.asarray(array, np.float32)).all()
-    ]
+    numbers = [name for name in wanted if name in flat and not _finite(flat[name])]
     found = {
         "missing": missing,
         "not the network's": surplus,
@@ -75,6 +72,14 @@ def flattened(tree: Tree) -> dict[str, np.ndarray]:
         "/".join(step.key for step in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether they are real numbers that float32 has. bfloat16's kind is that of records."""
+    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def _shortened(names: list[str]) -> str:

@@ -28,7 +28,6 @@ class Foreign(NamedTuple):
 
 def whole_number(value: Any) -> int:
     """A count of steps, of Python, numpy or as an array; -1 for anything else."""
-    array = np.asarray(value)
-    if array.ndim != 0 or array.dtype.kind not in "iuf" or not np.isfinite(array):
-        return -1
-    return int(array)
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    return int(value) if type(value) in (int, float) and 0 <= value < 2**63 else -1

@@ -16,6 +16,7 @@ from score_sde.convert.foreign import Foreign, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
 
+MOST_LEVELS = 12  # of dicts in dicts; the moments' arrays are in the seventh
 PLAIN = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}  # of class `ddpm`
 # What the reader of a foreign file may raise.
 BROKEN = (
@@ -26,6 +27,7 @@ BROKEN = (
     MemoryError,
     OverflowError,
     RecursionError,
+    SyntaxError,  # numpy: a dtype's name
     TypeError,
     UnicodeError,
     ValueError,
@@ -35,6 +37,9 @@ BROKEN = (
 def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
     """Read a checkpoint; as `score_sde_pytorch.read`."""
     try:
+        with source.open("rb") as file:
+            if not _opens_a_map(file.read(1)):  # before all of a large file is read
+                raise ValueError
         state = msgpack_restore(source.read_bytes())
     except OSError as error:
         raise UserError(f"--source {source}: {error.strerror or error}") from None
@@ -46,7 +51,7 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
         ) from None
     ema, optimizer = _get(state, "params_ema"), _get(state, "optimizer")
     target, adam = _get(optimizer, "target"), _get(optimizer, "state")
-    if not isinstance(ema, dict) or not isinstance(target, dict):
+    if not isinstance(ema, dict) or not isinstance(target, dict) or _deeper(state, MOST_LEVELS):
         raise UserError(
             f"--source {source}: not a checkpoint of score_sde; those have params_ema and optimizer"
         )
@@ -61,6 +66,18 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
         step=whole_number(_get(state, "step")),
         adam_steps=whole_number(_get(adam, "step")),
     )
+
+
+def _opens_a_map(byte: bytes) -> bool:
+    """msgpack's first byte of a dict: of up to 15 items, of up to 2**16, of up to 2**32."""
+    return b"\x80" <= byte <= b"\x8f" or byte in (b"\xde", b"\xdf")
+
+
+def _deeper(tree: Any, levels: int) -> bool:
+    """Whether there are more levels of dicts than that."""
+    if not isinstance(tree, dict):
+        return False
+    return levels == 0 or any(_deeper(value, levels - 1) for value in tree.values())
 
 
 def _get(mapping: Any, key: str) -> Any:
@@ -87,7 +104,8 @@ def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarr
             result["/".join(path)] = value
         elif array.path:
             # Flax 0.3 keeps the scale of a normalization as (1, 1, 1, C).
-            result[array.path] = value.reshape(-1) if array.layer == "norm" else value
+            row = array.layer == "norm" and value.shape[:-1] == (1, 1, 1)
+            result[array.path] = value.reshape(-1) if row else value
     return result
 
 

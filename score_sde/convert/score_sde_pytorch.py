@@ -42,7 +42,8 @@ def from_state(state: Any, arguments: Mapping[str, Any], source: Path) -> Foreig
         _get(state, key) for key in ("model", "ema", "optimizer", "step")
     )
     shadow = _get(ema, "shadow_params")
-    if not isinstance(model, dict) or not isinstance(shadow, list | tuple) or type(step) is not int:
+    steps = whole_number(step)
+    if not isinstance(model, dict) or not isinstance(shadow, list | tuple) or steps < 0:
         raise UserError(
             f"--source {source}: not a checkpoint of score_sde_pytorch; those are a dict of model, "
             "ema, optimizer and step"
@@ -53,6 +54,7 @@ def from_state(state: Any, arguments: Mapping[str, Any], source: Path) -> Foreig
     params = _ours(named, known)
     trained = [array.torch for array in known if array.trained]
     averages = params
+    shadow = [value for value in shadow if isinstance(value, np.ndarray)]
     if len(shadow) == len(trained):
         averages = params | _ours(dict(zip(trained, shadow, strict=True)), known)
     elif {name for name, value in named.items() if isinstance(value, np.ndarray)} == {
@@ -69,7 +71,7 @@ def from_state(state: Any, arguments: Mapping[str, Any], source: Path) -> Foreig
         params=params,
         mu=mu,
         nu=nu,
-        step=step,
+        step=steps,
         adam_steps=adam_steps,
         sigmas=np.sort(sigmas) if isinstance(sigmas, np.ndarray) and sigmas.ndim == 1 else None,
     )
@@ -104,7 +106,8 @@ def layout(value: np.ndarray, layer: str) -> np.ndarray:
 def _moments(
     state: Any, known: list[Array]
 ) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray] | None, int]:
-    """Adam's two moments and its number of updates; None where there are none.
+    """Adam's two moments and its number of updates, -1 for none that can be; None where there are
+    no moments.
 
     A parameter without gradient, the frozen Fourier features, has no entry: its moments are 0.
     """
@@ -118,5 +121,7 @@ def _moments(
             value = _get(entry, name)
             if isinstance(value, np.ndarray) and array.path:
                 part[array.path] = layout(value, array.layer)
-        steps = max(steps, whole_number(_get(entry, "step") or 0))
+        if entry is not None and steps >= 0:
+            count = whole_number(_get(entry, "step"))
+            steps = max(steps, count) if count >= 0 else -1
     return (*moments, steps)

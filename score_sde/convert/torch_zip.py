@@ -8,6 +8,8 @@ stand-in, and any other name ends the reading. All sizes are bounded by that of 
 import io
 import math
 import pickle
+import re
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,7 +21,8 @@ import numpy as np
 
 from score_sde.errors import UserError
 
-MOST_PICKLE_BYTES = 2**26  # 64 MiB; that of a network of 600 arrays has 0.2 MB
+# That of 200 arrays with moments has 72 kB; a byte may make an empty dict, of 72 in memory.
+MOST_PICKLE_BYTES = 2**24
 MOST_FILES = 100_000
 
 STORAGES: dict[str, Any] = {
@@ -47,6 +50,7 @@ BROKEN = (
     OverflowError,
     RecursionError,
     RuntimeError,  # zip: encrypted
+    struct.error,  # a number that is cut short
     TypeError,
     UnicodeError,
     ValueError,
@@ -63,9 +67,6 @@ class _Dtype:
     def __init__(self, name: object, *_: object) -> None:
         self.name = name
 
-    def __setstate__(self, state: object) -> None:
-        pass  # the byte order: PyTorch's pickles are little-endian
-
 
 class _Call:
     """A stand-in for a function; not the function itself, whose attributes a stream could set."""
@@ -78,9 +79,6 @@ class _Call:
     def __call__(self, *arguments: object) -> Any:
         return self._function(*arguments)
 
-    def __setstate__(self, state: object) -> None:
-        raise Refused("it gives a state to a function")
-
 
 def _ordered_dict() -> OrderedDict[Any, Any]:
     """An empty one, as pickles make it; what is in it comes item by item."""
@@ -92,16 +90,9 @@ def _scalar(dtype: object, data: object = b"") -> float | int:
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
         raise Refused("it holds a numpy scalar that is no number")
     name = dtype.name
-    if not isinstance(name, str) or np.dtype(name).kind not in "fiub":
+    if not isinstance(name, str) or not re.fullmatch("[fiub][1248]", name):
         raise Refused("it holds a numpy scalar that is no number")
     return np.frombuffer(data, np.dtype(name).newbyteorder("<"), count=1)[0].item()
-
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """Stands for `codecs.encode`, by which pickles of protocol 2 hold bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Refused("it encodes a text in another way than as bytes")
-    return text.encode("latin1")
 
 
 def _parameter(data: object, *_: object) -> object:
@@ -152,9 +143,9 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
 
 
 def _plain_key(key: object) -> None:
-    """Refuse all keys of dicts but texts and numbers: a small tuple of tuples can take for ever to
-    hash."""
-    if type(key) not in (str, int):
+    """Refuse all keys of dicts but texts and small numbers: a small tuple of tuples can take for
+    ever to hash, and large numbers can be chosen to have one hash."""
+    if type(key) is not str and not (type(key) is int and 0 <= key < 2**31):
         raise Refused("it holds a dict whose keys are not names or numbers")
 
 
@@ -184,9 +175,21 @@ class _Reader(_InPython):
     def load_no_set(self) -> None:
         raise Refused("it holds a set")
 
+    def load_no_bytearray(self) -> None:
+        raise Refused("it holds a bytearray")  # room is made for any size before a byte is read
+
+    def load_build(self) -> None:
+        """Attributes of a dict, which could hide its methods, and a dtype's byte order: neither is
+        needed, as PyTorch's pickles are little-endian."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], OrderedDict | _Dtype):
+            raise Refused("it gives a state to something that has none")
+
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_no_bytearray
     for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         dispatch[_opcode[0]] = load_no_set
 
@@ -213,7 +216,7 @@ class _Reader(_InPython):
             "numpy.core.multiarray.scalar": _Call(_scalar),
             "numpy._core.multiarray.scalar": _Call(_scalar),
             "numpy.dtype": _Dtype,
-            "_codecs.encode": _Call(_encode),
+            "_codecs.encode": _Call(self._encode),
         }
         found = allowed.get(f"{module}.{name}")
         if found is None:
@@ -234,6 +237,15 @@ class _Reader(_InPython):
                 raise Refused(f"its part {info.filename} has not the size that data.pkl says")
             self._storages[key] = np.frombuffer(self._archive.read(info), dtype)
         return self._storages[key]
+
+    def _encode(self, text: object, encoding: object = "latin1") -> bytes:
+        """Stands for `codecs.encode`, by which pickles of protocol 2 hold bytes."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise Refused("it encodes a text in another way than as bytes")
+        self._left -= len(text)  # the same text may be encoded again and again
+        if self._left < 0:
+            raise Refused("it holds more bytes than the file has")
+        return text.encode("latin1")
 
     def _tensor(
         self, storage: object, offset: object, shape: object, strides: object, *_: object

@@ -67,6 +67,8 @@ def stream(value: object) -> bytes:
             return pickle.dumps(value, protocol=0).rstrip(b".")
 
 
+ORDERED = b"ccollections\nOrderedDict\n)R"
+ENCODED = b"c_codecs\nencode\n(h\x00tR"  # of the memo's first
 FOUR = np.arange(4, dtype=np.float32).tobytes()
 
 
@@ -109,7 +111,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "gives a state to a function": (
         lambda p: write(p / "a.pth", stream(Global("_codecs", "encode")) + stream({"x": 1}) + b"b"),
-        "it gives a state to a function",
+        "it gives a state to something that has none",
     ),
     "encodes with a codec": (
         lambda p: write(p / "a.pth", Call(Global("_codecs", "encode"), "x", "zlib")),
@@ -126,6 +128,57 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "has such a thing in a set": (
         lambda p: write(p / "a.pth", b"\x8f(" + b")" + b"q\x00h\x00\x86" * 60 + b"\x90"),
         "it holds a set",
+    ),
+    "hides the methods of a dict": (
+        lambda p: write(p / "a.pth", ORDERED + stream({"items": "x", "get": "y"}) + b"b"),
+        "not a checkpoint of score_sde_pytorch",
+    ),
+    "gives a state to an array": (
+        lambda p: write(p / "a.pth", stream(tensor()) + stream((1,)) + b"b"),
+        "it gives a state to something that has none",
+    ),
+    "asks for 256 MiB to read nothing into": (
+        lambda p: write(p / "a.pth", b"\x96" + struct.pack("<Q", 2**28)),
+        "it holds a bytearray",
+    ),
+    "encodes one text again and again": (
+        lambda p: write(p / "a.pth", stream("a" * 10**5) + b"q\x000(" + ENCODED * 100 + b"l"),
+        "it holds more bytes than the file has",
+    ),
+    "has a long pickle": (
+        lambda p: write(p / "a.pth", b"(" + b"}" * torch_zip.MOST_PICKLE_BYTES + b"l"),
+        "bytes, more than 16777216",
+    ),
+    "has keys of one hash": (
+        lambda p: write(p / "a.pth", {k * (2**61 - 1): 1 for k in range(9)}),
+        "it holds a dict whose keys are not names or numbers",
+    ),
+    "ends within a number": (
+        lambda p: write(p / "a.pth", b"X\x01"),
+        "damaged or cut short",
+    ),
+    "has a number of a strange type": (
+        lambda p: write(
+            p / "a.pth",
+            Call(
+                Global("numpy.core.multiarray", "scalar"),
+                Call(Global("numpy", "dtype"), "(,)f4"),
+                b"C\x04aaaa",
+            ),
+        ),
+        "it holds a numpy scalar that is no number",
+    ),
+    "names something that a terminal obeys": (
+        lambda p: write(p / "a.pth", stream("o\ns") + stream("\x1b[31m") + b"\x93"),
+        r"it wants to import o\ns.\x1b[31m",
+    ),
+    "is a device without end": (
+        lambda p: Path("/dev/zero"),
+        "--source /dev/zero: allowed are files and folders",
+    ),
+    "is a pipe": (
+        lambda p: pipe(p / "a.pth"),
+        "allowed are files and folders",
     ),
     "has a compressed part (a zip bomb)": (
         lambda p: write(
@@ -187,6 +240,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         ),
         "of no known kind",
     ),
+    "is a msgpack whose array has a strange type": (
+        lambda p: write_bytes(p / "a.flax", flax_state(flax_array("(,)f4"))),
+        "of no known kind",
+    ),
+    "is a msgpack of a few hundred levels": (
+        lambda p: write_bytes(p / "a.flax", flax_state(b"\x81\xa1a" * 900 + b"\x01")),
+        "not a checkpoint of score_sde",
+    ),
     "is a msgpack of a million levels": (
         lambda p: write_bytes(p / "a.flax", b"\x81\xa1a" * 10**6),
         "of no known kind",
@@ -209,6 +270,25 @@ def write_zip(path: Path, parts: dict[str, bytes]) -> Path:
 def write_bytes(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def flax_array(dtype: str) -> bytes:
+    """24 bytes as Flax writes arrays."""
+    return msgpack.packb(msgpack.ExtType(1, msgpack.packb([[-1], dtype, bytes(24)])))
+
+
+def flax_state(kernel: bytes) -> bytes:
+    """A checkpoint of the form of score_sde's, with this for an array."""
+    layer = {"Conv_0": {"kernel": 0}}
+    rest = {"optimizer": {"target": layer, "state": {"step": 1, "param_states": {}}}, "step": 1}
+    ema = b"\x81" + msgpack.packb("Conv_0") + b"\x81" + msgpack.packb("kernel") + kernel
+    packed = b"".join(msgpack.packb(key) + msgpack.packb(value) for key, value in rest.items())
+    return b"\x83" + packed + msgpack.packb("params_ema") + ema
 
 
 def make(folder: Path) -> Path:
@@ -287,7 +367,9 @@ def test_numbers_that_are_not_finite_or_not_real_are_refused(reference_dir, argu
     path = source(reference_dir, "vp_ddpmpp_continuous")
     flat = convert.read(path, arguments).ema
     _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
-    for wrong in (np.full(3, np.nan, np.float32), np.zeros(3, np.complex64)):
+    records = np.zeros(3, "f4,f4")
+    huge = np.full(3, 1e300)  # inf in float32, without a warning
+    for wrong in (np.full(3, np.nan, np.float32), np.zeros(3, np.complex64), records, huge):
         with pytest.raises(UserError, match=r"1 not finite numbers: head/bias\."):
             convert.fit({**flat, "head/bias": wrong}, expected, path)
 
@@ -298,14 +380,49 @@ def test_averages_are_never_silently_the_raw_weights(reference_dir, arguments):
     state["model"]["module.note"] = "no array"
     foreign = score_sde_pytorch.from_state(state, arguments, path)
     assert not np.array_equal(foreign.ema["stem/kernel"], foreign.params["stem/kernel"])
-    state["ema"]["shadow_params"].pop()
+    state["ema"]["shadow_params"][5] = "no array"
+    with pytest.raises(UserError, match="averages are 153 arrays; allowed are those of its 154"):
+        score_sde_pytorch.from_state(state, arguments, path)
+    state["ema"]["shadow_params"].pop(5)
     with pytest.raises(UserError, match="averages are 153 arrays; allowed are those of its 154"):
         score_sde_pytorch.from_state(state, arguments, path)
 
 
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize("count", [None, "3", [1, [2]], CYCLE, np.zeros(4), np.nan, 1e300, -1])
+def test_a_count_of_updates_that_is_none_is_never_taken_for_0(count, reference_dir, arguments):
+    """By 0 the moments' bias would be corrected once more; `--mode convert` refuses -1."""
+    path = source(reference_dir, "ve_ncsnpp_continuous")
+    state = torch_zip.load(path)
+    arguments = build.network(describe(reference_dir, "ve_ncsnpp_continuous")).keywords
+    assert score_sde_pytorch.from_state(state, arguments, path).adam_steps == 3
+    state["optimizer"]["state"][5]["step"] = count
+    assert score_sde_pytorch.from_state(state, arguments, path).adam_steps == -1
+    state["step"] = count
+    with pytest.raises(UserError, match="not a checkpoint of score_sde_pytorch"):
+        score_sde_pytorch.from_state(state, arguments, path)
+
+
+def test_names_of_a_source_stay_in_one_line(arguments):
+    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    with pytest.raises(UserError) as error:
+        convert.fit({"a\n\x1b[31m": np.zeros(3, np.float32)}, expected, "x")
+    for line in (str(error.value), *error.value.details):
+        assert line.isprintable()
+    assert r"a\n\x1b[31m" in str(error.value)
+
+
 def test_an_export_of_other_numbers_is_refused(tmp_path):
     save_file({"a": np.zeros(3)}, tmp_path / exported.FILE)
-    with pytest.raises(UserError, match="a is float64; allowed is float32"):
+    with pytest.raises(UserError, match=r"a is F64; allowed is F32 \(float32\)"):
+        exported.read(tmp_path, {})
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'  # numpy has no such
+    content = struct.pack("<Q", len(header)) + header + bytes(4)
+    write_bytes(tmp_path / exported.FILE, content)
+    with pytest.raises(UserError, match="a is F8_E4M3"):
         exported.read(tmp_path, {})
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / exported.FILE, metadata={"step": "-1"})
     with pytest.raises(UserError, match="step is '-1'"):
