@@ -16,11 +16,10 @@ from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector, ProbabilityFlow
+from score_sde.samplers.base import Sampler
 from score_sde.score import level_score, network_score
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
 from score_sde.training import optimizers
-
-Sampler = PredictorCorrector | AnnealedLangevin | ProbabilityFlow
 
 
 def sde(config: ConfigDict) -> SDE:

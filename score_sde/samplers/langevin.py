@@ -25,27 +25,18 @@ by the ratio of their alphas.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
-from score_sde.samplers.base import (
-    Samples,
-    batch_shape,
-    image_keys,
-    normal,
-    require_positive,
-    start,
-)
-from score_sde.score import as_pytree, denoise
+from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_positive
+from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn, expand
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin:
+class AnnealedLangevin(Sampler):
     """Langevin dynamics at one noise level after the other.
 
     Attributes:
@@ -78,68 +69,40 @@ class AnnealedLangevin:
         """Evaluations of the score for each sample."""
         return self.num_steps * self.steps_per_level + int(self.denoise)
 
-    def sample(
-        self,
-        key: Array,
-        sde: SDE,
-        score: ScoreFn,
-        x_init: Array | None = None,
-        *,
-        shape: tuple[int, ...] | None = None,
-        trajectory: bool = False,
-        first: int = 0,
-    ) -> Samples:
-        """Draw samples; arguments as ``PredictorCorrector.sample``, the trajectory has one state a
-        level."""
-        sde.check()
-        shape = batch_shape(x_init, shape)
-        x, path = _sample(key, sde, as_pytree(score), x_init, first, self, shape, trajectory)
-        return Samples(x, jnp.full(shape[0], self.nfe, jnp.int32), path)
+    def run(
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
+    ) -> tuple[Samples, None]:
+        times = self.times(sde)
+        noise = jnp.exp(-0.5 * sde.log_snr(times))  # of x / alpha
+        to_next = jnp.append(noise[1:] / noise[:-1], 1.0)
+        rescaling = jnp.exp(jnp.diff(sde.log_alpha(times), prepend=sde.log_alpha(times[:1])))
+
+        def level(x: Array, index: Array) -> tuple[Array, Array | None]:
+            t, x = jnp.full(len(x), times[index]), rescaling[index] * x
+            sigma = expand(sde.sigma(t), x)
+
+            def langevin(repeat: int, x: Array) -> Array:
+                z = normal(keys, 1 + index * self.steps_per_level + repeat, x.shape[1:])
+                if self.consistent:
+                    r = jnp.where(repeat == self.steps_per_level - 1, to_next[index], 1.0)
+                    e = jnp.maximum(self.step_size, 1.0 - r)
+                    # Where e = 1 - r this is 0, or less by a rounding.
+                    b = jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0)
+                else:
+                    e, b = jnp.asarray(self.step_size), jnp.asarray(2.0 * self.step_size)
+                return x + e * jnp.square(sigma) * score(x, t) + jnp.sqrt(b) * sigma * z
+
+            x = jax.lax.fori_loop(0, self.steps_per_level, langevin, x)
+            return x, (x if trajectory else None)
+
+        end, path = jax.lax.scan(level, x, jnp.arange(self.num_steps))
+        if self.denoise:
+            end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
+        return fixed_steps(x, end, path, self.nfe), None
 
     def times(self, sde: SDE) -> Array:
         """The levels' times from T to t_min, uniform in log-SNR, (num_steps,)."""
-        t_min = sde.t_min if self.t_min is None else self.t_min
+        t_min = self.last_time(sde)
         ends = sde.log_snr(jnp.asarray([sde.T, t_min], jnp.float32))
         levels = sde.inverse_log_snr(jnp.linspace(ends[0], ends[1], self.num_steps))
         return jnp.clip(levels, t_min, sde.T)
-
-
-@partial(jax.jit, static_argnums=(5, 6, 7))
-def _sample(
-    key: Array,
-    sde: SDE,
-    score: Partial,
-    x_init: Array | None,
-    first: Array,
-    sampler: AnnealedLangevin,
-    shape: tuple[int, ...],
-    trajectory: bool,
-) -> tuple[Array, Array | None]:
-    keys, times = image_keys(key, shape[0], first), sampler.times(sde)
-    noise = jnp.exp(-0.5 * sde.log_snr(times))  # of x / alpha
-    to_next = jnp.append(noise[1:] / noise[:-1], 1.0)
-    rescaling = jnp.exp(jnp.diff(sde.log_alpha(times), prepend=sde.log_alpha(times[:1])))
-
-    def level(x: Array, index: Array) -> tuple[Array, Array | None]:
-        t, x = jnp.full(shape[0], times[index]), rescaling[index] * x
-        sigma = expand(sde.sigma(t), x)
-
-        def langevin(repeat: int, x: Array) -> Array:
-            z = normal(keys, 1 + index * sampler.steps_per_level + repeat, shape[1:])
-            if sampler.consistent:
-                r = jnp.where(repeat == sampler.steps_per_level - 1, to_next[index], 1.0)
-                e = jnp.maximum(sampler.step_size, 1.0 - r)
-                # Where e = 1 - r this is 0, or less by a rounding.
-                b = jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0)
-            else:
-                e, b = jnp.asarray(sampler.step_size), jnp.asarray(2.0 * sampler.step_size)
-            return x + e * jnp.square(sigma) * score(x, t) + jnp.sqrt(b) * sigma * z
-
-        x = jax.lax.fori_loop(0, sampler.steps_per_level, langevin, x)
-        return x, (x if trajectory else None)
-
-    x = start(keys, sde, x_init, shape)
-    end, path = jax.lax.scan(level, x, jnp.arange(sampler.num_steps))
-    if sampler.denoise:
-        end = denoise(sde, score, end, jnp.full(shape[0], times[-1]))
-    return end, None if path is None else jnp.concatenate([x[None], path])

@@ -19,22 +19,13 @@ is:
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
-from score_sde.samplers.base import (
-    Samples,
-    batch_shape,
-    image_keys,
-    normal,
-    require_positive,
-    start,
-)
-from score_sde.score import as_pytree, denoise
+from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_positive
+from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
 
@@ -109,7 +100,7 @@ CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": None}
 
 
 @dataclass(frozen=True)
-class PredictorCorrector:
+class PredictorCorrector(Sampler):
     """Alternate a predictor over a grid uniform in t from T to t_min and a corrector at the time
     reached.
 
@@ -164,36 +155,29 @@ class PredictorCorrector:
             self.denoise and not self.faithful
         )
 
-    def sample(
-        self,
-        key: Array,
-        sde: SDE,
-        score: ScoreFn,
-        x_init: Array | None = None,
-        *,
-        shape: tuple[int, ...] | None = None,
-        trajectory: bool = False,
-        first: int = 0,
-    ) -> Samples:
-        """Draw samples.
+    def run(
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
+    ) -> tuple[Samples, None]:
+        times, draws = self.times(sde), self.corrections + 1
 
-        Args:
-            key: a jax key.
-            sde: the process.
-            score: the score function, (x (B, *shape), t (B,)) -> (B, *shape).
-            x_init: states at T, (B, *shape); drawn from the prior by default.
-            shape: (B, *shape), where x_init is not given.
-            trajectory: also return the states after each step.
-            first: index of the first sample, for samples that are drawn in parts.
-        """
-        sde.check()
-        shape = batch_shape(x_init, shape)
-        x, path = _sample(key, sde, as_pytree(score), x_init, first, self, shape, trajectory)
-        return Samples(x, jnp.full(shape[0], self.nfe, jnp.int32), path)
+        def level(
+            carry: tuple[Array, Array], index: Array
+        ) -> tuple[tuple[Array, Array], Array | None]:
+            x, _ = carry
+            t, s = jnp.full(len(x), times[index]), jnp.full(len(x), times[index + 1])
+            noises = [normal(keys, 1 + index * draws + draw, x.shape[1:]) for draw in range(draws)]
+            x, mean = self.step(sde, score, x, t, s, jnp.stack(noises))
+            return (x, mean), (x if trajectory else None)
+
+        (end, mean), path = jax.lax.scan(level, (x, x), jnp.arange(self.num_steps))
+        if self.denoise:
+            t = jnp.full(len(x), times[-1])
+            end = mean if self.faithful else denoise(sde, score, end, t)
+        return fixed_steps(x, end, path, self.nfe), None
 
     def times(self, sde: SDE) -> Array:
         """Times of the predictor's steps and the last one reached, (num_steps + 1,)."""
-        t_min = sde.t_min if self.t_min is None else self.t_min
+        t_min = self.last_time(sde)
         if (
             self.faithful
         ):  # linspace(T, t_min, N), both ends included: the step taken at t_min is the last
@@ -237,31 +221,3 @@ class PredictorCorrector:
             assert corrector is not None
             x, mean = corrector(x, score(x, t), noise, sde.sigma(t), step, self.snr, self.faithful)
         return x, mean
-
-
-@partial(jax.jit, static_argnums=(5, 6, 7))
-def _sample(
-    key: Array,
-    sde: SDE,
-    score: Partial,
-    x_init: Array | None,
-    first: Array,
-    sampler: PredictorCorrector,
-    shape: tuple[int, ...],
-    trajectory: bool,
-) -> tuple[Array, Array | None]:
-    keys, draws = image_keys(key, shape[0], first), sampler.corrections + 1
-    times = sampler.times(sde)
-
-    def level(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], Array | None]:
-        x, _ = carry
-        t, s = jnp.full(shape[0], times[index]), jnp.full(shape[0], times[index + 1])
-        z = jnp.stack([normal(keys, 1 + index * draws + draw, shape[1:]) for draw in range(draws)])
-        x, mean = sampler.step(sde, score, x, t, s, z)
-        return (x, mean), (x if trajectory else None)
-
-    x = start(keys, sde, x_init, shape)
-    (end, mean), path = jax.lax.scan(level, (x, x), jnp.arange(sampler.num_steps))
-    if sampler.denoise:
-        end = mean if sampler.faithful else denoise(sde, score, end, jnp.full(shape[0], times[-1]))
-    return end, None if path is None else jnp.concatenate([x[None], path])
