@@ -303,7 +303,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     except flags.IllegalFlagValueError as error:
         found = re.match(r"flag --(config\.(.+?))=(.*?): ", f"{error}", re.DOTALL)
         assert found, error  # the only flags here are ours
-        allowed = configs.type_in_words(configs.flat(config)[found[2]])
+        allowed = configs.type_in_words(found[2])
         raise UserError(f"{found[1]} = {found[3]!r}: allowed are {allowed}") from None
     except flags.Error as error:
         raise _flag_error(error) from None

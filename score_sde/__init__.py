@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 # Each public name and the module that it comes from; a module's own name stands for the module.
 _HOMES = {
     "AnnealedLangevin": "score_sde.samplers",
+    "DDIM": "score_sde.samplers",
+    "ExponentialMultistep": "score_sde.samplers",
+    "Heun": "score_sde.samplers",
     "PredictorCorrector": "score_sde.samplers",
     "ProbabilityFlow": "score_sde.samplers",
     "Run": "score_sde.run",

@@ -15,7 +15,14 @@ from score_sde.config import dataset
 from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
-from score_sde.samplers import AnnealedLangevin, PredictorCorrector, ProbabilityFlow
+from score_sde.samplers import (
+    DDIM,
+    AnnealedLangevin,
+    ExponentialMultistep,
+    Heun,
+    PredictorCorrector,
+    ProbabilityFlow,
+)
 from score_sde.samplers.base import Sampler
 from score_sde.score import level_score, network_score
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
@@ -78,9 +85,10 @@ def network(config: ConfigDict) -> partial[UNet]:
 
 
 def score(
-    config: ConfigDict, apply: Callable[..., Array], *, snap: bool = False
+    config: ConfigDict, apply: Callable[..., Array], *, levels: str = "smooth"
 ) -> Callable[..., Array]:
-    """Return `score(params, x, t, labels=None, **options)` of the network `apply`."""
+    """Return `score(params, x, t, labels=None, **options)` of the network `apply`; `levels` as for
+    `network_score`."""
     settings = config.model
     return network_score(
         apply,
@@ -88,8 +96,16 @@ def score(
         settings.parameterization,
         settings.condition,
         num_levels=settings.num_levels,
-        snap=snap,
+        levels=levels,
     )
+
+
+def sampler_levels(config: ConfigDict) -> str:
+    """Return how the sampler's score takes a discrete chain's levels, as for `network_score`."""
+    if config.sampling.method in ("ddim", "dpmpp", "unipc", "heun"):
+        return "matched"
+    faithful = config.sampling.method == "pc" and config.sampling.faithful
+    return "original" if faithful else "smooth"
 
 
 def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
@@ -102,32 +118,32 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
     return jnp.arange(number, dtype=jnp.int32) % dataset(config).num_classes
 
 
+_FAST = ("num_steps", "grid", "rho", "num_levels", "denoise", "t_min")
+_SAMPLERS: dict[str, tuple[Callable[..., Sampler], tuple[str, ...]]] = {
+    "pc": (
+        PredictorCorrector,
+        (
+            *("num_steps", "predictor", "corrector", "corrector_steps", "snr"),
+            *("probability_flow", "faithful", "denoise", "t_min"),
+        ),
+    ),
+    "ald": (
+        AnnealedLangevin,
+        ("num_steps", "steps_per_level", "step_size", "consistent", "denoise", "t_min"),
+    ),
+    "ode": (ProbabilityFlow, ("rtol", "atol", "denoise", "t_min")),
+    "ddim": (DDIM, ("eta", *_FAST)),
+    "dpmpp": (ExponentialMultistep, ("order", "eta", *_FAST)),
+    "unipc": (partial(ExponentialMultistep, corrector=True), ("order", *_FAST)),
+    "heun": (Heun, ("churn", "churn_from", "churn_to", "churn_noise", *_FAST)),
+}
+
+
 def sampler(config: ConfigDict) -> Sampler:
-    """Return the sampler; for annealed Langevin dynamics (`ald`) `num_steps` are noise levels."""
-    settings = config.sampling
-    if settings.method == "ode":
-        return ProbabilityFlow(
-            rtol=settings.rtol, atol=settings.atol, denoise=settings.denoise, t_min=settings.t_min
-        )
-    if settings.method == "ald":
-        return AnnealedLangevin(
-            num_steps=settings.num_steps,
-            steps_per_level=settings.steps_per_level,
-            step_size=settings.step_size,
-            consistent=settings.consistent,
-            denoise=settings.denoise,
-            t_min=settings.t_min,
-        )
-    return PredictorCorrector(
-        num_steps=settings.num_steps,
-        predictor=settings.predictor,
-        corrector=settings.corrector,
-        corrector_steps=settings.corrector_steps,
-        snr=settings.snr,
-        denoise=settings.denoise,
-        faithful=settings.faithful,
-        t_min=settings.t_min,
-    )
+    """Return the sampler; what is unset is the sampler's own default."""
+    make, names = _SAMPLERS[config.sampling.method]
+    settings = {**config.sampling, "num_levels": config.model.num_levels}
+    return make(**{name: settings[name] for name in names if settings[name] is not None})
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -116,20 +116,34 @@ def _sampling() -> ConfigDict:
             "method": "pc",
             "num_samples": 64,
             "batch_size": 64,
-            "num_steps": 1000,
+            # What is unset here and below is the sampler's own.
+            "num_steps": config_dict.placeholder(int),
+            "denoise": True,
+            "t_min": config_dict.placeholder(float),
+            "gif": False,
+            # pc
             "predictor": "euler_maruyama",
             "corrector": "none",
             "corrector_steps": 1,
             "snr": 0.16,
-            "steps_per_level": 1,  # this and the next two for method = "ald"
+            "probability_flow": False,
+            "faithful": False,
+            # ald
+            "steps_per_level": 1,
             "step_size": 0.1,
             "consistent": True,
-            "denoise": True,
-            "faithful": False,
-            "t_min": config_dict.placeholder(float),  # unset: the process's own
+            # ode
             "rtol": 1e-5,
             "atol": 1e-5,
-            "gif": False,
+            # ddim, dpmpp, unipc, heun
+            "grid": config_dict.placeholder(str),
+            "rho": 7.0,
+            "eta": 0.0,  # ddim, dpmpp
+            "order": config_dict.placeholder(int),  # dpmpp, unipc
+            "churn": 0.0,  # this and the next three for heun
+            "churn_from": 0.0,
+            "churn_to": config_dict.placeholder(float),
+            "churn_noise": 1.0,
         }
     )
 
@@ -162,8 +176,23 @@ def _one_of(key: str, *names: str) -> Check:
     return Check(key, lambda value: value in names, ", ".join(names))
 
 
+def _unset_or_one_of(key: str, *names: str) -> Check:
+    return Check(key, lambda value: value is None or value in names, ", ".join(names))
+
+
 def _at_least(key: str, least: int) -> Check:
     return Check(key, lambda value: value >= least, f"integers of at least {least}")
+
+
+def _unset_or_at_least(key: str, least: int) -> Check:
+    def ok(value: int | None) -> bool:
+        return value is None or value >= least
+
+    return Check(key, ok, f"integers of at least {least}")
+
+
+def _not_negative(key: str) -> Check:
+    return Check(key, lambda value: 0 <= value < math.inf, "numbers of at least 0")
 
 
 def _positive(key: str) -> Check:
@@ -217,7 +246,7 @@ CHECKS = (
     _one_of("model.block", "biggan", "ddpm"),
     _one_of("model.decoder_attention", "once", "every"),
     _one_of("model.activation", "swish", "elu", "relu", "lrelu"),
-    Check("model.init_scale", lambda value: 0 <= value < math.inf, "numbers of at least 0"),
+    _not_negative("model.init_scale"),
     _at_least("model.norm_groups", 0),
     _one_of("model.progressive_input", "none", "input_skip", "residual"),
     _one_of("model.combine", "sum", "cat"),
@@ -234,7 +263,7 @@ CHECKS = (
     _one_of("training.schedule", "constant", "cosine"),
     _positive("training.gradient_clip"),
     _fraction("training.beta2"),
-    Check("training.weight_decay", lambda value: 0 <= value < math.inf, "numbers of at least 0"),
+    _not_negative("training.weight_decay"),
     _fraction("training.ema_rate"),
     _one_of("training.loss", "paper", "likelihood", "mixture"),
     _time("training.t_min"),
@@ -242,10 +271,10 @@ CHECKS = (
     _at_least("training.log_every", 1),
     _at_least("training.sample_every", 0),
     Check("sampling.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
-    _one_of("sampling.method", "pc", "ode", "ald"),
+    _one_of("sampling.method", "pc", "ode", "ald", "ddim", "dpmpp", "unipc", "heun"),
     _at_least("sampling.num_samples", 1),
     _at_least("sampling.batch_size", 1),
-    _at_least("sampling.num_steps", 1),
+    _unset_or_at_least("sampling.num_steps", 1),
     _one_of("sampling.predictor", "euler_maruyama", "reverse_diffusion", "ancestral", "none"),
     _one_of("sampling.corrector", "none", "langevin", "ald"),
     _at_least("sampling.corrector_steps", 1),
@@ -253,6 +282,14 @@ CHECKS = (
     _at_least("sampling.steps_per_level", 1),
     Check("sampling.step_size", lambda value: 0 < value < 1, "numbers above 0 and below 1"),
     _time("sampling.t_min"),
+    _unset_or_one_of("sampling.grid", "uniform", "paper", "log_snr", "karras"),
+    _positive("sampling.rho"),
+    Check("sampling.eta", lambda value: 0 <= value <= 1, "numbers from 0 to 1"),
+    Check("sampling.order", lambda value: value in (None, 1, 2, 3), "1, 2, 3"),
+    _not_negative("sampling.churn"),
+    _not_negative("sampling.churn_from"),
+    Check("sampling.churn_to", lambda value: value is None or value > 0, "numbers above 0"),
+    _positive("sampling.churn_noise"),
     _tolerance("sampling.rtol"),
     _tolerance("sampling.atol"),
     Check("likelihood.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
@@ -278,11 +315,12 @@ def validate(config: ConfigDict) -> None:
     for key, value in values.items():
         if key not in schema:
             raise unknown_key(key, value)
-    for key, meant in schema.items():
+    for key, usual in schema.items():
         if key not in values:
             raise UserError(f"config.{key}: missing; a config starts as score_sde.config.default()")
-        if not _has_type_of(values[key], meant):
-            raise refuse(key, values[key], type_in_words(meant))
+        may_be_unset = usual is None and values[key] is None
+        if not may_be_unset and type(values[key]) is not type_of(key):
+            raise refuse(key, values[key], type_in_words(key))
     for check in CHECKS:
         if not check.ok(values[check.key]):
             raise refuse(check.key, values[check.key], check.allowed)
@@ -340,7 +378,8 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
     chained = sampling.predictor in ("ancestral", "reverse_diffusion")
     chained = sampling.faithful and (chained or sampling.corrector != "none")
     # The beta of a step of the chain, some beta_max / num_steps, is below 1.
-    if config.sde.name == "vp" and chained and sampling.num_steps <= config.sde.beta_max:
+    few = sampling.num_steps is not None and sampling.num_steps <= config.sde.beta_max
+    if config.sde.name == "vp" and chained and few:
         yield (
             "sampling.num_steps",
             f"integers above config.sde.beta_max = {config.sde.beta_max:g} with "
@@ -348,6 +387,22 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         )
     if sampling.method == "pc" and sampling.predictor == sampling.corrector == "none":
         yield "sampling.corrector", "langevin, ald with config.sampling.predictor = 'none'"
+    if sampling.probability_flow and sampling.predictor in ("ancestral", "none"):
+        yield (
+            "sampling.predictor",
+            "euler_maruyama, reverse_diffusion with config.sampling.probability_flow = True",
+        )
+    if sampling.method == "dpmpp" and sampling.eta and sampling.order == 3:
+        yield "sampling.order", f"1, 2 with config.sampling.eta = {sampling.eta:g}"
+    if sampling.grid == "paper" and sampling.num_steps == 1:
+        yield "sampling.num_steps", "integers of at least 2 with config.sampling.grid = 'paper'"
+    fast = sampling.method in ("ddim", "dpmpp", "unipc", "heun")
+    levels, steps = config.model.num_levels, sampling.num_steps
+    if fast and levels and steps is not None and steps >= levels:
+        yield (
+            "sampling.num_steps",
+            f"1 to {levels - 1} with config.model.num_levels = {levels}, as each time is a level",
+        )
 
 
 def _across_discrete(config: ConfigDict) -> Iterator[tuple[str, str]]:
@@ -413,16 +468,18 @@ def closest(key: str) -> str:
     return f"sections are {', '.join(sections)}"
 
 
-def type_in_words(meant: object) -> str:
-    """Return the values that a key of this default may have, in words."""
+def type_of(key: str) -> type:
+    """Return the type of the values that a key may have beside being unset, where it may be."""
+    section, _, name = key.rpartition(".")
+    config = default()
+    kind: type = (config[section] if section else config).get_type(name)
+    return kind
+
+
+def type_in_words(key: str) -> str:
+    """Return the values of the type that a key may have, in words."""
     words = {bool: "True, False", int: "integers", str: "text", tuple: "tuples such as (1, 2)"}
-    return words.get(type(meant), "numbers")
-
-
-def _has_type_of(value: object, meant: object) -> bool:
-    if meant is None:  # the one placeholder: a float or unset
-        return value is None or type(value) is float
-    return type(value) is type(meant)
+    return words.get(type_of(key), "numbers")
 
 
 # --- Configs as data ------------------------------------------------------------------------------

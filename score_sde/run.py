@@ -65,10 +65,10 @@ class Run:
         sde: the process.
         score: the score of the averaged weights, (x (B, H, W, C), t (B,)) -> (B, H, W, C), x in the
             model's range. A class-conditional model's takes `labels=`, int32 (B,), too. That of a
-            network trained on discrete levels is, with `sampling.faithful`, the original's, which
-            takes the chain's own levels.
-        smooth_score: `score`, but smooth in t for such a network too: what solvers of the
-            probability flow take.
+            network trained on discrete levels takes them as the config's sampler does
+            (`score_sde.score`).
+        smooth_score: `score`, but for such a network the one that the likelihood takes, smooth in
+            t.
     """
 
     config: ConfigDict
@@ -104,7 +104,6 @@ class Run:
         if n < 1:
             raise ValueError(f"n = {n}: allowed are integers of at least 1")
         sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
-        score = self.smooth_score if self.config.sampling.method == "ode" else self.score
         classes = self._classes(n, labels)
         batch = shared(min(n, self.config.sampling.batch_size))
         shape = (batch, *build.image_shape(self.config))
@@ -116,7 +115,7 @@ class Run:
                 samples = sampler.sample(
                     key,
                     self.sde,
-                    _given(score, part),
+                    _given(self.score, part),
                     noise,
                     trajectory=trajectory,
                     first=first,
@@ -226,7 +225,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     validate(config)
     apply, params = networks.abstract(build.network(config))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
-    score = Partial(build.score(config, apply, snap=config.sampling.faithful), ema)
+    score = Partial(build.score(config, apply, levels=build.sampler_levels(config)), ema)
     smooth_score = Partial(build.score(config, apply), ema)
     return Run(config, step, build.sde(config), score, smooth_score)
 

@@ -7,13 +7,16 @@ With F the network, every parameterization estimates the noise z of x_t = alpha 
 which does not cancel at small t, as going through the denoised image would.
 
 A network trained on the N levels of a discrete chain (`SDE.chain`) is told a level in place of a
-condition. Two ways lead from a time to its level:
+condition. Three ways lead from a time to its level:
 
-    smooth:  the level is a real number and sigma the process's, both continuous in t. Solvers with
-             step control, the likelihood and samplers with a grid of their own need that: a score
-             that jumps between levels makes an ODE solver's steps collapse, and the original too
-             leaves the chain's table there.
-    snap:    the table's sigma at the level that the original code picks, to sample as it did.
+    smooth    the level is a real number and sigma the process's, both continuous in t. Solvers with
+              step control and the likelihood need that: a score that jumps between levels makes an
+              ODE solver's steps collapse, and the original too leaves the chain's table there.
+    original  the table's sigma at the level that the original code picks, to sample as it did.
+    matched   the level whose log-SNR in the chain is the process's at t, between two levels a
+              number between them. With times that are levels' own (`samplers.grids`) the network
+              is evaluated where it was trained, whatever the sampler. (DDPM's chain runs a step
+              ahead of the process: by `smooth` its network is told a level too little.)
 
 References:
     Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (DDPM's levels).
@@ -116,7 +119,7 @@ def network_score(
     condition: str,
     *,
     num_levels: int = 0,
-    snap: bool = False,
+    levels: str = "smooth",
 ) -> Callable[..., Array]:
     """The score function of a network.
 
@@ -127,8 +130,8 @@ def network_score(
         condition: a key of ``CONDITIONS``: what the network is told of the noise level. Without
             effect where ``num_levels`` is not 0: then it is told the level.
         num_levels: 0 for a network trained in continuous time, else N of its discrete chain.
-        snap: the original's score of such a network, with the chain's own sigma; else it is smooth
-            in t (see above). Without effect where ``num_levels`` is 0.
+        levels: ``smooth``, ``original`` or ``matched``: which level such a network is told at a
+            time (see above). Without effect where ``num_levels`` is 0.
 
     Returns:
         ``score(params, x, t, labels=None, **options) -> (B, *shape)``; ``Partial(score, params)``
@@ -142,8 +145,13 @@ def network_score(
     def told(t: Array) -> tuple[Array, Array, Array]:
         if chain is None:
             return CONDITIONS[condition](sde, t), sde.alpha(t), sde.sigma(t)
+        if levels == "matched":
+            log_snr = 2.0 * (jnp.log(chain.alpha) - jnp.log(chain.sigma))
+            rising = jnp.argsort(log_snr)
+            level = jnp.interp(sde.log_snr(t), log_snr[rising], rising.astype(t.dtype))
+            return level, sde.alpha(t), sde.sigma(t)
         level = sde.level(t, num_levels)
-        if not snap:
+        if levels == "smooth":
             return level, sde.alpha(t), sde.sigma(t)
         level, row = sde.snap(level)
         alpha, sigma = (table[row.astype(jnp.int32)].astype(t.dtype) for table in chain)

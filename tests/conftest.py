@@ -1,6 +1,7 @@
 """What all tests share: JAX's strict settings, the compilation cache, references, subprocesses."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,11 @@ import jax  # noqa: E402  (after the settings above)
 # In this process only: the commands which the tests start run as a user's do.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# A shell starts jobs in the background with SIGINT ignored, and what they start inherits that: the
+# tests that interrupt a command would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -178,8 +178,8 @@ MISTAKES = {
         "error: config.name = 'mine': cannot be set; it is the name of --config",
     ),
     "sampler that does not exist": (
-        ["--mode=sample", "--config.sampling.method=ddim", DIGITS, "--mode=train"],
-        "error: config.sampling.method = 'ddim': allowed are pc, ode, ald",
+        ["--mode=sample", "--config.sampling.method=hmc", DIGITS, "--mode=train"],
+        "error: config.sampling.method = 'hmc': allowed are pc, ode, ald, ddim",
     ),
     "resolution not divisible": (
         ["--mode=train", DIGITS, "--config.model.multipliers=1,1,1,1,1"],

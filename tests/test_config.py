@@ -79,7 +79,7 @@ IMPOSSIBLE = {
     "training.log_every": 0,
     "training.sample_every": -1,
     "sampling.seed": 2**32,
-    "sampling.method": "ddim",
+    "sampling.method": "hmc",
     "sampling.num_samples": 0,
     "sampling.batch_size": 0,
     "sampling.num_steps": 0,
@@ -90,6 +90,14 @@ IMPOSSIBLE = {
     "sampling.steps_per_level": 0,
     "sampling.step_size": 0.0,
     "sampling.t_min": 1.0,
+    "sampling.grid": "cosine",
+    "sampling.rho": 0.0,
+    "sampling.eta": 1.1,
+    "sampling.order": 4,
+    "sampling.churn": -1.0,
+    "sampling.churn_from": -0.5,
+    "sampling.churn_to": 0.0,
+    "sampling.churn_noise": 0.0,
     "sampling.rtol": 0.0,
     "sampling.atol": -1e-5,
     "likelihood.seed": -1,
@@ -167,6 +175,25 @@ def test_an_impossible_value_is_refused(check):
             {"data.name": "celeba", "data.image_size": 12, "model.multipliers": (1, 1, 1, 1)},
             "config.model.multipliers = (1, 1, 1, 1): allowed are 1 to 3 resolutions, as celeba's "
             "12 pixels are not divisible by the U-Net's factor 8",
+        ),
+        (
+            {"sampling.probability_flow": True, "sampling.predictor": "ancestral"},
+            "config.sampling.predictor = 'ancestral': allowed are euler_maruyama, "
+            "reverse_diffusion with config.sampling.probability_flow = True",
+        ),
+        (
+            {"sampling.method": "dpmpp", "sampling.eta": 0.5, "sampling.order": 3},
+            "config.sampling.order = 3: allowed are 1, 2 with config.sampling.eta = 0.5",
+        ),
+        (
+            {"sampling.grid": "paper", "sampling.num_steps": 1},
+            "config.sampling.num_steps = 1: allowed are integers of at least 2 with "
+            "config.sampling.grid = 'paper'",
+        ),
+        (
+            {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
+            "config.sampling.num_steps = 100: allowed are 1 to 99 with config.model.num_levels = "
+            "100, as each time is a level",
         ),
         (
             {"model.num_levels": 1000, "sde.name": "subvp"},

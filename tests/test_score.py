@@ -80,8 +80,8 @@ def test_parameters_stay_leaves():
 
 
 @pytest.mark.parametrize("process", ["vp", "ve"])
-@pytest.mark.parametrize("snap", [False, True])
-def test_what_a_discretely_trained_network_is_told(process, snap):
+@pytest.mark.parametrize("levels", ["smooth", "original"])
+def test_what_a_discretely_trained_network_is_told(process, levels):
     """The level unrounded with the process's sigma, or the original's level with the chain's."""
     sde, t = PUBLISHED[process], jnp.asarray([0.001, 0.25049, 0.7777, 1.0])
     level = np.asarray([0.999, 250.23951, 776.9223, 999.0])
@@ -91,26 +91,28 @@ def test_what_a_discretely_trained_network_is_told(process, snap):
         table, row = np.sqrt(1.0 - np.cumprod(1.0 - betas)), np.trunc(level)
     else:
         table, row = np.geomspace(50.0, 0.01, 1000), np.round(level)
-        level = row if snap else level
-    sigma = table[row.astype(int)] if snap else np.asarray(sde.sigma(t))
+        level = row if levels == "original" else level
+    sigma = table[row.astype(int)] if levels == "original" else np.asarray(sde.sigma(t))
     told = []
 
     def apply(params, x, condition, labels):
         told.append(condition)
         return params * x
 
-    score = network_score(apply, sde, "epsilon", "time", num_levels=1000, snap=snap)
+    score = network_score(apply, sde, "epsilon", "time", num_levels=1000, levels=levels)
     x = jnp.ones((4, 3))
     # t N in float32 is off by 6e-8 of itself; chains by 1e-5, see tests/test_sde.py.
     np.testing.assert_allclose(score(2.0, x, t), -2.0 / sigma[:, None] * x, rtol=2e-5)
     np.testing.assert_allclose(told[0], level, rtol=1e-6, atol=1e-4)
 
 
-def test_snapping_leaves_a_continuously_trained_network_alone():
+def test_levels_leave_a_continuously_trained_network_alone():
     sde, t, x = PUBLISHED["vp"], jnp.asarray([0.0011, 0.9]), jnp.ones((2, 3))
     scores = [
-        network_score(lambda _, x, c, labels: x * expand(c, x), sde, "epsilon", "time", snap=snap)
-        for snap in (False, True)
+        network_score(
+            lambda _, x, c, labels: x * expand(c, x), sde, "epsilon", "time", levels=levels
+        )
+        for levels in ("smooth", "original", "matched")
     ]
     np.testing.assert_array_equal(scores[0](None, x, t), scores[1](None, x, t))
 

@@ -150,6 +150,13 @@ def require_positive(**settings: float) -> None:
             raise ValueError(f"{name} = {value!r}: allowed are numbers above 0")
 
 
+def require_fraction(**settings: float) -> None:
+    """Raise ValueError, naming the setting, for one that is not between 0 and 1."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value!r}: allowed are numbers from 0 to 1")
+
+
 def fixed_steps(x: Array, end: Array, path: Array | None, nfe: int) -> Samples:
     """Samples of a sampler whose steps are counted beforehand, from x over the states of path (num,
     B, *shape) to the end."""

@@ -117,6 +117,8 @@ class PredictorCorrector(Sampler):
         corrector: ``langevin``, ``ald`` or ``none``.
         corrector_steps: corrector steps at each time.
         snr: signal-to-noise ratio of a corrector step.
+        probability_flow: predict by the probability flow instead of the reverse SDE: half the score
+            and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral`.
         denoise: return the denoised end state instead of the one at t_min.
         faithful: as the original code, above.
         t_min: the last time; None is the process's own.
@@ -127,6 +129,7 @@ class PredictorCorrector(Sampler):
     corrector: str = "none"
     corrector_steps: int = 1
     snr: float = 0.16
+    probability_flow: bool = False
     denoise: bool = True
     faithful: bool = False
     t_min: float | None = None
@@ -138,6 +141,11 @@ class PredictorCorrector(Sampler):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
+        if self.probability_flow and self.predictor in ("ancestral", "none"):
+            raise ValueError(
+                f"predictor = {self.predictor!r}: allowed are euler_maruyama, reverse_diffusion "
+                "with probability_flow = True"
+            )
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
@@ -210,7 +218,12 @@ class PredictorCorrector(Sampler):
     ) -> tuple[Array, Array]:
         """The predictor's step at t: (next state, its mean)."""
         predictor = PREDICTORS[self.predictor]
-        return (x, x) if predictor is None else predictor(sde, score, x, t, dt, step, z)
+        if predictor is None:
+            return x, x
+        if self.probability_flow:
+            _, mean = predictor(sde, lambda x, t: 0.5 * score(x, t), x, t, dt, step, z)
+            return mean, mean
+        return predictor(sde, score, x, t, dt, step, z)
 
     def correct(
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array

@@ -43,7 +43,7 @@ def score_errors(original):
     """The largest error of the score at each recorded time, and of each image of the mixed batch,
     relative to the largest value; and that of the raw weights."""
     arrays = original.arrays
-    score = jax.jit(build.score(original.config, original.apply, snap=True))
+    score = jax.jit(build.score(original.config, original.apply, levels="original"))
     dtype = jax.tree.leaves(original.params)[0].dtype
 
     def error(params, t, x, expected):
@@ -117,7 +117,7 @@ def run_of_the_sampler(original):
         if config.model.num_levels:  # its labels are those of as many levels
             config.model.num_levels = num_steps
     sampler, sde = build.sampler(config), build.sde(config)
-    score = Partial(build.score(config, original.apply, snap=True), original.params)
+    score = Partial(build.score(config, original.apply, levels="original"), original.params)
     draws = sampler.corrections + 1
 
     @jax.jit

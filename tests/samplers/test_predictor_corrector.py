@@ -3,6 +3,7 @@ code."""
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,17 +11,21 @@ import pytest
 from score_sde.samplers import PredictorCorrector
 from tests.cases import PUBLISHED, recorded_score
 
+# What the original calls a predictor, and ours with its setting of the probability flow.
 PREDICTORS = {
-    "euler_maruyama": "euler_maruyama_sde",
-    "reverse_diffusion": "reverse_diffusion_sde",
-    "ancestral": "ancestral_sampling_sde",
+    "euler_maruyama_sde": ("euler_maruyama", False),
+    "reverse_diffusion_sde": ("reverse_diffusion", False),
+    "reverse_diffusion_ode": ("reverse_diffusion", True),
+    "ancestral_sampling_sde": ("ancestral", False),
 }
 OURS = {"ancestral_sampling": "ancestral"}
 
 
 @pytest.fixture(scope="module")
 def recorded(reference_dir):
-    return dict(np.load(reference_dir / "solver_steps.npz"))
+    arrays = np.load(reference_dir / "solver_steps.npz")
+    wide = jax.config.jax_enable_x64
+    return {key: arrays[key].astype(np.float64) if wide else arrays[key] for key in arrays}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +39,12 @@ def exact(name, recorded):
 
 
 def close(value, recorded, key, index, err_msg=""):
-    """Against the original's float64, to 1e-5 of the largest value; its float32 carries its own
-    cancellation."""
+    """Against the original's float64, to 1e-5 of the largest value, in float64 to 1e-8; its float32
+    carries its own cancellation."""
     truth = recorded[f"{key}_f64"][index]
+    tolerance = 1e-8 if value.dtype == jnp.float64 else 1e-5
     np.testing.assert_allclose(
-        value, truth, rtol=0, atol=1e-5 * np.abs(truth).max(), err_msg=err_msg
+        value, truth, rtol=0, atol=tolerance * np.abs(truth).max(), err_msg=err_msg
     )
 
 
@@ -46,11 +52,14 @@ def close(value, recorded, key, index, err_msg=""):
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_recorded_predictor_steps(name, predictor, recorded):
     sde, score = exact(name, recorded)
-    key = f"{name}__{PREDICTORS[predictor]}"
-    if f"{key}_x" not in recorded:
-        assert (name, predictor) == ("subvp", "ancestral")  # the original raises there: no record
+    key = f"{name}__{predictor}"
+    if f"{key}_x" not in recorded:  # the original raises there: no record
+        assert (name, predictor) == ("subvp", "ancestral_sampling_sde")
         return
-    sampler = PredictorCorrector(num_steps=1000, predictor=predictor, faithful=True)
+    ours, probability_flow = PREDICTORS[predictor]
+    sampler = PredictorCorrector(
+        num_steps=1000, predictor=ours, probability_flow=probability_flow, faithful=True
+    )
     for index, time in enumerate(recorded["t"]):
         x, z = (jnp.asarray(recorded[f"{name}__{what}"][index]) for what in ("x", "noise"))
         t = jnp.full(len(x), time, x.dtype)
@@ -80,10 +89,6 @@ def test_recorded_runs(recorded, runs):
     """Whole runs with the recorded noise, through the sampler's own grid and steps."""
     counted = 0
     for run, settings in runs.items():
-        if settings[
-            "probability_flow"
-        ]:  # the original's ODE in the predictor's clothes: ours is ProbabilityFlow
-            continue
         name, noise = run.split("__")[0], jnp.asarray(recorded[run.split("__")[0] + "__pc_noise"])
         sde, score = exact(name, recorded)
         sampler = PredictorCorrector(
@@ -92,6 +97,7 @@ def test_recorded_runs(recorded, runs):
             corrector=settings["corrector"],
             corrector_steps=settings["n_steps"],
             snr=settings["snr"],
+            probability_flow=settings["probability_flow"],
             denoise=settings["denoise"],
             faithful=True,
         )
@@ -106,7 +112,15 @@ def test_recorded_runs(recorded, runs):
             x, mean = sampler.step(sde, score, x, t, t, z)
         close(mean if sampler.denoise else x, recorded, f"{run}_x", slice(None), run)
         counted += 1
-    assert counted == 11
+    assert counted == len(runs) == 14
+
+
+def test_the_recorded_steps_and_runs_in_float64(run_python):
+    """The tests above once more, in a process with float64."""
+    chosen = ["-q", "-k", "recorded and not float64", __file__]
+    code = f"import sys, pytest; sys.exit(pytest.main({chosen!r}))"
+    done = run_python(code, env={"JAX_ENABLE_X64": "1"})
+    assert "21 passed" in done.stdout, done.stdout
 
 
 def test_nfe_counts_every_evaluation():
@@ -140,3 +154,5 @@ def test_settings_that_do_not_exist_are_refused():
         PredictorCorrector(predictor="heun")
     with pytest.raises(ValueError, match="corrector = 'x': allowed are langevin, ald, none"):
         PredictorCorrector(corrector="x")
+    with pytest.raises(ValueError, match="predictor = 'ancestral': allowed are euler_maruyama, re"):
+        PredictorCorrector(predictor="ancestral", probability_flow=True)

@@ -1,0 +1,76 @@
+"""Grids: the times between T and t_min that a sampler with a fixed number of steps takes.
+
+Any process's times are its noise levels: with nu = sigma / alpha = exp(-log_snr / 2), which rises
+in t, a grid of noise levels becomes one of times by the process's inverse log-SNR.
+
+    uniform    t_i = T + i/N (t_min - T)
+    paper      the original code's: N times from T to t_min, so N - 1 steps, and the last of its N
+               evaluations is the denoising at t_min
+    log_snr    uniform in log-SNR (Lu et al. 2022, DPM-Solver, arXiv:2206.00927, section 3.3)
+    karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from score_sde.samplers.base import require_positive
+from score_sde.sde import SDE
+
+GRIDS = ("uniform", "paper", "log_snr", "karras")
+
+
+def times(
+    grid: str, sde: SDE, num_steps: int, t_min: float, rho: float = 7.0, num_levels: int = 0
+) -> Array:
+    """The times of a grid from T to t_min, falling: (num_steps + 1,), or (num_steps,) for `paper`.
+
+    Args:
+        grid: one of ``GRIDS``.
+        sde: the process.
+        num_steps: steps; for `paper`, times.
+        t_min: the last time.
+        rho: of `karras`: the larger, the more steps at low noise.
+        num_levels: 0, or the number of levels of the chain that a network was trained on: then the
+            times are moved to such levels, each to one of its own.
+    """
+    if grid == "uniform":
+        times = jnp.linspace(sde.T, t_min, num_steps + 1)
+    elif grid == "paper":
+        times = jnp.linspace(sde.T, t_min, num_steps)
+    else:
+        ends = sde.log_snr(jnp.asarray([sde.T, t_min]))
+        if grid == "log_snr":
+            levels = jnp.linspace(ends[0], ends[1], num_steps + 1)
+        else:
+            roots = jnp.exp(-0.5 * ends / rho)  # nu^(1 / rho)
+            levels = -2.0 * rho * jnp.log(jnp.linspace(roots[0], roots[1], num_steps + 1))
+        times = jnp.clip(sde.inverse_log_snr(levels), t_min, sde.T)
+        times = times.at[0].set(sde.T).at[-1].set(t_min)  # where the inverse has rounded
+    return _at_levels(sde, times, num_levels) if num_levels else times
+
+
+def check(grid: str, num_steps: int, rho: float) -> None:
+    """Raise ValueError, naming the setting, for a grid that there is not."""
+    if grid not in GRIDS:
+        raise ValueError(f"grid = {grid!r}: allowed are {', '.join(GRIDS)}")
+    require_positive(num_steps=num_steps, rho=rho)
+    if grid == "paper" and num_steps < 2:
+        raise ValueError(f"num_steps = {num_steps!r}: allowed are integers of at least 2")
+
+
+def steps_of(grid: str, num_steps: int) -> int:
+    """The steps between a grid's times."""
+    return num_steps - 1 if grid == "paper" else num_steps
+
+
+def _at_levels(sde: SDE, times: Array, num_levels: int) -> Array:
+    """The times of the levels that lie nearest, made distinct."""
+    chain = sde.chain(num_levels)
+    levels = jnp.sort(2.0 * (jnp.log(chain.alpha) - jnp.log(chain.sigma)))
+    distances = jnp.abs(sde.log_snr(times)[:, None] - levels[None])
+    index, steps = jnp.argmin(distances, axis=1), jnp.arange(len(times))
+    # Each at least one level further than the one before, and all of them within the chain.
+    index = jax.lax.cummax(index - steps) + steps
+    index = jnp.minimum(index, num_levels - len(times) + steps)
+    return sde.inverse_log_snr(levels[index])

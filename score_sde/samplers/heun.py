@@ -1,0 +1,119 @@
+"""Heun's method with churn (Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364,
+algorithm 2).
+
+In y = x / alpha and nu = sigma / alpha the probability flow of every process is the same,
+
+    dy/dnu = (y - D) / nu,     D = E[x0 | x]                                            (eq. 3),
+
+so the algorithm, written for alpha = 1, is one for them all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from score_sde.samplers import grids
+from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_positive
+from score_sde.score import denoise
+from score_sde.sde import SDE, ScoreFn
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """Heun's second-order steps, each from a little above its noise level where there is churn.
+
+    The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
+    at D. Churn does not lift a state above the level of T, where the network was not trained.
+
+    Attributes:
+        num_steps: steps, of two evaluations each.
+        churn: S_churn: a step starts from nu (1 + min(churn / num_steps, sqrt(2) - 1)). 0 is the
+            probability flow.
+        churn_from: S_tmin: no churn at nu below this.
+        churn_to: S_tmax: no churn at nu above this.
+        churn_noise: S_noise: standard deviation of the added noise.
+        grid: the times, one of ``grids.GRIDS``.
+        rho: of the grid `karras`.
+        num_levels: of the chain that a network was trained on, whose levels are the times; 0
+            without one.
+        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
+        t_min: the last time; None is the process's own.
+    """
+
+    num_steps: int = 18
+    churn: float = 0.0
+    churn_from: float = 0.0
+    churn_to: float = float("inf")
+    churn_noise: float = 1.0
+    grid: str = "karras"
+    rho: float = 7.0
+    num_levels: int = 0
+    denoise: bool = True
+    t_min: float | None = None
+
+    def __post_init__(self) -> None:
+        grids.check(self.grid, self.num_steps, self.rho)
+        require_positive(churn_noise=self.churn_noise, churn_to=self.churn_to)
+        for name in ("churn", "churn_from"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"{name} = {value!r}: allowed are numbers of at least 0")
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the score for each sample."""
+        return 2 * grids.steps_of(self.grid, self.num_steps) + int(self.denoise)
+
+    def times(self, sde: SDE) -> Array:
+        """The times from T to t_min."""
+        t_min = self.last_time(sde)
+        return grids.times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
+
+    def run(
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
+    ) -> tuple[Samples, None]:
+        def noise(index: Array) -> Array:
+            return normal(keys, 1 + index, x.shape[1:])
+
+        return self.solve(sde, score, x, noise, trajectory), None
+
+    def solve(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        x: Array,
+        noise: Callable[[Array], Array],
+        trajectory: bool = False,
+    ) -> Samples:
+        """As ``run``, with the noise (B, *shape) of each step from its index."""
+        times = self.times(sde)
+        alpha, nu = sde.alpha(times), jnp.exp(-0.5 * sde.log_snr(times))
+        churned = (nu >= self.churn_from) & (nu <= self.churn_to)
+        gamma = jnp.where(churned, min(self.churn / (len(times) - 1), 2.0**0.5 - 1.0), 0.0)
+        gamma = jnp.minimum(gamma, jnp.maximum(nu[0] / nu - 1.0, 0.0))
+        nu_hat = nu * (1.0 + gamma)
+        lift = nu * jnp.sqrt(gamma * (2.0 + gamma))  # sqrt(nu_hat^2 - nu^2) without cancellation
+        # The inverse rounds: where nothing is lifted, the grid's own times.
+        t_hat = jnp.where(gamma > 0.0, sde.inverse_log_snr(-2.0 * jnp.log(nu_hat)), times)
+
+        def slope(y: Array, nu: Array, t: Array) -> Array:
+            alpha = sde.alpha(t[None])[0]
+            return (y - denoise(sde, score, alpha * y, jnp.full(len(y), t))) / nu
+
+        def step(y: Array, i: Array) -> tuple[Array, Array | None]:
+            if self.churn:
+                y = y + lift[i] * self.churn_noise * noise(i)
+            d = slope(y, nu_hat[i], t_hat[i])
+            euler = y + (nu[i + 1] - nu_hat[i]) * d
+            d_next = slope(euler, nu[i + 1], times[i + 1])
+            y = y + (nu[i + 1] - nu_hat[i]) * 0.5 * (d + d_next)
+            return y, (alpha[i + 1] * y if trajectory else None)
+
+        end, path = jax.lax.scan(step, x / alpha[0], jnp.arange(len(times) - 1))
+        end = alpha[-1] * end
+        if self.denoise:
+            end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
+        return fixed_steps(x, end, path, self.nfe)

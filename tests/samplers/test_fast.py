@@ -1,0 +1,156 @@
+"""DDIM, exponential multistep and Heun: what their papers say that they are, and their grids."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.samplers import DDIM, ExponentialMultistep, Heun, PredictorCorrector, grids
+from score_sde.score import network_score
+from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return overlapping_mixture(4)
+
+
+def end(sampler, sde, mixture, num=8):
+    sample = sampler.sample(jax.random.key(3), sde, mixture.score(sde), shape=(num, 4))
+    return np.asarray(sample.x)
+
+
+def assert_same(first, second):
+    # Two ways to the same numbers in float32: roundings of 1e-7 of states up to sigma_max = 50 in
+    # some dozen steps, in x0 = (x + sigma^2 score) / alpha at alpha = 0.007 too.
+    np.testing.assert_allclose(first, second, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_ddim_with_all_its_noise_is_ancestral_sampling(name, mixture):
+    """eta = 1 is the posterior q(x_s | x_t, x0) at Tweedie's x0, on the same times and noise."""
+    ddim = DDIM(20, eta=1.0, grid="uniform", denoise=False)
+    ancestral = PredictorCorrector(20, "ancestral", denoise=False)
+    sde = PROCESSES[name]
+    assert_same(end(ddim, sde, mixture), end(ancestral, sde, mixture))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_one_step_multistep_is_ddim(name, eta, mixture):
+    first = ExponentialMultistep(12, 1, eta=eta, denoise=False)
+    sde = PROCESSES[name]
+    assert_same(end(first, sde, mixture), end(DDIM(12, eta=eta, denoise=False), sde, mixture))
+
+
+def dpm_solver_pp_2m(sde, score, x, times, lower_order_final):
+    """Lu et al. 2022, algorithm 2, written a second time; the step of eq. 18 without its noise."""
+    alpha, sigma = np.asarray(sde.alpha(times)), np.asarray(sde.sigma(times))
+    lambdas, before = np.log(alpha / sigma), None
+    for i in range(len(times) - 1):
+        slope = np.asarray(score(jnp.asarray(x), jnp.full(len(x), times[i])))
+        x0 = (x + sigma[i] ** 2 * slope) / alpha[i]
+        h, estimate = lambdas[i + 1] - lambdas[i], x0
+        if i and not (lower_order_final and i == len(times) - 2):
+            r = (lambdas[i] - lambdas[i - 1]) / h
+            estimate = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * estimate
+        before = x0
+    return x
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("grid", ["log_snr", "karras"])
+@pytest.mark.parametrize("final", [False, True])
+def test_order_two_is_dpm_solver_pp_2m(name, grid, final, mixture):
+    sde = PUBLISHED[name]
+    sampler = ExponentialMultistep(10, 2, grid=grid, lower_order_final=final, denoise=False)
+    x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
+    ours = sampler.sample(jax.random.key(0), sde, mixture.score(sde), x).x
+    theirs = dpm_solver_pp_2m(sde, mixture.score(sde), np.asarray(x), sampler.times(sde), final)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("grid", grids.GRIDS)
+def test_grids_fall_from_end_to_end(name, grid):
+    sde = PROCESSES[name]
+    times = np.asarray(grids.times(grid, sde, 12, sde.t_min))
+    assert len(times) == (12 if grid == "paper" else 13)
+    # T and t_min themselves, in float32.
+    assert times[0] == np.float32(sde.T) and times[-1] == np.float32(sde.t_min)
+    assert np.all(np.diff(times) < 0)
+    nu = np.exp(-0.5 * np.asarray(sde.log_snr(jnp.asarray(times)), float))
+    spaced = {"uniform": times, "paper": times, "log_snr": np.log(nu), "karras": nu ** (1 / 7)}
+    steps = np.diff(spaced[grid])
+    # The inverse log-SNR of a process that has none in closed form is a bisection in float32, off
+    # by some 1e-7 in t; near t = 1e-3 that is 1e-4 of a step in log-SNR.
+    np.testing.assert_allclose(steps, steps.mean(), rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize("num_steps", [5, 50, 99])
+def test_a_discretely_trained_network_is_told_levels_of_its_chain(name, num_steps):
+    """Whole ones, each once, and sigma there is the chain's: it is evaluated where it was
+    trained."""
+    sde, num_levels = PUBLISHED[name], 100
+    times = grids.times("log_snr", sde, num_steps, sde.t_min, num_levels=num_levels)
+    told = []
+
+    def apply(params, x, condition, labels):
+        told.append(np.asarray(condition))
+        return x
+
+    score = network_score(apply, sde, "epsilon", "time", num_levels=num_levels, levels="matched")(
+        None, jnp.ones((len(times), 2)), times
+    )
+    levels, chain = np.rint(told[0]).astype(int), sde.chain(num_levels)
+    np.testing.assert_allclose(told[0], levels, atol=5e-3)  # log-SNR in float32 over a level's step
+    assert len(set(levels)) == num_steps + 1
+    # VE's chain is the process at its levels; DDPM's alpha and sigma have one ratio, not one scale.
+    ratio = np.asarray(chain.alpha / chain.sigma)[levels]
+    np.testing.assert_allclose(sde.alpha(times) / sde.sigma(times), ratio, rtol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(score)[:, 0], -1 / np.asarray(sde.sigma(times)), rtol=1e-5
+    )
+
+
+def test_churn_stays_below_the_level_of_T():
+    """No evaluation beyond T, where no network is trained."""
+    reached = []
+
+    def score(x, t):
+        jax.debug.callback(lambda t: reached.append(float(t.max())), t)
+        return -x
+
+    sampler = Heun(4, churn=40.0)
+    sampler.sample(jax.random.key(0), PUBLISHED["ve"], score, shape=(2, 3))
+    jax.effects_barrier()
+    assert len(reached) == sampler.nfe and max(reached) <= 1.0
+
+
+def test_churn_where_it_is_wanted(mixture):
+    """Outside of churn_from ... churn_to the sampler is deterministic."""
+    sde = PUBLISHED["ve"]
+    plain = end(Heun(8), sde, mixture)
+    np.testing.assert_array_equal(end(Heun(8, churn=2.0, churn_from=60.0), sde, mixture), plain)
+    assert np.abs(end(Heun(8, churn=2.0, churn_to=60.0), sde, mixture) - plain).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: DDIM(eta=1.5), r"eta = 1\.5: allowed are numbers from 0 to 1"),
+        (lambda: DDIM(0), "num_steps = 0: allowed are numbers above 0"),
+        (lambda: DDIM(1, grid="paper"), "num_steps = 1: allowed are .* at least 2"),
+        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, log_snr"),
+        (lambda: Heun(rho=0.0), r"rho = 0\.0: allowed are numbers above 0"),
+        (lambda: Heun(churn=-1.0), r"churn = -1\.0: allowed are numbers of at least 0"),
+        (lambda: ExponentialMultistep(order=4), "order = 4: allowed are 1, 2, 3"),
+        (lambda: ExponentialMultistep(order=3, eta=1.0), r"eta = 1\.0: allowed is 0 with order"),
+        (lambda: ExponentialMultistep(order=2, corrector=True, eta=0.5), "allowed is 0 with order"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
