@@ -43,6 +43,9 @@ def get_config(variant: str = "") -> ConfigDict:
     training.checkpoint_every = 1000
     training.sample_every = 2000
 
-    config.sampling.predictor = "ancestral"
-    config.sampling.num_steps = 200
+    # The reverse SDE mends the errors of a small network better than the flow does: benchmarks.
+    config.sampling.method = "dpmpp"
+    config.sampling.order = 2
+    config.sampling.eta = 1.0
+    config.sampling.num_steps = 30
     return config

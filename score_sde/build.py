@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde.config import dataset
+from score_sde.config import SAMPLER_KEYS, dataset
 from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
@@ -27,6 +27,17 @@ from score_sde.samplers.base import Sampler
 from score_sde.score import level_score, network_score
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
 from score_sde.training import optimizers
+
+_SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "pc": PredictorCorrector,
+    "ald": AnnealedLangevin,
+    "ode": ProbabilityFlow,
+    "ddim": DDIM,
+    "dpmpp": ExponentialMultistep,
+    "unipc": partial(ExponentialMultistep, corrector=True),
+    "heun": Heun,
+}
+_FAST = ("ddim", "dpmpp", "unipc", "heun")
 
 
 def sde(config: ConfigDict) -> SDE:
@@ -102,10 +113,9 @@ def score(
 
 def sampler_levels(config: ConfigDict) -> str:
     """Return how the sampler's score takes a discrete chain's levels, as for `network_score`."""
-    if config.sampling.method in ("ddim", "dpmpp", "unipc", "heun"):
-        return "matched"
-    faithful = config.sampling.method == "pc" and config.sampling.faithful
-    return "original" if faithful else "smooth"
+    if config.sampling.method == "ode":
+        return "smooth"
+    return "original" if config.sampling.method == "pc" and config.sampling.faithful else "matched"
 
 
 def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
@@ -118,32 +128,14 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
     return jnp.arange(number, dtype=jnp.int32) % dataset(config).num_classes
 
 
-_FAST = ("num_steps", "grid", "rho", "num_levels", "denoise", "t_min")
-_SAMPLERS: dict[str, tuple[Callable[..., Sampler], tuple[str, ...]]] = {
-    "pc": (
-        PredictorCorrector,
-        (
-            *("num_steps", "predictor", "corrector", "corrector_steps", "snr"),
-            *("probability_flow", "faithful", "denoise", "t_min"),
-        ),
-    ),
-    "ald": (
-        AnnealedLangevin,
-        ("num_steps", "steps_per_level", "step_size", "consistent", "denoise", "t_min"),
-    ),
-    "ode": (ProbabilityFlow, ("rtol", "atol", "denoise", "t_min")),
-    "ddim": (DDIM, ("eta", *_FAST)),
-    "dpmpp": (ExponentialMultistep, ("order", "eta", *_FAST)),
-    "unipc": (partial(ExponentialMultistep, corrector=True), ("order", *_FAST)),
-    "heun": (Heun, ("churn", "churn_from", "churn_to", "churn_noise", *_FAST)),
-}
-
-
 def sampler(config: ConfigDict) -> Sampler:
     """Return the sampler; what is unset is the sampler's own default."""
-    make, names = _SAMPLERS[config.sampling.method]
-    settings = {**config.sampling, "num_levels": config.model.num_levels}
-    return make(**{name: settings[name] for name in names if settings[name] is not None})
+    settings = config.sampling
+    given = {key: settings[key] for key in SAMPLER_KEYS[settings.method]}
+    given = {key: value for key, value in given.items() if value is not None}
+    if settings.method in _FAST:
+        given["num_levels"] = config.model.num_levels
+    return _SAMPLERS[settings.method](**given)
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:

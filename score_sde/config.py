@@ -113,7 +113,7 @@ def _sampling() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "method": "pc",
+            "method": "unipc",
             "num_samples": 64,
             "batch_size": 64,
             # What is unset here and below is the sampler's own.
@@ -159,6 +159,22 @@ def require_variant(variant: str, *allowed: str) -> None:
     if not variant:
         raise ValueError(f"a variant is missing (FILE:VARIANT): allowed are {', '.join(allowed)}")
     check_variant(variant, *allowed)
+
+
+_FAST = ("num_steps", "grid", "rho", "denoise", "t_min")
+SAMPLER_KEYS: dict[str, tuple[str, ...]] = {
+    "pc": (
+        *("num_steps", "predictor", "corrector", "corrector_steps", "snr"),
+        *("probability_flow", "faithful", "denoise", "t_min"),
+    ),
+    "ald": ("num_steps", "steps_per_level", "step_size", "consistent", "denoise", "t_min"),
+    "ode": ("rtol", "atol", "denoise", "t_min"),
+    "ddim": ("eta", *_FAST),
+    "dpmpp": ("order", "eta", *_FAST),
+    "unipc": ("order", *_FAST),
+    "heun": ("churn", "churn_from", "churn_to", "churn_noise", *_FAST),
+}
+"""The keys of the section `sampling` that each method reads beside those of all samplers."""
 
 
 # --- What the values may be -----------------------------------------------------------------------
@@ -271,7 +287,7 @@ CHECKS = (
     _at_least("training.log_every", 1),
     _at_least("training.sample_every", 0),
     Check("sampling.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
-    _one_of("sampling.method", "pc", "ode", "ald", "ddim", "dpmpp", "unipc", "heun"),
+    _one_of("sampling.method", *SAMPLER_KEYS),
     _at_least("sampling.num_samples", 1),
     _at_least("sampling.batch_size", 1),
     _unset_or_at_least("sampling.num_steps", 1),
@@ -377,6 +393,7 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
     sampling = config.sampling
     chained = sampling.predictor in ("ancestral", "reverse_diffusion")
     chained = sampling.faithful and (chained or sampling.corrector != "none")
+    chained = chained and sampling.method == "pc"
     # The beta of a step of the chain, some beta_max / num_steps, is below 1.
     few = sampling.num_steps is not None and sampling.num_steps <= config.sde.beta_max
     if config.sde.name == "vp" and chained and few:
@@ -387,7 +404,8 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         )
     if sampling.method == "pc" and sampling.predictor == sampling.corrector == "none":
         yield "sampling.corrector", "langevin, ald with config.sampling.predictor = 'none'"
-    if sampling.probability_flow and sampling.predictor in ("ancestral", "none"):
+    no_flow = sampling.predictor in ("ancestral", "none")
+    if sampling.method == "pc" and sampling.probability_flow and no_flow:
         yield (
             "sampling.predictor",
             "euler_maruyama, reverse_diffusion with config.sampling.probability_flow = True",

@@ -177,7 +177,11 @@ def test_an_impossible_value_is_refused(check):
             "12 pixels are not divisible by the U-Net's factor 8",
         ),
         (
-            {"sampling.probability_flow": True, "sampling.predictor": "ancestral"},
+            {
+                "sampling.method": "pc",
+                "sampling.probability_flow": True,
+                "sampling.predictor": "ancestral",
+            },
             "config.sampling.predictor = 'ancestral': allowed are euler_maruyama, "
             "reverse_diffusion with config.sampling.probability_flow = True",
         ),
@@ -240,7 +244,7 @@ def test_an_impossible_value_is_refused(check):
             "digits",
         ),
         (
-            {"sampling.predictor": "none"},
+            {"sampling.method": "pc", "sampling.predictor": "none"},
             "config.sampling.corrector = 'none': allowed are langevin, ald with "
             "config.sampling.predictor = 'none'",
         ),

@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import build
+from score_sde import build, workdirs
+from score_sde.config import SAMPLER_KEYS
 from score_sde.modes import pictures, start
 from score_sde.run import Images, Run, load
 
@@ -27,6 +28,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
+    unread = _unread(config, workdirs.load(workdir))
+    if unread:
+        print(f"not read by config.sampling.method = {settings.method!r}: {', '.join(unread)}")
     key, number = jax.random.key(settings.seed), settings.num_samples
     parts: list[Images] = []
     began = time.perf_counter()
@@ -50,6 +54,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         pictures.save_gif(workdir / "samples.gif", film, build.pixel_range(config).levels)
         print(f"film: {workdir / 'samples.gif'}")
     print(f"picture: {workdir / 'samples.png'}")
+
+
+def _unread(config: ConfigDict, saved: ConfigDict) -> list[str]:
+    """Return the settings that were changed without effect: those of other samplers."""
+    others = {key for keys in SAMPLER_KEYS.values() for key in keys}
+    others -= set(SAMPLER_KEYS[config.sampling.method])
+    changed = [key for key in sorted(others) if config.sampling[key] != saved.sampling[key]]
+    return [f"config.sampling.{key}" for key in changed]
 
 
 def _write(trained: Run, parts: list[Images], workdir: Path) -> None:
