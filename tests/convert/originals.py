@@ -79,6 +79,7 @@ def describe(directory: Path, name: str) -> ConfigDict:
     ours.num_levels = 0 if training["continuous"] else model["num_scales"]
     ours.condition = "log_sigma" if ve and training["continuous"] else "time"
     config.training.reduce_mean = training["reduce_mean"]
+    config.sampling.method = "pc"
     config.sampling.predictor = PREDICTORS.get(sampling["predictor"], sampling["predictor"])
     config.sampling.corrector = sampling["corrector"]
     config.sampling.snr = sampling["snr"]
