@@ -17,17 +17,27 @@ from score_sde.config import changed, default
 from score_sde.modes import start
 
 IMAGES = 900
+PC = {"method": "pc", "num_steps": 200}
 SAMPLERS: dict[str, dict[str, object]] = {
     "the run's own": {},
+    "UniPC, order 3": {"method": "unipc", "num_steps": 14},
+    "DPM-Solver++ 2M": {"method": "dpmpp", "num_steps": 14, "order": 2},
+    "DPM-Solver++ 3M": {"method": "dpmpp", "num_steps": 14, "order": 3},
+    "SDE-DPM-Solver++ 2M": {"method": "dpmpp", "num_steps": 14, "order": 2, "eta": 1.0},
+    "DDIM": {"method": "ddim", "num_steps": 50},
+    "Heun": {"method": "heun", "num_steps": 18},
+    "Heun with churn": {"method": "heun", "num_steps": 50, "churn": 10.0},
     "probability flow": {"method": "ode", "rtol": 1e-4, "atol": 1e-4},
-    "Euler–Maruyama": {"predictor": "euler_maruyama", "num_steps": 200},
-    "reverse diffusion": {"predictor": "reverse_diffusion", "num_steps": 200},
+    "Euler–Maruyama": {**PC, "predictor": "euler_maruyama"},
+    "ancestral": {**PC, "predictor": "ancestral"},
+    "reverse diffusion": {**PC, "predictor": "reverse_diffusion"},
     "reverse diffusion + Langevin": {
+        **PC,
         "predictor": "reverse_diffusion",
         "corrector": "langevin",
         "num_steps": 100,
     },
-    "ancestral + ald": {"predictor": "ancestral", "corrector": "ald", "num_steps": 100},
+    "ancestral + ald": {**PC, "predictor": "ancestral", "corrector": "ald", "num_steps": 100},
     "annealed Langevin": {"method": "ald", "num_steps": 200},
 }
 
