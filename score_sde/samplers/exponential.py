@@ -25,26 +25,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers import grids
-from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_fraction
+from score_sde.samplers.base import Samples, fixed_steps, require_fraction
+from score_sde.samplers.grids import GridSampler
 from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn
 
 
 @dataclass(frozen=True)
-class DDIM(Sampler):
+class DDIM(GridSampler):
     """Song, Meng, Ermon 2021, eq. 12 and 16: between DDPM's ancestral sampling (eta = 1) and the
     probability flow (eta = 0), of order 1.
 
     Attributes:
         num_steps: steps, an evaluation each.
         eta: how much of the posterior's noise is added, 0 to 1.
-        grid: the times, one of ``grids.GRIDS``.
-        rho: of the grid `karras`.
-        num_levels: of the chain that a network was trained on, whose levels are the times; 0
-            without one.
-        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
-        t_min: the last time; None is the process's own.
+        grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
     """
 
     num_steps: int = 50
@@ -56,26 +51,13 @@ class DDIM(Sampler):
     t_min: float | None = None
 
     def __post_init__(self) -> None:
-        grids.check(self.grid, self.num_steps, self.rho)
+        super().__post_init__()
         require_fraction(eta=self.eta)
 
     @property
     def nfe(self) -> int:
         """Evaluations of the score for each sample."""
-        return grids.steps_of(self.grid, self.num_steps) + int(self.denoise)
-
-    def times(self, sde: SDE) -> Array:
-        """The times from T to t_min."""
-        t_min = self.last_time(sde)
-        return grids.times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
-
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
-    ) -> tuple[Samples, None]:
-        def noise(index: Array) -> Array:
-            return normal(keys, 1 + index, x.shape[1:])
-
-        return self.solve(sde, score, x, noise, trajectory), None
+        return self.intervals + int(self.denoise)
 
     def solve(
         self,
@@ -85,7 +67,6 @@ class DDIM(Sampler):
         noise: Callable[[Array], Array],
         trajectory: bool = False,
     ) -> Samples:
-        """As ``run``, with the noise (B, *shape) of each step from its index."""
         times = self.times(sde)
         alpha, sigma = sde.alpha(times), sde.sigma(times)
         posterior_std = sde.reverse_step(times[1:], times[:-1]).posterior_std
@@ -107,7 +88,7 @@ class DDIM(Sampler):
 
 
 @dataclass(frozen=True)
-class ExponentialMultistep(Sampler):
+class ExponentialMultistep(GridSampler):
     """DPM-Solver++ of order 1 to 3 (multistep), its SDE variant, and UniPC.
 
     The weights are those of the polynomial's exact integral, but for two values of D, where the
@@ -127,12 +108,7 @@ class ExponentialMultistep(Sampler):
         eta: noise, above: 0 for the probability flow, 1 for the reverse SDE. Above 0 for order 1
             and 2 without a corrector.
         lower_order_final: the last steps look back on fewer values, the last on one.
-        grid: the times, one of ``grids.GRIDS``.
-        rho: of the grid `karras`.
-        num_levels: of the chain that a network was trained on, whose levels are the times; 0
-            without one.
-        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
-        t_min: the last time; None is the process's own.
+        grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
     """
 
     num_steps: int = 20
@@ -147,7 +123,7 @@ class ExponentialMultistep(Sampler):
     t_min: float | None = None
 
     def __post_init__(self) -> None:
-        grids.check(self.grid, self.num_steps, self.rho)
+        super().__post_init__()
         require_fraction(eta=self.eta)
         if self.order not in (1, 2, 3):
             raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3")
@@ -157,20 +133,7 @@ class ExponentialMultistep(Sampler):
     @property
     def nfe(self) -> int:
         """Evaluations of the score for each sample."""
-        return grids.steps_of(self.grid, self.num_steps) + int(self.denoise)
-
-    def times(self, sde: SDE) -> Array:
-        """The times from T to t_min."""
-        t_min = self.last_time(sde)
-        return grids.times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
-
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
-    ) -> tuple[Samples, None]:
-        def noise(index: Array) -> Array:
-            return normal(keys, 1 + index, x.shape[1:])
-
-        return self.solve(sde, score, x, noise, trajectory), None
+        return self.intervals + int(self.denoise)
 
     def solve(
         self,
@@ -180,7 +143,6 @@ class ExponentialMultistep(Sampler):
         noise: Callable[[Array], Array],
         trajectory: bool = False,
     ) -> Samples:
-        """As ``run``, with the noise (B, *shape) of each step from its index."""
         times, eta2 = self.times(sde), self.eta**2
         alpha, sigma, lambdas = sde.alpha(times), sde.sigma(times), 0.5 * sde.log_snr(times)
         h = jnp.diff(lambdas)

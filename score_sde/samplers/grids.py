@@ -10,14 +10,72 @@ in t, a grid of noise levels becomes one of times by the process's inverse log-S
     karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
 """
 
+from abc import abstractmethod
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import require_positive
-from score_sde.sde import SDE
+from score_sde.samplers.base import Sampler, Samples, normal, require_positive
+from score_sde.sde import SDE, ScoreFn
 
 GRIDS = ("uniform", "paper", "log_snr", "karras")
+
+
+class GridSampler(Sampler):
+    """A sampler that takes the steps of a grid.
+
+    Attributes:
+        num_steps: steps; for the grid `paper`, times.
+        grid: the times, one of ``GRIDS``.
+        rho: of the grid `karras`.
+        num_levels: of the chain that a network was trained on, whose levels are the times; 0
+            without one.
+        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
+    """
+
+    num_steps: int
+    grid: str
+    rho: float
+    num_levels: int
+    denoise: bool
+
+    def __post_init__(self) -> None:
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid = {self.grid!r}: allowed are {', '.join(GRIDS)}")
+        require_positive(num_steps=self.num_steps, rho=self.rho)
+        if self.grid == "paper" and self.num_steps < 2:
+            raise ValueError(f"num_steps = {self.num_steps!r}: allowed are integers of at least 2")
+
+    @property
+    def intervals(self) -> int:
+        """Steps between the grid's times."""
+        return self.num_steps - 1 if self.grid == "paper" else self.num_steps
+
+    def times(self, sde: SDE) -> Array:
+        """The times from T to t_min, (intervals + 1,)."""
+        t_min = self.last_time(sde)
+        return times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
+
+    def run(
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
+    ) -> tuple[Samples, None]:
+        def noise(index: Array) -> Array:
+            return normal(keys, 1 + index, x.shape[1:])
+
+        return self.solve(sde, score, x, noise, trajectory), None
+
+    @abstractmethod
+    def solve(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        x: Array,
+        noise: Callable[[Array], Array],
+        trajectory: bool = False,
+    ) -> Samples:
+        """As ``run``, with the noise (B, *shape) of each step from its index."""
 
 
 def times(
@@ -48,20 +106,6 @@ def times(
         times = jnp.clip(sde.inverse_log_snr(levels), t_min, sde.T)
         times = times.at[0].set(sde.T).at[-1].set(t_min)  # where the inverse has rounded
     return _at_levels(sde, times, num_levels) if num_levels else times
-
-
-def check(grid: str, num_steps: int, rho: float) -> None:
-    """Raise ValueError, naming the setting, for a grid that there is not."""
-    if grid not in GRIDS:
-        raise ValueError(f"grid = {grid!r}: allowed are {', '.join(GRIDS)}")
-    require_positive(num_steps=num_steps, rho=rho)
-    if grid == "paper" and num_steps < 2:
-        raise ValueError(f"num_steps = {num_steps!r}: allowed are integers of at least 2")
-
-
-def steps_of(grid: str, num_steps: int) -> int:
-    """The steps between a grid's times."""
-    return num_steps - 1 if grid == "paper" else num_steps
 
 
 def _at_levels(sde: SDE, times: Array, num_levels: int) -> Array:

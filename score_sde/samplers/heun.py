@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers import grids
-from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_positive
+from score_sde.samplers.base import Samples, fixed_steps, require_positive
+from score_sde.samplers.grids import GridSampler
 from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn
 
 
 @dataclass(frozen=True)
-class Heun(Sampler):
+class Heun(GridSampler):
     """Heun's second-order steps, each from a little above its noise level where there is churn.
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
@@ -35,12 +35,7 @@ class Heun(Sampler):
         churn_from: S_tmin: no churn at nu below this.
         churn_to: S_tmax: no churn at nu above this.
         churn_noise: S_noise: standard deviation of the added noise.
-        grid: the times, one of ``grids.GRIDS``.
-        rho: of the grid `karras`.
-        num_levels: of the chain that a network was trained on, whose levels are the times; 0
-            without one.
-        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
-        t_min: the last time; None is the process's own.
+        grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
     """
 
     num_steps: int = 18
@@ -55,7 +50,7 @@ class Heun(Sampler):
     t_min: float | None = None
 
     def __post_init__(self) -> None:
-        grids.check(self.grid, self.num_steps, self.rho)
+        super().__post_init__()
         require_positive(churn_noise=self.churn_noise, churn_to=self.churn_to)
         for name in ("churn", "churn_from"):
             value = getattr(self, name)
@@ -65,20 +60,7 @@ class Heun(Sampler):
     @property
     def nfe(self) -> int:
         """Evaluations of the score for each sample."""
-        return 2 * grids.steps_of(self.grid, self.num_steps) + int(self.denoise)
-
-    def times(self, sde: SDE) -> Array:
-        """The times from T to t_min."""
-        t_min = self.last_time(sde)
-        return grids.times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
-
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
-    ) -> tuple[Samples, None]:
-        def noise(index: Array) -> Array:
-            return normal(keys, 1 + index, x.shape[1:])
-
-        return self.solve(sde, score, x, noise, trajectory), None
+        return 2 * self.intervals + int(self.denoise)
 
     def solve(
         self,
@@ -88,7 +70,6 @@ class Heun(Sampler):
         noise: Callable[[Array], Array],
         trajectory: bool = False,
     ) -> Samples:
-        """As ``run``, with the noise (B, *shape) of each step from its index."""
         times = self.times(sde)
         alpha, nu = sde.alpha(times), jnp.exp(-0.5 * sde.log_snr(times))
         churned = (nu >= self.churn_from) & (nu <= self.churn_to)
