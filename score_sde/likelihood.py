@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.images import PixelRange, bits_per_dim
+from score_sde.images import Dequantized, PixelRange, bits_per_dim
 from score_sde.integrate import check, integrate
 from score_sde.score import as_pytree, full_precision, of_one_sample
 from score_sde.sde import SDE, ScoreFn
@@ -170,33 +170,47 @@ def image_log_likelihood(
     if num_importance < 1:
         raise ValueError(f"num_importance = {num_importance}: allowed are integers of at least 1")
     key_pixels, key_probes = jax.random.split(key)
-    time = jnp.full(1, t_min, jnp.float32)
-    level = (sde.alpha(time)[0], sde.sigma(time)[0])
     draws, likelihoods = [], []
     for k in range(num_importance):
-        keys = _image_keys(key_pixels, len(images), first)
-        if k:
-            keys = jax.vmap(partial(jax.random.fold_in, data=k))(keys)
-        if dequantization == "uniform":
-            draw = pixels.uniform(keys, images)
-        else:
-            draw = pixels.truncated_normal(keys, images, *level)
-        draws.append(draw)
+        draw = _dequantize(key_pixels, sde, images, t_min, first, k, pixels, dequantization)
+        draws.append(draw.log_density)
         likelihoods.append(
             log_likelihood(key_probes, sde, score, draw.x, t_min=t_min, first=first, **settings)
         )
-    log_density = jnp.stack([draw.log_density for draw in draws], axis=1)
-    by_probe = jnp.stack([each.by_probe for each in likelihoods], axis=1)
+    return _bound(draws, likelihoods, images[0].size)
+
+
+@partial(jax.jit, static_argnums=(6, 7))
+def _dequantize(
+    key: Array,
+    sde: SDE,
+    images: Array,
+    t_min: Array,
+    first: Array,
+    k: Array,
+    pixels: PixelRange,
+    dequantization: str,
+) -> Dequantized:
+    """The k-th draw of each image: the first by the image's key, the others by keys of that."""
+    keys = _image_keys(key, len(images), first)
+    keys = jnp.where(k == 0, keys, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))
+    if dequantization == "uniform":
+        return pixels.uniform(keys, images)
+    time = jnp.full(1, t_min, jnp.float32)
+    return pixels.truncated_normal(keys, images, sde.alpha(time)[0], sde.sigma(time)[0])
+
+
+@partial(jax.jit, static_argnums=2)
+def _bound(draws: list[Array], likelihoods: list[Likelihood], dims: int) -> ImageLikelihood:
     log_prob = jnp.stack([each.log_prob for each in likelihoods], axis=1)
-    nfe = jnp.sum(jnp.stack([each.nfe for each in likelihoods]), axis=0)
-    log_weight = log_prob - log_density
-    bound = jax.nn.logsumexp(log_weight, axis=1) - math.log(num_importance)
-    dims = images[0].size
+    log_weight = log_prob - jnp.stack(draws, axis=1)
+    bound = jax.nn.logsumexp(log_weight, axis=1) - math.log(len(draws))
+    by_probe = jnp.stack([each.by_probe for each in likelihoods], axis=1)
     return ImageLikelihood(
         bits_per_dim(bound, dims),
         log_prob,
         log_weight,
-        nfe,
+        jnp.sum(jnp.stack([each.nfe for each in likelihoods]), axis=0),
         _probe_error(by_probe, log_weight, dims),
     )
 
