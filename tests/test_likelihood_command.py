@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 40
+IMAGES = 21
 SETTINGS = (
     f"--config.likelihood.num_images={IMAGES}",
     "--config.likelihood.batch_size=3",  # the last batch is a part of one
