@@ -41,6 +41,8 @@ def default() -> ConfigDict:
             "split": "test",
             "num_images": 0,  # 0: all of the split
             "batch_size": 100,
+            "dequantization": "uniform",
+            "num_importance": 1,  # dequantizations of each image, of which the bound is made
             "divergence": "rademacher",
             "num_probes": 1,
             "rtol": 1e-5,
@@ -312,6 +314,8 @@ CHECKS = (
     _one_of("likelihood.split", "train", "test"),
     _at_least("likelihood.num_images", 0),
     _at_least("likelihood.batch_size", 1),
+    _one_of("likelihood.dequantization", "uniform", "truncated_normal"),
+    _at_least("likelihood.num_importance", 1),
     _one_of("likelihood.divergence", "rademacher", "gaussian", "exact"),
     _at_least("likelihood.num_probes", 1),
     _tolerance("likelihood.rtol"),

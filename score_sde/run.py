@@ -1,6 +1,6 @@
 """A trained run, from its workdir."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from score_sde import build, networks, workdirs
 from score_sde.config import dataset, validate
 from score_sde.errors import UserError
 from score_sde.integrate import SolveError
-from score_sde.likelihood import log_likelihood
+from score_sde.likelihood import ImageLikelihood, image_log_likelihood
 from score_sde.samplers.base import image_keys, start
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
@@ -39,20 +39,6 @@ class Images(NamedTuple):
     nfe: np.ndarray
     labels: np.ndarray | None = None
     trajectory: np.ndarray | None = None
-
-
-class ImageLikelihood(NamedTuple):
-    """Likelihoods of n images, as numpy arrays.
-
-    Attributes:
-        bits_per_dim: of the integer images, by uniform dequantization, float32 (n,).
-        log_prob: log density of the dequantized images in the model's range, nats, float32 (n,).
-        nfe: evaluations of the score for each image, int32 (n,).
-    """
-
-    bits_per_dim: np.ndarray
-    log_prob: np.ndarray
-    nfe: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -137,7 +123,8 @@ class Run:
     def log_likelihood(
         self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
     ) -> ImageLikelihood:
-        """Compute the likelihood of images with the config's settings.
+        """Compute the likelihood of images with the config's settings: bounds of bits/dim, from log
+        densities that are exact up to solver and probes.
 
         Args:
             key: a jax key, for dequantization and the divergence's probes.
@@ -145,17 +132,20 @@ class Run:
             labels: their classes, int32 (n,), for a class-conditional model, which gives the
                 likelihood of each image given its class.
 
+        Returns:
+            numpy arrays.
+
         Raises:
             ValueError: other images, or labels where there should be none, or none where there
                 should be some.
         """
-        parts = self.likelihood_batches(key, images, labels=labels)
-        return ImageLikelihood(*map(np.concatenate, zip(*parts, strict=True)))
+        return joined(list(self.likelihood_batches(key, images, labels=labels)))
 
     def likelihood_batches(
-        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
+        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None, first: int = 0
     ) -> Iterator[ImageLikelihood]:
-        """As `log_likelihood`, `likelihood.batch_size` images at a time, in order."""
+        """As `log_likelihood`, `likelihood.batch_size` images at a time, in order, from the image
+        of index `first` on."""
         if self.config.model.class_conditional and labels is None:
             raise ValueError("labels: the likelihoods of this model are those given the class")
         images, shape = np.asarray(images), build.image_shape(self.config)
@@ -168,35 +158,33 @@ class Run:
         levels = build.pixel_range(self.config).levels
         if images.max() >= levels:
             raise ValueError(f"images reach {images.max()}: allowed are 0 to {levels - 1}")
-        return self._likelihood_batches(key, images, self._classes(len(images), labels))
+        return self._likelihood_batches(key, images, self._classes(len(images), labels), first)
 
     def _likelihood_batches(
-        self, key: Array, images: np.ndarray, classes: np.ndarray | None
+        self, key: Array, images: np.ndarray, classes: np.ndarray | None, first: int
     ) -> Iterator[ImageLikelihood]:
         pixels, settings = build.pixel_range(self.config), self.config.likelihood
-        key_pixels, key_probes = jax.random.split(key)
         batch = shared(min(len(images), settings.batch_size))
-        for first in range(0, len(images), batch):
-            part = images[first : first + batch]
-            given = None if classes is None else _padded(classes[first : first + batch], batch)
-            keys = image_keys(key_pixels, batch, first)
-            x0 = pixels.dequantized(keys, jnp.asarray(_padded(part, batch)))
+        for index in range(first, len(images), batch):
+            part = images[index : index + batch]
+            given = None if classes is None else _padded(classes[index : index + batch], batch)
             with _told_as("likelihood"):
-                likelihood = log_likelihood(
-                    key_probes,
+                values = image_log_likelihood(
+                    key,
                     self.sde,
                     _given(self.smooth_score, given),
-                    jax.device_put(x0, along_data(data_mesh())),
+                    jax.device_put(_padded(part, batch), along_data(data_mesh())),
+                    pixels,
+                    dequantization=settings.dequantization,
+                    num_importance=settings.num_importance,
                     divergence=settings.divergence,
                     num_probes=settings.num_probes,
                     rtol=settings.rtol,
                     atol=settings.atol,
                     t_min=settings.t_min,
-                    first=first,
+                    first=index,
                 )
-            bits_per_dim = pixels.bits_per_dim(likelihood.log_prob, part[0].size)
-            values = (bits_per_dim, likelihood.log_prob, likelihood.nfe)
-            yield ImageLikelihood(*(np.asarray(value)[: len(part)] for value in values))
+            yield leading(jax.tree.map(np.asarray, values), len(part))
 
     def _classes(self, n: int, labels: ArrayLike | None) -> np.ndarray | None:
         if labels is None:
@@ -228,6 +216,16 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     score = Partial(build.score(config, apply, levels=build.sampler_levels(config)), ema)
     smooth_score = Partial(build.score(config, apply), ema)
     return Run(config, step, build.sde(config), score, smooth_score)
+
+
+def joined(parts: Sequence[ImageLikelihood]) -> ImageLikelihood:
+    """The likelihoods of parts of the images as one."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def leading(values: ImageLikelihood, number: int) -> ImageLikelihood:
+    """The likelihoods of the first images."""
+    return jax.tree.map(lambda array: array[:number], values)
 
 
 def shared(number: int) -> int:

@@ -104,6 +104,8 @@ IMPOSSIBLE = {
     "likelihood.split": "valid",
     "likelihood.num_images": -1,
     "likelihood.batch_size": 0,
+    "likelihood.dequantization": "variational",
+    "likelihood.num_importance": 0,
     "likelihood.divergence": "hutchinson",
     "likelihood.num_probes": 0,
     "likelihood.rtol": 0.0,

@@ -8,7 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 from score_sde import oracle
-from score_sde.images import PixelRange
+from score_sde.images import PixelRange, bits_per_dim
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers import ProbabilityFlow
 from score_sde.sde import expand
@@ -26,24 +26,54 @@ def truth(mixture, sde, x0):
     return mixture.log_prob(sde, x0, jnp.full(len(x0), 1e-5))
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-def test_pointwise_with_the_oracles_own_end(name, mixture):
+SIZES = [(name, dims) for name in PUBLISHED for dims in (2, 16, 256)]
+
+
+@pytest.mark.parametrize(("name", "dims"), [*SIZES, ("cosine", DIMS)])
+def test_pointwise_with_the_oracles_own_end(name, dims):
     """Exact divergence, exact p_T: what is left is the solver, 1e-3 nats/dim by design at the
-    default tolerance."""
-    sde = PROCESSES[name]
-    x0 = mixture.sample(jax.random.key(0), 256)
-    ours = log_likelihood(
-        jax.random.key(1),
-        sde,
-        mixture.score(sde),
-        x0,
-        divergence="exact",
-        terminal_log_prob=lambda x, t: mixture.log_prob(sde, x, t),
-    )
+    default tolerance. At half of it the mean changes by less than 0.002 bits/dim."""
+    sde, mixture = PROCESSES[name], overlapping_mixture(dims)
+    x0 = mixture.sample(jax.random.key(0), 256 if dims < 256 else 4)  # 256: as many tangents each
+    exact = mixture.log_prob(sde, x0, jnp.full(len(x0), 1e-5)) / dims
+
+    def of(tolerance):
+        return log_likelihood(
+            jax.random.key(1),
+            sde,
+            mixture.score(sde),
+            x0,
+            divergence="exact",
+            rtol=tolerance,
+            atol=tolerance,
+            terminal_log_prob=Partial(_end, mixture, sde),
+        )
+
+    ours, finer = of(1e-5), of(5e-6)
     assert ours.latent.shape == x0.shape and ours.nfe.dtype == jnp.int32
-    np.testing.assert_allclose(
-        ours.log_prob / DIMS, truth(mixture, sde, x0) / DIMS, rtol=0, atol=1e-3
-    )
+    assert ours.by_probe.shape == (len(x0), 1)
+    np.testing.assert_allclose(ours.log_prob / dims, exact, rtol=0, atol=1e-3)
+    assert abs(np.mean(finer.log_prob - ours.log_prob)) / dims / np.log(2) < 0.002
+
+
+def _end(mixture, sde, x, t):
+    return mixture.log_prob(sde, x, t)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_priors_mismatch_is_what_the_docstring_says(name):
+    """At every point, for data of mean 1: what the default for p_T costs, without a solve."""
+    sde, dims, num = PUBLISHED[name], 16, 4096
+    data = oracle.gaussian(jnp.ones(dims), 0.25 * jnp.eye(dims))
+    alpha, sigma = (float(f(jnp.full(1, sde.T))[0]) for f in (sde.alpha, sde.sigma))
+    x = alpha * data.sample(jax.random.key(0), num)
+    x = x + sigma * jax.random.normal(jax.random.key(1), (num, dims))
+    error = np.asarray(sde.prior_log_prob(x) - data.log_prob(sde, x, jnp.full(num, sde.T)))
+    expected = alpha * np.sqrt(dims) / sigma
+    # A standard deviation of 4096 draws scatters by 1 %; the data's variance adds a little.
+    assert abs(error.std() / expected - 1) < 0.06
+    assert abs(error.mean() + 0.5 * expected**2) < 4 * expected / np.sqrt(num)
+    assert error.std() / dims < 1e-2
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -166,8 +196,8 @@ def test_recorded_likelihood_and_ode_sampler(name, reference_dir):
     change = ours.log_prob - sde.prior_log_prob(ours.latent)
     np.testing.assert_allclose(change, of("lik_delta_logp"), rtol=1e-4)
     np.testing.assert_allclose(change, np.full(2, of("lik_delta_logp_exact")), rtol=1e-4)
-    # Identity scaler and offset 8: 8-bit images in [0, 1].
-    bits = PixelRange(levels=256, centered=False, dequantize=True).bits_per_dim(ours.log_prob, 48)
+    # Identity scaler and offset 8: 8-bit images in [0, 1], uniformly dequantized.
+    bits = bits_per_dim(ours.log_prob - 48 * np.log(256), 48)
     np.testing.assert_allclose(bits, of("lik_bpd"), atol=1e-3)
     x = (
         ProbabilityFlow(denoise=False)
@@ -224,9 +254,11 @@ def test_pixels_there_and_back(levels, centered):
 def test_a_uniform_model_costs_log2_levels_bits(levels, centered):
     """A density that is uniform over the range gives every pixel log2(levels) bits, whatever the
     scaling."""
-    dims = 12
+    dims, keys = 12, jax.random.split(jax.random.key(0), 3)
     log_prob = jnp.full(3, -dims * np.log(2.0 if centered else 1.0))
-    bits = PixelRange(levels, centered, True).bits_per_dim(log_prob, dims)
+    images = jnp.zeros((3, 2, 2, 3), jnp.uint8)
+    log_density = PixelRange(levels, centered, True).uniform(keys, images).log_density
+    bits = bits_per_dim(log_prob - log_density, dims)
     np.testing.assert_allclose(bits, np.full(3, np.log2(levels)), rtol=1e-6)
 
 
@@ -234,7 +266,7 @@ def test_dequantized_pixels_fill_their_bins_evenly():
     pixels = PixelRange(17, centered=True, dequantize=True)
     images = jnp.full((4, 50, 50, 1), 5, jnp.uint8)
     keys = jax.random.split(jax.random.key(0), 4)
-    inside = np.asarray((pixels.dequantized(keys, images) + 1.0) / 2.0 * 17 - 5)
+    inside = np.asarray((pixels.uniform(keys, images).x + 1.0) / 2.0 * 17 - 5)
     assert inside.min() >= 0 and inside.max() < 1 + 1e-5
     assert abs(inside.mean() - 0.5) < 4 * np.sqrt(1 / 12 / inside.size)
     assert not np.allclose(inside[0], inside[1])

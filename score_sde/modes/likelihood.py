@@ -1,81 +1,196 @@
 """`--mode likelihood`: bits per dimension of held-out images by the probability-flow ODE."""
 
+import hashlib
 import json
 import math
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import build, data
+from score_sde import __version__, build, data
+from score_sde.config import flat
+from score_sde.likelihood import ImageLikelihood
 from score_sde.modes import start
-from score_sde.run import ImageLikelihood, Run, load
+from score_sde.run import Run, joined, leading, load
+from score_sde.workdirs import is_free
+
+VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
+
+# The keys of the config that the numbers depend on, but for two ("name." is a whole section).
+DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
+BUT = ("data.dir", "likelihood.num_images")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Write `likelihood.npz`, one value for each image in the data set's order, and their summary,
-    `likelihood.json`; print it. Both are rewritten after each batch, so that an interruption leaves
-    what was computed by then.
+    `likelihood.json`; print it.
+
+    Both are rewritten after each batch, whole or not at all. Images that `likelihood.npz` already
+    holds for the same weights, data and settings are not computed again: an interrupted run goes
+    on, a complete one is printed, one of fewer images reads the first and leaves the files.
+    Values of other settings are moved to `likelihood.old.npz` and `likelihood.old.json`.
     """
     settings = config.likelihood
     start(settings.batch_size)
     images, labels = data.load(config.data.name, settings.split, config.data.dir)
-    images = images[: settings.num_images or len(images)]
-    given = labels[: len(images)] if config.model.class_conditional else None
+    wanted = settings.num_images or len(images)
+    given = labels[:wanted] if config.model.class_conditional else None
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
-    batches = trained.likelihood_batches(jax.random.key(settings.seed), images, labels=given)
-    parts: list[ImageLikelihood] = []
-    with tqdm(total=len(images), unit="image", desc="likelihood") as bar:
+    depends = _what_the_numbers_depend_on(trained, images, labels)
+    values = _stored(workdir, depends)
+    done = 0 if values is None else len(values.nfe)
+    if values is not None:
+        then = "going on after them" if done < wanted else "nothing to compute"
+        then = f"those of the first {wanted} follow, the files stay" if done > wanted else then
+        print(f"{workdir / VALUES}: {done} images of these settings; {then}")
+        _write_summary(workdir, trained, values, wanted)  # a kill may have come between the two
+    batches = trained.likelihood_batches(
+        jax.random.key(settings.seed), images[:wanted], labels=given, first=done
+    )
+    with tqdm(total=wanted, initial=min(done, wanted), unit="image", desc="likelihood") as bar:
         for part in batches:
-            parts.append(part)
-            joined = ImageLikelihood(*map(np.concatenate, zip(*parts, strict=True)))
-            np.savez(workdir / "likelihood.npz", **joined._asdict())
-            summary = _summary(trained, joined, len(images))
-            (workdir / "likelihood.json").write_text(json.dumps(summary, indent=2) + "\n")
+            values = part if values is None else joined([values, part])
+            _write_values(workdir, values, depends)
+            summary = _write_summary(workdir, trained, values, wanted)
             bar.set_postfix_str(f"{summary['bits_per_dim']:.4f} bits/dim")
             bar.update(len(part.nfe))
-    print(_in_words(summary))
-    print(f"result: {workdir / 'likelihood.json'}")
+    assert values is not None
+    print(_in_words(_summary(trained, leading(values, wanted), wanted)))
+    print(f"result: {workdir / SUMMARY}")
 
 
-def _in_words(summary: dict[str, Any]) -> str:
-    spread = summary["standard_error"]
-    error = "" if spread is None else f" +- {spread:.4f}"
-    given = ", given the class" if summary["given_class"] else ""
-    return (
-        f"{summary['bits_per_dim']:.4f}{error} bits/dim over {summary['num_images']} images "
-        f"({summary['data']}, {summary['split']}{given}), NFE {summary['nfe']:.0f}, "
-        f"rtol {summary['rtol']:g}, atol {summary['atol']:g}, divergence {summary['divergence']}, "
-        f"{summary['precision']}"
-    )
+# --- What is kept ---------------------------------------------------------------------------------
+
+
+def _what_the_numbers_depend_on(
+    trained: Run, images: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Return it as what JSON keeps: settings, and a digest of the weights and the whole split."""
+    values = flat(trained.config)
+    names = [key for key in values if is_free(key, DEPENDS) and key not in BUT]
+    digest = hashlib.sha256()
+    for array in (images, labels, *jax.tree.leaves(trained.smooth_score)):
+        digest.update(np.ascontiguousarray(array).data)
+    depends = {name: values[name] for name in names} | {
+        "version": __version__,
+        "step": trained.step,
+        "weights and data": digest.hexdigest(),
+    }
+    return json.loads(json.dumps(depends))  # tuples as lists, as they will be read
+
+
+def _stored(workdir: Path, depends: dict[str, Any]) -> ImageLikelihood | None:
+    """Return the values in the workdir that are of these settings; move others away and say so."""
+    path = workdir / VALUES
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            theirs = json.loads(str(arrays["depends"]))
+            columns = {name: arrays[name] for name in ImageLikelihood._fields if name in arrays}
+            values = ImageLikelihood(**{"probe_error": None} | columns)  # a single probe has none
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        why = f"not as this version writes it ({type(error).__name__})"
+    else:
+        keys = [key for key in {**depends, **theirs} if depends.get(key) != theirs.get(key)]
+        if not keys:
+            return values
+        why = f"of another {', '.join(keys)}"
+    old = [(workdir / name, workdir / name.replace(".", ".old.")) for name in (VALUES, SUMMARY)]
+    for source, target in old:
+        if source.exists():
+            os.replace(source, target)
+    print(f"{path}: {why}; it is now {old[0][1].name}")
+    return None
+
+
+def _write_values(workdir: Path, values: ImageLikelihood, depends: dict[str, Any]) -> None:
+    arrays = {name: array for name, array in values._asdict().items() if array is not None}
+    partial = workdir / (VALUES + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays, depends=np.asarray(json.dumps(depends)))
+    os.replace(partial, workdir / VALUES)  # whole or not at all
+
+
+def _write_summary(
+    workdir: Path, trained: Run, values: ImageLikelihood, wanted: int
+) -> dict[str, Any]:
+    summary = _summary(trained, values, wanted)
+    partial = workdir / (SUMMARY + ".partial")
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, workdir / SUMMARY)
+    return summary
+
+
+# --- What is said ---------------------------------------------------------------------------------
 
 
 def _summary(trained: Run, values: ImageLikelihood, wanted: int) -> dict[str, Any]:
     """Return everything that the figure depends on beside the figure."""
     config, number = trained.config, len(values.nfe)
-    bits = values.bits_per_dim.astype(np.float64)
+    settings = config.likelihood
+    bits = _float64(values.bits_per_dim)
+    probes = None
+    if values.probe_error is not None:  # of independent probes, so that the squares add up
+        probes = math.sqrt(np.square(_float64(values.probe_error)).sum()) / number
+    up_to = "the solver" if settings.divergence == "exact" else "solver and probes"
+    solve = (
+        "float32" if config.model.dtype == "float32" else f"float32, {config.model.dtype} inside"
+    )
     return {
         "bits_per_dim": float(bits.mean()),
+        "bits_per_dim_is": f"upper bound by dequantization, up to {up_to}",
         "standard_error": float(bits.std(ddof=1)) / math.sqrt(number) if number > 1 else None,
+        "standard_error_probes": probes,
+        "log_prob": float(_float64(values.log_prob).mean()),
+        "log_prob_is": f"mean log density of the dequantized images, nats, exact up to {up_to}",
         "num_images": number,
-        "complete": number == wanted,
+        "complete": number >= wanted,
         "data": config.data.name,
-        "split": config.likelihood.split,
+        "split": settings.split,
         "given_class": config.model.class_conditional,
         "nfe": float(values.nfe.mean()),
-        "divergence": config.likelihood.divergence,
-        "num_probes": config.likelihood.num_probes,
-        "rtol": config.likelihood.rtol,
-        "atol": config.likelihood.atol,
-        "t_min": config.likelihood.t_min,
-        "dequantization": f"uniform, {build.pixel_range(config).levels} levels",
-        "precision": "float32, products at highest",
-        "seed": config.likelihood.seed,
+        "divergence": settings.divergence,
+        "num_probes": None if settings.divergence == "exact" else settings.num_probes,
+        "rtol": settings.rtol,
+        "atol": settings.atol,
+        "t_min": settings.t_min,
+        "dequantization": f"{settings.dequantization}, {build.pixel_range(config).levels} levels",
+        "num_importance": settings.num_importance,
+        "precision": f"{solve}, products at highest",
+        "seed": settings.seed,
         "weights": "averaged",
         "step": trained.step,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _in_words(summary: dict[str, Any]) -> str:
+    spread, probes = summary["standard_error"], summary["standard_error_probes"]
+    error = "" if spread is None else f" +- {spread:.4f}"
+    given = ", given the class" if summary["given_class"] else ""
+    errors = [] if spread is None else [f"{spread:.4f} over images"]
+    errors += [] if probes is None else [f"{probes:.4f} over probes"]
+    number = summary["num_probes"]
+    return (
+        f"{summary['bits_per_dim']:.4f}{error} bits/dim over {summary['num_images']} images "
+        f"({summary['data']}, {summary['split']}{given}): {summary['bits_per_dim_is']}\n"
+        f"  standard error: {', '.join(errors) or 'unknown of one image and one probe'}\n"
+        f"  dequantization: {summary['dequantization']}, {summary['num_importance']} an image\n"
+        f"  log p at t_min {summary['t_min']:g}: {summary['log_prob']:.2f} nats, "
+        f"divergence {summary['divergence']}{'' if number is None else f', probes {number}'}\n"
+        f"  NFE {summary['nfe']:.0f}, rtol {summary['rtol']:g}, atol {summary['atol']:g}, "
+        f"{summary['precision']}"
+    )
+
+
+def _float64(array: ArrayLike) -> np.ndarray:
+    return np.asarray(array, np.float64)

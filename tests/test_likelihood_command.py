@@ -1,0 +1,134 @@
+"""`--mode likelihood` interrupted, started again, shortened and changed, as a user would."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = 21
+SETTINGS = (
+    f"--config.likelihood.num_images={IMAGES}",
+    "--config.likelihood.batch_size=3",  # the last batch is a part of one
+    "--config.likelihood.num_probes=2",
+    "--config.likelihood.num_importance=2",
+    "--config.likelihood.rtol=1e-3",
+    "--config.likelihood.atol=1e-3",
+)
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def succeed(*arguments):
+    process = start(*arguments)
+    told, said = process.communicate(timeout=240)
+    assert process.returncode == 0, told + said
+    return told
+
+
+def likelihood(workdir, *arguments):
+    return succeed("--mode=likelihood", "--workdir", workdir, *SETTINGS, *arguments)
+
+
+def values(workdir):
+    with np.load(workdir / "likelihood.npz") as arrays:  # whole at any time
+        return dict(arrays)
+
+
+def stop(workdir, number, which):
+    """Send a running command the signal as soon as the file holds so many images."""
+    process = start("--mode=likelihood", "--workdir", workdir, *SETTINGS)
+    deadline = time.monotonic() + 200
+    while not (workdir / "likelihood.npz").exists() or len(values(workdir)["nfe"]) < number:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(which)
+    _, said = process.communicate(timeout=60)
+    assert number <= len(values(workdir)["nfe"]) < IMAGES  # or it was not an interruption
+    assert json.loads((workdir / "likelihood.json").read_text())["complete"] is False
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The workdir of a tiny run with its likelihoods, computed in one go."""
+    workdir = tmp_path_factory.mktemp("likelihood") / "run"
+    small = ("--config.model.width=8", "--config.training.batch_size=16")
+    steps = ("--config.training.num_steps=1", "--config.training.sample_every=0")
+    succeed("--mode=train", "--workdir", workdir, *small, *steps)
+    told = likelihood(workdir)
+    summary = json.loads((workdir / "likelihood.json").read_text())
+    assert f"{summary['bits_per_dim']:.4f} +- {summary['standard_error']:.4f} bits/dim" in told
+    assert "(digits, test): upper bound by dequantization, up to solver and probes" in told
+    assert f"{summary['standard_error_probes']:.4f} over probes" in told
+    assert "dequantization: uniform, 17 levels, 2 an image" in told
+    for said in ("t_min 1e-05", "rademacher, probes 2", "rtol 0.001, atol 0.001", "float32"):
+        assert said in told
+    arrays = values(workdir)
+    assert arrays["log_prob"].shape == arrays["log_weight"].shape == (IMAGES, 2)
+    assert arrays["nfe"].shape == arrays["probe_error"].shape == (IMAGES,)
+    # Each image's probes are its own: variances of the mean add up.
+    error = np.sqrt(np.square(arrays["probe_error"].astype(np.float64)).sum()) / IMAGES
+    assert summary["standard_error_probes"] == pytest.approx(error, rel=1e-12)
+    return workdir
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("likelihood.*"))
+    stop(workdir, 6, signal.SIGKILL)
+    (workdir / "likelihood.npz.partial").write_bytes(b"as a kill may leave it")
+    status, said = stop(workdir, len(values(workdir)["nfe"]) + 3, signal.SIGINT)
+    assert status == 130 and "Traceback" not in said
+    done = len(values(workdir)["nfe"])
+    told = likelihood(workdir)
+    assert f"{done} images of these settings; going on after them" in told
+    once, again = values(unbroken), values(workdir)
+    assert once.keys() == again.keys()
+    for name in once:  # the same batches: bit for bit
+        np.testing.assert_array_equal(once[name], again[name], err_msg=name)
+    summaries = [(folder / "likelihood.json").read_text() for folder in (unbroken, workdir)]
+    assert summaries[0] == summaries[1]
+    assert not list(workdir.glob("*.partial"))
+
+
+def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir)
+    before, summary = values(workdir), (workdir / "likelihood.json").read_text()
+
+    told = likelihood(workdir, "--config.likelihood.num_images=5")
+    assert f"{IMAGES} images of these settings; those of the first 5 follow" in told
+    bits = before["bits_per_dim"][:5].astype(np.float64)
+    assert f"{bits.mean():.4f} +- " in told and "over 5 images" in told
+    assert values(workdir).keys() == before.keys() and len(values(workdir)["nfe"]) == IMAGES
+    assert (workdir / "likelihood.json").read_text() == summary
+
+    other = ("--config.likelihood.rtol=1e-2", "--config.likelihood.divergence=exact")
+    told = likelihood(workdir, "--config.likelihood.num_images=2", *other)
+    said = "of another likelihood.divergence, likelihood.rtol; it is now likelihood.old.npz"
+    assert said in told and "up to the solver\n" in told and "over probes" not in told
+    assert len(values(workdir)["nfe"]) == 2 and "probe_error" not in values(workdir)
+    new = json.loads((workdir / "likelihood.json").read_text())
+    assert new["num_probes"] is None and new["standard_error_probes"] is None
+    assert new["complete"] and new["num_images"] == 2
+    with np.load(workdir / "likelihood.old.npz") as old:
+        np.testing.assert_array_equal(old["bits_per_dim"], before["bits_per_dim"])
+    assert (workdir / "likelihood.old.json").read_text() == summary
