@@ -45,7 +45,6 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The reverse SDE mends the errors of a small network better than the flow does: benchmarks.
     config.sampling.method = "dpmpp"
-    config.sampling.order = 2
     config.sampling.eta = 1.0
     config.sampling.num_steps = 30
     return config
