@@ -106,9 +106,7 @@ def sampler(config: ConfigDict) -> Sampler:
     """Return the sampler; for annealed Langevin dynamics (`ald`) `num_steps` are noise levels."""
     settings = config.sampling
     if settings.method == "ode":
-        return ProbabilityFlow(
-            rtol=settings.rtol, atol=settings.atol, denoise=settings.denoise, t_min=settings.t_min
-        )
+        return probability_flow(config)
     if settings.method == "ald":
         return AnnealedLangevin(
             num_steps=settings.num_steps,
@@ -126,6 +124,21 @@ def sampler(config: ConfigDict) -> Sampler:
         snr=settings.snr,
         denoise=settings.denoise,
         faithful=settings.faithful,
+        t_min=settings.t_min,
+    )
+
+
+def probability_flow(config: ConfigDict) -> ProbabilityFlow:
+    """Return the flow that samples (`ode`), encodes and decodes; `num_steps` are those of
+    `euler`."""
+    settings = config.sampling
+    return ProbabilityFlow(
+        rtol=settings.rtol,
+        atol=settings.atol,
+        solver=settings.solver,
+        step_control=settings.step_control,
+        num_steps=settings.num_steps if settings.solver == "euler" else None,
+        denoise=settings.denoise,
         t_min=settings.t_min,
     )
 

@@ -129,7 +129,11 @@ def _sampling() -> ConfigDict:
             "t_min": config_dict.placeholder(float),  # unset: the process's own
             "rtol": 1e-5,
             "atol": 1e-5,
+            "solver": "dopri5",  # this and the next for the probability flow, as rtol and atol
+            "step_control": "sample",
             "gif": False,
+            "num_pairs": 8,  # this and the next for --mode interpolate
+            "num_between": 8,
         }
     )
 
@@ -255,6 +259,10 @@ CHECKS = (
     _time("sampling.t_min"),
     _tolerance("sampling.rtol"),
     _tolerance("sampling.atol"),
+    _one_of("sampling.solver", "dopri5", "tsit5", "dopri8", "heun", "euler"),
+    _one_of("sampling.step_control", "sample", "batch"),
+    _at_least("sampling.num_pairs", 1),
+    _at_least("sampling.num_between", 1),
     Check("likelihood.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
     _one_of("likelihood.split", "train", "test"),
     _at_least("likelihood.num_images", 0),
