@@ -1,5 +1,6 @@
 """`--mode interpolate`: what lies between held-out images in the probability flow's latents."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from score_sde import build, data
 from score_sde.config import refuse
 from score_sde.modes import pictures, start
 from score_sde.run import Interpolation, Run, load
+from score_sde.samplers import ProbabilityFlow
 
 SHOWN = 40  # more rows would make a picture that no viewer shows
 
@@ -33,7 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     indices = indices[: settings.num_pairs]
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
-    print(f"flow: {build.probability_flow(config)}")
+    print(f"flow: {_flow(config)}")
     batches = trained.interpolation_batches(
         jax.random.key(settings.seed),
         images[indices[:, 0]],
@@ -76,6 +78,11 @@ def pairs(classes: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.int32).reshape(-1, 2)
 
 
+def _flow(config: ConfigDict) -> ProbabilityFlow:
+    # There and back: it never denoises.
+    return dataclasses.replace(build.probability_flow(config), denoise=False)
+
+
 def _write(
     trained: Run,
     done: Interpolation,
@@ -84,7 +91,6 @@ def _write(
     labels: np.ndarray,
     workdir: Path,
 ) -> None:
-    flow = build.probability_flow(trained.config)
     same = (done.images[:, [0, -1]] == real).mean(axis=(2, 3, 4))
     np.savez_compressed(
         workdir / "interpolation.npz",
@@ -96,7 +102,7 @@ def _write(
         nfe=done.nfe,
         rms=done.rms,
         same=same,
-        sampler=str(flow),
+        flow=str(_flow(trained.config)),
         seed=trained.config.sampling.seed,
         step=trained.step,
     )
