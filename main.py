@@ -1,4 +1,4 @@
-"""Train a score model, sample from it, compute likelihoods.
+"""Train a score model, sample from it, compute likelihoods, interpolate.
 
   python main.py --mode MODE [--config configs/NAME.py[:variant]] [--workdir DIR]
                  [--config.section.key=value ...]
@@ -34,6 +34,7 @@ MODES = {
     "train": "train the model of --config, or resume the training of --workdir",
     "sample": "draw images: samples.png, samples.npz, on request samples.gif",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
+    "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }

@@ -31,7 +31,6 @@ from score_sde.training import optimizers
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pc": PredictorCorrector,
     "ald": AnnealedLangevin,
-    "ode": ProbabilityFlow,
     "ddim": DDIM,
     "dpmpp": ExponentialMultistep,
     "unipc": partial(ExponentialMultistep, corrector=True),
@@ -131,11 +130,28 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
 def sampler(config: ConfigDict) -> Sampler:
     """Return the sampler; what is unset is the sampler's own default."""
     settings = config.sampling
+    if settings.method == "ode":
+        return probability_flow(config)
     given = {key: settings[key] for key in SAMPLER_KEYS[settings.method]}
     given = {key: value for key, value in given.items() if value is not None}
     if settings.method in _FAST:
         given["num_levels"] = config.model.num_levels
     return _SAMPLERS[settings.method](**given)
+
+
+def probability_flow(config: ConfigDict) -> ProbabilityFlow:
+    """Return the flow that samples (`ode`), encodes and decodes; `num_steps` are those of
+    `euler`, 100 unless set."""
+    settings = config.sampling
+    return ProbabilityFlow(
+        rtol=settings.rtol,
+        atol=settings.atol,
+        solver=settings.solver,
+        step_control=settings.step_control,
+        num_steps=(settings.num_steps or 100) if settings.solver == "euler" else None,
+        denoise=settings.denoise,
+        t_min=settings.t_min,
+    )
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -135,6 +135,8 @@ def _sampling() -> ConfigDict:
             "step_size": 0.1,
             "consistent": True,
             # ode
+            "solver": "dopri5",
+            "step_control": "sample",
             "rtol": 1e-5,
             "atol": 1e-5,
             # ddim, dpmpp, unipc, heun
@@ -146,6 +148,9 @@ def _sampling() -> ConfigDict:
             "churn_from": 0.0,
             "churn_to": config_dict.placeholder(float),
             "churn_noise": 1.0,
+            # interpolations, which take the settings of ode too
+            "num_pairs": 8,
+            "num_between": 8,
         }
     )
 
@@ -170,7 +175,7 @@ SAMPLER_KEYS: dict[str, tuple[str, ...]] = {
         *("probability_flow", "faithful", "denoise", "t_min"),
     ),
     "ald": ("num_steps", "steps_per_level", "step_size", "consistent", "denoise", "t_min"),
-    "ode": ("rtol", "atol", "denoise", "t_min"),
+    "ode": ("solver", "step_control", "rtol", "atol", "num_steps", "denoise", "t_min"),
     "ddim": ("eta", *_FAST),
     "dpmpp": ("order", "eta", *_FAST),
     "unipc": ("order", *_FAST),
@@ -310,6 +315,10 @@ CHECKS = (
     _positive("sampling.churn_noise"),
     _tolerance("sampling.rtol"),
     _tolerance("sampling.atol"),
+    _one_of("sampling.solver", "dopri5", "tsit5", "dopri8", "heun", "euler"),
+    _one_of("sampling.step_control", "sample", "batch"),
+    _at_least("sampling.num_pairs", 1),
+    _at_least("sampling.num_between", 1),
     Check("likelihood.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
     _one_of("likelihood.split", "train", "test"),
     _at_least("likelihood.num_images", 0),

@@ -1,8 +1,7 @@
-"""Adaptive integration of the probability flow inside XLA (Diffrax), with a step size for each
-sample.
+"""Integration of the probability flow inside XLA (Diffrax).
 
-Every sample is a solve of its own, so its result and its number of evaluations do not depend on its
-batch-mates. Under vmap the loop runs until the slowest sample is done.
+By default every sample is a solve of its own, so its result and its number of evaluations do not
+depend on its batch-mates. Under vmap the loop runs until the slowest sample is done.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+SOLVERS: dict[str, Callable[[], Any]] = {
+    "tsit5": diffrax.Tsit5,  # Tsitouras 2011, 5(4)
+    "dopri5": diffrax.Dopri5,  # Dormand, Prince 1980, 5(4)
+    "dopri8": diffrax.Dopri8,  # Prince, Dormand 1981, 8(7)
+    "heun": diffrax.Heun,  # 2(1)
+    "euler": diffrax.Euler,  # without error estimate: fixed steps
+}
+STEP_CONTROLS = ("sample", "batch")
+# A step's length follows from its own error and the last one's (Soederlind 2002, section 3). With a
+# trained network about half the error of a controller by its own alone at rtol = atol = 1e-4, and
+# no difference at 1e-5 (benchmarks/README.md).
+INTEGRAL, PROPORTIONAL = 0.4, 0.2
 MIN_STEPS, MAX_STEPS = 20, 4096
 
 
@@ -46,8 +57,11 @@ def integrate(
     rtol: float | Array,
     atol: float | Array,
     times: Array | None = None,
+    solver: str = "dopri5",
+    step_control: str = "sample",
+    num_steps: int | None = None,
 ) -> Solution:
-    """Integrate dy/dt = field(t, y, args) for each sample by Dormand and Prince's 5(4) pair.
+    """Integrate dy/dt = field(t, y, args) for each sample.
 
     A step's error is the root mean square over each leaf of y, and the largest of these over the
     leaves, so that a scalar leaf (a log density) counts as much as an image.
@@ -58,44 +72,90 @@ def integrate(
         args: a pytree with a leading batch axis, handed to ``field``.
         start: the first time.
         end: the last time, before or after ``start``.
-        rtol: relative tolerance of a step's error.
-        atol: absolute tolerance of a step's error.
+        rtol: relative tolerance of a step's error; without effect for ``euler``.
+        atol: absolute tolerance of a step's error; likewise.
         times: (n,) times from start to end at which states are kept.
+        solver: a key of ``SOLVERS``.
+        step_control: ``sample``, a step size for each, or ``batch``, one for all by the root mean
+            square over the whole batch: then a sample depends on its batch-mates.
+        num_steps: of ``euler``, equal in t; None for the others, which try ``MAX_STEPS`` at most.
+
+    Raises:
+        ValueError: an unknown solver or step control, ``euler`` without steps, or others with.
     """
-    # A bound on the step: on smooth flows the error estimate of a step over a third of the interval
-    # can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). Networks take more
-    # steps than this anyway.
-    longest = jnp.abs(jnp.asarray(end) - start) / MIN_STEPS
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_rms, dtmax=longest)
+    check_method(solver, step_control, num_steps)
+    together = step_control == "batch"
+    method = SOLVERS[solver]()
+    flow = jax.vmap(field, (None, 0, 0)) if together else field
+    if num_steps is not None:
+        # By the number of the step: it is exact, where a sum of steps in t may end short of the end
+        # and take one more.
+        step = (jnp.asarray(end) - start) / num_steps
+        times = None if times is None else (times - start) / step
+        interval: dict[str, Any] = {"t0": 0.0, "t1": float(num_steps), "dt0": 1.0}
+        controller: Any = diffrax.ConstantStepSize()
+
+        def vector_field(index: Array, y: Any, args: Any) -> Any:
+            return jax.tree.map(lambda leaf: step * leaf, flow(start + step * index, y, args))
+    else:
+        # A bound on the step: on smooth flows the error estimate of a step over a third of the
+        # interval can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). Networks
+        # take more steps than this anyway.
+        longest = jnp.abs(jnp.asarray(end) - start) / MIN_STEPS
+        interval = {"t0": start, "t1": end, "dt0": None}
+        controller = diffrax.PIDController(
+            rtol=rtol,
+            atol=atol,
+            norm=_largest_rms,
+            icoeff=INTEGRAL,
+            pcoeff=PROPORTIONAL,
+            dtmax=longest,
+        )
+        vector_field = flow  # type: ignore[assignment]
     saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])
+    shared, new = _evaluations(method)
 
     def solve(y: Any, args: Any) -> tuple[Any, Array, Any]:
+        # A first stage that is the last of the step before is handed over; the very first too,
+        # which would else be repeated until a step is accepted.
+        first = (jnp.asarray(False), flow(jnp.asarray(start), y, args)) if shared else None
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),  # type: ignore[arg-type]  # t is an array in a solve
-            diffrax.Dopri5(),
-            t0=start,
-            t1=end,
-            dt0=None,
+            diffrax.ODETerm(vector_field),  # type: ignore[arg-type]  # t is an array in a solve
+            method,
+            **interval,
             y0=y,
             args=args,
             saveat=diffrax.SaveAt(subs=saves),
             stepsize_controller=controller,
-            max_steps=MAX_STEPS,
-            solver_state=(jnp.asarray(False), field(jnp.asarray(start), y, args)),
+            max_steps=MAX_STEPS if num_steps is None else num_steps,
+            solver_state=first,
             throw=False,
         )
-        # Six new stages a step, accepted or not: its first is the last of the step before. The very
-        # first is the evaluation above, which would else be repeated until a step is accepted. A
-        # test counts the calls.
-        return solution.ys, 1 + 6 * solution.stats["num_steps"], solution.result
+        # Of every step, accepted or not. A test counts the calls.
+        return solution.ys, shared + new * solution.stats["num_steps"], solution.result
 
-    ys, nfe, result = jax.vmap(solve)(y, args)
-    return Solution(
-        jax.tree.map(lambda leaf: leaf[:, 0], ys[0]),
-        nfe,
-        result,
-        ys[1] if times is not None else None,
-    )
+    if together:
+        ys, nfe, result = solve(y, args)
+        size = len(jax.tree.leaves(y)[0])
+        ys = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), ys)
+        nfe, result = jax.tree.map(lambda one: jnp.full(size, one), (nfe, result))
+    else:
+        ys, nfe, result = jax.vmap(solve)(y, args)
+    end_state = jax.tree.map(lambda leaf: leaf[:, 0], ys[0])
+    result = jax.vmap(_told)(end_state, result)
+    return Solution(end_state, nfe, result, ys[1] if times is not None else None)
+
+
+def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
+    """Raise ValueError for what ``integrate`` does not take."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver = {solver!r}: allowed are {', '.join(SOLVERS)}")
+    if step_control not in STEP_CONTROLS:
+        raise ValueError(f"step_control = {step_control!r}: allowed are {', '.join(STEP_CONTROLS)}")
+    fixed = solver == "euler"
+    if fixed != (num_steps is not None) or (num_steps is not None and num_steps < 1):
+        allowed = "integers of at least 1" if fixed else "None, as the steps adapt,"
+        raise ValueError(f"num_steps = {num_steps!r}: allowed are {allowed} with {solver}")
 
 
 def check(result: diffrax.RESULTS) -> None:
@@ -114,3 +174,18 @@ def check(result: diffrax.RESULTS) -> None:
 def _largest_rms(error: Any) -> Array:
     squares = [jnp.mean(jnp.square(leaf)) for leaf in jax.tree.leaves(error)]
     return jnp.sqrt(jnp.max(jnp.stack(squares)))
+
+
+def _evaluations(method: Any) -> tuple[int, int]:
+    """Evaluations that a solve begins with, and new ones of each step."""
+    if isinstance(method, diffrax.Euler):
+        return 0, 1
+    shared = int(method.tableau.fsal)  # first same as last
+    return shared, method.tableau.num_stages - shared
+
+
+def _told(end: Any, result: Any) -> Any:
+    """The verdict on one sample: fixed steps succeed whatever comes out of them."""
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
+    fine = finite | (result != diffrax.RESULTS.successful)
+    return diffrax.RESULTS.where(fine, result, diffrax.RESULTS.nonfinite)

@@ -20,6 +20,7 @@ from score_sde.errors import UserError
 from score_sde.integrate import SolveError
 from score_sde.likelihood import ImageLikelihood, image_log_likelihood
 from score_sde.samplers.base import image_keys, start
+from score_sde.samplers.ode import slerp
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
 from score_sde.training.mesh import along_data, data_mesh, replicated
@@ -39,6 +40,25 @@ class Images(NamedTuple):
     nfe: np.ndarray
     labels: np.ndarray | None = None
     trajectory: np.ndarray | None = None
+
+
+class Interpolation(NamedTuple):
+    """What lies between n pairs of images, as numpy arrays.
+
+    Attributes:
+        images: uint8 (n, num + 2, H, W, C); the first and last of each row are the pair itself,
+            there and back.
+        latents: of the pairs, float32 (n, 2, H, W, C).
+        nfe: evaluations of the score for each image, int32: (n, num + 4), the pair's encoding
+            first, then its row's decoding.
+        rms: root mean square of what there and back changes in each image of a pair, in the model's
+            units, float32 (n, 2).
+    """
+
+    images: np.ndarray
+    latents: np.ndarray
+    nfe: np.ndarray
+    rms: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,8 @@ class Run:
         self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool = False
     ) -> Iterator[Images]:
         """Draw n images, `sampling.batch_size` at a time. An image depends on its index and the
-        key, not on its batch (but for `sampling.faithful` Langevin steps).
+        key, not on its batch (but for `sampling.faithful` Langevin steps, and a probability flow
+        with `sampling.step_control = "batch"`).
 
         Args:
             key: a jax key.
@@ -91,7 +112,7 @@ class Run:
             raise ValueError(f"n = {n}: allowed are integers of at least 1")
         sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
         classes = self._classes(n, labels)
-        batch = shared(min(n, self.config.sampling.batch_size))
+        batch = self.batch(n)
         shape = (batch, *build.image_shape(self.config))
         for first in range(0, n, batch):
             count = min(batch, n - first)
@@ -119,6 +140,140 @@ class Run:
                 labels=None if part is None else part[:count],
                 trajectory=None if path is None else np.asarray(pixels.to_uint8(path))[:, :count],
             )
+
+    def batch(self, n: int) -> int:
+        """How many of n images are worked on at a time: `sampling.batch_size` at most, but for a
+        multiple of the number of devices."""
+        return shared(min(n, self.config.sampling.batch_size))
+
+    def encode(
+        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Return the latents of images by the probability flow, float32 (n, H, W, C).
+
+        `sampling.solver`, `rtol`, `atol`, `step_control` and `t_min` hold, whatever
+        `sampling.method`. A model that was trained on dequantized pixels
+        (`training.dequantize`) gets such, others the pixels as they are.
+
+        Args:
+            key: a jax key, for dequantization.
+            images: uint8 (n, H, W, C), with the data set's own levels.
+            labels: their classes, int32 (n,), for a class-conditional model.
+
+        Raises:
+            ValueError: other images, or labels where there should be none, or none where there
+                should be some.
+            UserError: a solve that fails, with the solver's reason.
+        """
+        images = self._checked(images)
+        classes = self._required(len(images), labels)
+        return self._flow(self._to_model(key, images), classes, back=False)[0]
+
+    def decode(self, latents: ArrayLike, *, labels: ArrayLike | None = None) -> np.ndarray:
+        """Return the images of latents, uint8 (n, H, W, C): the inverse of `encode`, so without the
+        denoising of `sample`. Arguments and errors as there."""
+        x, shape = np.asarray(latents, np.float32), build.image_shape(self.config)
+        if x.shape[1:] != shape or not len(x):
+            raise ValueError(f"latents are {x.shape}: allowed are (n, *{shape}), n of at least 1")
+        x, _ = self._flow(x, self._required(len(x), labels), back=True)
+        return np.asarray(build.pixel_range(self.config).to_uint8(jnp.asarray(x)))
+
+    def interpolate(
+        self,
+        key: Array,
+        first: np.ndarray,
+        second: np.ndarray,
+        num: int,
+        *,
+        labels: ArrayLike | None = None,
+    ) -> Interpolation:
+        """Decode `num` latents on the great circle between those of each pair (`slerp`).
+
+        Args:
+            key: a jax key, for dequantization.
+            first: uint8 (n, H, W, C), with the data set's own levels.
+            second: likewise.
+            num: how many between each pair, at equal angles.
+            labels: a class for each pair, int32 (n,), for a class-conditional model.
+
+        Raises: as `encode`.
+        """
+        parts = self.interpolation_batches(key, first, second, num, labels=labels)
+        return Interpolation(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def interpolation_batches(
+        self,
+        key: Array,
+        first: np.ndarray,
+        second: np.ndarray,
+        num: int,
+        *,
+        labels: ArrayLike | None = None,
+    ) -> Iterator[Interpolation]:
+        """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
+        first, second = self._checked(first), self._checked(second)
+        if num < 1 or len(first) != len(second):
+            raise ValueError(
+                f"num = {num} between {len(first)} and {len(second)} images: allowed are integers "
+                "of at least 1, and as many first as second images"
+            )
+        classes = self._required(len(first), labels)
+        pairs = np.stack([first, second], axis=1)
+        flat = pairs.reshape(-1, *pairs.shape[2:])  # a pair's images are neighbours
+        x0 = self._to_model(key, flat).reshape(pairs.shape)
+        return self._interpolation_batches(x0, classes, jnp.linspace(0.0, 1.0, num + 2))
+
+    def _interpolation_batches(
+        self, x0: np.ndarray, classes: np.ndarray | None, weights: Array
+    ) -> Iterator[Interpolation]:
+        n, row, pixels = len(x0), len(weights), build.pixel_range(self.config)
+        room = max(1, self.config.sampling.batch_size // row)
+        size = -(-n // -(-n // room))  # of equal parts
+        for begin in range(0, n, size):
+            pairs = _padded(x0[begin : begin + size], size)
+            given = None if classes is None else _padded(classes[begin : begin + size], size)
+            latents, there = self._flow_of_rows(pairs, given, back=False)
+            ends = jnp.asarray(latents)
+            between = np.asarray(slerp(ends[:, 0], ends[:, 1], weights))
+            x, nfe = self._flow_of_rows(between, given, back=True)
+            change = np.square(x[:, [0, -1]] - pairs).mean(axis=(2, 3, 4))
+            whole = Interpolation(
+                images=np.asarray(pixels.to_uint8(jnp.asarray(x))),
+                latents=latents,
+                nfe=np.concatenate([there, nfe], axis=1),
+                rms=np.sqrt(change),
+            )
+            yield Interpolation(*(array[: n - begin] for array in whole))
+
+    def _flow_of_rows(
+        self, x: np.ndarray, classes: np.ndarray | None, *, back: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_flow`, for rows of states (n, row, H, W, C) with a class for each row, (n,)."""
+        n, row = x.shape[:2]
+        each = None if classes is None else np.repeat(classes, row)
+        ends, nfe = self._flow(x.reshape(-1, *x.shape[2:]), each, back=back)
+        return ends.reshape(x.shape), nfe.reshape(n, row)
+
+    def _flow(
+        self, x: np.ndarray, classes: np.ndarray | None, *, back: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Take states (n, H, W, C) from t_min to T, or back; also return the evaluations (n,)."""
+        flow = build.probability_flow(self.config)
+        follow, batch, ends = flow.decode if back else flow.encode, self.batch(len(x)), []
+        for first in range(0, len(x), batch):
+            part = _padded(x[first : first + batch], batch)
+            given = None if classes is None else _padded(classes[first : first + batch], batch)
+            spread = jax.device_put(jnp.asarray(part), along_data(data_mesh()))
+            with _told_as("sampling"):
+                ends.append(follow(self.sde, _given(self.smooth_score, given), spread))
+        x_end, nfe = (np.concatenate([np.asarray(end[i]) for end in ends]) for i in (0, 1))
+        return x_end[: len(x)], nfe[: len(x)]
+
+    def _to_model(self, key: Array, images: np.ndarray) -> np.ndarray:
+        pixels, integers = build.pixel_range(self.config), jnp.asarray(images)
+        if not pixels.dequantize:
+            return np.asarray(pixels.to_model(integers))
+        return np.asarray(pixels.uniform(image_keys(key, len(images)), integers).x)
 
     def log_likelihood(
         self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
@@ -148,6 +303,11 @@ class Run:
         of index `first` on."""
         if self.config.model.class_conditional and labels is None:
             raise ValueError("labels: the likelihoods of this model are those given the class")
+        images = self._checked(images)
+        return self._likelihood_batches(key, images, self._classes(len(images), labels), first)
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        """Given images, which are some of the data set's kind."""
         images, shape = np.asarray(images), build.image_shape(self.config)
         if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
             height, width, channels = shape
@@ -158,7 +318,7 @@ class Run:
         levels = build.pixel_range(self.config).levels
         if images.max() >= levels:
             raise ValueError(f"images reach {images.max()}: allowed are 0 to {levels - 1}")
-        return self._likelihood_batches(key, images, self._classes(len(images), labels), first)
+        return images
 
     def _likelihood_batches(
         self, key: Array, images: np.ndarray, classes: np.ndarray | None, first: int
@@ -185,6 +345,12 @@ class Run:
                     first=index,
                 )
             yield leading(jax.tree.map(np.asarray, values), len(part))
+
+    def _required(self, n: int, labels: ArrayLike | None) -> np.ndarray | None:
+        """The classes of n given images or latents, which have no default."""
+        if self.config.model.class_conditional and labels is None:
+            raise ValueError("labels: the latents of this model are those given the class")
+        return self._classes(n, labels)
 
     def _classes(self, n: int, labels: ArrayLike | None) -> np.ndarray | None:
         if labels is None:

@@ -71,7 +71,7 @@ def refused(*arguments: str | Path, cwd: Path) -> str:
 
 def test_help_lists_the_modes(tmp_path):
     told = succeed("--help", cwd=tmp_path)
-    for mode in ("train", "sample", "likelihood", "convert", "export"):
+    for mode in ("train", "sample", "likelihood", "interpolate", "convert", "export"):
         assert f"\n  {mode} " in told
     assert succeed("-h", cwd=tmp_path) == told
 
@@ -80,11 +80,13 @@ DIGITS = f"--config={CONFIGS / 'vp_digits.py'}"
 MISTAKES = {
     "no mode": (
         [],
-        "error: --mode: missing; allowed are train, sample, likelihood, convert, export",
+        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, convert, "
+        "export",
     ),
     "unknown mode": (
         ["--mode=trian"],
-        "error: --mode = 'trian': allowed are train, sample, likelihood, convert, export",
+        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, convert, "
+        "export",
     ),
     "mode without value": (
         ["--mode"],
@@ -180,6 +182,14 @@ MISTAKES = {
     "sampler that does not exist": (
         ["--mode=sample", "--config.sampling.method=hmc", DIGITS, "--mode=train"],
         "error: config.sampling.method = 'hmc': allowed are pc, ald, ode, ddim, dpmpp, unipc, heun",
+    ),
+    "solver that does not exist": (
+        ["--mode=train", DIGITS, "--config.sampling.solver=rk45"],
+        "error: config.sampling.solver = 'rk45': allowed are dopri5, tsit5, dopri8, heun, euler",
+    ),
+    "step control that does not exist": (
+        ["--mode=train", DIGITS, "--config.sampling.step_control=pid"],
+        "error: config.sampling.step_control = 'pid': allowed are sample, batch",
     ),
     "resolution not divisible": (
         ["--mode=train", DIGITS, "--config.model.multipliers=1,1,1,1,1"],
@@ -319,6 +329,7 @@ def test_sampling_needs_the_workdir_only(workdir, tmp_path):
     assert arrays["images"].max() <= 16
     # two steps of Euler-Maruyama and the denoising
     assert arrays["nfe"].tolist() == [3, 3, 3]
+    assert "batch_size" not in arrays  # which an image does not depend on
     # prior, two steps, denoised; GIF joins frames that are equal
     assert 2 <= Image.open(workdir / "samples.gif").n_frames <= 4
     assert workdirs.load(workdir).sampling.num_samples == 64  # the saved config holds
@@ -371,6 +382,85 @@ def test_tolerances_that_no_solve_meets_are_an_error(trained):
     assert done.returncode == 2
     said = done.stderr.rstrip("\n").splitlines()[-1]
     assert said.startswith("error: config.sampling.rtol, config.sampling.atol: the solve failed")
+
+
+LOOSE = ("--config.sampling.rtol=0.1", "--config.sampling.atol=0.1")
+
+
+def test_a_common_step_is_recorded_with_the_samples(workdir, trained):
+    """What an image depends on beside its index."""
+    together = ("--config.sampling.method=ode", "--config.sampling.step_control=batch")
+    arguments = (*FEW, *LOOSE, *together, "--config.sampling.batch_size=2")
+    succeed("--mode=sample", *arguments, cwd=trained)
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["batch_size"] == 2 and arrays["images"].shape == (3, 8, 8, 1)
+    assert arrays["nfe"][0] == arrays["nfe"][1]
+
+
+def test_interpolation_between_held_out_images(workdir, trained):
+    few = ("--config.sampling.num_pairs=3", "--config.sampling.num_between=2")
+    tight = ("--config.sampling.rtol=1e-4", "--config.sampling.atol=1e-4")
+    # batches of 8 have room for two pairs' rows of four
+    arguments = (*few, *tight, "--config.sampling.batch_size=8")
+    told = succeed("--mode=interpolate", "--workdir", workdir, *arguments, cwd=trained)
+    assert "3 pairs, 2 between: NFE " in told and "there and back: root mean square " in told
+    arrays = np.load(workdir / "interpolation.npz")
+    images, labels = load("digits", "test")
+    assert arrays["indices"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    np.testing.assert_array_equal(arrays["real"], images[arrays["indices"]])
+    np.testing.assert_array_equal(arrays["labels"], labels[arrays["indices"]])
+    assert arrays["images"].shape == (3, 4, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    assert arrays["latents"].shape == (3, 2, 8, 8, 1) and arrays["latents"].dtype == np.float32
+    assert arrays["nfe"].shape == (3, 6) and arrays["rms"].shape == (3, 2)
+    # The way there and back costs two solves' errors, some hundred steps of 1e-4 each that mostly
+    # cancel; a pixel is another integer where this crosses the edge of its bin, 2 / 17 wide.
+    assert arrays["rms"].max() < 5e-3
+    np.testing.assert_allclose(
+        (arrays["images"][:, [0, -1]] == arrays["real"]).mean(axis=(2, 3, 4)), arrays["same"]
+    )
+    assert arrays["same"].mean() > 0.9
+    # 3 rows of 4 images of 8 pixels, magnified 8 times, with lines of one pixel
+    assert Image.open(workdir / "interpolation.png").size == (4 * 72 - 8, 3 * 72 - 8)
+
+    # The same from Python.
+    settings = {"sampling.rtol": 1e-4, "sampling.atol": 1e-4, "sampling.batch_size": 8}
+    run = score_sde.load(workdir, changed(workdirs.load(workdir), settings))
+    first, second = images[:6:2], images[1:6:2]
+    again = run.interpolate(jax.random.key(0), first, second, 2)
+    np.testing.assert_array_equal(again.images, arrays["images"])
+    # In another batch: one solve for each image, equal to some ten times the tolerance.
+    latents = run.encode(jax.random.key(0), images[:6])
+    np.testing.assert_allclose(latents.reshape(3, 2, 8, 8, 1), arrays["latents"], atol=1e-2)
+    back = run.decode(latents)
+    assert back.dtype == np.uint8 and (back == images[:6]).mean() > 0.9
+    for wrong, said in (
+        (lambda: run.decode(latents[0]), r"latents are \(8, 8, 1\)"),
+        (lambda: run.interpolate(jax.random.key(0), first, second[:2], 2), "3 and 2 images"),
+        (lambda: run.interpolate(jax.random.key(0), first, second, 0), "num = 0"),
+        (lambda: run.encode(jax.random.key(0), images[:6], labels=[0] * 6), "without classes"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+
+
+def test_mistakes_of_an_interpolation_are_told_in_one_line(workdir, trained):
+    for arguments, said in (
+        (
+            ["--config.sampling.num_pairs=149"],
+            "error: config.sampling.num_pairs = 149: allowed are 1 to 148, the pairs of the test "
+            "images of digits",
+        ),
+        (
+            ["--config.sampling.rtol=1e-12", "--config.sampling.atol=1e-12"],
+            "error: config.sampling.rtol, config.sampling.atol: the solve failed for ",
+        ),
+    ):
+        before = sorted(workdir.iterdir())
+        small = ("--config.sampling.num_between=1", "--config.sampling.batch_size=3")
+        done = command("--mode=interpolate", *small, *arguments, cwd=trained)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.rstrip("\n").splitlines()[-1].startswith(said)
+        assert "Traceback" not in done.stderr and sorted(workdir.iterdir()) == before
 
 
 def test_a_training_that_ended_before_it_began_may_change(tmp_path):
@@ -554,6 +644,18 @@ def test_a_class_conditional_model(tmp_path):
     images = load("digits", "test", "").images[:3]
     with pytest.raises(ValueError, match="labels: the likelihoods of this model"):
         run.log_likelihood(jax.random.key(0), images)
+
+    few = ("--config.sampling.num_pairs=2", "--config.sampling.num_between=1")
+    loose = ("--config.sampling.rtol=1e-2", "--config.sampling.atol=1e-2")
+    succeed("--mode=interpolate", *few, *loose, cwd=tmp_path)
+    arrays = np.load(workdir / "interpolation.npz")
+    assert (arrays["labels"][:, 0] == arrays["labels"][:, 1]).all()  # a pair is of one class
+    latents = run.encode(jax.random.key(0), images, labels=labels)
+    other = run.encode(jax.random.key(0), images, labels=[3, 1, 5])
+    np.testing.assert_array_equal(latents[:2], other[:2])
+    assert not np.array_equal(latents[2], other[2])
+    with pytest.raises(ValueError, match="labels: the latents of this model"):
+        run.encode(jax.random.key(0), images)
 
 
 @pytest.mark.parametrize("mode", ["train", "likelihood"])

@@ -11,18 +11,19 @@ SMALLEST = 64  # pixels of an image in a picture, at least
 GREY = 96.0  # of the lines between images
 
 
-def grid(images: np.ndarray, levels: int) -> np.ndarray:
-    """Lay images out in a nearly square grid, magnified so that small ones can be read.
+def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndarray:
+    """Lay images out in a grid, magnified so that small ones can be read.
 
     Args:
         images: uint8 (n, H, W, C) of values 0 ... levels - 1, C 1 or 3.
         levels: 256 for 8-bit images.
+        columns: of the grid; by default it is nearly square.
 
     Returns:
         uint8 (height, width, 3) of values 0 ... 255.
     """
     number, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(number))
+    columns = columns or math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
     border = 1
     cells = np.full((rows * columns, height + border, width + border, channels), GREY)
@@ -35,11 +36,11 @@ def grid(images: np.ndarray, levels: int) -> np.ndarray:
     return np.rint(sheet).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def save_png(path: Path, images: np.ndarray, levels: int) -> None:
+def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = None) -> None:
     """Write a grid of images (as `grid` takes them); the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    Image.fromarray(grid(images, levels)).save(partial, format="png")
+    Image.fromarray(grid(images, levels, columns)).save(partial, format="png")
     os.replace(partial, path)
 
 

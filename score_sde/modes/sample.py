@@ -74,6 +74,8 @@ def _write(trained: Run, parts: list[Images], workdir: Path) -> None:
         "seed": config.sampling.seed,
         "step": trained.step,
     }
+    if build.sampler(config).coupled:  # then an image depends on those drawn with it
+        arrays["batch_size"] = trained.batch(config.sampling.num_samples)
     labels = [part.labels for part in parts if part.labels is not None]
     if labels:
         arrays["labels"] = np.concatenate(labels)

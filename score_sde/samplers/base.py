@@ -41,6 +41,11 @@ class Sampler(ABC):
 
     t_min: float | None
 
+    @property
+    def coupled(self) -> bool:
+        """Whether the samples of a batch depend on one another."""
+        return False
+
     @abstractmethod
     def run(
         self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool

@@ -1,25 +1,32 @@
-"""The probability-flow ODE from noise to data (Song et al. 2021, eq. 13, section 4.3)."""
+"""The probability-flow ODE from noise to data (Song et al. 2021, eq. 13, section 4.3), and from
+data to their latents and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import Partial
 
-from score_sde.integrate import integrate
+from score_sde.integrate import Solution, check, check_method, integrate
 from score_sde.samplers.base import Sampler, Samples, require_positive
 from score_sde.score import as_pytree, denoise, full_precision, of_one_sample
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE, ScoreFn, expand
 
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Sampler):
-    """Adaptive solve of the probability flow, a step size for each sample, at ``highest`` matrix
-    precision.
+    """Solve of the probability flow at ``highest`` matrix precision.
 
     Attributes:
-        rtol: relative tolerance of a step's error.
-        atol: absolute tolerance of a step's error.
+        rtol: relative tolerance of a step's error; without effect for ``euler``.
+        atol: absolute tolerance of a step's error; likewise.
+        solver: ``dopri5``, ``tsit5``, ``dopri8``, ``heun``, whose steps adapt, or ``euler``.
+        step_control: ``sample``, a step size for each, or ``batch``, one for all: then a sample
+            depends on its batch-mates. Without effect for ``euler``.
+        num_steps: of ``euler``, equal in t; None for the others.
         denoise: return the denoised end state (Tweedie's formula, one evaluation more).
         t_min: the last time; None is the process's own.
         num_frames: states in a trajectory, from T to t_min.
@@ -27,35 +34,129 @@ class ProbabilityFlow(Sampler):
 
     rtol: float = 1e-5
     atol: float = 1e-5
+    solver: str = "dopri5"
+    step_control: str = "sample"
+    num_steps: int | None = None
     denoise: bool = True
     t_min: float | None = None
     num_frames: int = 50
 
     def __post_init__(self) -> None:
         require_positive(rtol=self.rtol, atol=self.atol, num_frames=self.num_frames)
+        check_method(self.solver, self.step_control, self.num_steps)
+
+    @property
+    def coupled(self) -> bool:
+        return self.step_control == "batch" and self.solver != "euler"
 
     def run(
         self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
     ) -> tuple[Samples, Any]:
         t_min = self.last_time(sde)
-        given, conditions = of_one_sample(as_pytree(score))
+        times = jnp.linspace(sde.T, t_min, self.num_frames) if trajectory else None
+        solution = self.solve(sde, as_pytree(score), x, sde.T, t_min, times)
+        end = solution.y
+        if self.denoise:
+            with full_precision():
+                end = denoise(sde, score, end, jnp.full(len(x), t_min))
+        path = None if solution.path is None else jnp.swapaxes(solution.path, 0, 1)
+        return Samples(end, solution.nfe + int(self.denoise), path), solution.result
+
+    def encode(self, sde: SDE, score: ScoreFn, x0: Array) -> Samples:
+        """The latents at T of data taken to lie at t_min: the flow from there, nothing drawn.
+
+        Args:
+            sde: the process.
+            score: the score function. What a ``Partial`` binds by keyword, such as labels (B,),
+                belongs to the samples.
+            x0: float (B, *shape), in the model's range.
+
+        Returns:
+            the latents, (B, *shape), as ``x``, and the evaluations. They are of the prior's size:
+            their standard deviation is about ``sde.prior_std()``.
+
+        Raises:
+            RuntimeError: with the solver's reason, if a solve did not succeed.
+        """
+        sde.check()
+        latents, verdict = _encode(sde, as_pytree(score), x0, self)
+        check(verdict)
+        return latents
+
+    def decode(self, sde: SDE, score: ScoreFn, latents: Array) -> Samples:
+        """The states at t_min of latents at T, (B, *shape): the inverse of ``encode``, up to the
+        tolerance.
+
+        So it never denoises; ``sample`` with ``x_init`` does, where the settings say so. Arguments
+        and errors as for ``encode``.
+        """
+        unused = jax.random.key(0)  # nothing is drawn
+        return replace(self, denoise=False).sample(unused, sde, score, latents)
+
+    def solve(
+        self, sde: SDE, score: Partial, x: Array, start: float, end: float, times: Array | None
+    ) -> Solution:
+        """The flow of x (B, *shape) from one time to another, within a jitted function."""
+        given, conditions = of_one_sample(score)
 
         def field(t: Array, x: Array, conditions: dict[str, Any]) -> Array:
             return sde.probability_flow(given(conditions))(x[None], t[None])[0]
 
         with full_precision():
-            solution = integrate(
+            return integrate(
                 field,
                 x,
                 conditions,
-                start=sde.T,
-                end=t_min,
+                start=start,
+                end=end,
                 rtol=self.rtol,
                 atol=self.atol,
-                times=jnp.linspace(sde.T, t_min, self.num_frames) if trajectory else None,
+                times=times,
+                solver=self.solver,
+                step_control=self.step_control,
+                num_steps=self.num_steps,
             )
-            end = solution.y
-            if self.denoise:
-                end = denoise(sde, score, end, jnp.full(len(x), t_min))
-        path = None if solution.path is None else jnp.swapaxes(solution.path, 0, 1)
-        return Samples(end, solution.nfe + int(self.denoise), path), solution.result
+
+
+@partial(jax.jit, static_argnums=3)
+def _encode(sde: SDE, score: Partial, x0: Array, flow: ProbabilityFlow) -> tuple[Samples, Any]:
+    solution = flow.solve(sde, score, x0, flow.last_time(sde), sde.T, None)
+    return Samples(solution.y, solution.nfe), solution.result
+
+
+def slerp(a: Array, b: Array, weights: Array) -> Array:
+    """States between two on the great circle through both (Shoemake 1985).
+
+    A latent is nearly all direction: its norm is about that of every other, sqrt(D) times the
+    prior's standard deviation, while a straight line between two cuts through norms that hardly
+    occur. So the direction turns at equal angles for equal weights, about the origin, which is the
+    prior's mean, and the norm, whatever its unit (under VE that of sigma_max), changes linearly:
+
+        |x| = (1 - w) |a| + w |b|,    x / |x| = (sin((1 - w) angle) u + sin(w angle) v) / sin(angle)
+
+    with u = a / |a| and v = b / |b|. Equal directions are kept; opposite ones have no one circle
+    between them, and the result is not defined.
+
+    Args:
+        a: (B, *shape), none of them 0.
+        b: likewise.
+        weights: (num,) in [0, 1], 0 for a and 1 for b.
+
+    Returns:
+        (B, num, *shape).
+    """
+    w = weights[None]  # beside (B, 1)
+
+    def norm(x: Array) -> Array:
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
+
+    u, v = a / expand(norm(a), a), b / expand(norm(b), b)
+    # By both sums, as an arc cosine loses small angles to rounding (Kahan 2006).
+    angle = 2.0 * jnp.arctan2(norm(u - v), norm(u + v))[:, None]
+
+    def share(w: Array) -> Array:  # sin(w angle) / sin(angle), which is w where the angle is 0
+        return w * jnp.sinc(w * angle / jnp.pi) / jnp.sinc(angle / jnp.pi)
+
+    size = (1.0 - w) * norm(a)[:, None] + w * norm(b)[:, None]
+    mixed = expand(size * share(1.0 - w), a) * u[:, None]
+    return mixed + expand(size * share(w), b) * v[:, None]

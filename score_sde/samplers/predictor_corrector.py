@@ -151,6 +151,10 @@ class PredictorCorrector(Sampler):
         )
 
     @property
+    def coupled(self) -> bool:
+        return self.faithful and self.corrector == "langevin"
+
+    @property
     def corrections(self) -> int:
         """Corrector steps at each time."""
         return 0 if self.corrector == "none" else self.corrector_steps
