@@ -90,6 +90,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.timeout(600)  # five commands with the set-up, on a machine that others use
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(unbroken, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("likelihood.*"))
