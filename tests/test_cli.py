@@ -412,8 +412,8 @@ def test_interpolation_between_held_out_images(workdir, trained):
     assert arrays["images"].shape == (3, 4, 8, 8, 1) and arrays["images"].dtype == np.uint8
     assert arrays["latents"].shape == (3, 2, 8, 8, 1) and arrays["latents"].dtype == np.float32
     assert arrays["nfe"].shape == (3, 6) and arrays["rms"].shape == (3, 2)
-    # The way there and back costs two solves' errors, some hundred steps of 1e-4 each that mostly
-    # cancel; a pixel is another integer where this crosses the edge of its bin, 2 / 17 wide.
+    # The way there and back costs two solves' errors, some twenty steps of 1e-4 each; a pixel is
+    # another integer where this crosses the edge of its bin, 2 / 17 wide.
     assert arrays["rms"].max() < 5e-3
     np.testing.assert_allclose(
         (arrays["images"][:, [0, -1]] == arrays["real"]).mean(axis=(2, 3, 4)), arrays["same"]
