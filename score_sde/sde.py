@@ -19,7 +19,7 @@ References:
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import ClassVar, NamedTuple, dataclass_transform
 
 import jax
@@ -92,7 +92,14 @@ class SDE:
         dataclasses.dataclass(frozen=True)(cls)
         # mypy does not see that the line above made it a dataclass.
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+        def flatten(process: SDE) -> tuple[tuple[object, ...], Hashable]:
+            # With the class beside the leaves. JAX's own registration of a dataclass takes two of
+            # as many fields for the same structure (jax 0.10.2: VPSDE's == VESDE's), and jit then
+            # by chance, where their hashes meet, the program compiled for the other.
+            return tuple(getattr(process, name) for name in names), cls
+
+        jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves))
 
     def alpha(self, t: Array) -> Array:
         """Factor of the data in x_t, (B,) -> (B,)."""

@@ -203,3 +203,13 @@ def test_snapping_is_the_originals():
 def test_other_processes_have_no_chain(name):
     with pytest.raises(ValueError, match="has no discrete chain; VPSDE and VESDE have one"):
         PROCESSES[name].chain(1000)
+
+
+def test_jit_tells_processes_of_as_many_constants_apart():
+    """What decides whether a compiled program is used again: the structures' equality, where their
+    hashes meet in its table (some 1 of 128 pairs)."""
+    structures = [jax.tree.structure(process) for process in PROCESSES.values()]
+    for index, structure in enumerate(structures):
+        assert structure not in structures[:index]
+    assert jax.tree.structure(VPSDE(0.2, 10.0)) == jax.tree.structure(VPSDE())
+    assert jax.tree.leaves(VPSDE(0.2, 10.0)) == [0.2, 10.0]
