@@ -20,7 +20,7 @@ References:
 import dataclasses
 import math
 from collections.abc import Callable, Hashable
-from typing import ClassVar, NamedTuple, dataclass_transform
+from typing import ClassVar, NamedTuple, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ class SDE:
             # With the class beside the leaves. JAX's own registration of a dataclass takes two of
             # as many fields for the same structure (jax 0.10.2: VPSDE's == VESDE's), and jit then
             # by chance, where their hashes meet, the program compiled for the other.
-            return tuple(getattr(process, name) for name in names), cls
+            return tuple(getattr(process, name) for name in names), cast(Hashable, cls)
 
         jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves))
 
