@@ -1,7 +1,6 @@
 """The command line as a user types it: modes on tiny runs, and the line that each mistake gives."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,51 +19,7 @@ from configs import ve_celeba, vp_digits
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-SMALL = (
-    "--config.model.width=8",
-    "--config.model.num_blocks=1",
-    "--config.training.batch_size=16",
-    "--config.training.log_every=2",
-    "--config.training.checkpoint_every=2",
-)
-FEW = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
-
-
-def command(
-    *arguments: str | Path, cwd: Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run main.py with these arguments in a folder; output as text."""
-    return subprocess.run(
-        [sys.executable, ROOT / "main.py", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def succeed(*arguments: str | Path, cwd: Path) -> str:
-    """Run main.py and return what it prints; a failure fails the test with what it said."""
-    done = command(*arguments, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def refused(*arguments: str | Path, cwd: Path) -> str:
-    """Run main.py, which must print one line, exit with 2 and leave the folder as it was."""
-    before = sorted(cwd.rglob("*"))
-    done = command(*arguments, cwd=cwd)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1, done.stderr
-    assert done.stdout == ""
-    assert sorted(cwd.rglob("*")) == before
-    return done.stderr.rstrip("\n")
-
+from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, command, refused, succeed
 
 # --- Help, and mistakes that are told before JAX is imported --------------------------------------
 
@@ -76,7 +31,6 @@ def test_help_lists_the_modes(tmp_path):
     assert succeed("-h", cwd=tmp_path) == told
 
 
-DIGITS = f"--config={CONFIGS / 'vp_digits.py'}"
 MISTAKES = {
     "no mode": (
         [],
@@ -584,78 +538,6 @@ def test_a_workdir_without_checkpoint_is_told_in_one_line(trained, tmp_path):
     assert done.stderr == (
         f"error: {tmp_path / 'checkpoints'}: no checkpoint there; train first (--mode train)\n"
     )
-
-
-DISCRETE = (
-    "--config.model.num_levels=100",
-    "--config.model.parameterization=epsilon",
-    "--config.model.embedding=positional",
-    "--config.model.condition=time",
-    "--config.training.loss=paper",
-)
-
-
-def test_discrete_training_then_sampling(tmp_path):
-    """DDPM's training by the command line; its own sampler, and those that take any score."""
-    steps = ("--config.training.num_steps=4", "--config.training.sample_every=0")
-    succeed("--mode=train", DIGITS, *SMALL, *DISCRETE, *steps, cwd=tmp_path)
-    workdir = tmp_path / "runs" / "vp_digits"
-    sampling = ("--config.sampling.method=pc", "--config.sampling.faithful=True")
-    sampling = (*sampling, "--config.sampling.num_steps=100")
-    succeed("--mode=sample", *sampling, "--config.sampling.num_samples=3", cwd=tmp_path)
-    arrays = np.load(workdir / "samples.npz")
-    assert arrays["images"].shape == (3, 8, 8, 1)
-    assert arrays["nfe"].tolist() == [100, 100, 100]
-
-    saved = workdirs.load(workdir)
-    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jax.numpy.asarray([0.123, 0.5])
-    for method in ("pc", "ode", "ald", "unipc", "heun"):
-        loose = {"sampling.rtol": 0.1, "sampling.atol": 0.1, "sampling.num_steps": 21}
-        chosen = {"sampling.method": method, "sampling.faithful": True}
-        run = score_sde.load(workdir, changed(saved, loose | chosen))
-        # 99 t = 12.2 and 49.5: the original's chain has the sigmas of levels 12 and 49, and these
-        # levels belong to other times than the process's.
-        smooth = np.allclose(run.score(x, t), run.smooth_score(x, t), rtol=1e-3)
-        assert smooth == (method == "ode")
-        assert run.sample(jax.random.key(0), 3).images.shape == (3, 8, 8, 1)
-
-
-def test_a_class_conditional_model(tmp_path):
-    """Trained and given likelihoods by the command line; by every sampler, with the labels that it
-    is asked for. An image depends on its own label only."""
-    steps = ("--config.training.num_steps=40", "--config.training.sample_every=0")
-    succeed(
-        "--mode=train", DIGITS, *SMALL, "--config.model.class_conditional", *steps, cwd=tmp_path
-    )
-    workdir = tmp_path / "runs" / "vp_digits"
-    few = ("--config.likelihood.num_images=3", "--config.likelihood.rtol=1e-2")
-    out = succeed("--mode=likelihood", *few, "--config.likelihood.atol=1e-2", cwd=tmp_path)
-    assert "over 3 images (digits, test, given the class)" in out
-    saved = workdirs.load(workdir)
-    for method in ("pc", "ode", "ald", "unipc"):
-        settings = {"method": method, "num_steps": 5, "batch_size": 2, "rtol": 1e-2, "atol": 1e-2}
-        chosen = {f"sampling.{key}": value for key, value in settings.items()}
-        run = score_sde.load(workdir, changed(saved, chosen))
-        labels = np.asarray([3, 1, 4], np.int32)
-        drawn = run.sample(jax.random.key(0), 3, labels=labels)
-        other = run.sample(jax.random.key(0), 3, labels=np.asarray([3, 1, 5], np.int32))
-        assert drawn.labels.tolist() == [3, 1, 4]
-        np.testing.assert_array_equal(drawn.images[:2], other.images[:2])
-    images = load("digits", "test", "").images[:3]
-    with pytest.raises(ValueError, match="labels: the likelihoods of this model"):
-        run.log_likelihood(jax.random.key(0), images)
-
-    few = ("--config.sampling.num_pairs=2", "--config.sampling.num_between=1")
-    loose = ("--config.sampling.rtol=1e-2", "--config.sampling.atol=1e-2")
-    succeed("--mode=interpolate", *few, *loose, cwd=tmp_path)
-    arrays = np.load(workdir / "interpolation.npz")
-    assert (arrays["labels"][:, 0] == arrays["labels"][:, 1]).all()  # a pair is of one class
-    latents = run.encode(jax.random.key(0), images, labels=labels)
-    other = run.encode(jax.random.key(0), images, labels=[3, 1, 5])
-    np.testing.assert_array_equal(latents[:2], other[:2])
-    assert not np.array_equal(latents[2], other[2])
-    with pytest.raises(ValueError, match="labels: the latents of this model"):
-        run.encode(jax.random.key(0), images)
 
 
 @pytest.mark.parametrize("mode", ["train", "likelihood"])
