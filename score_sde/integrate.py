@@ -185,8 +185,8 @@ def check(result: diffrax.RESULTS) -> None:
 
 def _largest_rms(error: Any) -> Array:
     squares = [jnp.mean(jnp.square(leaf)) for leaf in jax.tree.leaves(error)]
-    # In units of the tolerance. Far below it there is nothing but rounding, which must not decide how
-    # long the next step is: a sample's steps would depend on how its batch is computed.
+    # In units of the tolerance. Far below it there is nothing but rounding, which must not decide
+    # how long the next step is: a sample's steps would depend on how its batch is computed.
     return jnp.maximum(jnp.sqrt(jnp.max(jnp.stack(squares))), NEGLIGIBLE)
 
 
