@@ -20,7 +20,7 @@ IMAGES = 900
 PC = {"method": "pc", "num_steps": 200}
 SAMPLERS: dict[str, dict[str, object]] = {
     "the run's own": {},
-    "UniPC, order 3": {"method": "unipc", "num_steps": 14},
+    "UniPC": {"method": "unipc", "num_steps": 14},
     "DPM-Solver++ 2M": {"method": "dpmpp", "num_steps": 29, "order": 2},
     "DPM-Solver++ 3M": {"method": "dpmpp", "num_steps": 14, "order": 3},
     "DDIM": {"method": "ddim", "num_steps": 50},

@@ -11,7 +11,8 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde.config import SAMPLER_KEYS, dataset
+from score_sde.checks import dataset
+from score_sde.config import SAMPLER_KEYS
 from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet

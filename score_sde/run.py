@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
-from score_sde.config import dataset, validate
+from score_sde.checks import dataset, validate
 from score_sde.errors import UserError
 from score_sde.integrate import SolveError
 from score_sde.likelihood import ImageLikelihood, image_log_likelihood

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from score_sde import workdirs
-from score_sde.config import CHECKS, changed, check_devices, default, flat, validate
+from score_sde.checks import CHECKS, check_devices, validate
+from score_sde.config import changed, default, flat
 from score_sde.errors import UserError
 
 PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10")

@@ -51,19 +51,25 @@ ROOMS = {
     "score_sde.evaluation": Room(4, (0, 1, 2, 3), ("jax", "flax", "scipy", "tqdm")),
     "score_sde.convert": Room(4, (0, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
-    "score_sde.config": Room(5, (0, 3), ("ml_collections",)),
-    "score_sde.workdirs": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.config": Room(5, (), ("ml_collections",)),
+    "score_sde.checks": Room(5, (0, 3), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.workdirs": Room(
+        5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.checks")
+    ),
     "score_sde.build": Room(
         5,
         (0, 1, 2, 3, 4),
         ("jax", "flax", "optax", "ml_collections"),
-        neighbours=("score_sde.config",),
+        neighbours=("score_sde.config", "score_sde.checks"),
     ),
     "score_sde.run": Room(
         5,
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
-        neighbours=("score_sde.config", "score_sde.workdirs", "score_sde.build"),
+        neighbours=(
+            *("score_sde.config", "score_sde.checks", "score_sde.workdirs"),
+            "score_sde.build",
+        ),
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from score_sde import build, data
-from score_sde.config import refuse
+from score_sde.checks import refuse
 from score_sde.modes import pictures, start
 from score_sde.run import Interpolation, Run, load
 from score_sde.samplers import ProbabilityFlow

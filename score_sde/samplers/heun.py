@@ -25,7 +25,7 @@ from score_sde.sde import SDE, ScoreFn
 class Heun(GridSampler):
     """Heun's second-order steps, each from a little above its noise level where there is churn.
 
-    The paper's grid is `karras`; under VP, whose noise levels reach further, `log_snr` is better.
+    The paper's grid is `karras`; `angle` is better, with every process (benchmarks/README.md).
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
     at D. Churn does not lift a state above the level of T, where the network was not trained.
@@ -45,7 +45,7 @@ class Heun(GridSampler):
     churn_from: float = 0.0
     churn_to: float = float("inf")
     churn_noise: float = 1.0
-    grid: str = "log_snr"
+    grid: str = "angle"
     rho: float = 7.0
     num_levels: int = 0
     denoise: bool = True

@@ -7,6 +7,7 @@ affine, and a mixture of two, whose flow keeps the value of the distribution fun
 
 import json
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,19 +32,22 @@ WEIGHTS, MODES, MODE_VARIANCES = (
     np.asarray([0.2, 0.05]),
 )
 
+# Of full order to the last step.
+FULL = partial(ExponentialMultistep, lower_order_final=False, denoise=False)
+
 DETERMINISTIC = {
     "euler": lambda n: PredictorCorrector(n, probability_flow=True, denoise=False),
     "ddim": lambda n: DDIM(n, denoise=False),
-    "dpmpp-2": lambda n: ExponentialMultistep(n, 2, denoise=False),
-    "dpmpp-3": lambda n: ExponentialMultistep(n, 3, denoise=False),
-    "unipc-2": lambda n: ExponentialMultistep(n, 2, corrector=True, denoise=False),
-    "unipc-3": lambda n: ExponentialMultistep(n, 3, corrector=True, denoise=False),
+    "dpmpp-2": lambda n: FULL(n, 2),
+    "dpmpp-3": lambda n: FULL(n, 3),
+    "unipc-2": lambda n: FULL(n, 2, corrector=True),
+    "unipc-3": lambda n: FULL(n, 3, corrector=True),
     "heun": lambda n: Heun(n, denoise=False),
 }
 STOCHASTIC = {
     "ddim": lambda n: DDIM(n, eta=1.0, denoise=False),
-    "sde-dpmpp-1": lambda n: ExponentialMultistep(n, 1, eta=1.0, denoise=False),
-    "sde-dpmpp-2": lambda n: ExponentialMultistep(n, 2, eta=1.0, denoise=False),
+    "sde-dpmpp-1": lambda n: FULL(n, 1, eta=1.0),
+    "sde-dpmpp-2": lambda n: FULL(n, 2, eta=1.0),
     "heun": lambda n: Heun(n, churn=4.0, denoise=False),
 }
 
