@@ -98,20 +98,20 @@ class ExponentialMultistep(GridSampler):
     term, and is of second order.)
 
     The first steps have less to look back on. Those of order 3 stay of third order in all by
-    correcting the state after the first step, which needs no evaluation more. The last step looks
-    back on one value alone by default: in log-SNR it is the longest, and the parabola overshoots
-    where D has come to rest (Lu et al. 2022, appendix; ``lower_order_final``).
+    correcting the state after the first step, which needs no evaluation more. The last steps, which
+    are the longest in log-SNR, look back on less by default: there D comes to rest, and a parabola
+    overshoots (Lu et al. 2022; ``lower_order_final``).
 
     Attributes:
         num_steps: steps, an evaluation each.
         order: values of D that a step looks back on, 1 to 3; None is the best: 3, but 2 with noise
-            and in fewer than 11 steps, over which a parabola overshoots.
+            and in fewer than 8 steps, over which a parabola overshoots.
         corrector: UniPC: once D is evaluated at a step's end, take the step again with it (UniC,
             no evaluation more).
         eta: noise, above: 0 for the probability flow, 1 for the reverse SDE. Above 0 for order 1
             and 2 without a corrector.
-        lower_order_final: the last step is of order 1, above. Without it the order holds to the
-            last.
+        lower_order_final: the last step is of order 1 and the one before it of 2 at most; without
+            it the order holds to the end.
         grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
     """
 
@@ -137,7 +137,7 @@ class ExponentialMultistep(GridSampler):
     @property
     def lookback(self) -> int:
         """Values of D that a step looks back on."""
-        return self.order or (2 if self.eta or self.num_steps < 11 else 3)
+        return self.order or (2 if self.eta or self.num_steps < 8 else 3)
 
     @property
     def nfe(self) -> int:
@@ -196,7 +196,7 @@ class ExponentialMultistep(GridSampler):
         step = jnp.arange(len(h))
         back, k = jnp.minimum(step + 1, self.lookback), 1.0 + self.eta**2
         if self.lower_order_final:
-            back = back.at[-1].set(1)
+            back = jnp.minimum(back, len(h) - step)
         predictor = _by_number(lambdas, k, back, self.lookback, at_end=False)
         return predictor, _by_number(lambdas, k, back, self.lookback, at_end=True)
 

@@ -8,7 +8,7 @@ in t, a grid of noise levels becomes one of times by the process's inverse log-S
                evaluations is the denoising at t_min
     log_snr    uniform in log-SNR (Lu et al. 2022, DPM-Solver, arXiv:2206.00927, section 3.3)
     karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
-    angle      uniform in arctan((nu / c)^(1/r)), c = 1/2, r = 2
+    angle      uniform in arctan((nu / c)^(1/r)), c = 1/2, r = 3/2
 
 The last is the angle of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, where c
 and r are 1), shifted and stretched: long steps in log-SNR both where nothing is left but noise and
@@ -28,7 +28,7 @@ from score_sde.samplers.base import Sampler, Samples, normal, require_positive
 from score_sde.sde import SDE, ScoreFn
 
 GRIDS = ("uniform", "paper", "log_snr", "karras", "angle")
-ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 2.0
+ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
 
 
 class GridSampler(Sampler):
