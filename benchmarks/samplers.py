@@ -417,7 +417,9 @@ def for_a_network(name: str, setting: float) -> bool:
     """Whether a curve has this setting where an evaluation costs something."""
     if name.startswith("probability flow"):
         return setting in (1e-2, 1e-4)
-    return setting in ((50, 200) if name in PREDICTORS else (5, 10, 15, 20, 50))
+    if name in PREDICTORS:
+        return setting in (50, 200)
+    return name.endswith(DEFAULT) and setting in (5, 10, 15, 20)
 
 
 if __name__ == "__main__":
