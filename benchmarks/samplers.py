@@ -65,7 +65,6 @@ PREDICTORS = (
 )
 BASELINE = (PREDICTORS[0], 500)
 TRUTH = "true samples"
-DEFAULT = ", angle"  # the grid
 
 
 class Curve(NamedTuple):
@@ -85,18 +84,19 @@ def _pairs(settings: tuple[int, ...], sampler: Callable[..., Sampler], **options
     return Curve(settings, lambda nfe: sampler(num_steps=(int(nfe) - 1) // 2, **options))
 
 
-def curves() -> dict[str, Curve]:
-    """Every sampler by its name and grid."""
-    multistep = ExponentialMultistep
-    fast: dict[str, tuple[Callable, Callable[..., Sampler]]] = {
-        "UniPC": (_steps, partial(multistep, corrector=True)),
-        "DPM-Solver++ 2M": (_steps, partial(multistep, order=2)),
-        "DPM-Solver++ 3M": (_steps, partial(multistep, order=3)),
-        "DPM-Solver++ SDE": (_steps, partial(multistep, eta=1.0)),
-        "DDIM": (_steps, DDIM),
-        "DDIM eta 1": (_steps, partial(DDIM, eta=1.0)),
-        "Heun": (_pairs, Heun),
-    }
+FAST: dict[str, tuple[Callable, Callable[..., Sampler]]] = {
+    "UniPC": (_steps, partial(ExponentialMultistep, corrector=True)),
+    "DPM-Solver++ 2M": (_steps, partial(ExponentialMultistep, order=2)),
+    "DPM-Solver++ 3M": (_steps, partial(ExponentialMultistep, order=3)),
+    "DPM-Solver++ SDE": (_steps, partial(ExponentialMultistep, eta=1.0)),
+    "DDIM": (_steps, DDIM),
+    "DDIM eta 1": (_steps, partial(DDIM, eta=1.0)),
+    "Heun": (_pairs, Heun),
+}
+
+
+def default_curves() -> dict[str, Curve]:
+    """Every sampler on its own grid, by both names."""
     pc = PredictorCorrector
     return {
         PREDICTORS[0]: _steps(MANY, pc),
@@ -106,18 +106,27 @@ def curves() -> dict[str, Curve]:
         "probability flow, adaptive": Curve(
             TOLERANCES, lambda tolerance: ProbabilityFlow(rtol=tolerance, atol=tolerance)
         ),
-        **{f"{name}{DEFAULT}": kind(FEW, sampler) for name, (kind, sampler) in fast.items()},
         **{
-            f"{name}, {grid}": fast[name][0](OTHER_GRIDS, fast[name][1], grid=grid)
-            for name, grids in {
-                "UniPC": ("log_snr", "karras", "uniform"),
-                "DPM-Solver++ 2M": ("log_snr", "karras"),
-                "DPM-Solver++ SDE": ("log_snr",),
-                "DDIM": ("log_snr", "uniform"),
-                "Heun": ("log_snr", "karras"),
-            }.items()
-            for grid in grids
+            f"{name}, {sampler().grid}": kind(FEW, sampler)
+            for name, (kind, sampler) in FAST.items()
         },
+    }
+
+
+def curves() -> dict[str, Curve]:
+    """These, and the fast ones on other grids."""
+    others = {
+        "UniPC": ("log_snr", "karras", "uniform"),
+        "DPM-Solver++ 2M": ("log_snr", "karras"),
+        "DPM-Solver++ SDE": ("log_snr",),
+        "DDIM": ("log_snr", "uniform"),
+        "Heun": ("log_snr", "karras", "angle"),
+    }
+    return default_curves() | {
+        f"{name}, {grid}": FAST[name][0](OTHER_GRIDS, FAST[name][1], grid=grid)
+        for name, grids in others.items()
+        for grid in grids
+        if grid != FAST[name][1]().grid
     }
 
 
@@ -334,7 +343,7 @@ def report(rows: list[Row]) -> None:
             at = [row for row in mine if row.setting == nfe and row.sampler not in PREDICTORS]
             nearest = sorted(at, key=lambda row: row.distance)
             for i, row in enumerate(nearest):
-                if i < 3 or row.sampler.endswith(("UniPC" + DEFAULT, "SDE" + DEFAULT)):
+                if i < 3 or row.sampler == "DPM-Solver++ SDE, angle":
                     print(line(row, baseline))
 
 
@@ -360,15 +369,14 @@ def picture(file: Path, rows: list[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot  # after the choice of what draws
 
-    names = [name for name in curves() if name.endswith(DEFAULT) or ", " not in name]
-    names += [name for name in PREDICTORS if name not in names]
+    names = list(default_curves())
     values: dict[str, Callable[[Row], float]] = {
         "distance (dashed: two true samples)": lambda row: row.distance,
         "|mean log p, less that of true samples|": lambda row: abs(row.log_prob),
     }
     if math.isnan(rows[0].log_prob):
         values.popitem()
-    processes = list(dict.fromkeys(row.process for row in rows))
+    processes, colours = list(dict.fromkeys(row.process for row in rows)), pyplot.get_cmap("tab20")
     figure, panels = pyplot.subplots(
         len(values), len(processes), squeeze=False, layout="constrained",
         figsize=(4.2 * len(processes) + 2.5, 3.6 * len(values)),
@@ -379,12 +387,12 @@ def picture(file: Path, rows: list[Row]) -> None:
             for i, name in enumerate(names):
                 points = sorted((row.nfe, value(row)) for row in mine if row.sampler == name)
                 style = "--" if name in PREDICTORS else "-"
-                panel.loglog(*zip(*points, strict=True), style, marker=".", color=f"C{i % 10}")
+                panel.loglog(*zip(*points, strict=True), style, marker=".", color=colours(i))
             floor = next(value(row) for row in mine if row.sampler == TRUTH)
             panel.axhline(floor, color="black", linestyle="--", linewidth=1)
             panel.set(title=process, xlabel="evaluations of the score", ylabel=label)
             panel.set_ylim(0.5 * floor, 1e3 * floor)
-    figure.legend(panels[0, 0].lines, names, loc="outside right upper")
+    figure.legend(panels[0, 0].lines[:-1], names, loc="outside right upper")
     figure.savefig(file, dpi=80)
 
 
@@ -419,7 +427,7 @@ def for_a_network(name: str, setting: float) -> bool:
         return setting in (1e-2, 1e-4)
     if name in PREDICTORS:
         return setting in (50, 200)
-    return name.endswith(DEFAULT) and setting in (5, 10, 15, 20)
+    return name in default_curves() and setting in (5, 10, 15, 20)
 
 
 if __name__ == "__main__":
