@@ -25,9 +25,9 @@ from score_sde.sde import SDE, ScoreFn
 class Heun(GridSampler):
     """Heun's second-order steps, each from a little above its noise level where there is churn.
 
-    The paper's grid is `karras`, which with few steps is the best; at 37 evaluations `log_snr` is, on
-    the digits and under VP (benchmarks/README.md). `angle`'s first steps are long in nu, too long
-    for Euler's.
+    The paper's grid is `karras`, which is the best with few steps; with some 37 evaluations
+    `log_snr` is, on the digits and under VP (benchmarks/README.md). The first steps of `angle` are
+    too long in nu for Euler's.
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
     at D. Churn does not lift a state above the level of T, where the network was not trained.
