@@ -357,9 +357,10 @@ def line(row: Row, baseline: Row | None) -> str:
         verdict = "" if nearer < -2 * error else ", as close"
         against = f"{nearer:+.4f} ± {error:.4f}{verdict}"
     nfe = f"{row.nfe:.0f}" if row.nfe else "–"
+    log_prob = "" if math.isnan(row.log_prob) else f"{row.log_prob:+.3f} ± {row.log_prob_error:.3f}"
     return (
         f"| {row.process}, {row.sampler} | {nfe} | {row.distance:.4f} ± {row.distance_error:.4f} "
-        f"| {against} | {row.log_prob:+.3f} ± {row.log_prob_error:.3f} |"
+        f"| {against} | {log_prob} |"
     )
 
 
