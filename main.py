@@ -210,6 +210,9 @@ def _merge(
     For training the given config holds, where its changes are allowed. Afterwards the saved one
     holds, with the overrides, and a given preset only names the workdir.
     """
+    if mode == "interpolate":  # by the flow, whatever the config's own sampler is
+        saved = configs.changed(saved, {"sampling.method": "ode"})
+        given = given and configs.changed(given, {"sampling.method": "ode"})
     if mode == "train":
         config = _override(saved if given is None else given, overrides)
         free = workdirs.WHEN_TRAINING
@@ -220,6 +223,10 @@ def _merge(
         config = _override(saved, overrides)
         free = workdirs.AFTERWARDS
     checks.validate(config)
+    if mode == "interpolate" and config.sampling.method != "ode":
+        raise checks.refuse(
+            "sampling.method", config.sampling.method, "ode with --mode interpolate"
+        )
     _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
     if given is not None and mode != "train":
         _note_differences(given, config, overrides, path)
@@ -293,7 +300,13 @@ def _flag_error(error: flags.Error) -> UserError:
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Return the config with --config.section.key=value applied."""
+    """Return the config with --config.section.key=value applied; another sampler than the config's
+    begins with its own settings."""
+    method = _applied(config, overrides).sampling.method
+    return _applied(configs.changed(config, {"sampling.method": method}), overrides)
+
+
+def _applied(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     config = configs.changed(config, {})
     values = flags.FlagValues()
     values.set_gnu_getopt(True)

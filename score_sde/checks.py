@@ -128,7 +128,11 @@ CHECKS = (
     _at_least("sampling.corrector_steps", 1),
     _positive("sampling.snr"),
     _at_least("sampling.steps_per_level", 1),
-    Check("sampling.step_size", lambda value: 0 < value < 1, "numbers above 0 and below 1"),
+    Check(
+        "sampling.step_size",
+        lambda value: value is None or 0 < value < 1,
+        "numbers above 0 and below 1",
+    ),
     _time("sampling.t_min"),
     _unset_or_one_of("sampling.grid", "uniform", "paper", "log_snr", "karras", "angle"),
     _positive("sampling.rho"),

@@ -127,7 +127,7 @@ def _sampling() -> ConfigDict:
             "faithful": False,
             # ald
             "steps_per_level": 1,
-            "step_size": 0.1,
+            "step_size": config_dict.placeholder(float),
             "consistent": True,
             # ode
             "solver": "dopri5",
@@ -179,6 +179,20 @@ SAMPLER_KEYS: dict[str, tuple[str, ...]] = {
 """The keys of the section `sampling` that each method reads beside those of all samplers."""
 
 
+def keys_read(sampling: ConfigDict) -> set[str]:
+    """Return the keys of the section `sampling` that its method reads, given the other values."""
+    keys, without = set(SAMPLER_KEYS[sampling.method]), set[str]()
+    if sampling.method == "ode":
+        without = {"rtol", "atol", "step_control"} if sampling.solver == "euler" else {"num_steps"}
+    if sampling.corrector == "none":
+        without |= {"corrector_steps", "snr"}
+    if sampling.grid != "karras":
+        without |= {"rho"}
+    if not sampling.churn:
+        without |= {"churn_from", "churn_to", "churn_noise"}
+    return keys - without
+
+
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the config as {"section.key": value}."""
     result: dict[str, Any] = {}
@@ -191,7 +205,16 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, 
 
 
 def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """Return a copy of a config with the values of some of its keys, given flat, changed."""
+    """Return a copy of a config with the values of some of its keys, given flat, changed.
+
+    A sampler's settings are its own: with another `sampling.method` all of them begin as unset, but
+    for the time at which samples are taken.
+    """
     config = deepcopy(config)  # ConfigDict(config) would share the sections
+    if values.get("sampling.method", config.sampling.method) != config.sampling.method:
+        usual = default().sampling
+        settings = {key for keys in SAMPLER_KEYS.values() for key in keys} - {"t_min"}
+        with config.unlocked():
+            config.sampling.update({key: usual[key] for key in settings})
     config.update_from_flattened_dict(values)
     return config

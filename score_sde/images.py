@@ -27,11 +27,18 @@ arXiv:1511.01844; Ho et al. 2019, arXiv:1902.00275)
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+def image_keys(key: Array, num: int, first: int | Array = 0) -> Array:
+    """A key for each of the images first ... first + num - 1, (num,): what is drawn for an image
+    does not depend on how many are drawn at a time."""
+    return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
 
 
 class Dequantized(NamedTuple):

@@ -44,7 +44,7 @@ class Solution(NamedTuple):
     """What a solve of B samples returns.
 
     Attributes:
-        y: end states, leaves (B, ...).
+        y: end states, leaves (B, ...); nan where the solve did not succeed.
         nfe: evaluations of the field for each sample, (B,) int32.
         result: the solver's own verdict for each sample, (B,) of ``diffrax.RESULTS``.
         path: states at the requested times, leaves (B, times, ...); None unless requested.
@@ -167,6 +167,7 @@ def integrate(
         ys, nfe, result = jax.vmap(solve)(y, args)
     end_state = jax.tree.map(lambda leaf: leaf[:, 0], ys[0])
     result = jax.vmap(_told)(end_state, result)
+    end_state = jax.vmap(_or_nan)(end_state, result)
     return Solution(end_state, nfe, result, ys[1] if times is not None else None)
 
 
@@ -183,8 +184,8 @@ def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
 
 
 def check(result: diffrax.RESULTS) -> None:
-    """Raise SolveError with the solver's own reason if a solve failed; within a jitted function
-    do nothing."""
+    """Raise SolveError with the solver's own reason if a solve failed; within a jitted function,
+    where nothing can be raised, the end states say so: they are nan."""
     codes = result._value
     if isinstance(codes, jax.core.Tracer):
         return
@@ -215,3 +216,9 @@ def _told(end: Any, result: Any) -> Any:
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
     fine = finite | (result != diffrax.RESULTS.successful)
     return diffrax.RESULTS.where(fine, result, diffrax.RESULTS.nonfinite)
+
+
+def _or_nan(end: Any, result: Any) -> Any:
+    """The end state of one sample, which nobody can take for one if the solve did not succeed."""
+    success = result == diffrax.RESULTS.successful
+    return jax.tree.map(lambda leaf: jnp.where(success, leaf, jnp.nan), end)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.images import Dequantized, PixelRange, bits_per_dim
+from score_sde.images import Dequantized, PixelRange, bits_per_dim, image_keys
 from score_sde.integrate import check, integrate
 from score_sde.score import as_pytree, full_precision, of_one_sample
 from score_sde.sde import SDE, ScoreFn
@@ -84,8 +84,10 @@ def log_likelihood(
 ) -> Likelihood:
     """Log density of continuous data at t_min under the model, one adaptive solve for each point.
 
-    Runs at ``highest`` matrix precision. The result of a point does not depend on its batch-mates:
-    probes are drawn from ``key`` and the index of the point.
+    Runs at ``highest`` matrix precision. A point has a solve of its own, with probes drawn from
+    ``key`` and its index, so its result does not depend on its batch-mates. It does on the size of
+    the batch, as much as a network's sums are rounded otherwise in another: near t = 0 that is a
+    part of the tolerance, which decides on a step now and then (benchmarks/README.md).
 
     Args:
         key: a jax key.
@@ -196,7 +198,7 @@ def _dequantize(
     dequantization: str,
 ) -> Dequantized:
     """The k-th draw of each image: the first by the image's key, the others by keys of that."""
-    keys = _image_keys(key, len(images), first)
+    keys = image_keys(key, len(images), first)
     keys = jnp.where(k == 0, keys, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))
     if dequantization == "uniform":
         return pixels.uniform(keys, images)
@@ -292,10 +294,5 @@ def _probes(key: Array, x0: Array, divergence: str, num_probes: int, first: Arra
         basis = jnp.eye(x0[0].size, dtype=x0.dtype).reshape((-1, *x0.shape[1:]))
         return jnp.broadcast_to(basis[None], (len(x0), *basis.shape))
     draw = jax.random.rademacher if divergence == "rademacher" else jax.random.normal
-    keys = _image_keys(key, len(x0), first)
+    keys = image_keys(key, len(x0), first)
     return jax.vmap(lambda key: draw(key, (num_probes, *x0.shape[1:]), x0.dtype))(keys)
-
-
-def _image_keys(key: Array, number: int, first: int | Array) -> Array:
-    """A key for each of the points first ... first + number - 1, (number,)."""
-    return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(number))

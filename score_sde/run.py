@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from score_sde import build, networks, workdirs
 from score_sde.checks import dataset, validate
 from score_sde.errors import UserError
+from score_sde.images import image_keys
 from score_sde.integrate import SolveError
 from score_sde.likelihood import ImageLikelihood, image_log_likelihood
-from score_sde.samplers.base import image_keys, start
+from score_sde.samplers.base import start
 from score_sde.samplers.ode import slerp
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
@@ -33,7 +34,7 @@ class Images(NamedTuple):
         images: uint8 (n, H, W, C), with the data set's own levels (0 ... 16 for the digits).
         nfe: evaluations of the score for each image, int32 (n,).
         labels: the classes they were drawn for, int32 (n,); None without classes.
-        trajectory: states from noise to image as pixels, uint8 (times, n, H, W, C), on request.
+        trajectory: states from noise to image as pixels, uint8 (states, n, H, W, C), on request.
     """
 
     images: np.ndarray
@@ -84,7 +85,7 @@ class Run:
     smooth_score: Partial = field(repr=False)
 
     def sample(
-        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool = False
+        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool | int = False
     ) -> Images:
         """Draw n images with the config's sampler; arguments as `sample_batches`."""
         parts = list(self.sample_batches(key, n, labels=labels, trajectory=trajectory))
@@ -96,7 +97,7 @@ class Run:
         )
 
     def sample_batches(
-        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool = False
+        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool | int = False
     ) -> Iterator[Images]:
         """Draw n images, `sampling.batch_size` at a time. An image depends on its index and the
         key, not on its batch (but for `sampling.faithful` Langevin steps, and a probability flow
@@ -106,7 +107,7 @@ class Run:
             key: a jax key.
             n: how many.
             labels: for a class-conditional model, int32 (n,); by default the classes in turn.
-            trajectory: also the states on the way from noise to image.
+            trajectory: also the states on the way from noise to image: all, or so many at most.
         """
         if n < 1:
             raise ValueError(f"n = {n}: allowed are integers of at least 1")

@@ -1,6 +1,7 @@
 """The command line as a user types it: modes on tiny runs, and the line that each mistake gives."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 import main
 import score_sde
 from configs import ve_celeba, vp_digits
-from score_sde import workdirs
+from score_sde import build, workdirs
 from score_sde.config import changed
 from score_sde.data import load
 from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, command, refused, succeed
@@ -278,6 +279,8 @@ def test_sampling_needs_the_workdir_only(workdir, tmp_path):
     arguments = (*FEW, "--config.sampling.batch_size=2", "--config.sampling.gif")
     told = succeed("--mode=sample", "--workdir", workdir, *arguments, cwd=tmp_path)
     assert f"picture: {workdir / 'samples.png'}" in told
+    speed = r"3 images, NFE 3, [\d.]+ images/s with compilation, [\d.]+ images/s after the first"
+    assert re.search(speed, told)
     arrays = np.load(workdir / "samples.npz")
     assert arrays["images"].shape == (3, 8, 8, 1) and arrays["images"].dtype == np.uint8
     assert arrays["images"].max() <= 16
@@ -292,9 +295,11 @@ def test_sampling_needs_the_workdir_only(workdir, tmp_path):
 @pytest.mark.parametrize("method", ["ode", "ald", "ddim", "unipc", "heun"])
 def test_sampling_by_other_methods(workdir, trained, method):
     arguments = (*FEW, f"--config.sampling.method={method}", "--config.sampling.rtol=0.1")
-    succeed("--mode=sample", *arguments, "--config.sampling.atol=0.1", cwd=trained)
+    told = succeed("--mode=sample", *arguments, "--config.sampling.atol=0.1", cwd=trained)
     arrays = np.load(workdir / "samples.npz")
     assert arrays["images"].shape == (3, 8, 8, 1)
+    unread = "num_steps" if method == "ode" else "atol, config.sampling.rtol"
+    assert f"not read with these settings: config.sampling.{unread}\n" in told
     # two levels or steps, and the denoising
     assert method == "ode" or arrays["nfe"].tolist() == [5 if method == "heun" else 3] * 3
 
@@ -319,6 +324,29 @@ def test_a_run_as_an_object(workdir):
             run.log_likelihood(jax.random.key(2), bad)
     with pytest.raises(ValueError, match="n = 0: allowed are integers of at least 1"):
         run.sample(jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},  # the preset's own: SDE-DPM-Solver++ in 30 steps
+        {"sampling.method": "unipc"},
+        {"sampling.method": "ode"},
+    ],
+)
+def test_a_networks_images_do_not_depend_on_their_batch(workdir, settings):
+    """To 1e-5 of the pixels' range, which is 2 in the model's units; and their evaluations."""
+    run = score_sde.load(workdir, changed(workdirs.load(workdir), settings))
+    sampler, key = build.sampler(run.config), jax.random.key(0)
+    score = run.smooth_score if "ode" in settings.values() else run.score
+    whole = sampler.sample(key, run.sde, score, shape=(32, 8, 8, 1))
+    parts = [
+        sampler.sample(key, run.sde, score, shape=(8, 8, 8, 1), first=first)
+        for first in range(0, 32, 8)
+    ]
+    joined = np.concatenate([part.x for part in parts])
+    np.testing.assert_allclose(joined, whole.x, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(np.concatenate([part.nfe for part in parts]), whole.nfe)
 
 
 def test_samples_that_are_not_finite_are_an_error(workdir, trained):
@@ -407,6 +435,10 @@ def test_mistakes_of_an_interpolation_are_told_in_one_line(workdir, trained):
         (
             ["--config.sampling.rtol=1e-12", "--config.sampling.atol=1e-12"],
             "error: config.sampling.rtol, config.sampling.atol: the solve failed for ",
+        ),
+        (
+            ["--config.sampling.method=pc"],
+            "error: config.sampling.method = 'pc': allowed are ode with --mode interpolate",
         ),
     ):
         before = sorted(workdir.iterdir())

@@ -7,7 +7,7 @@ import pytest
 
 from score_sde import workdirs
 from score_sde.checks import CHECKS, check_devices, validate
-from score_sde.config import changed, default, flat
+from score_sde.config import changed, default, flat, keys_read
 from score_sde.errors import UserError
 
 PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10")
@@ -335,3 +335,45 @@ def test_changes_leave_out_what_may_change():
     assert workdirs.changes(valid(), new, workdirs.WHEN_TRAINING) == {"model.width": 128}
     afterwards = workdirs.changes(valid(), new, workdirs.AFTERWARDS)
     assert afterwards == {"model.width": 128, "training.num_steps": 100_000}
+
+
+def test_another_method_begins_with_its_own_settings():
+    """What one sampler was given is not another's; the last time and what is said now stay."""
+    config = changed(
+        valid(),
+        {
+            "sampling.method": "dpmpp",
+            "sampling.eta": 1.0,
+            "sampling.num_steps": 30,
+            "sampling.denoise": False,
+            "sampling.t_min": 1e-4,
+            "sampling.num_samples": 7,
+        },
+    )
+    assert (config.sampling.eta, config.sampling.num_steps) == (1.0, 30)
+    other = changed(config, {"sampling.method": "ddim", "sampling.rho": 5.0}).sampling
+    usual = default().sampling
+    assert (other.method, other.rho, other.t_min, other.num_samples) == ("ddim", 5.0, 1e-4, 7)
+    assert (other.eta, other.num_steps, other.denoise) == (usual.eta, None, True)
+    assert config.sampling.eta == 1.0  # a copy
+    same = changed(config, {"sampling.method": "dpmpp", "sampling.order": 2}).sampling
+    assert (same.eta, same.num_steps) == (1.0, 30)
+
+
+@pytest.mark.parametrize(
+    ("values", "read", "unread"),
+    [
+        ({"method": "ode"}, "rtol", "num_steps"),
+        ({"method": "ode", "solver": "euler"}, "num_steps", "step_control"),
+        ({"method": "pc"}, "predictor", "snr"),
+        ({"method": "pc", "corrector": "ald"}, "snr", "eta"),
+        ({"method": "ddim"}, "eta", "rho"),
+        ({"method": "ddim", "grid": "karras"}, "rho", "churn"),
+        ({"method": "heun"}, "churn", "churn_noise"),
+        ({"method": "heun", "churn": 1.0}, "churn_noise", "eta"),
+    ],
+)
+def test_the_keys_that_a_sampler_reads(values, read, unread):
+    config = changed(valid(), {f"sampling.{key}": value for key, value in values.items()})
+    keys = keys_read(config.sampling)
+    assert read in keys and unread not in keys

@@ -121,6 +121,9 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     assert f"{bits.mean():.4f} +- " in told and "over 5 images" in told
     assert values(workdir).keys() == before.keys() and len(values(workdir)["nfe"]) == IMAGES
     assert (workdir / "likelihood.json").read_text() == summary
+    # What is paid for counts in whatever batches the command was going on.
+    told = likelihood(workdir, "--config.likelihood.batch_size=5")
+    assert f"{IMAGES} images of these settings; nothing to compute" in told
 
     other = ("--config.likelihood.rtol=1e-2", "--config.likelihood.divergence=exact")
     told = likelihood(workdir, "--config.likelihood.num_images=2", *other)

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from ml_collections import ConfigDict
+
+from score_sde import workdirs
+from score_sde.config import default
 
 
 def start(batch_size: int) -> int:
@@ -29,6 +33,18 @@ def start(batch_size: int) -> int:
     devices = jax.devices()
     print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     return len(devices)
+
+
+def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
+    """Print the settings of the section `sampling` that were changed without effect."""
+    values, usual, saved = config.sampling, default().sampling, workdirs.load(workdir).sampling
+    unread = [
+        f"config.sampling.{key}"
+        for key in sorted(set(values) - read)
+        if values[key] not in (usual[key], saved[key])
+    ]
+    if unread:
+        print(f"not read with these settings: {', '.join(unread)}")
 
 
 def _cores_as_devices(batch_size: int) -> None:

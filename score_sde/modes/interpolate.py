@@ -10,10 +10,13 @@ from tqdm import tqdm
 
 from score_sde import build, data
 from score_sde.checks import refuse
-from score_sde.modes import pictures, start
+from score_sde.config import keys_read
+from score_sde.modes import pictures, start, tell_unread
 from score_sde.run import Interpolation, Run, load
 from score_sde.samplers import ProbabilityFlow
 
+# Beside what the flow reads; it never denoises.
+READ, BUT = {"method", "seed", "batch_size", "num_pairs", "num_between"}, {"denoise"}
 SHOWN = 40  # more rows would make a picture that no viewer shows
 
 
@@ -36,6 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"flow: {_flow(config)}")
+    tell_unread(config, workdir, (keys_read(settings) | READ) - BUT)
     batches = trained.interpolation_batches(
         jax.random.key(settings.seed),
         images[indices[:, 0]],
@@ -79,7 +83,6 @@ def pairs(classes: np.ndarray) -> np.ndarray:
 
 
 def _flow(config: ConfigDict) -> ProbabilityFlow:
-    # There and back: it never denoises.
     return dataclasses.replace(build.probability_flow(config), denoise=False)
 
 
@@ -92,8 +95,12 @@ def _write(
     workdir: Path,
 ) -> None:
     same = (done.images[:, [0, -1]] == real).mean(axis=(2, 3, 4))
+    flow, settings = _flow(trained.config), trained.config.sampling
+    # An image depends on those solved with it where all of them share a step.
+    coupled = {"batch_size": settings.batch_size} if flow.coupled else {}
     np.savez_compressed(
         workdir / "interpolation.npz",
+        **coupled,
         images=done.images,
         real=real,
         indices=indices,
@@ -102,8 +109,8 @@ def _write(
         nfe=done.nfe,
         rms=done.rms,
         same=same,
-        flow=str(_flow(trained.config)),
-        seed=trained.config.sampling.seed,
+        flow=str(flow),
+        seed=settings.seed,
         step=trained.step,
     )
     rows = np.concatenate([real[:, :1], done.images[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]

@@ -23,9 +23,10 @@ from score_sde.workdirs import is_free
 
 VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 
-# The keys of the config that the numbers depend on, but for two ("name." is a whole section).
+# The keys of the config that the numbers depend on, but for some ("name." is a whole section). On
+# the batch they depend as much as on rounding, and a smaller one mends a lack of memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
-BUT = ("data.dir", "likelihood.num_images")
+BUT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -178,12 +179,14 @@ def _in_words(summary: dict[str, Any]) -> str:
     error = "" if spread is None else f" +- {spread:.4f}"
     given = ", given the class" if summary["given_class"] else ""
     errors = [] if spread is None else [f"{spread:.4f} over images"]
-    errors += [] if probes is None else [f"{probes:.4f} over probes"]
+    single = summary["num_probes"] == 1
+    errors += [f"{probes:.4f} over probes"] if probes is not None else []
+    errors += ["unknown over probes, of which there is one"] if single else []
     number = summary["num_probes"]
     return (
         f"{summary['bits_per_dim']:.4f}{error} bits/dim over {summary['num_images']} images "
         f"({summary['data']}, {summary['split']}{given}): {summary['bits_per_dim_is']}\n"
-        f"  standard error: {', '.join(errors) or 'unknown of one image and one probe'}\n"
+        f"  standard error: {', '.join(errors) or 'unknown of one image'}\n"
         f"  dequantization: {summary['dequantization']}, {summary['num_importance']} an image\n"
         f"  log p at t_min {summary['t_min']:g}: {summary['log_prob']:.2f} nats, "
         f"divergence {summary['divergence']}{'' if number is None else f', probes {number}'}\n"

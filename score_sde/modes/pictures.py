@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 SMALLEST = 64  # pixels of an image in a picture, at least
+FRAMES = 50  # of a film
 GREY = 96.0  # of the lines between images
 
 
@@ -44,16 +45,14 @@ def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = 
     os.replace(partial, path)
 
 
-def save_gif(path: Path, trajectory: np.ndarray, levels: int, frames: int = 50) -> None:
+def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
     """Write a film of a grid of images, from noise to what it becomes, with a rest on the last.
 
     Args:
         path: of the GIF.
-        trajectory: uint8 (times, n, H, W, C).
+        film: uint8 (frames, n, H, W, C).
         levels: 256 for 8-bit images.
-        frames: of the film, drawn evenly from the times.
     """
-    chosen = np.unique(np.linspace(0, len(trajectory) - 1, frames).astype(int))
-    film = [Image.fromarray(grid(trajectory[index], levels)) for index in chosen]
-    durations = [60] * (len(film) - 1) + [2000]  # milliseconds
-    film[0].save(path, save_all=True, append_images=film[1:], duration=durations, loop=0)
+    frames = [Image.fromarray(grid(images, levels)) for images in film]
+    durations = [60] * (len(frames) - 1) + [2000]  # milliseconds
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)

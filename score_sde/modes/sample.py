@@ -9,11 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import build, workdirs
-from score_sde.config import SAMPLER_KEYS
-from score_sde.modes import pictures, start
+from score_sde import build
+from score_sde.config import keys_read
+from score_sde.modes import pictures, start, tell_unread
 from score_sde.run import Images, Run, load
 
+READ = {"method", "seed", "num_samples", "batch_size", "gif"}  # beside what the sampler reads
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 
@@ -28,40 +29,40 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
-    unread = _unread(config, workdirs.load(workdir))
-    if unread:
-        print(f"not read by config.sampling.method = {settings.method!r}: {', '.join(unread)}")
+    tell_unread(config, workdir, keys_read(settings) | READ)
     key, number = jax.random.key(settings.seed), settings.num_samples
+    # The film is of the first of the very images that are drawn.
+    trajectory = pictures.FRAMES if settings.gif else False
     parts: list[Images] = []
-    began = time.perf_counter()
+    film = None
+    began = compiled = time.perf_counter()
     try:
         with tqdm(total=number, unit="image", desc="sample") as bar:
-            for part in trained.sample_batches(key, number):
-                parts.append(part)
+            for part in trained.sample_batches(key, number, trajectory=trajectory):
+                if part.trajectory is not None and film is None:
+                    states = np.concatenate([part.trajectory, part.images[None]])
+                    film = states[:, :GIF_IMAGES]
+                parts.append(part._replace(trajectory=None))
                 bar.update(len(part.images))
+                if len(parts) == 1:
+                    compiled = time.perf_counter()
     finally:
         if parts:
             _write(trained, parts, workdir)
-    seconds = time.perf_counter() - began
-    nfe = np.concatenate([part.nfe for part in parts])
-    print(
-        f"{number} images, NFE {nfe.mean():.0f}, {number / seconds:.2f} images/s with compilation"
-    )
-    if settings.gif:
-        path = trained.sample(key, min(number, GIF_IMAGES), trajectory=True)
-        assert path.trajectory is not None
-        film = np.concatenate([path.trajectory, path.images[None]])
+    _tell_speed(parts, compiled - began, time.perf_counter() - compiled)
+    if film is not None:
         pictures.save_gif(workdir / "samples.gif", film, build.pixel_range(config).levels)
         print(f"film: {workdir / 'samples.gif'}")
     print(f"picture: {workdir / 'samples.png'}")
 
 
-def _unread(config: ConfigDict, saved: ConfigDict) -> list[str]:
-    """Return the settings that were changed without effect: those of other samplers."""
-    others = {key for keys in SAMPLER_KEYS.values() for key in keys}
-    others -= set(SAMPLER_KEYS[config.sampling.method])
-    changed = [key for key in sorted(others) if config.sampling[key] != saved.sampling[key]]
-    return [f"config.sampling.{key}" for key in changed]
+def _tell_speed(parts: list[Images], first: float, rest: float) -> None:
+    """Print evaluations and images/s, from the seconds of the first batch and of all others."""
+    nfe = np.concatenate([part.nfe for part in parts])
+    speed = f"{len(nfe) / (first + rest):.2f} images/s with compilation"
+    if len(parts) > 1:
+        speed += f", {(len(nfe) - len(parts[0].nfe)) / rest:.2f} images/s after the first batch"
+    print(f"{len(nfe)} images, NFE {nfe.mean():.0f}, {speed}")
 
 
 def _write(trained: Run, parts: list[Images], workdir: Path) -> None:

@@ -4,18 +4,24 @@ Every image has a key of its own, folded from the caller's key and the image's i
 do not depend on how many are drawn at a time.
 """
 
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from score_sde.images import image_keys
 from score_sde.integrate import check
 from score_sde.score import as_pytree
 from score_sde.sde import SDE, ScoreFn
+
+ALL = sys.maxsize  # states of a trajectory
 
 
 class Samples(NamedTuple):
@@ -24,7 +30,8 @@ class Samples(NamedTuple):
     Attributes:
         x: (B, *shape) at t_min, or denoised where the sampler's settings say so.
         nfe: evaluations of the score for each sample, all counted: (B,) int32.
-        trajectory: states from the first to the last, (times, B, *shape); None unless requested.
+        trajectory: states from the one at T to the one at t_min, (states, B, *shape); None unless
+            requested.
     """
 
     x: Array
@@ -48,7 +55,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int
     ) -> tuple[Samples, Any]:
         """Take x (B, *shape) from T to t_min, within a jitted function.
 
@@ -57,7 +64,7 @@ class Sampler(ABC):
             sde: the process.
             score: the score function.
             x: states at T.
-            trajectory: also return the states on the way.
+            keep: states of the trajectory at most; 0 without one.
 
         Returns:
             the samples, and a solver's verdict on each (``diffrax.RESULTS``) or None.
@@ -71,7 +78,7 @@ class Sampler(ABC):
         x_init: Array | None = None,
         *,
         shape: tuple[int, ...] | None = None,
-        trajectory: bool = False,
+        trajectory: bool | int = False,
         first: int = 0,
     ) -> Samples:
         """Draw samples.
@@ -82,16 +89,22 @@ class Sampler(ABC):
             score: the score function, (x (B, *shape), t (B,)) -> (B, *shape).
             x_init: states at T, (B, *shape); drawn from the prior by default.
             shape: (B, *shape), where x_init is not given.
-            trajectory: also return the states on the way.
+            trajectory: also return the states on the way: all of them, or a number of at least 2
+                for so many at most, evenly chosen (the adaptive flow's are all so, 50 unless said).
             first: index of the first sample, for samples that are drawn in parts.
 
         Raises:
-            ValueError: neither x_init nor shape, or both and they differ.
-            RuntimeError: with the solver's reason, if an adaptive solve did not succeed.
+            ValueError: neither x_init nor shape, or both and they differ; a trajectory of one
+                state.
+            RuntimeError: with the solver's reason, if an adaptive solve did not succeed. Within a
+                jitted function nothing is raised: the samples of such a solve are not numbers.
         """
         sde.check()
         shape = batch_shape(x_init, shape)
-        samples, verdict = _run(key, sde, as_pytree(score), x_init, first, self, shape, trajectory)
+        keep = ALL if trajectory is True else int(trajectory)
+        if keep < 0 or keep == 1:
+            raise ValueError(f"trajectory = {trajectory!r}: allowed are True, integers from 2 on")
+        samples, verdict = _run(key, sde, as_pytree(score), x_init, first, self, shape, keep)
         if verdict is not None:
             check(verdict)
         return samples
@@ -110,15 +123,59 @@ def _run(
     first: Array,
     sampler: Sampler,
     shape: tuple[int, ...],
-    trajectory: bool,
+    keep: int,
 ) -> tuple[Samples, Any]:
     keys = image_keys(key, shape[0], first)
-    return sampler.run(keys, sde, score, start(keys, sde, x_init, shape), trajectory)
+    return sampler.run(keys, sde, score, start(keys, sde, x_init, shape), keep)
 
 
-def image_keys(key: Array, num: int, first: int | Array = 0) -> Array:
-    """A key for each of the images first ... first + num - 1, (num,)."""
-    return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
+class SteppedSampler(Sampler):
+    """A sampler whose steps are counted beforehand; what it adds is ``solve``."""
+
+    def run(
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int
+    ) -> tuple[Samples, None]:
+        def noise(index: Array) -> Array:
+            return normal(keys, 1 + index, x.shape[1:])
+
+        return self.solve(sde, score, x, noise, keep), None
+
+    @abstractmethod
+    def solve(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        x: Array,
+        noise: Callable[[Array], Array],
+        keep: int = 0,
+    ) -> Samples:
+        """As ``run``, with the noises (B, *shape) in order of use from their index."""
+
+
+def scan(
+    step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, num: int, keep: int
+) -> tuple[Any, Array | None]:
+    """`lax.scan` of step(carry, i) -> (carry, state) over i below num: the last carry, and the
+    states after the steps that a trajectory of ``keep`` states has beside its first one."""
+    steps = jnp.arange(num)
+    if not keep:
+        return jax.lax.scan(lambda carry, i: (step(carry, i)[0], None), carry, steps)
+    if keep > num:
+        return jax.lax.scan(step, carry, steps)
+    # Room for the chosen ones alone: all steps of large images would fill the memory.
+    chosen = np.rint(np.linspace(0, num, keep)).astype(int)[1:] - 1
+    place = np.full(num, keep)  # out of range: dropped
+    place[chosen] = np.arange(len(chosen))
+    places, state = jnp.asarray(place), jax.eval_shape(step, carry, steps[0])[1]
+    path = jnp.zeros((len(chosen), *state.shape), state.dtype)
+
+    def kept(carry: tuple[Any, Array], i: Array) -> tuple[tuple[Any, Array], None]:
+        inner, path = carry
+        inner, state = step(inner, i)
+        return (inner, path.at[places[i]].set(state, mode="drop")), None
+
+    (carry, path), _ = jax.lax.scan(kept, (carry, path), steps)
+    return carry, path
 
 
 def normal(keys: Array, step: Array | int, shape: tuple[int, ...]) -> Array:

@@ -21,11 +21,10 @@ References:
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Samples, fixed_steps, require_fraction
+from score_sde.samplers.base import Samples, fixed_steps, require_fraction, scan
 from score_sde.samplers.grids import GridSampler
 from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn
@@ -65,13 +64,13 @@ class DDIM(GridSampler):
         score: ScoreFn,
         x: Array,
         noise: Callable[[Array], Array],
-        trajectory: bool = False,
+        keep: int = 0,
     ) -> Samples:
         times = self.times(sde)
         alpha, sigma = sde.alpha(times), sde.sigma(times)
         posterior_std = sde.reverse_step(times[1:], times[:-1]).posterior_std
 
-        def step(x: Array, i: Array) -> tuple[Array, Array | None]:
+        def step(x: Array, i: Array) -> tuple[Array, Array]:
             x0 = denoise(sde, score, x, jnp.full(len(x), times[i]))
             epsilon = (x - alpha[i] * x0) / sigma[i]
             std = self.eta * posterior_std[i]
@@ -79,9 +78,9 @@ class DDIM(GridSampler):
             x = alpha[i + 1] * x0 + kept * epsilon
             if self.eta:
                 x = x + std * noise(i)
-            return x, (x if trajectory else None)
+            return x, x
 
-        end, path = jax.lax.scan(step, x, jnp.arange(len(times) - 1))
+        end, path = scan(step, x, self.intervals, keep)
         if self.denoise:
             end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
         return fixed_steps(x, end, path, self.nfe)
@@ -150,7 +149,7 @@ class ExponentialMultistep(GridSampler):
         score: ScoreFn,
         x: Array,
         noise: Callable[[Array], Array],
-        trajectory: bool = False,
+        keep: int = 0,
     ) -> Samples:
         times, eta2 = self.times(sde), self.eta**2
         alpha, sigma, lambdas = sde.alpha(times), sde.sigma(times), 0.5 * sde.log_snr(times)
@@ -162,7 +161,7 @@ class ExponentialMultistep(GridSampler):
 
         def step(
             carry: tuple[Array, Array, Array], i: Array
-        ) -> tuple[tuple[Array, Array, Array], Array | None]:
+        ) -> tuple[tuple[Array, Array, Array], Array]:
             # x was predicted from `before` by the values of D in `memory`, the newest first.
             x, before, memory = carry
             newest = denoise(sde, score, x, jnp.full(len(x), times[i]))
@@ -174,10 +173,10 @@ class ExponentialMultistep(GridSampler):
             end = kept[i] * x + alpha[i + 1] * _sum(predictor[i], values)
             if eta2:
                 end = end + added[i] * noise(i)
-            return (end, x, values), (end if trajectory else None)
+            return (end, x, values), end
 
         memory = jnp.zeros((self.lookback, *x.shape), x.dtype)
-        (end, _, _), path = jax.lax.scan(step, (x, x, memory), jnp.arange(len(h)))
+        (end, _, _), path = scan(step, (x, x, memory), self.intervals, keep)
         if self.denoise:
             end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
         return fixed_steps(x, end, path, self.nfe)
@@ -248,4 +247,4 @@ def _moments(u: Array, number: int) -> Array:
 
 
 def _sum(weights: Array, values: Array) -> Array:
-    return jnp.tensordot(weights, values, axes=1)
+    return jnp.tensordot(weights, values, axes=1, precision="highest")  # of states: never TF32

@@ -17,21 +17,18 @@ denoised image does not move any more, most of all under sub-VP, whose sigma fal
 were compared on mixtures and on digits (benchmarks/README.md).
 """
 
-from abc import abstractmethod
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Sampler, Samples, normal, require_positive
-from score_sde.sde import SDE, ScoreFn
+from score_sde.samplers.base import SteppedSampler, require_positive
+from score_sde.sde import SDE
 
 GRIDS = ("uniform", "paper", "log_snr", "karras", "angle")
 ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
 
 
-class GridSampler(Sampler):
+class GridSampler(SteppedSampler):
     """A sampler that takes the steps of a grid.
 
     Attributes:
@@ -65,25 +62,6 @@ class GridSampler(Sampler):
         """The times from T to t_min, (intervals + 1,)."""
         t_min = self.last_time(sde)
         return times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
-
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
-    ) -> tuple[Samples, None]:
-        def noise(index: Array) -> Array:
-            return normal(keys, 1 + index, x.shape[1:])
-
-        return self.solve(sde, score, x, noise, trajectory), None
-
-    @abstractmethod
-    def solve(
-        self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        trajectory: bool = False,
-    ) -> Samples:
-        """As ``run``, with the noise (B, *shape) of each step from its index."""
 
 
 def times(
@@ -123,11 +101,25 @@ def times(
 
 def _at_levels(sde: SDE, times: Array, num_levels: int) -> Array:
     """The times of the levels that lie nearest, made distinct."""
-    chain = sde.chain(num_levels)
-    levels = jnp.sort(2.0 * (jnp.log(chain.alpha) - jnp.log(chain.sigma)))
-    distances = jnp.abs(sde.log_snr(times)[:, None] - levels[None])
-    index, steps = jnp.argmin(distances, axis=1), jnp.arange(len(times))
+    levels = _chain(sde, num_levels)
+    index, steps = _nearest(levels, sde.log_snr(times)), jnp.arange(len(times))
     # Each at least one level further than the one before, and all of them within the chain.
     index = jax.lax.cummax(index - steps) + steps
     index = jnp.minimum(index, num_levels - len(times) + steps)
     return sde.inverse_log_snr(levels[index])
+
+
+def nearest_levels(sde: SDE, log_snr: Array, num_levels: int) -> Array:
+    """The log-SNRs of the chain's levels that lie nearest to the given ones, (n,)."""
+    levels = _chain(sde, num_levels)
+    return levels[_nearest(levels, log_snr)]
+
+
+def _chain(sde: SDE, num_levels: int) -> Array:
+    """The log-SNRs of the chain's levels, rising, (num_levels,)."""
+    chain = sde.chain(num_levels)
+    return jnp.sort(2.0 * (jnp.log(chain.alpha) - jnp.log(chain.sigma)))
+
+
+def _nearest(levels: Array, log_snr: Array) -> Array:
+    return jnp.argmin(jnp.abs(log_snr[:, None] - levels[None]), axis=1)

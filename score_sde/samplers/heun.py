@@ -11,12 +11,11 @@ so the algorithm, written for alpha = 1, is one for them all.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Samples, fixed_steps, require_positive
-from score_sde.samplers.grids import GridSampler
+from score_sde.samplers.base import Samples, fixed_steps, require_positive, scan
+from score_sde.samplers.grids import GridSampler, nearest_levels
 from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn
 
@@ -72,14 +71,18 @@ class Heun(GridSampler):
         score: ScoreFn,
         x: Array,
         noise: Callable[[Array], Array],
-        trajectory: bool = False,
+        keep: int = 0,
     ) -> Samples:
         times = self.times(sde)
         alpha, nu = sde.alpha(times), jnp.exp(-0.5 * sde.log_snr(times))
         churned = (nu >= self.churn_from) & (nu <= self.churn_to)
-        gamma = jnp.where(churned, min(self.churn / (len(times) - 1), 2.0**0.5 - 1.0), 0.0)
+        gamma = jnp.where(churned, min(self.churn / self.intervals, 2.0**0.5 - 1.0), 0.0)
         gamma = jnp.minimum(gamma, jnp.maximum(nu[0] / nu - 1.0, 0.0))
         nu_hat = nu * (1.0 + gamma)
+        if self.num_levels:  # a level that the network knows, perhaps the same
+            levels = nearest_levels(sde, -2.0 * jnp.log(nu_hat), self.num_levels)
+            gamma = jnp.where(gamma > 0.0, jnp.maximum(jnp.exp(-0.5 * levels) / nu - 1.0, 0.0), 0.0)
+            nu_hat = nu * (1.0 + gamma)
         lift = nu * jnp.sqrt(gamma * (2.0 + gamma))  # sqrt(nu_hat^2 - nu^2) without cancellation
         # The inverse rounds: where nothing is lifted, the grid's own times.
         t_hat = jnp.where(gamma > 0.0, sde.inverse_log_snr(-2.0 * jnp.log(nu_hat)), times)
@@ -88,16 +91,16 @@ class Heun(GridSampler):
             alpha = sde.alpha(t[None])[0]
             return (y - denoise(sde, score, alpha * y, jnp.full(len(y), t))) / nu
 
-        def step(y: Array, i: Array) -> tuple[Array, Array | None]:
+        def step(y: Array, i: Array) -> tuple[Array, Array]:
             if self.churn:
                 y = y + lift[i] * self.churn_noise * noise(i)
             d = slope(y, nu_hat[i], t_hat[i])
             euler = y + (nu[i + 1] - nu_hat[i]) * d
             d_next = slope(euler, nu[i + 1], times[i + 1])
             y = y + (nu[i + 1] - nu_hat[i]) * 0.5 * (d + d_next)
-            return y, (alpha[i + 1] * y if trajectory else None)
+            return y, alpha[i + 1] * y
 
-        end, path = jax.lax.scan(step, x / alpha[0], jnp.arange(len(times) - 1))
+        end, path = scan(step, x / alpha[0], self.intervals, keep)
         end = alpha[-1] * end
         if self.denoise:
             end = denoise(sde, score, end, jnp.full(len(x), times[-1]))

@@ -24,25 +24,30 @@ alpha: levels are uniform in log-SNR, the paper's geometric ladder, and between 
 by the ratio of their alphas.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_positive
+from score_sde.samplers.base import Samples, SteppedSampler, fixed_steps, require_positive, scan
+from score_sde.samplers.grids import times
 from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn, expand
 
+CONSISTENT_STEP = 0.1
+
 
 @dataclass(frozen=True)
-class AnnealedLangevin(Sampler):
+class AnnealedLangevin(SteppedSampler):
     """Langevin dynamics at one noise level after the other.
 
     Attributes:
         num_steps: noise levels.
         steps_per_level: Langevin steps at each.
-        step_size: e, below 1; the bias of a step's stationary variance is O(step_size).
+        step_size: e, below 1; the bias of a step's stationary variance is O(step_size). None is 0.1
+            with the consistent rule and ``ncsnv2_step_size`` without.
         consistent: how much noise a step adds, above. False is NCSN's and NCSNv2's algorithm.
         denoise: return the denoised end state (Tweedie's formula, one evaluation more).
         t_min: the last time; None is the process's own.
@@ -50,59 +55,84 @@ class AnnealedLangevin(Sampler):
 
     num_steps: int = 400
     steps_per_level: int = 1
-    step_size: float = 0.1
+    step_size: float | None = None
     consistent: bool = True
     denoise: bool = True
     t_min: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(
-            num_steps=self.num_steps,
-            steps_per_level=self.steps_per_level,
-            step_size=self.step_size,
-        )
-        if self.step_size >= 1.0:
-            raise ValueError(f"step_size = {self.step_size!r}: allowed are numbers below 1")
+        require_positive(num_steps=self.num_steps, steps_per_level=self.steps_per_level)
+        if self.step_size is not None and not 0.0 < self.step_size < 1.0:
+            raise ValueError(
+                f"step_size = {self.step_size!r}: allowed are numbers above 0 and below 1"
+            )
 
     @property
     def nfe(self) -> int:
         """Evaluations of the score for each sample."""
         return self.num_steps * self.steps_per_level + int(self.denoise)
 
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
-    ) -> tuple[Samples, None]:
+    def solve(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        x: Array,
+        noise: Callable[[Array], Array],
+        keep: int = 0,
+    ) -> Samples:
         times = self.times(sde)
-        noise = jnp.exp(-0.5 * sde.log_snr(times))  # of x / alpha
-        to_next = jnp.append(noise[1:] / noise[:-1], 1.0)
+        nu = jnp.exp(-0.5 * sde.log_snr(times))  # the noise of x / alpha
+        to_next = jnp.append(nu[1:] / nu[:-1], 1.0)
         rescaling = jnp.exp(jnp.diff(sde.log_alpha(times), prepend=sde.log_alpha(times[:1])))
+        step_size = self.step(sde)
 
-        def level(x: Array, index: Array) -> tuple[Array, Array | None]:
-            t, x = jnp.full(len(x), times[index]), rescaling[index] * x
+        def level(x: Array, i: Array) -> tuple[Array, Array]:
+            t, x = jnp.full(len(x), times[i]), rescaling[i] * x
             sigma = expand(sde.sigma(t), x)
 
             def langevin(repeat: int, x: Array) -> Array:
-                z = normal(keys, 1 + index * self.steps_per_level + repeat, x.shape[1:])
                 if self.consistent:
-                    r = jnp.where(repeat == self.steps_per_level - 1, to_next[index], 1.0)
-                    e = jnp.maximum(self.step_size, 1.0 - r)
+                    r = jnp.where(repeat == self.steps_per_level - 1, to_next[i], 1.0)
+                    e = jnp.maximum(step_size, 1.0 - r)
                     # Where e = 1 - r this is 0, or less by a rounding.
                     b = jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0)
                 else:
-                    e, b = jnp.asarray(self.step_size), jnp.asarray(2.0 * self.step_size)
+                    e, b = step_size, 2.0 * step_size
+                z = noise(i * self.steps_per_level + repeat)
                 return x + e * jnp.square(sigma) * score(x, t) + jnp.sqrt(b) * sigma * z
 
             x = jax.lax.fori_loop(0, self.steps_per_level, langevin, x)
-            return x, (x if trajectory else None)
+            return x, x
 
-        end, path = jax.lax.scan(level, x, jnp.arange(self.num_steps))
+        end, path = scan(level, x, self.num_steps, keep)
         if self.denoise:
             end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
-        return fixed_steps(x, end, path, self.nfe), None
+        return fixed_steps(x, end, path, self.nfe)
 
     def times(self, sde: SDE) -> Array:
         """The levels' times from T to t_min, uniform in log-SNR, (num_steps,)."""
-        t_min = self.last_time(sde)
-        ends = sde.log_snr(jnp.asarray([sde.T, t_min], jnp.float32))
-        levels = sde.inverse_log_snr(jnp.linspace(ends[0], ends[1], self.num_steps))
-        return jnp.clip(levels, t_min, sde.T)
+        return times("log_snr", sde, self.num_steps - 1, self.last_time(sde))
+
+    def step(self, sde: SDE) -> Array:
+        """e, ()."""
+        if self.step_size is not None:
+            return jnp.asarray(self.step_size)
+        if self.consistent:
+            return jnp.asarray(CONSISTENT_STEP)
+        nu = jnp.exp(-0.5 * sde.log_snr(self.times(sde)[:2]))
+        return ncsnv2_step_size(nu[0] / nu[-1], self.steps_per_level)
+
+
+def ncsnv2_step_size(ratio: Array, steps_per_level: int) -> Array:
+    """The step size by technique 4 of NCSNv2 (Song, Ermon 2020, arXiv:2006.09011, eq. 4), ().
+
+    Noise that comes from the level before with ``ratio`` squared times the right variance has
+
+        (1 - e)^(2 T) (ratio^2 - v) + v,    v = 1 / (1 - e / 2),
+
+    times the right one after T steps of size e: the e that brings this nearest to 1.
+    """
+    e = jnp.geomspace(1e-5, 0.99, 20_001)
+    v = 1.0 / (1.0 - 0.5 * e)
+    left = (1.0 - e) ** (2 * steps_per_level) * (jnp.square(ratio) - v) + v
+    return e[jnp.argmin(jnp.abs(left - 1.0))]

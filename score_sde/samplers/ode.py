@@ -11,9 +11,11 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde.integrate import Solution, check, check_method, integrate
-from score_sde.samplers.base import Sampler, Samples, require_positive
+from score_sde.samplers.base import ALL, Sampler, Samples, require_positive
 from score_sde.score import as_pytree, denoise, full_precision, of_one_sample
 from score_sde.sde import SDE, ScoreFn, expand
+
+FRAMES = 50  # of a trajectory, evenly in t, unless said
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,6 @@ class ProbabilityFlow(Sampler):
         num_steps: of ``euler``, equal in t; None for the others.
         denoise: return the denoised end state (Tweedie's formula, one evaluation more).
         t_min: the last time; None is the process's own.
-        num_frames: states in a trajectory, from T to t_min.
     """
 
     rtol: float = 1e-5
@@ -39,10 +40,9 @@ class ProbabilityFlow(Sampler):
     num_steps: int | None = None
     denoise: bool = True
     t_min: float | None = None
-    num_frames: int = 50
 
     def __post_init__(self) -> None:
-        require_positive(rtol=self.rtol, atol=self.atol, num_frames=self.num_frames)
+        require_positive(rtol=self.rtol, atol=self.atol)
         check_method(self.solver, self.step_control, self.num_steps)
 
     @property
@@ -50,10 +50,11 @@ class ProbabilityFlow(Sampler):
         return self.step_control == "batch" and self.solver != "euler"
 
     def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
+        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int
     ) -> tuple[Samples, Any]:
         t_min = self.last_time(sde)
-        times = jnp.linspace(sde.T, t_min, self.num_frames) if trajectory else None
+        frames = FRAMES if keep == ALL else keep
+        times = jnp.linspace(sde.T, t_min, frames) if keep else None
         solution = self.solve(sde, as_pytree(score), x, sde.T, t_min, times)
         end = solution.y
         if self.denoise:

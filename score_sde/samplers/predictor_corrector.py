@@ -18,13 +18,13 @@ is:
     ald                 e = 2 (1 + f)^2 (snr sigma_t)^2
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Sampler, Samples, fixed_steps, normal, require_positive
+from score_sde.samplers.base import Samples, SteppedSampler, fixed_steps, require_positive, scan
 from score_sde.score import denoise
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
@@ -100,7 +100,7 @@ CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": None}
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Sampler):
+class PredictorCorrector(SteppedSampler):
     """Alternate a predictor over a grid uniform in t from T to t_min and a corrector at the time
     reached.
 
@@ -167,32 +167,33 @@ class PredictorCorrector(Sampler):
             self.denoise and not self.faithful
         )
 
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, trajectory: bool
-    ) -> tuple[Samples, None]:
+    def solve(
+        self,
+        sde: SDE,
+        score: ScoreFn,
+        x: Array,
+        noise: Callable[[Array], Array],
+        keep: int = 0,
+    ) -> Samples:
         times, draws = self.times(sde), self.corrections + 1
 
-        def level(
-            carry: tuple[Array, Array], index: Array
-        ) -> tuple[tuple[Array, Array], Array | None]:
+        def level(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
             x, _ = carry
-            t, s = jnp.full(len(x), times[index]), jnp.full(len(x), times[index + 1])
-            noises = [normal(keys, 1 + index * draws + draw, x.shape[1:]) for draw in range(draws)]
-            x, mean = self.step(sde, score, x, t, s, jnp.stack(noises))
-            return (x, mean), (x if trajectory else None)
+            t, s = jnp.full(len(x), times[i]), jnp.full(len(x), times[i + 1])
+            noises = jnp.stack([noise(i * draws + draw) for draw in range(draws)])
+            x, mean = self.step(sde, score, x, t, s, noises)
+            return (x, mean), x
 
-        (end, mean), path = jax.lax.scan(level, (x, x), jnp.arange(self.num_steps))
+        (end, mean), path = scan(level, (x, x), self.num_steps, keep)
         if self.denoise:
             t = jnp.full(len(x), times[-1])
             end = mean if self.faithful else denoise(sde, score, end, t)
-        return fixed_steps(x, end, path, self.nfe), None
+        return fixed_steps(x, end, path, self.nfe)
 
     def times(self, sde: SDE) -> Array:
         """Times of the predictor's steps and the last one reached, (num_steps + 1,)."""
         t_min = self.last_time(sde)
-        if (
-            self.faithful
-        ):  # linspace(T, t_min, N), both ends included: the step taken at t_min is the last
+        if self.faithful:  # N times, both ends included: the step taken at t_min is the last
             grid = jnp.linspace(sde.T, t_min, self.num_steps)
             return jnp.concatenate([grid, grid[-1:]])
         return jnp.linspace(sde.T, t_min, self.num_steps + 1)

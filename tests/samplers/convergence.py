@@ -46,6 +46,9 @@ DETERMINISTIC = {
 }
 STOCHASTIC = {
     "ddim": lambda n: DDIM(n, eta=1.0, denoise=False),
+    "ddim-half": lambda n: DDIM(n, eta=0.5, denoise=False),
+    "sde-dpmpp-1-half": lambda n: FULL(n, 1, eta=0.5),
+    "sde-dpmpp-2-half": lambda n: FULL(n, 2, eta=0.5),
     "sde-dpmpp-1": lambda n: FULL(n, 1, eta=1.0),
     "sde-dpmpp-2": lambda n: FULL(n, 2, eta=1.0),
     "heun": lambda n: Heun(n, churn=4.0, denoise=False),

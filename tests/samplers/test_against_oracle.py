@@ -22,7 +22,7 @@ from score_sde.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
-from score_sde.sde import SDE
+from score_sde.sde import SDE, VESDE
 from tests.cases import PROCESSES, overlapping_mixture
 
 DIMS, NUM = 16, 4096
@@ -91,7 +91,7 @@ def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
             kept = 1.0  # of the noise, to the next step
             if repeat == sampler.steps_per_level - 1 and level < len(noises) - 1:
                 kept = noises[level + 1] / noises[level]
-            e = sampler.step_size
+            e = float(sampler.step(sde))
             if sampler.consistent:
                 e = max(e, 1 - kept)
                 noise = kept**2 - (1 - e) ** 2
@@ -290,9 +290,21 @@ def test_annealed_langevin_with_few_levels_stays_finite():
         assert np.isfinite(samples.x).all(), num_steps
 
 
-def test_annealed_langevin_refuses_steps_beyond_the_noise():
-    with pytest.raises(ValueError, match=r"step_size = 1\.5: allowed are numbers below 1"):
-        AnnealedLangevin(step_size=1.5)
+@pytest.mark.parametrize(
+    ("sigma_max", "num_steps", "published"), [(50.0, 232, 6.2e-6), (90.0, 500, 3.3e-6)]
+)
+def test_ncsnv2s_step_size_is_the_published_one(sigma_max, num_steps, published):
+    """Technique 4 for CIFAR-10 and CelebA, five steps a level (Song, Ermon 2020, appendix B.1);
+    they give e sigma_min^2, in two digits."""
+    sampler = AnnealedLangevin(num_steps, 5, consistent=False)
+    step = float(sampler.step(VESDE(0.01, sigma_max)))
+    assert step * 0.01**2 == pytest.approx(published, abs=0.05e-6)
+
+
+@pytest.mark.parametrize("step_size", [1.5, 0.0, -0.1])
+def test_annealed_langevin_refuses_steps_beyond_the_noise(step_size):
+    with pytest.raises(ValueError, match=rf"{step_size}: allowed are numbers above 0 and below 1"):
+        AnnealedLangevin(step_size=step_size)
 
 
 @pytest.mark.parametrize(
@@ -300,8 +312,7 @@ def test_annealed_langevin_refuses_steps_beyond_the_noise():
     [
         lambda: PredictorCorrector(num_steps=0),
         lambda: PredictorCorrector(snr=-1.0),
-        lambda: AnnealedLangevin(step_size=0.0),
-        lambda: AnnealedLangevin(step_size=-0.1, consistent=False),
+        lambda: AnnealedLangevin(num_steps=0),
         lambda: ProbabilityFlow(rtol=0.0),
     ],
 )

@@ -13,11 +13,19 @@ ORDERS = {
     "ddim": 1,
     "dpmpp-2": 2,
     "dpmpp-3": 3,  # which is UniP-3
-    "unipc-2": 2,
-    "unipc-3": 3,
+    "unipc-2": 3,  # the corrector adds an order (Zhao et al. 2023, theorem 3.1)
+    "unipc-3": 4,
     "heun": 2,
 }
-WEAK_ORDERS = {"ddim": 1, "sde-dpmpp-1": 1, "sde-dpmpp-2": 2, "heun": 2}
+WEAK_ORDERS = {
+    "ddim": 1,
+    "ddim-half": 1,
+    "sde-dpmpp-1": 1,
+    "sde-dpmpp-1-half": 1,
+    "sde-dpmpp-2": 2,
+    "sde-dpmpp-2-half": 2,
+    "heun": 2,
+}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from score_sde.samplers import DDIM, ExponentialMultistep, Heun, PredictorCorrector, grids
 from score_sde.score import network_score
@@ -70,6 +71,108 @@ def test_order_two_is_dpm_solver_pp_2m(name, grid, mixture):
     assert_same(ours, theirs)
 
 
+def multistep(sde, score, x, times, order, corrector, lower_order_final):
+    """UniPC (Zhao et al. 2023, algorithms 1 to 3), written a second time, by quadrature: the
+    polynomial through the values of D, times e^(tau - h), integrated over the step; where the
+    papers take a_1 = 1/2, half the slope instead. Without the corrector UniP, but for the first
+    step's end with order 3."""
+    alpha, sigma = (np.asarray(f(times), np.float64) for f in (sde.alpha, sde.sigma))
+    lambdas, num = np.log(alpha / sigma), len(times) - 1
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+
+    def taken(x, i, known):
+        """The step from i, D known at the indices of ``known``."""
+        h = lambdas[i + 1] - lambdas[i]
+        tau = 0.5 * h * (nodes + 1.0)
+        where = lambdas[list(known)] - lambdas[i]
+        values = np.stack(list(known.values()))
+        if len(known) == 2:
+            at = values[0] + (values[1] - values[0]) * (0.5 * h - where[0]) / (where[1] - where[0])
+            integral = -np.expm1(-h) * at
+        else:
+            lagrange = np.stack(
+                [
+                    np.prod([(tau - b) / (a - b) for b in where if b != a] or [tau**0], axis=0)
+                    for a in where
+                ]
+            )
+            integral = np.tensordot((lagrange * np.exp(tau - h)) @ weights * 0.5 * h, values, 1)
+        return sigma[i + 1] / sigma[i] * x + alpha[i + 1] * integral
+
+    known, start = {}, x
+    for i in range(num):
+        slope = np.asarray(score(jnp.asarray(x, jnp.float32), jnp.full(len(x), times[i])))
+        d = (x + sigma[i] ** 2 * slope) / alpha[i]
+        if i and (corrector or (order == 3 and i == 1)):
+            back = min(order, i) if not lower_order_final else min(order, i, num - i + 1)
+            before = dict(list(known.items())[-back:])
+            x = taken(start, i - 1, before | {i: d})
+        known[i] = d
+        back = min(order, i + 1) if not lower_order_final else min(order, i + 1, num - i)
+        start, x = x, taken(x, i, dict(list(known.items())[-back:]))
+    return x
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("corrector", [True, False])
+@pytest.mark.parametrize("lower_order_final", [True, False])
+def test_multistep_is_the_papers(name, order, corrector, lower_order_final, mixture):
+    sde = PUBLISHED[name]
+    sampler = ExponentialMultistep(
+        9, order, corrector, lower_order_final=lower_order_final, denoise=False
+    )
+    x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
+    score = mixture.score(sde)
+    ours = sampler.sample(jax.random.key(0), sde, score, x).x
+    theirs = multistep(
+        sde, score, np.asarray(x, np.float64), sampler.times(sde), order, corrector,
+        lower_order_final,
+    )  # fmt: skip
+    assert_same(ours, theirs)
+
+
+def karras_heun(sde, score, x, times, z, churn, churn_from, churn_to, churn_noise):
+    """Karras et al. 2022, algorithm 2, written a second time in y = x / alpha: the states of x."""
+
+    def at(t):
+        t = jnp.full(1, t)
+        return float(sde.alpha(t)[0]), float(jnp.exp(-0.5 * sde.log_snr(t))[0])
+
+    def slope(y, nu):
+        t = sde.inverse_log_snr(jnp.asarray([-2.0 * np.log(nu)]))
+        alpha, nu = at(t[0])
+        gradient = np.asarray(score(jnp.asarray(alpha * y, jnp.float32), jnp.full(len(y), t[0])))
+        return -nu * alpha * gradient  # (y - D) / nu with D = (x + sigma^2 score) / alpha
+
+    alphas, nus = zip(*(at(t) for t in times), strict=True)
+    y, states = np.asarray(x, np.float64) / alphas[0], []
+    for i in range(len(times) - 1):
+        gamma = (
+            min(churn / (len(times) - 1), np.sqrt(2) - 1) if churn_from <= nus[i] <= churn_to else 0
+        )
+        lifted = min(nus[i] * (1 + gamma), nus[0])
+        y = y + np.sqrt(lifted**2 - nus[i] ** 2) * churn_noise * z[i]
+        first = slope(y, lifted)
+        euler = y + (nus[i + 1] - lifted) * first
+        y = y + (nus[i + 1] - lifted) * 0.5 * (first + slope(euler, nus[i + 1]))
+        states.append(alphas[i + 1] * y)
+    return np.stack(states)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_heun_is_karras_and_others(name, mixture):
+    sde, score = PUBLISHED[name], mixture.score(PUBLISHED[name])
+    sampler = Heun(12, 6.0, 0.05, 3.0, 1.1, grid="karras", denoise=False)
+    x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
+    z = jax.random.normal(jax.random.key(1), (12, 8, 4))
+    out = sampler.solve(sde, score, x, lambda i: z[i], keep=13)
+    theirs = karras_heun(sde, score, x, sampler.times(sde), np.asarray(z), 6.0, 0.05, 3.0, 1.1)
+    # States of up to sigma_max = 50 in float32, whose levels come through the inverse log-SNR.
+    for ours, state in zip(out.trajectory[1:], theirs, strict=True):
+        np.testing.assert_allclose(ours, state, atol=1e-3 * max(1.0, np.abs(state).max()))
+
+
 def test_the_order_that_is_best_for_the_steps():
     best = {(8, 0.0): 3, (7, 0.0): 2, (20, 0.5): 2}
     for (num_steps, eta), order in best.items():
@@ -77,16 +180,16 @@ def test_the_order_that_is_best_for_the_steps():
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("grid", grids.GRIDS)
-def test_grids_fall_from_end_to_end(name, grid):
+@pytest.mark.parametrize(("grid", "rho"), [*((grid, 7) for grid in grids.GRIDS), ("karras", 3)])
+def test_grids_fall_from_end_to_end(name, grid, rho):
     sde = PROCESSES[name]
-    times = np.asarray(grids.times(grid, sde, 12, sde.t_min))
+    times = np.asarray(grids.times(grid, sde, 12, sde.t_min, float(rho)))
     assert len(times) == (12 if grid == "paper" else 13)
     # T and t_min themselves, in float32.
     assert times[0] == np.float32(sde.T) and times[-1] == np.float32(sde.t_min)
     assert np.all(np.diff(times) < 0)
     nu = np.exp(-0.5 * np.asarray(sde.log_snr(jnp.asarray(times)), float))
-    spaced = {"uniform": times, "paper": times, "log_snr": np.log(nu), "karras": nu ** (1 / 7)}
+    spaced = {"uniform": times, "paper": times, "log_snr": np.log(nu), "karras": nu ** (1 / rho)}
     spaced["angle"] = np.arctan(np.cbrt(2 * nu) ** 2)
     steps = np.diff(spaced[grid])
     # The inverse log-SNR of a process that has none in closed form is a bisection in float32, off
@@ -119,6 +222,24 @@ def test_a_discretely_trained_network_is_told_levels_of_its_chain(name, num_step
     np.testing.assert_allclose(
         np.asarray(score)[:, 0], -1 / np.asarray(sde.sigma(times)), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_churn_lifts_to_levels_of_the_chain(name):
+    sde, num_levels, told = PUBLISHED[name], 100, []
+
+    def apply(params, x, condition, labels):
+        jax.debug.callback(lambda level: told.append(float(level[0])), condition)
+        return x
+
+    score = network_score(apply, sde, "epsilon", "time", num_levels=num_levels, levels="matched")
+    sampler = Heun(20, churn=8.0, num_levels=num_levels)
+    sampler.sample(jax.random.key(0), sde, Partial(score, None), shape=(2, 3))
+    jax.effects_barrier()
+    assert len(told) == sampler.nfe
+    np.testing.assert_allclose(told, np.rint(told), atol=5e-3)
+    # It does lift: some starts of steps are not the ends of those before.
+    assert len(set(np.rint(told))) > sampler.num_steps + 1
 
 
 def test_churn_stays_below_the_level_of_T():

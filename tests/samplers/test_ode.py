@@ -56,7 +56,7 @@ def test_every_solver_follows_the_exact_flow(gaussian, name, solver):
     # (d log std / dt)^2, up to log(std_T / std_0) / (1 - t_min) squared and so some 10^2.
     bound = {"euler": 0.1, "heun": 2e-3}.get(solver, 2e-4)
     assert np.abs(np.asarray(out.x) - exact).max() < bound
-    assert out.trajectory.shape == (flow.num_frames, NUM, DIMS)
+    assert out.trajectory.shape == (50, NUM, DIMS)
     np.testing.assert_allclose(out.trajectory[0], x, rtol=1e-6)
     np.testing.assert_allclose(out.trajectory[-1], out.x, rtol=1e-4, atol=1e-4)
 
@@ -161,6 +161,22 @@ def test_a_failed_solve_tells_the_solvers_reason(step_control):
     for follow in (fixed.encode, fixed.decode):
         with pytest.raises(SolveError, match=told):
             follow(sde, not_a_number_late, x)
+
+
+def test_within_a_jitted_function_a_failed_solve_is_no_sample():
+    """Nothing can be raised there; the state it stopped at must not pass for one."""
+    sde = PROCESSES["vp"]
+
+    @jax.jit
+    def drawn(x):
+        return ProbabilityFlow().sample(jax.random.key(0), sde, not_a_number_at_some, x).x
+
+    x = drawn(jnp.asarray([[1.0, 1.0], [-1.0, -1.0]]))
+    assert np.isfinite(x[0]).all() and np.isnan(x[1]).all()
+
+
+def not_a_number_at_some(x, t):
+    return jnp.where((t[0] < 0.5) & (x < 0.0), jnp.nan, -x)
 
 
 @pytest.mark.parametrize(

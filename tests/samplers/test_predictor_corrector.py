@@ -2,6 +2,7 @@
 code."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,11 @@ def test_recorded_corrector_steps(name, corrector, steps, recorded):
         close(mean, recorded, f"{name}__{corrector}_n{steps}_xmean", index, f"t={time}")
 
 
+@partial(jax.jit, static_argnums=(0, 2))
+def run_with(sampler, sde, score, x, noises):
+    return sampler.solve(sde, score, x, lambda i: noises[i]).x
+
+
 def test_recorded_runs(recorded, runs):
     """Whole runs with the recorded noise, through the sampler's own grid and steps."""
     counted = 0
@@ -105,12 +111,12 @@ def test_recorded_runs(recorded, runs):
         np.testing.assert_allclose(
             times[:-1], recorded[f"{name}__pc_timesteps"], rtol=1e-5, atol=1e-6
         )
-        x = mean = sde.prior_std() * jnp.asarray(recorded[f"{name}__pc_prior_randn"])
-        for index in range(sampler.num_steps):
-            t = jnp.full(len(x), times[index])
-            z = jnp.concatenate([noise[index, : sampler.corrections], noise[index, 2:]])
-            x, mean = sampler.step(sde, score, x, t, t, z)
-        close(mean if sampler.denoise else x, recorded, f"{run}_x", slice(None), run)
+        x = sde.prior_std() * jnp.asarray(recorded[f"{name}__pc_prior_randn"])
+        # In order of use: a level's corrector steps, then its predictor's.
+        used = jnp.concatenate([noise[:, : sampler.corrections], noise[:, 2:]], axis=1)
+        used = used.reshape(-1, *x.shape)
+        out = run_with(sampler, sde, score, x, used)
+        close(out, recorded, f"{run}_x", slice(None), run)
         counted += 1
     assert counted == len(runs) == 14
 
@@ -121,6 +127,21 @@ def test_the_recorded_steps_and_runs_in_float64(run_python):
     code = f"import sys, pytest; sys.exit(pytest.main({chosen!r}))"
     done = run_python(code, env={"JAX_ENABLE_X64": "1"})
     assert "21 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(("faithful", "order"), [(False, "ts"), (True, "tt")])
+def test_the_corrector_is_at_the_time_that_was_reached(faithful, order):
+    """Predictor at t, corrector at s; in the original's order the corrector first, both at t."""
+    seen = []
+
+    def score(x, t):
+        seen.append(float(t[0]))
+        return -x
+
+    sampler = PredictorCorrector(50, corrector="ald", faithful=faithful)
+    x, t, s = jnp.ones((2, 3)), jnp.full(2, 0.5), jnp.full(2, 0.25)
+    sampler.step(PUBLISHED["vp"], score, x, t, s, jnp.ones((2, 2, 3)))
+    assert seen == [{"t": 0.5, "s": 0.25}[which] for which in order]
 
 
 def test_nfe_counts_every_evaluation():
