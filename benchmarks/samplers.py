@@ -134,7 +134,7 @@ def curves() -> dict[str, Curve]:
 # --- The mixture ----------------------------------------------------------------------------------
 
 DIMS, COMPONENTS, SAMPLES = 8, 6, 32768
-HELD_OUT = 1  # seed of the mixture on which nothing was chosen
+HELD_OUT, MORE_SAMPLES = 1, 131072  # seed of the mixture on which nothing was chosen
 PROCESSES: dict[str, SDE] = {
     "VP": VPSDE(0.1, 20.0),
     "sub-VP": SubVPSDE(0.1, 20.0),
@@ -156,7 +156,7 @@ def mixture(seed: int) -> GaussianMixture:
     return gaussian_mixture(*(array.astype(np.float32) for array in (weights, means, covariances)))
 
 
-def on_mixture(of: int) -> Iterator[tuple[str, Judge, list[np.ndarray], Callable]]:
+def on_mixture(of: int, samples: int) -> Iterator[tuple[str, Judge, list[np.ndarray], Callable]]:
     """For each process its name, judge, second true samples, and what draws a sampler's; noise and
     truth are each process's own."""
     oracle = mixture(of)
@@ -170,12 +170,12 @@ def on_mixture(of: int) -> Iterator[tuple[str, Judge, list[np.ndarray], Callable
         def draw(
             sampler: Sampler, seed: int, sde: SDE = sde, keys: list[jax.Array] = keys
         ) -> tuple[np.ndarray, float]:
-            shape = (SAMPLES, DIMS)
+            shape = (samples, DIMS)
             drawn = sampler.sample(keys[seed], sde, oracle.score(sde), shape=shape)
             return np.asarray(drawn.x), float(np.mean(drawn.nfe))
 
         first, second = (
-            [np.asarray(oracle.sample(jax.random.fold_in(key, n), SAMPLES)) for key in keys]
+            [np.asarray(oracle.sample(jax.random.fold_in(key, n), samples)) for key in keys]
             for n in (2**31, 2**31 + 1)  # beyond the indices of the images
         )
         yield name, Judge(first, log_prob), second, draw
@@ -259,9 +259,9 @@ def main() -> None:
         if arguments.workdirs:
             rows = measure(file, on_digits(arguments.workdirs), for_a_network)
         elif arguments.held_out:
-            rows = measure(file, on_mixture(HELD_OUT), for_the_claim)
+            rows = measure(file, on_mixture(HELD_OUT, MORE_SAMPLES), for_the_claim)
         else:
-            rows = measure(file, on_mixture(0), lambda name, setting: True)
+            rows = measure(file, on_mixture(0, SAMPLES), lambda name, setting: True)
     report(rows, BASELINE, PREDICTORS, FEW[:5])
     if not arguments.held_out:
         picture(file.with_suffix(".png"), rows, list(default_curves()), PREDICTORS)

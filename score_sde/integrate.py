@@ -96,61 +96,33 @@ def integrate(
     together = step_control == "batch"
     method = SOLVERS[solver]()
     flow = jax.vmap(field, (None, 0, 0)) if together else field
-    if num_steps is not None:
-        # By the number of the step: it is exact, where a sum of steps in t may end short of the end
-        # and take one more.
-        step = (jnp.asarray(end) - start) / num_steps
-        times = None if times is None else jnp.clip((times - start) / step, 0.0, num_steps)
-        interval: dict[str, Any] = {"t0": 0.0, "t1": float(num_steps), "dt0": 1.0}
-        controller: Any = diffrax.ConstantStepSize()
-
-        def time_of(u: Array) -> tuple[Array, Array]:
-            return start + step * u, step
+    if num_steps is None:
+        clock = _by_root(start, end, rtol, atol)
     else:
-        # By u = sqrt(t): where sigma grows as sqrt(t), as under VP, the flow changes so too, and
-        # steps in t become tiny towards 0. A trained network needs half the evaluations.
-        #
-        # A bound on the step: on smooth flows the error estimate of a step over a third of the
-        # interval can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). A trained
-        # network takes more steps than this anyway, but for tolerances of 1e-4 and above.
-        first, last = jnp.sqrt(jnp.asarray(start)), jnp.sqrt(jnp.asarray(end))
-        times = None if times is None else jnp.sqrt(times)
-        longest = (last - first) / MIN_STEPS
-        begin = longest * jnp.where(last < first, FROM_NOISE, FROM_DATA)
-        interval = {"t0": first, "t1": last, "dt0": begin}
-        controller = diffrax.PIDController(
-            rtol=rtol,
-            atol=atol,
-            norm=_largest_rms,
-            icoeff=INTEGRAL,
-            pcoeff=PROPORTIONAL,
-            factormax=GROWTH,
-            safety=SAFETY,
-            dtmax=jnp.abs(longest),
-        )
-
-        def time_of(u: Array) -> tuple[Array, Array]:
-            return jnp.square(u), 2.0 * u
+        clock = _by_number(start, end, num_steps)
 
     def vector_field(u: Array, y: Any, args: Any) -> Any:
-        t, rate = time_of(u)
+        t, rate = clock.time_of(u)
         return jax.tree.map(lambda leaf: rate * leaf, flow(t, y, args))
 
+    times = None if times is None else clock.of_time(times)
     saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])
     shared, new = _evaluations(method)
 
     def solve(y: Any, args: Any) -> tuple[Any, Array, Any]:
         # A first stage that is the last of the step before is handed over; the very first too,
         # which would else be repeated until a step is accepted.
-        stage = vector_field(jnp.asarray(interval["t0"]), y, args) if shared else None
+        stage = vector_field(jnp.asarray(clock.first), y, args) if shared else None
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field),  # type: ignore[arg-type]  # u is an array in a solve
             method,
-            **interval,
-            y0=y,
+            clock.first,
+            clock.last,
+            clock.step,
+            y,
             args=args,
             saveat=diffrax.SaveAt(subs=saves),
-            stepsize_controller=controller,
+            stepsize_controller=clock.controller,
             max_steps=MAX_STEPS if num_steps is None else num_steps,
             solver_state=(jnp.asarray(False), stage) if shared else None,
             throw=False,
@@ -169,6 +141,59 @@ def integrate(
     result = jax.vmap(_told)(end_state, result)
     end_state = jax.vmap(_or_nan)(end_state, result)
     return Solution(end_state, nfe, result, ys[1] if times is not None else None)
+
+
+class _Clock(NamedTuple):
+    """The variable u of a solve, from first to last with a first step, and its step control."""
+
+    first: Array | float
+    last: Array | float
+    step: Array | float
+    controller: Any
+    time_of: Callable[[Array], tuple[Array, Array]]  # t and dt/du
+    of_time: Callable[[Array], Array]
+
+
+def _by_number(start: float | Array, end: float | Array, num_steps: int) -> _Clock:
+    """Equal steps in t, by their number: it is exact, where a sum of steps in t may end short of
+    the end and take one more."""
+    step = (jnp.asarray(end) - start) / num_steps
+
+    def time_of(u: Array) -> tuple[Array, Array]:
+        return start + step * u, step
+
+    def of_time(t: Array) -> Array:
+        return jnp.clip((t - start) / step, 0.0, num_steps)
+
+    return _Clock(0.0, float(num_steps), 1.0, diffrax.ConstantStepSize(), time_of, of_time)
+
+
+def _by_root(
+    start: float | Array, end: float | Array, rtol: float | Array, atol: float | Array
+) -> _Clock:
+    """Steps that adapt, by u = sqrt(t): where sigma grows as sqrt(t), as under VP, the flow changes
+    so too, and steps in t become tiny towards 0. A trained network needs half the evaluations."""
+    first, last = jnp.sqrt(jnp.asarray(start)), jnp.sqrt(jnp.asarray(end))
+    # A bound on the step: on smooth flows the error estimate of a step over a third of the interval
+    # can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). A trained network takes
+    # more steps than this anyway, but for tolerances of 1e-4 and above.
+    longest = (last - first) / MIN_STEPS
+    controller = diffrax.PIDController(
+        rtol=rtol,
+        atol=atol,
+        norm=_largest_rms,
+        icoeff=INTEGRAL,
+        pcoeff=PROPORTIONAL,
+        factormax=GROWTH,
+        safety=SAFETY,
+        dtmax=jnp.abs(longest),
+    )
+
+    def time_of(u: Array) -> tuple[Array, Array]:
+        return jnp.square(u), 2.0 * u
+
+    begin = longest * jnp.where(last < first, FROM_NOISE, FROM_DATA)
+    return _Clock(first, last, begin, controller, time_of, jnp.sqrt)
 
 
 def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
