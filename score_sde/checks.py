@@ -179,6 +179,9 @@ def validate(config: ConfigDict) -> None:
         may_be_unset = usual is None and values[key] is None
         if not may_be_unset and type(values[key]) is not type_of(key):
             raise refuse(key, values[key], type_in_words(key))
+    for key, value in values.items():
+        if type(value) is int and abs(value) >= 2**31 and not key.endswith("seed"):
+            raise refuse(key, value, "integers below 2**31")
     for check in CHECKS:
         if not check.ok(values[check.key]):
             raise refuse(check.key, values[check.key], check.allowed)

@@ -111,11 +111,13 @@ def log_likelihood(
             as another code's.
 
     Raises:
-        ValueError: for an unknown divergence.
+        ValueError: for an unknown divergence, or no probes.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence = {divergence!r}: allowed are {', '.join(DIVERGENCES)}")
+    if num_probes < 1:
+        raise ValueError(f"num_probes = {num_probes}: allowed are integers of at least 1")
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)

@@ -377,3 +377,9 @@ def test_the_keys_that_a_sampler_reads(values, read, unread):
     config = changed(valid(), {f"sampling.{key}": value for key, value in values.items()})
     keys = keys_read(config.sampling)
     assert read in keys and unread not in keys
+
+
+def test_integers_beyond_what_is_counted_are_refused():
+    for key in ("sampling.num_steps", "likelihood.num_probes", "training.num_steps"):
+        said = refusal({key: 10**20})
+        assert said == f"config.{key} = {10**20}: allowed are integers below 2**31"

@@ -222,7 +222,7 @@ def test_a_solve_that_fails_says_why():
         ProbabilityFlow().sample(jax.random.key(0), sde, broken, shape=(2, 2))
 
 
-def test_an_unknown_divergence_is_refused():
+def test_an_unknown_divergence_and_no_probes_are_refused():
     with pytest.raises(ValueError, match="'hutchinson': allowed are rademacher, gaussian, exact"):
         log_likelihood(
             jax.random.key(0),
@@ -230,6 +230,10 @@ def test_an_unknown_divergence_is_refused():
             lambda x, t: -x,
             jnp.ones((1, 2)),
             divergence="hutchinson",
+        )
+    with pytest.raises(ValueError, match="num_probes = 0: allowed are integers of at least 1"):
+        log_likelihood(
+            jax.random.key(0), PUBLISHED["vp"], lambda x, t: -x, jnp.ones((1, 2)), num_probes=0
         )
 
 

@@ -136,3 +136,8 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     with np.load(workdir / "likelihood.old.npz") as old:
         np.testing.assert_array_equal(old["bits_per_dim"], before["bits_per_dim"])
     assert (workdir / "likelihood.old.json").read_text() == summary
+    # Neither are these overwritten by the next change.
+    told = likelihood(workdir, "--config.likelihood.num_images=2", "--config.likelihood.rtol=5e-2")
+    assert "it is now likelihood.old2.npz" in told
+    assert (workdir / "likelihood.old.json").read_text() == summary
+    assert (workdir / "likelihood.old2.json").exists()

@@ -105,12 +105,19 @@ def _stored(workdir: Path, depends: dict[str, Any]) -> ImageLikelihood | None:
         if not keys:
             return values
         why = f"of another {', '.join(keys)}"
-    old = [(workdir / name, workdir / name.replace(".", ".old.")) for name in (VALUES, SUMMARY)]
-    for source, target in old:
-        if source.exists():
-            os.replace(source, target)
-    print(f"{path}: {why}; it is now {old[0][1].name}")
+    old = _unused(workdir)
+    for name in (VALUES, SUMMARY):
+        if (workdir / name).exists():
+            os.replace(workdir / name, workdir / name.replace(".", f".{old}."))
+    print(f"{path}: {why}; it is now {VALUES.replace('.', f'.{old}.')}")
     return None
+
+
+def _unused(workdir: Path) -> str:
+    """Return old, or old2, old3, ... where the files of that name are there already: what was paid
+    for is never overwritten."""
+    names = ["old", *(f"old{number}" for number in range(2, 1000))]
+    return next(name for name in names if not any(workdir.glob(f"likelihood.{name}.*")))
 
 
 def _write_values(workdir: Path, values: ImageLikelihood, depends: dict[str, Any]) -> None:
