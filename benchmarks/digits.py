@@ -1,11 +1,12 @@
 """Judge a digits run: 900 images of each sampler, as a Markdown table.
 
-    python benchmarks/digits.py runs/vp_digits
+    python benchmarks/digits.py runs/vp_digits          every sampler as its settings are
+    python benchmarks/digits.py runs/vp_digits --few    fast ones with few evaluations
 
 The columns are explained in digits_judge.py; the last row is the 297 held-out real digits.
 """
 
-import sys
+import argparse
 import time
 
 import jax
@@ -40,6 +41,26 @@ SAMPLERS: dict[str, dict[str, object]] = {
     "annealed Langevin": {"method": "ald", "num_steps": 200},
 }
 
+FEW = (10, 15, 20, 30)
+FEW_SAMPLERS: dict[str, tuple[int, dict[str, object]]] = {  # evaluations a step, settings
+    "UniPC": (1, {"method": "unipc"}),
+    "DPM-Solver++ 3M": (1, {"method": "dpmpp", "order": 3}),
+    "DPM-Solver++ 2M": (1, {"method": "dpmpp", "order": 2}),
+    "SDE-DPM-Solver++ 2M": (1, {"method": "dpmpp", "eta": 1.0}),
+    "Heun": (2, {"method": "heun"}),
+    "Heun, karras": (2, {"method": "heun", "grid": "karras"}),
+    "Heun, log_snr": (2, {"method": "heun", "grid": "log_snr"}),
+}
+
+
+def few() -> dict[str, dict[str, object]]:
+    """These with so many evaluations, the final denoising's among them."""
+    return {
+        f"{name}, {nfe}": {**settings, "num_steps": (nfe - 1) // per_step}
+        for name, (per_step, settings) in FEW_SAMPLERS.items()
+        for nfe in (*FEW, *(37,) * (per_step == 2))
+    }
+
 
 def row(name: str, nfe: float, seconds: float, verdict: Verdict) -> str:
     """One line of the table."""
@@ -49,15 +70,20 @@ def row(name: str, nfe: float, seconds: float, verdict: Verdict) -> str:
     )
 
 
-def main(workdir: str) -> None:
+def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", help="of a run trained on the digits")
+    parser.add_argument("--few", action="store_true", help="fast samplers with few evaluations")
+    arguments = parser.parse_args()
+    workdir = arguments.workdir
     start(IMAGES)
     judge = Judge()
     print("| sampler | NFE | s | confidence | near | covered | class deviation | copies |")
     print("|---|---|---|---|---|---|---|---|")
     saved = score_sde.load(workdir).config
     own = {f"sampling.{key}": value for key, value in default().sampling.items()}
-    for name, settings in SAMPLERS.items():
+    for name, settings in (few() if arguments.few else SAMPLERS).items():
         values = {f"sampling.{key}": value for key, value in settings.items()}
         config = changed(
             saved, {**(own if settings else {}), **values, "sampling.batch_size": IMAGES}
@@ -72,4 +98,4 @@ def main(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -273,6 +273,8 @@ def for_a_network(name: str, setting: float) -> bool:
         return setting in (1e-2, 1e-4)
     if name in PREDICTORS:
         return setting in (50, 200)
+    if name.startswith("Heun"):  # whose grid is the open question
+        return setting in (10, 15, 20, *HEUNS)
     return name in default_curves() and setting in (5, 10, 15, 20)
 
 

@@ -48,7 +48,8 @@ def _positive(key: str) -> Check:
 
 
 def _tolerance(key: str) -> Check:
-    return Check(key, lambda value: 0 < value < 1, "numbers above 0 and below 1")
+    # Below, float32's rounding is all that a step's error estimate sees.
+    return Check(key, lambda value: 1e-7 <= value < 1, "numbers from 1e-7 to below 1")
 
 
 def _fraction(key: str) -> Check:
@@ -135,7 +136,7 @@ CHECKS = (
     ),
     _time("sampling.t_min"),
     _unset_or_one_of("sampling.grid", "uniform", "paper", "log_snr", "karras", "angle"),
-    _positive("sampling.rho"),
+    Check("sampling.rho", lambda value: 1 <= value <= 100, "numbers from 1 to 100"),
     Check("sampling.eta", lambda value: 0 <= value <= 1, "numbers from 0 to 1"),
     Check("sampling.order", lambda value: value in (None, 1, 2, 3), "1, 2, 3"),
     _not_negative("sampling.churn"),
@@ -147,7 +148,7 @@ CHECKS = (
     _one_of("sampling.solver", "dopri5", "tsit5", "dopri8", "heun", "euler"),
     _one_of("sampling.step_control", "sample", "batch"),
     _at_least("sampling.num_pairs", 1),
-    _at_least("sampling.num_between", 1),
+    Check("sampling.num_between", lambda value: 1 <= value <= 1000, "integers from 1 to 1000"),
     Check("likelihood.seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
     _one_of("likelihood.split", "train", "test"),
     _at_least("likelihood.num_images", 0),
@@ -256,7 +257,25 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
             "euler_maruyama, reverse_diffusion with config.sampling.probability_flow = True",
         )
     if sampling.method == "dpmpp" and sampling.eta and sampling.order == 3:
-        yield "sampling.order", f"1, 2 with config.sampling.eta = {sampling.eta:g}"
+        yield (
+            "sampling.order",
+            f"1, 2 with config.sampling.eta = {sampling.eta:g} (3 with --config.sampling.eta=0)",
+        )
+    if sampling.method == "ald" and sampling.num_steps == 1:
+        yield "sampling.num_steps", "integers of at least 2 with config.sampling.method = 'ald'"
+    likelihood = config.likelihood
+    narrow = config.sde.name == "subvp" and likelihood.dequantization == "truncated_normal"
+    if narrow and likelihood.t_min < 1e-3:
+        yield (
+            "likelihood.t_min",
+            "times from 1e-3 with config.likelihood.dequantization = 'truncated_normal' under "
+            "sub-VP, as sigma is next to float32's rounding before",
+        )
+    if sampling.churn_to is not None and sampling.churn_to < sampling.churn_from:
+        yield (
+            "sampling.churn_to",
+            f"numbers from config.sampling.churn_from = {sampling.churn_from:g} on",
+        )
     if sampling.grid == "paper" and sampling.num_steps == 1:
         yield "sampling.num_steps", "integers of at least 2 with config.sampling.grid = 'paper'"
     fast = sampling.method in ("ddim", "dpmpp", "unipc", "heun")
@@ -322,7 +341,11 @@ def closest(key: str) -> str:
     """Return, in words, the keys that are closest to an unknown one, or else the sections."""
     schema = default()
     keys = list(flat(schema))
-    close = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
+    section, _, name = key.rpartition(".")
+    close = [known for known in keys if known.split(".")[-1] == name]
+    words = ((known, known.split(".")[-1].split("_")) for known in keys if len(name) > 2)
+    parts = [known for known, in_key in words if any(word.startswith(name) for word in in_key)]
+    close = close or [known for known in parts if known.startswith(f"{section}.")] or parts
     close = close or difflib.get_close_matches(key, keys, n=1)
     if close:
         verb = "is" if len(close) == 1 else "are"

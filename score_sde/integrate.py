@@ -218,6 +218,7 @@ def check(result: diffrax.RESULTS) -> None:
     failed = jnp.flatnonzero(codes != success._value)
     if failed.size:
         reason = diffrax.RESULTS._index_to_message[int(codes[failed[0]])]
+        reason = reason.replace(". Try increasing `max_steps`.", f" ({MAX_STEPS})")
         raise SolveError(f"the solve failed for {failed.size} of {codes.size} samples: {reason}")
 
 

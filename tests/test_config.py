@@ -103,7 +103,7 @@ IMPOSSIBLE = {
     "sampling.churn_from": -0.5,
     "sampling.churn_to": 0.0,
     "sampling.churn_noise": 0.0,
-    "sampling.rtol": 0.0,
+    "sampling.rtol": 1e-8,
     "sampling.atol": -1e-5,
     "likelihood.seed": -1,
     "likelihood.split": "valid",
@@ -193,8 +193,25 @@ def test_an_impossible_value_is_refused(check):
             "reverse_diffusion with config.sampling.probability_flow = True",
         ),
         (
+            {"sampling.method": "ald", "sampling.num_steps": 1},
+            "config.sampling.num_steps = 1: allowed are integers of at least 2 with "
+            "config.sampling.method = 'ald'",
+        ),
+        (
+            {"sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
+            "config.sampling.churn_to = 1.0: allowed are numbers from config.sampling.churn_from = "
+            "2 on",
+        ),
+        (
+            {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},
+            "config.likelihood.t_min = 1e-05: allowed are times from 1e-3 with "
+            "config.likelihood.dequantization = 'truncated_normal' under sub-VP, as sigma is next "
+            "to float32's rounding before",
+        ),
+        (
             {"sampling.method": "dpmpp", "sampling.eta": 0.5, "sampling.order": 3},
-            "config.sampling.order = 3: allowed are 1, 2 with config.sampling.eta = 0.5",
+            "config.sampling.order = 3: allowed are 1, 2 with config.sampling.eta = 0.5 (3 with "
+            "--config.sampling.eta=0)",
         ),
         (
             {"sampling.grid": "paper", "sampling.num_steps": 1},

@@ -126,8 +126,11 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     assert f"{IMAGES} images of these settings; nothing to compute" in told
 
     other = ("--config.likelihood.rtol=1e-2", "--config.likelihood.divergence=exact")
+    other = (*other, "--config.sampling.atol=1e-3")
     told = likelihood(workdir, "--config.likelihood.num_images=2", *other)
-    said = "of another likelihood.divergence, likelihood.rtol; it is now likelihood.old.npz"
+    keys = "likelihood.divergence, likelihood.rtol, likelihood.num_probes"
+    said = f"of another {keys}; it is now likelihood.old.npz"
+    assert "settings: config.likelihood.num_probes, config.sampling.atol\n" in told
     assert said in told and "up to the solver\n" in told and "over probes" not in told
     assert len(values(workdir)["nfe"]) == 2 and "probe_error" not in values(workdir)
     new = json.loads((workdir / "likelihood.json").read_text())
@@ -141,3 +144,19 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     assert "it is now likelihood.old2.npz" in told
     assert (workdir / "likelihood.old.json").read_text() == summary
     assert (workdir / "likelihood.old2.json").exists()
+
+
+def test_what_is_there_stays_until_there_is_something_new(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir)
+    before = sorted(path.name for path in workdir.iterdir())
+    other = (*SETTINGS, "--config.likelihood.seed=1")
+    process = start("--mode=likelihood", "--workdir", workdir, *other)
+    while "averaged weights" not in process.stdout.readline():  # then it compiles
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert sorted(path.name for path in workdir.iterdir()) == before
+    for name, array in values(unbroken).items():
+        np.testing.assert_array_equal(values(workdir)[name], array)

@@ -8,7 +8,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from score_sde import workdirs
-from score_sde.config import default
+from score_sde.config import changed, default, flat
 
 
 def start(batch_size: int) -> int:
@@ -36,12 +36,19 @@ def start(batch_size: int) -> int:
 
 
 def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
-    """Print the settings of the section `sampling` that were changed without effect."""
-    values, usual, saved = config.sampling, default().sampling, workdirs.load(workdir).sampling
+    """Print the settings for sampling and likelihood that were changed, but are not among those
+    read."""
+    saved = workdirs.load(workdir)
+    # A sampler other than the saved one begins with its own settings.
+    begun = flat(changed(saved, {"sampling.method": config.sampling.method}))
+    begun["sampling.method"] = saved.sampling.method
+    usual = flat(default())
     unread = [
-        f"config.sampling.{key}"
-        for key in sorted(set(values) - read)
-        if values[key] not in (usual[key], saved[key])
+        f"config.{key}"
+        for key, value in sorted(flat(config).items())
+        if workdirs.is_free(key, ("sampling.", "likelihood."))
+        and key not in read
+        and value not in (usual[key], begun[key])
     ]
     if unread:
         print(f"not read with these settings: {', '.join(unread)}")

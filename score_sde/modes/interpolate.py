@@ -39,7 +39,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"flow: {_flow(config)}")
-    tell_unread(config, workdir, (keys_read(settings) | READ) - BUT)
+    read = (keys_read(settings) | READ) - BUT
+    tell_unread(config, workdir, {f"sampling.{key}" for key in read})
     batches = trained.interpolation_batches(
         jax.random.key(settings.seed),
         images[indices[:, 0]],

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from score_sde import __version__, build, data
 from score_sde.config import flat
 from score_sde.likelihood import ImageLikelihood
-from score_sde.modes import start
+from score_sde.modes import start, tell_unread
 from score_sde.run import Run, joined, leading, load
 from score_sde.workdirs import is_free
 
@@ -36,7 +36,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Both are rewritten after each batch, whole or not at all. Images that `likelihood.npz` already
     holds for the same weights, data and settings are not computed again: an interrupted run goes
     on, a complete one is printed, one of fewer images reads the first and leaves the files.
-    Values of other settings are moved to `likelihood.old.npz` and `likelihood.old.json`.
+    Values of other settings move to `likelihood.old.npz` and `likelihood.old.json` when the first
+    new ones are there.
     """
     settings = config.likelihood
     start(settings.batch_size)
@@ -45,8 +46,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     given = labels[:wanted] if config.model.class_conditional else None
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
+    tell_unread(config, workdir, {f"likelihood.{key}" for key in _read(config)})
     depends = _what_the_numbers_depend_on(trained, images, labels)
-    values = _stored(workdir, depends)
+    values, other = _stored(workdir, depends)
     done = 0 if values is None else len(values.nfe)
     if values is not None:
         then = "going on after them" if done < wanted else "nothing to compute"
@@ -59,6 +61,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with tqdm(total=wanted, initial=min(done, wanted), unit="image", desc="likelihood") as bar:
         for part in batches:
             values = part if values is None else joined([values, part])
+            if other:
+                _set_aside(workdir, other)
+                other = None
             _write_values(workdir, values, depends)
             summary = _write_summary(workdir, trained, values, wanted)
             bar.set_postfix_str(f"{summary['bits_per_dim']:.4f} bits/dim")
@@ -76,7 +81,8 @@ def _what_the_numbers_depend_on(
 ) -> dict[str, Any]:
     """Return it as what JSON keeps: settings, and a digest of the weights and the whole split."""
     values = flat(trained.config)
-    names = [key for key in values if is_free(key, DEPENDS) and key not in BUT]
+    unread = {f"likelihood.{key}" for key in set(trained.config.likelihood) - _read(trained.config)}
+    names = [key for key in values if is_free(key, DEPENDS) and key not in {*BUT, *unread}]
     digest = hashlib.sha256()
     for array in (images, labels, *jax.tree.leaves(trained.smooth_score)):
         digest.update(np.ascontiguousarray(array).data)
@@ -88,29 +94,35 @@ def _what_the_numbers_depend_on(
     return json.loads(json.dumps(depends))  # tuples as lists, as they will be read
 
 
-def _stored(workdir: Path, depends: dict[str, Any]) -> ImageLikelihood | None:
-    """Return the values in the workdir that are of these settings; move others away and say so."""
+def _read(config: ConfigDict) -> set[str]:
+    """The keys of the section `likelihood` that are read, given the other values."""
+    exact = config.likelihood.divergence == "exact"
+    return set(config.likelihood) - ({"num_probes"} if exact else set())
+
+
+def _stored(workdir: Path, depends: dict[str, Any]) -> tuple[ImageLikelihood | None, str | None]:
+    """Return the values in the workdir that are of these settings, or why those there are not."""
     path = workdir / VALUES
     if not path.exists():
-        return None
+        return None, None
     try:
         with np.load(path) as arrays:
             theirs = json.loads(str(arrays["depends"]))
             columns = {name: arrays[name] for name in ImageLikelihood._fields if name in arrays}
             values = ImageLikelihood(**{"probe_error": None} | columns)  # a single probe has none
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        why = f"not as this version writes it ({type(error).__name__})"
-    else:
-        keys = [key for key in {**depends, **theirs} if depends.get(key) != theirs.get(key)]
-        if not keys:
-            return values
-        why = f"of another {', '.join(keys)}"
+        return None, f"not as this version writes it ({type(error).__name__})"
+    keys = [key for key in {**depends, **theirs} if depends.get(key) != theirs.get(key)]
+    return (None, f"of another {', '.join(keys)}") if keys else (values, None)
+
+
+def _set_aside(workdir: Path, why: str) -> None:
+    """Move the files that are there, which are of other settings, and say so."""
     old = _unused(workdir)
     for name in (VALUES, SUMMARY):
         if (workdir / name).exists():
             os.replace(workdir / name, workdir / name.replace(".", f".{old}."))
-    print(f"{path}: {why}; it is now {VALUES.replace('.', f'.{old}.')}")
-    return None
+    tqdm.write(f"{workdir / VALUES}: {why}; it is now {VALUES.replace('.', f'.{old}.')}")
 
 
 def _unused(workdir: Path) -> str:

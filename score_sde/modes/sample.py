@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
-    tell_unread(config, workdir, keys_read(settings) | READ)
+    tell_unread(config, workdir, {f"sampling.{key}" for key in keys_read(settings) | READ})
     key, number = jax.random.key(settings.seed), settings.num_samples
     # The film is of the first of the very images that are drawn.
     trajectory = pictures.FRAMES if settings.gif else False

@@ -59,6 +59,11 @@ class Heun(GridSampler):
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"{name} = {value!r}: allowed are numbers of at least 0")
+        if self.churn_to < self.churn_from:
+            raise ValueError(
+                f"churn_to = {self.churn_to!r}: allowed are numbers from churn_from = "
+                f"{self.churn_from!r} on"
+            )
 
     @property
     def nfe(self) -> int:

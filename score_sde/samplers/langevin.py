@@ -44,7 +44,7 @@ class AnnealedLangevin(SteppedSampler):
     """Langevin dynamics at one noise level after the other.
 
     Attributes:
-        num_steps: noise levels.
+        num_steps: noise levels, the first at T and the last at t_min.
         steps_per_level: Langevin steps at each.
         step_size: e, below 1; the bias of a step's stationary variance is O(step_size). None is 0.1
             with the consistent rule and ``ncsnv2_step_size`` without.
@@ -61,7 +61,9 @@ class AnnealedLangevin(SteppedSampler):
     t_min: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(num_steps=self.num_steps, steps_per_level=self.steps_per_level)
+        require_positive(steps_per_level=self.steps_per_level)
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps = {self.num_steps!r}: allowed are integers of at least 2")
         if self.step_size is not None and not 0.0 < self.step_size < 1.0:
             raise ValueError(
                 f"step_size = {self.step_size!r}: allowed are numbers above 0 and below 1"

@@ -13,10 +13,10 @@ from score_sde.convert import torch_zip
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.mesh import data_mesh
 from score_sde.training.state import create
+from tests.commands import ROOT, refused, succeed
+from tests.commands import command as run_command
 from tests.convert.originals import source
 from tests.test_cifar10_commands import official  # noqa: F401  (a fixture)
-from tests.test_cli import ROOT, refused, succeed
-from tests.test_cli import command as run_command
 
 SIZE = (
     "--config.model.width=8",

@@ -307,12 +307,23 @@ def test_annealed_langevin_refuses_steps_beyond_the_noise(step_size):
         AnnealedLangevin(step_size=step_size)
 
 
+def test_annealed_langevin_refuses_a_single_level():
+    """Its levels lead from T to t_min."""
+    with pytest.raises(ValueError, match="num_steps = 1: allowed are integers of at least 2"):
+        AnnealedLangevin(num_steps=1)
+
+
+def test_heun_refuses_churn_between_no_levels():
+    with pytest.raises(ValueError, match=r"churn_to = 1.0: .* from churn_from = 2.0 on"):
+        Heun(churn_from=2.0, churn_to=1.0)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: PredictorCorrector(num_steps=0),
         lambda: PredictorCorrector(snr=-1.0),
-        lambda: AnnealedLangevin(num_steps=0),
+        lambda: AnnealedLangevin(steps_per_level=0),
         lambda: ProbabilityFlow(rtol=0.0),
     ],
 )

@@ -1,0 +1,371 @@
+"""One tiny run through all modes, as a user types them, and their mistakes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+import score_sde
+from configs import vp_digits
+from score_sde import build, workdirs
+from score_sde.config import changed
+from score_sde.data import load
+from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, command, refused, succeed
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Iterator[Path]:
+    """A folder in which the default preset was trained for four steps, in its default workdir."""
+    folder = tmp_path_factory.mktemp("cli")
+    arguments = (*SMALL, "--config.training.num_steps=4", "--config.training.sample_every=4")
+    told = succeed("--mode=train", DIGITS, *arguments, cwd=folder)
+    assert "1500 images of digits" in told and "config: runs/vp_digits/config.json" in told
+    return folder
+
+
+@pytest.fixture
+def workdir(trained) -> Path:
+    return trained / "runs" / "vp_digits"
+
+
+def test_training_leaves_what_the_readme_promises(workdir):
+    assert workdirs.load(workdir).model.width == 8
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert steps == [2, 4]
+    assert any((workdir / "tensorboard").iterdir())
+    assert Image.open(workdir / "samples" / "step_000004.png").size == (
+        280,
+        280,
+    )  # 4x4 of 8x8, 8 times
+
+
+def test_sampling_needs_the_workdir_only(workdir, tmp_path):
+    arguments = (*FEW, "--config.sampling.batch_size=2", "--config.sampling.gif")
+    told = succeed("--mode=sample", "--workdir", workdir, *arguments, cwd=tmp_path)
+    assert f"picture: {workdir / 'samples.png'}" in told
+    speed = r"3 images, NFE 3, [\d.]+ images/s with compilation, [\d.]+ images/s after the first"
+    assert re.search(speed, told)
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["images"].shape == (3, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    assert arrays["images"].max() <= 16
+    # two steps of Euler-Maruyama and the denoising
+    assert arrays["nfe"].tolist() == [3, 3, 3]
+    assert "batch_size" not in arrays  # which an image does not depend on
+    # prior, two steps, denoised; GIF joins frames that are equal
+    assert 2 <= Image.open(workdir / "samples.gif").n_frames <= 4
+    assert workdirs.load(workdir).sampling.num_samples == 64  # the saved config holds
+
+
+@pytest.mark.parametrize("method", ["ode", "ald", "ddim", "unipc", "heun"])
+def test_sampling_by_other_methods(workdir, trained, method):
+    arguments = (*FEW, f"--config.sampling.method={method}", "--config.sampling.rtol=0.1")
+    # That eta is the saved sampler's, but none of this one's.
+    arguments = (*arguments, "--config.sampling.eta=1") if method == "unipc" else arguments
+    told = succeed("--mode=sample", *arguments, "--config.sampling.atol=0.1", cwd=trained)
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["images"].shape == (3, 8, 8, 1)
+    unread = {"ode": ["num_steps"], "unipc": ["atol", "eta", "rtol"]}.get(method, ["atol", "rtol"])
+    keys = ", ".join(f"config.sampling.{key}" for key in unread)
+    assert f"not read with these settings: {keys}\n" in told
+    # two levels or steps, and the denoising
+    assert method == "ode" or arrays["nfe"].tolist() == [5 if method == "heun" else 3] * 3
+
+
+def test_a_run_as_an_object(workdir):
+    config = changed(workdirs.load(workdir), {"sampling.num_steps": 2, "likelihood.rtol": 0.1})
+    run = score_sde.load(workdir, changed(config, {"likelihood.atol": 0.1}))
+    assert len(repr(run)) < 10_000 and run.step == 4 and isinstance(run.sde, score_sde.VPSDE)
+    images = run.sample(jax.random.key(0), 3).images
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(run.sample(jax.random.key(0), 2).images, images[:2])
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), np.full(2, 0.5, np.float32)
+    score = run.score(x, jax.numpy.asarray(t))
+    assert score.shape == x.shape and np.isfinite(score).all()
+    assert run.log_likelihood(jax.random.key(2), images).bits_per_dim.shape == (3,)
+    for bad, said in (
+        (images[0], r"uint8 \(8, 8, 1\): allowed are uint8 \(n, 8, 8, 1\)"),
+        (images.astype(np.float32), "images are float32"),
+        (images + np.uint8(17), "allowed are 0 to 16"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run.log_likelihood(jax.random.key(2), bad)
+    with pytest.raises(ValueError, match="n = 0: allowed are integers of at least 1"):
+        run.sample(jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},  # the preset's own: SDE-DPM-Solver++ in 30 steps
+        {"sampling.method": "unipc"},
+        {"sampling.method": "ode"},
+    ],
+)
+def test_a_networks_images_do_not_depend_on_their_batch(workdir, settings):
+    """To 1e-5 of the pixels' range, which is 2 in the model's units; and their evaluations."""
+    run = score_sde.load(workdir, changed(workdirs.load(workdir), settings))
+    sampler, key = build.sampler(run.config), jax.random.key(0)
+    score = run.smooth_score if "ode" in settings.values() else run.score
+    whole = sampler.sample(key, run.sde, score, shape=(32, 8, 8, 1))
+    parts = [
+        sampler.sample(key, run.sde, score, shape=(8, 8, 8, 1), first=first)
+        for first in range(0, 32, 8)
+    ]
+    joined = np.concatenate([part.x for part in parts])
+    np.testing.assert_allclose(joined, whole.x, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(np.concatenate([part.nfe for part in parts]), whole.nfe)
+
+
+def test_samples_that_are_not_finite_are_an_error(workdir, trained):
+    wild = ("--config.sampling.method=pc", "--config.sampling.predictor=none")
+    wild = (*wild, "--config.sampling.corrector=ald")
+    size = ("--config.sampling.snr=1e12", "--config.sampling.num_steps=20")
+    done = command("--mode=sample", *wild, *size, "--config.sampling.num_samples=3", cwd=trained)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "samples are not finite with PredictorCorrector(" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory) -> Path:
+    """The workdir of a network after a step so long that no solve can follow its flow."""
+    workdir = tmp_path_factory.mktemp("diverged") / "run"
+    step = ("--config.training.num_steps=1", "--config.training.learning_rate=1e5")
+    at_once = ("--config.training.warmup_steps=0", "--config.training.sample_every=0")
+    succeed("--mode=train", DIGITS, "--workdir", workdir, *SMALL, *step, *at_once, cwd=ROOT)
+    return workdir
+
+
+@pytest.mark.parametrize("mode", ["sample", "interpolate"])
+def test_a_flow_that_no_solve_follows_is_an_error(diverged, mode):
+    before = sorted(diverged.iterdir())
+    few = ["--config.sampling.num_samples=1", "--config.sampling.method=ode"]
+    if mode == "interpolate":
+        few = ["--config.sampling.num_pairs=1", "--config.sampling.num_between=1"]
+    done = command(f"--mode={mode}", "--workdir", diverged, *few, cwd=ROOT)
+    assert done.returncode == 2, done.stdout + done.stderr
+    number = 1 if mode == "sample" else 2
+    assert done.stderr.rstrip("\n").splitlines()[-1] == (
+        "error: config.sampling.rtol, config.sampling.atol: the solve failed for "
+        f"{number} of {number} samples: The maximum number of solver steps was reached (4096); "
+        "allowed are larger ones"
+    )
+    assert "Traceback" not in done.stderr and sorted(diverged.iterdir()) == before
+
+
+LOOSE = ("--config.sampling.rtol=0.1", "--config.sampling.atol=0.1")
+
+
+def test_a_common_step_is_recorded_with_the_samples(workdir, trained):
+    """What an image depends on beside its index."""
+    together = ("--config.sampling.method=ode", "--config.sampling.step_control=batch")
+    arguments = (*FEW, *LOOSE, *together, "--config.sampling.batch_size=2")
+    succeed("--mode=sample", *arguments, cwd=trained)
+    arrays = np.load(workdir / "samples.npz")
+    assert arrays["batch_size"] == 2 and arrays["images"].shape == (3, 8, 8, 1)
+    assert arrays["nfe"][0] == arrays["nfe"][1]
+
+
+def test_interpolation_between_held_out_images(workdir, trained):
+    few = ("--config.sampling.num_pairs=3", "--config.sampling.num_between=2")
+    tight = ("--config.sampling.rtol=1e-4", "--config.sampling.atol=1e-4")
+    # batches of 8 have room for two pairs' rows of four
+    arguments = (*few, *tight, "--config.sampling.batch_size=8")
+    told = succeed("--mode=interpolate", "--workdir", workdir, *arguments, cwd=trained)
+    assert "3 pairs, 2 between: NFE " in told and "there and back: root mean square " in told
+    arrays = np.load(workdir / "interpolation.npz")
+    images, labels = load("digits", "test")
+    assert arrays["indices"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    np.testing.assert_array_equal(arrays["real"], images[arrays["indices"]])
+    np.testing.assert_array_equal(arrays["labels"], labels[arrays["indices"]])
+    assert arrays["images"].shape == (3, 4, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    assert arrays["latents"].shape == (3, 2, 8, 8, 1) and arrays["latents"].dtype == np.float32
+    assert arrays["nfe"].shape == (3, 6) and arrays["rms"].shape == (3, 2)
+    # The way there and back costs two solves' errors, some twenty steps of 1e-4 each; a pixel is
+    # another integer where this crosses the edge of its bin, 2 / 17 wide.
+    assert arrays["rms"].max() < 5e-3
+    np.testing.assert_allclose(
+        (arrays["images"][:, [0, -1]] == arrays["real"]).mean(axis=(2, 3, 4)), arrays["same"]
+    )
+    assert arrays["same"].mean() > 0.9
+    # 3 rows of 4 images of 8 pixels, magnified 8 times, with lines of one pixel
+    assert Image.open(workdir / "interpolation.png").size == (4 * 72 - 8, 3 * 72 - 8)
+
+    # The same from Python.
+    settings = {"sampling.rtol": 1e-4, "sampling.atol": 1e-4, "sampling.batch_size": 8}
+    run = score_sde.load(workdir, changed(workdirs.load(workdir), settings))
+    first, second = images[:6:2], images[1:6:2]
+    again = run.interpolate(jax.random.key(0), first, second, 2)
+    np.testing.assert_array_equal(again.images, arrays["images"])
+    # In another batch: one solve for each image, equal to some ten times the tolerance.
+    latents = run.encode(jax.random.key(0), images[:6])
+    np.testing.assert_allclose(latents.reshape(3, 2, 8, 8, 1), arrays["latents"], atol=1e-2)
+    back = run.decode(latents)
+    assert back.dtype == np.uint8 and (back == images[:6]).mean() > 0.9
+    for wrong, said in (
+        (lambda: run.decode(latents[0]), r"latents are \(8, 8, 1\)"),
+        (lambda: run.interpolate(jax.random.key(0), first, second[:2], 2), "3 and 2 images"),
+        (lambda: run.interpolate(jax.random.key(0), first, second, 0), "num = 0"),
+        (lambda: run.encode(jax.random.key(0), images[:6], labels=[0] * 6), "without classes"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+
+
+def test_mistakes_of_an_interpolation_are_told_in_one_line(workdir, trained):
+    for arguments, said in (
+        (
+            ["--config.sampling.num_pairs=149"],
+            "error: config.sampling.num_pairs = 149: allowed are 1 to 148, the pairs of the test "
+            "images of digits",
+        ),
+        (
+            ["--config.sampling.num_between=1001"],
+            "error: config.sampling.num_between = 1001: allowed are integers from 1 to 1000",
+        ),
+        (
+            ["--config.sampling.rtol=1e-12"],
+            "error: config.sampling.rtol = 1e-12: allowed are numbers from 1e-7 to below 1",
+        ),
+        (
+            ["--config.sampling.method=pc"],
+            "error: config.sampling.method = 'pc': allowed are ode with --mode interpolate",
+        ),
+    ):
+        before = sorted(workdir.iterdir())
+        done = command("--mode=interpolate", *arguments, cwd=trained)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.rstrip("\n").splitlines()[-1].startswith(said)
+        assert "Traceback" not in done.stderr and sorted(workdir.iterdir()) == before
+
+
+def test_a_training_that_ended_before_it_began_may_change(tmp_path):
+    """The config is written before the first step; until a checkpoint, it binds nobody."""
+    workdirs.save(vp_digits.get_config(), tmp_path)
+    changed_key = ["--mode=train", f"--workdir={tmp_path}", "--config.training.batch_size=32"]
+    assert main.parse(changed_key).config.training.batch_size == 32
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(score_sde.UserError, match=r"batch_size = 32 \(64 in"):
+        main.parse(changed_key)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.8])
+def test_an_interrupt_while_training_starts_ends_it(tmp_path, seconds):
+    """Wherever in JAX's start it comes, where Python's own exception can be lost."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "--mode=train", DIGITS],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("devices:")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    # 75: the loop had taken over, and has saved what it had done.
+    assert process.returncode in (75, 130), said
+    assert "Traceback" not in said and "Exception ignored" not in said
+
+
+def test_fewer_steps_than_were_made_are_refused(workdir, trained):
+    done = command("--mode=train", DIGITS, *SMALL, "--config.training.num_steps=3", cwd=trained)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "config.training.num_steps = 3: allowed are at least 4" in done.stderr
+    assert workdirs.load(workdir).training.num_steps == 4
+
+
+def test_likelihood_counts_every_image_in_order(workdir, tmp_path):
+    loose = ("--config.likelihood.rtol=1e-2", "--config.likelihood.atol=1e-2")
+    arguments = ("--config.likelihood.num_images=5", "--config.likelihood.batch_size=4", *loose)
+    told = succeed("--mode=likelihood", "--workdir", workdir, *arguments, cwd=tmp_path)
+    summary = json.loads((workdir / "likelihood.json").read_text())
+    values = np.load(workdir / "likelihood.npz")
+    bits = values["bits_per_dim"].astype(np.float64)
+    assert bits.shape == values["nfe"].shape == (5,)
+    assert summary["num_images"] == 5 and summary["complete"]
+    # the same numbers added up here: equal to float64 rounding
+    assert summary["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-12)
+    assert summary["standard_error"] == pytest.approx(bits.std(ddof=1) / 5**0.5, rel=1e-12)
+    assert f"{bits.mean():.4f} +- " in told
+
+    # the last, partial batch holds the fifth image: the same from Python, in another batch
+    overrides = {f"likelihood.{name}": 1e-2 for name in ("rtol", "atol")}
+    config = changed(workdirs.load(workdir), overrides | {"likelihood.batch_size": 5})
+    run = score_sde.load(workdir, config)
+    images = load("digits", "test").images[:5]
+    again = run.log_likelihood(jax.random.key(0), images)
+    # One solve per image. Its rounding depends on the batch's shape, which an adaptive solver's
+    # step sizes pass on at the scale of its tolerance.
+    np.testing.assert_allclose(again.bits_per_dim, bits, atol=1e-2)
+
+
+def test_the_same_command_resumes_and_another_number_of_steps_goes_on(trained, workdir):
+    arguments = (*SMALL, "--config.training.sample_every=4")
+    succeed("--mode=train", DIGITS, *arguments, "--config.training.num_steps=4", cwd=trained)
+    checkpoints = workdir / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4"]
+    succeed(
+        "--mode=train", "--workdir=runs/vp_digits", "--config.training.num_steps=5", cwd=trained
+    )
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "5"]
+    assert workdirs.load(workdir).training.num_steps == 5
+
+
+MAY = "sampling.*, likelihood.*, eval.*, data.dir"
+CHANGES = {
+    "override when sampling": (
+        ["--mode=sample", "--workdir=runs/vp_digits", "--config.model.width=16"],
+        f"error: config.model.width = 16 (8 in runs/vp_digits): --mode sample may change {MAY}",
+    ),
+    "override with the preset named": (
+        ["--mode=likelihood", DIGITS, "--config.seed=1"],
+        f"error: config.seed = 1 (0 in runs/vp_digits): --mode likelihood may change {MAY}",
+    ),
+    "other values when training": (
+        ["--mode=train", DIGITS, *SMALL, "--config.sde.beta_max=10", "--config.model.dropout=0"],
+        "error: config.model.dropout = 0.0 (0.05 in runs/vp_digits), config.sde.beta_max = 10.0 "
+        "(20.0 in runs/vp_digits): --mode train may change training.num_steps, "
+        "training.log_every, training.sample_every, training.checkpoint_every, " + MAY,
+    ),
+    "impossible override": (
+        ["--mode=sample", "--workdir=runs/vp_digits", "--config.sampling.predictor=heun"],
+        "error: config.sampling.predictor = 'heun': allowed are euler_maruyama, "
+        "reverse_diffusion, ancestral, none",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "line"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_of_what_a_workdir_was_made_with_is_refused(trained, arguments, line):
+    assert refused(*arguments, cwd=trained) == line
+
+
+def test_another_preset_on_a_workdir_is_refused_by_its_keys(trained):
+    arguments = (f"--config={CONFIGS / 've_digits.py'}", "--workdir=runs/vp_digits")
+    line = refused("--mode=sample", *arguments, cwd=trained)
+    assert "config.sde.name = 've' ('vp' in runs/vp_digits)" in line
+
+
+def test_the_preset_may_be_named_again_and_the_saved_values_hold(trained):
+    done = command("--mode=sample", DIGITS, *FEW, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "note: runs/vp_digits/config.json holds: config.model.width = 8" in done.stderr
+
+
+def test_a_workdir_without_checkpoint_is_told_in_one_line(trained, tmp_path):
+    (tmp_path / "config.json").write_text((trained / "runs/vp_digits/config.json").read_text())
+    done = command("--mode=sample", f"--workdir={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path / 'checkpoints'}: no checkpoint there; train first (--mode train)\n"
+    )
