@@ -37,10 +37,10 @@ from scipy.integrate import solve_ivp
 
 import score_sde
 from score_sde import build, data
+from score_sde.batches import noise_on_devices
 from score_sde.images import bits_per_dim, image_keys
 from score_sde.likelihood import log_likelihood
 from score_sde.modes import start
-from score_sde.run import noise_on_devices
 from score_sde.samplers import ProbabilityFlow
 from score_sde.score import denoise, full_precision
 from score_sde.sde import SDE

@@ -38,9 +38,9 @@ from samplers_table import TRUTH, Judge, Row, picture, read, report, words, writ
 
 import score_sde
 from score_sde import build, data
+from score_sde.batches import noise_on_devices
 from score_sde.modes import start
 from score_sde.oracle import GaussianMixture, gaussian_mixture
-from score_sde.run import noise_on_devices
 from score_sde.samplers import (
     DDIM,
     AnnealedLangevin,

@@ -1,6 +1,6 @@
 """A trained run, from its workdir."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +15,25 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
+from score_sde.batches import (
+    concatenated,
+    joined,
+    leading,
+    noise_on_devices,
+    of_classes,
+    on_devices,
+    padded,
+    shared,
+)
 from score_sde.checks import dataset, validate
 from score_sde.errors import UserError
 from score_sde.images import image_keys
 from score_sde.integrate import SolveError
 from score_sde.likelihood import ImageLikelihood, image_log_likelihood
-from score_sde.samplers.base import start
 from score_sde.samplers.ode import slerp
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
-from score_sde.training.mesh import along_data, data_mesh, replicated
+from score_sde.training.mesh import data_mesh, replicated
 
 
 class Images(NamedTuple):
@@ -92,8 +101,8 @@ class Run:
         return Images(
             images=np.concatenate([part.images for part in parts]),
             nfe=np.concatenate([part.nfe for part in parts]),
-            labels=_concatenate([part.labels for part in parts]),
-            trajectory=_concatenate([part.trajectory for part in parts], axis=1),
+            labels=concatenated([part.labels for part in parts]),
+            trajectory=concatenated([part.trajectory for part in parts], axis=1),
         )
 
     def sample_batches(
@@ -117,13 +126,13 @@ class Run:
         shape = (batch, *build.image_shape(self.config))
         for first in range(0, n, batch):
             count = min(batch, n - first)
-            part = None if classes is None else _padded(classes[first : first + batch], batch)
+            part = None if classes is None else padded(classes[first : first + batch], batch)
             noise = noise_on_devices(key, self.sde, shape, first)
             with _told_as("sampling"):
                 samples = sampler.sample(
                     key,
                     self.sde,
-                    _given(self.score, part),
+                    of_classes(self.score, part),
                     noise,
                     trajectory=trajectory,
                     first=first,
@@ -231,8 +240,8 @@ class Run:
         room = max(1, self.config.sampling.batch_size // row)
         size = -(-n // -(-n // room))  # of equal parts
         for begin in range(0, n, size):
-            pairs = _padded(x0[begin : begin + size], size)
-            given = None if classes is None else _padded(classes[begin : begin + size], size)
+            pairs = padded(x0[begin : begin + size], size)
+            given = None if classes is None else padded(classes[begin : begin + size], size)
             latents, there = self._flow_of_rows(pairs, given, back=False)
             ends = jnp.asarray(latents)
             between = np.asarray(slerp(ends[:, 0], ends[:, 1], weights))
@@ -262,11 +271,11 @@ class Run:
         flow = build.probability_flow(self.config)
         follow, batch, ends = flow.decode if back else flow.encode, self.batch(len(x)), []
         for first in range(0, len(x), batch):
-            part = _padded(x[first : first + batch], batch)
-            given = None if classes is None else _padded(classes[first : first + batch], batch)
-            spread = jax.device_put(jnp.asarray(part), along_data(data_mesh()))
+            part = padded(x[first : first + batch], batch)
+            given = None if classes is None else padded(classes[first : first + batch], batch)
             with _told_as("sampling"):
-                ends.append(follow(self.sde, _given(self.smooth_score, given), spread))
+                score = of_classes(self.smooth_score, given)
+                ends.append(follow(self.sde, score, on_devices(part)))
         x_end, nfe = (np.concatenate([np.asarray(end[i]) for end in ends]) for i in (0, 1))
         return x_end[: len(x)], nfe[: len(x)]
 
@@ -328,13 +337,13 @@ class Run:
         batch = shared(min(len(images), settings.batch_size))
         for index in range(first, len(images), batch):
             part = images[index : index + batch]
-            given = None if classes is None else _padded(classes[index : index + batch], batch)
+            given = None if classes is None else padded(classes[index : index + batch], batch)
             with _told_as("likelihood"):
                 values = image_log_likelihood(
                     key,
                     self.sde,
-                    _given(self.smooth_score, given),
-                    jax.device_put(_padded(part, batch), along_data(data_mesh())),
+                    of_classes(self.smooth_score, given),
+                    on_devices(padded(part, batch)),
                     pixels,
                     dequantization=settings.dequantization,
                     num_importance=settings.num_importance,
@@ -385,31 +394,6 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     return Run(config, step, build.sde(config), score, smooth_score)
 
 
-def joined(parts: Sequence[ImageLikelihood]) -> ImageLikelihood:
-    """The likelihoods of parts of the images as one."""
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def leading(values: ImageLikelihood, number: int) -> ImageLikelihood:
-    """The likelihoods of the first images."""
-    return jax.tree.map(lambda array: array[:number], values)
-
-
-def shared(number: int) -> int:
-    """The least multiple of the number of devices that is not below the number of images."""
-    devices = data_mesh().size
-    return -(-number // devices) * devices
-
-
-def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 0) -> Array:
-    """The noise that a sampler starts from, (B, *shape), spread over all devices.
-
-    A sampler started from it works on all of them. B is a multiple of their number.
-    """
-    noise = start(image_keys(key, shape[0], first), sde, None, shape)
-    return jax.device_put(noise, along_data(data_mesh()))
-
-
 @contextmanager
 def _told_as(section: str) -> Iterator[None]:
     """Turn a solve's failure into an error of the section whose tolerances it could not meet."""
@@ -419,23 +403,3 @@ def _told_as(section: str) -> Iterator[None]:
         raise UserError(
             f"config.{section}.rtol, config.{section}.atol: {error}; allowed are larger ones"
         ) from error
-
-
-def _given(score: Partial, labels: np.ndarray | None) -> Partial:
-    """The score of images of these classes."""
-    if labels is None:
-        return score
-    # Not Partial(score, ...): JAX would take the parameters for constants. By keyword: a label
-    # belongs to one image.
-    spread = jax.device_put(jnp.asarray(labels), along_data(data_mesh()))
-    return Partial(score.func, *score.args, labels=spread)
-
-
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
-    # The last batch is filled up, so that nothing is compiled for its length.
-    return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])
-
-
-def _concatenate(arrays: list[np.ndarray | None], axis: int = 0) -> np.ndarray | None:
-    present = [array for array in arrays if array is not None]
-    return np.concatenate(present, axis=axis) if present else None

@@ -62,13 +62,14 @@ ROOMS = {
         ("jax", "flax", "optax", "ml_collections"),
         neighbours=("score_sde.config", "score_sde.checks"),
     ),
+    "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
     "score_sde.run": Room(
         5,
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
             *("score_sde.config", "score_sde.checks", "score_sde.workdirs"),
-            "score_sde.build",
+            *("score_sde.build", "score_sde.batches"),
         ),
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.

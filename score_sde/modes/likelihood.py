@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from score_sde import __version__, build, data
+from score_sde.batches import joined, leading
 from score_sde.config import flat
 from score_sde.likelihood import ImageLikelihood
 from score_sde.modes import start, tell_unread
-from score_sde.run import Run, joined, leading, load
+from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 
 VALUES, SUMMARY = "likelihood.npz", "likelihood.json"

@@ -14,10 +14,10 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from score_sde import build, data, networks, workdirs
+from score_sde.batches import noise_on_devices, shared
 from score_sde.checks import check_devices
 from score_sde.errors import UserError
 from score_sde.modes import pictures, start
-from score_sde.run import noise_on_devices, shared
 from score_sde.samplers import PredictorCorrector
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.loop import train

@@ -1,0 +1,65 @@
+"""Many images in batches, each spread over all devices."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from score_sde.images import image_keys
+from score_sde.likelihood import ImageLikelihood
+from score_sde.samplers.base import start
+from score_sde.sde import SDE
+from score_sde.training.mesh import along_data, data_mesh
+
+
+def joined(parts: Sequence[ImageLikelihood]) -> ImageLikelihood:
+    """The likelihoods of parts of the images as one."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def leading(values: ImageLikelihood, number: int) -> ImageLikelihood:
+    """The likelihoods of the first images."""
+    return jax.tree.map(lambda array: array[:number], values)
+
+
+def shared(number: int) -> int:
+    """The least multiple of the number of devices that is not below the number of images."""
+    devices = data_mesh().size
+    return -(-number // devices) * devices
+
+
+def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 0) -> Array:
+    """The noise that a sampler starts from, (B, *shape), spread over all devices.
+
+    A sampler started from it works on all of them. B is a multiple of their number.
+    """
+    return on_devices(start(image_keys(key, shape[0], first), sde, None, shape))
+
+
+def on_devices(batch: ArrayLike) -> Array:
+    """The batch, a multiple of the devices, a part on each."""
+    return jax.device_put(jnp.asarray(batch), along_data(data_mesh()))
+
+
+def of_classes(score: Partial, labels: np.ndarray | None) -> Partial:
+    """The score of images of these classes."""
+    if labels is None:
+        return score
+    # Not Partial(score, ...): JAX would take the parameters for constants. By keyword: a label
+    # belongs to one image.
+    return Partial(score.func, *score.args, labels=on_devices(labels))
+
+
+def padded(array: np.ndarray, length: int) -> np.ndarray:
+    """A last batch filled up, so that nothing is compiled for its length."""
+    return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])
+
+
+def concatenated(arrays: list[np.ndarray | None], axis: int = 0) -> np.ndarray | None:
+    """What the parts have of an array, as one; None where they have none."""
+    present = [array for array in arrays if array is not None]
+    return np.concatenate(present, axis=axis) if present else None
