@@ -34,9 +34,10 @@ WEIGHTS, MODES, MODE_VARIANCES = (
 
 # Of full order to the last step.
 FULL = partial(ExponentialMultistep, lower_order_final=False, denoise=False)
+PC = partial(PredictorCorrector, denoise=False)
 
 DETERMINISTIC = {
-    "euler": lambda n: PredictorCorrector(n, probability_flow=True, denoise=False),
+    "euler": lambda n: PC(n, probability_flow=True),
     "ddim": lambda n: DDIM(n, denoise=False),
     "dpmpp-2": lambda n: FULL(n, 2),
     "dpmpp-3": lambda n: FULL(n, 3),
@@ -52,6 +53,8 @@ STOCHASTIC = {
     "sde-dpmpp-1": lambda n: FULL(n, 1, eta=1.0),
     "sde-dpmpp-2": lambda n: FULL(n, 2, eta=1.0),
     "heun": lambda n: Heun(n, churn=4.0, denoise=False),
+    **{name: partial(PC, predictor=name) for name in ("ancestral", "reverse_diffusion")},
+    "euler_maruyama": PC,
 }
 
 

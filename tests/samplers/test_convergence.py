@@ -25,6 +25,9 @@ WEAK_ORDERS = {
     "sde-dpmpp-2": 2,
     "sde-dpmpp-2-half": 2,
     "heun": 2,
+    "ancestral": 1,
+    "reverse_diffusion": 1,
+    "euler_maruyama": 1,
 }
 
 
@@ -52,8 +55,12 @@ def test_the_error_falls_with_the_order(found, solver, process, data):
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("solver", STOCHASTIC)
 def test_the_weak_order_of_stochastic_solvers(found, solver, process):
-    """On a Gaussian and by exact moments. The mean of a run that starts at the right one is exact:
-    D of a state on the mean's path is the data's mean at all times."""
+    """On a Gaussian and by exact moments. The mean of a run that starts at the right one is exact
+    where steps are linear in x and D, as D of a state on the mean's path is the data's mean at all
+    times; Euler's and the chain's reversal know no D."""
     row = found["weak"][f"{process}/{solver}"]
-    assert max(row["mean"]) < 1e-12
+    if solver in ("reverse_diffusion", "euler_maruyama") and process != "ve":
+        assert slope(row["mean"]) > WEAK_ORDERS[solver] - 0.3, row["mean"]
+    else:
+        assert max(row["mean"]) < 1e-12
     assert slope(row["variance"]) > WEAK_ORDERS[solver] - 0.3, row["variance"]
