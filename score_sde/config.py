@@ -186,7 +186,7 @@ def keys_read(sampling: ConfigDict) -> set[str]:
         without = {"rtol", "atol", "step_control"} if sampling.solver == "euler" else {"num_steps"}
     if sampling.corrector == "none":
         without |= {"corrector_steps", "snr"}
-    if sampling.grid != "karras":
+    if sampling.grid != "karras" and (sampling.grid or sampling.method != "heun"):
         without |= {"rho"}
     if not sampling.churn:
         without |= {"churn_from", "churn_to", "churn_noise"}

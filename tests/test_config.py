@@ -387,6 +387,8 @@ def test_another_method_begins_with_its_own_settings():
         ({"method": "ddim"}, "eta", "rho"),
         ({"method": "ddim", "grid": "karras"}, "rho", "churn"),
         ({"method": "heun"}, "churn", "churn_noise"),
+        ({"method": "heun"}, "rho", "churn_to"),  # of the grid that is its own
+        ({"method": "heun", "grid": "log_snr"}, "grid", "rho"),
         ({"method": "heun", "churn": 1.0}, "churn_noise", "eta"),
     ],
 )

@@ -24,9 +24,9 @@ from score_sde.sde import SDE, ScoreFn
 class Heun(GridSampler):
     """Heun's second-order steps, each from a little above its noise level where there is churn.
 
-    The paper's grid is `karras`, which is the best with few steps; with some 37 evaluations
-    `log_snr` is, on the digits and under VP (benchmarks/README.md). The first steps of `angle` are
-    too long in nu for Euler's.
+    The grid is the paper's: with some 37 evaluations none is nearer to the truth under any process,
+    on mixtures and on digits (benchmarks/README.md). The first steps of `angle` are too long in nu
+    for Euler's.
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
     at D. Churn does not lift a state above the level of T, where the network was not trained.
@@ -46,7 +46,7 @@ class Heun(GridSampler):
     churn_from: float = 0.0
     churn_to: float = float("inf")
     churn_noise: float = 1.0
-    grid: str = "log_snr"
+    grid: str = "karras"
     rho: float = 7.0
     num_levels: int = 0
     denoise: bool = True
