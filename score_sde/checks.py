@@ -58,10 +58,8 @@ def _fraction(key: str) -> Check:
 
 def _time(key: str) -> Check:
     # None: the key's placeholder, which leaves the time to the process. Below 1e-5 float32 and the
-    # networks' training end.
-    return Check(
-        key, lambda value: value is None or 1e-5 <= value < 1, "times from 1e-5 to below 1"
-    )
+    # networks' training end; next to 1 there is nothing left to do.
+    return Check(key, lambda value: value is None or 1e-5 <= value <= 0.9, "times from 1e-5 to 0.9")
 
 
 def _integers(value: tuple[Any, ...]) -> bool:
