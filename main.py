@@ -17,10 +17,11 @@ import importlib
 import importlib.util
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -222,12 +223,12 @@ def _merge(
             _refuse_changes(mode, changes, given, path)
         config = _override(saved, overrides)
         free = workdirs.AFTERWARDS
+    _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
     checks.validate(config)
     if mode == "interpolate" and config.sampling.method != "ode":
         raise checks.refuse(
             "sampling.method", config.sampling.method, "ode with --mode interpolate"
         )
-    _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
     if given is not None and mode != "train":
         _note_differences(given, config, overrides, path)
     return config
@@ -343,6 +344,8 @@ def main(argv: Sequence[str]) -> int:
         if command is None:
             print(help_text())
             return 0
+        if command.mode != "train":  # which has its own
+            signal.signal(signal.SIGTERM, _interrupt)
         mode = importlib.import_module(f"score_sde.modes.{command.mode}")
         mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
@@ -351,10 +354,18 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         print("interrupted; what was done by then is in the workdir", file=sys.stderr)
         return 130  # as shells tell SIGINT
     return 0
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Take the signal of schedulers and `timeout` for Ctrl-C: what was done is kept."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to end
+    sys.exit(status)

@@ -275,7 +275,7 @@ def for_a_network(name: str, setting: float) -> bool:
         return setting in (50, 200)
     if name.startswith("Heun"):  # whose grid is the open question
         return setting in (10, 15, 20, *HEUNS)
-    return name in default_curves() and setting in (5, 10, 15, 20)
+    return name in default_curves() and setting in (5, 10, 15, 20, 30)
 
 
 def for_the_claim(name: str, setting: float) -> bool:

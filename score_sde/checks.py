@@ -140,7 +140,7 @@ CHECKS = (
     _not_negative("sampling.churn"),
     _not_negative("sampling.churn_from"),
     Check("sampling.churn_to", lambda value: value is None or value > 0, "numbers above 0"),
-    _positive("sampling.churn_noise"),
+    Check("sampling.churn_noise", lambda value: 0 < value <= 2, "numbers above 0, up to 2"),
     _tolerance("sampling.rtol"),
     _tolerance("sampling.atol"),
     _one_of("sampling.solver", "dopri5", "tsit5", "dopri8", "heun", "euler"),
@@ -269,14 +269,15 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
             "times from 1e-3 with config.likelihood.dequantization = 'truncated_normal' under "
             "sub-VP, as sigma is next to float32's rounding before",
         )
-    if sampling.churn_to is not None and sampling.churn_to < sampling.churn_from:
+    highest = math.inf if sampling.churn_to is None else sampling.churn_to
+    if sampling.method == "heun" and highest < sampling.churn_from:
         yield (
             "sampling.churn_to",
             f"numbers from config.sampling.churn_from = {sampling.churn_from:g} on",
         )
-    if sampling.grid == "paper" and sampling.num_steps == 1:
-        yield "sampling.num_steps", "integers of at least 2 with config.sampling.grid = 'paper'"
     fast = sampling.method in ("ddim", "dpmpp", "unipc", "heun")
+    if fast and sampling.grid == "paper" and sampling.num_steps == 1:
+        yield "sampling.num_steps", "integers of at least 2 with config.sampling.grid = 'paper'"
     levels, steps = config.model.num_levels, sampling.num_steps
     if fast and levels and steps is not None and steps >= levels:
         yield (

@@ -106,7 +106,13 @@ class Run:
         )
 
     def sample_batches(
-        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool | int = False
+        self,
+        key: Array,
+        n: int,
+        *,
+        labels: ArrayLike | None = None,
+        trajectory: bool | int = False,
+        first: int = 0,
     ) -> Iterator[Images]:
         """Draw n images, `sampling.batch_size` at a time. An image depends on its index and the
         key, not on its batch (but for `sampling.faithful` Langevin steps, and a probability flow
@@ -117,6 +123,7 @@ class Run:
             n: how many.
             labels: for a class-conditional model, int32 (n,); by default the classes in turn.
             trajectory: also the states on the way from noise to image: all, or so many at most.
+            first: index of the first image to draw, where some of the n are drawn already.
         """
         if n < 1:
             raise ValueError(f"n = {n}: allowed are integers of at least 1")
@@ -124,10 +131,10 @@ class Run:
         classes = self._classes(n, labels)
         batch = self.batch(n)
         shape = (batch, *build.image_shape(self.config))
-        for first in range(0, n, batch):
-            count = min(batch, n - first)
-            part = None if classes is None else padded(classes[first : first + batch], batch)
-            noise = noise_on_devices(key, self.sde, shape, first)
+        for index in range(first, n, batch):
+            count = min(batch, n - index)
+            part = None if classes is None else padded(classes[index : index + batch], batch)
+            noise = noise_on_devices(key, self.sde, shape, index)
             with _told_as("sampling"):
                 samples = sampler.sample(
                     key,
@@ -135,12 +142,12 @@ class Run:
                     of_classes(self.score, part),
                     noise,
                     trajectory=trajectory,
-                    first=first,
+                    first=index,
                 )
-            finite = np.isfinite(np.asarray(samples.x)).all(axis=(1, 2, 3))
+            finite = np.isfinite(np.asarray(samples.x)[:count]).all(axis=(1, 2, 3))
             if not finite.all():
                 raise UserError(
-                    f"config.sampling: {batch - finite.sum()} of {batch} samples are not finite "
+                    f"config.sampling: {count - finite.sum()} of {count} samples are not finite "
                     f"with {sampler}; allowed are more or smaller steps"
                 )
             path = samples.trajectory
@@ -152,9 +159,10 @@ class Run:
             )
 
     def batch(self, n: int) -> int:
-        """How many of n images are worked on at a time: `sampling.batch_size` at most, but for a
-        multiple of the number of devices."""
-        return shared(min(n, self.config.sampling.batch_size))
+        """How many of n images are worked on at a time: equal parts of `sampling.batch_size` at
+        most, but for a multiple of the number of devices."""
+        parts = -(-n // self.config.sampling.batch_size)
+        return shared(-(-n // parts))
 
     def encode(
         self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
@@ -185,6 +193,8 @@ class Run:
         x, shape = np.asarray(latents, np.float32), build.image_shape(self.config)
         if x.shape[1:] != shape or not len(x):
             raise ValueError(f"latents are {x.shape}: allowed are (n, *{shape}), n of at least 1")
+        if not np.isfinite(x).all():
+            raise ValueError("latents: allowed are finite numbers")
         x, _ = self._flow(x, self._required(len(x), labels), back=True)
         return np.asarray(build.pixel_range(self.config).to_uint8(jnp.asarray(x)))
 

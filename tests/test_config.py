@@ -198,7 +198,7 @@ def test_an_impossible_value_is_refused(check):
             "config.sampling.method = 'ald'",
         ),
         (
-            {"sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
+            {"sampling.method": "heun", "sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
             "config.sampling.churn_to = 1.0: allowed are numbers from config.sampling.churn_from = "
             "2 on",
         ),

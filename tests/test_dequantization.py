@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from score_sde import oracle
 from score_sde.images import PixelRange, bits_per_dim
-from score_sde.likelihood import image_log_likelihood
+from score_sde.likelihood import _probe_error, image_log_likelihood
 from tests.cases import PUBLISHED, overlapping_mixture
 
 LEVELS, COPIES, DRAWS = 5, 64, 16
@@ -199,6 +199,13 @@ def test_the_error_over_probes_is_the_probes_error(images_of_a_mixture):
     assert 0.65 < np.square(error).sum() / np.square(spread).sum() < 1.4
     # Of the mean: independent probes. The solver's part is some 1e-4.
     assert abs(error.mean()) < 3 * np.sqrt(np.square(spread).sum()) / len(spread) + 2e-4
+
+
+def test_the_error_over_two_probes_is_half_their_difference():
+    """Std with ddof 1, over sqrt(2)."""
+    log_prob = np.asarray([[[1.0, 4.0]], [[-2.0, -2.0]]], np.float32)  # (B, K, probes)
+    error = _probe_error(jnp.asarray(log_prob), jnp.zeros((2, 1)), 3)
+    np.testing.assert_allclose(error, [1.5 / (3 * np.log(2.0)), 0.0], rtol=1e-6)
 
 
 def test_the_draws_of_an_image_share_its_probes(images_of_a_mixture):

@@ -84,6 +84,11 @@ def unbroken(tmp_path_factory):
     arrays = values(workdir)
     assert arrays["log_prob"].shape == arrays["log_weight"].shape == (IMAGES, 2)
     assert arrays["nfe"].shape == arrays["probe_error"].shape == (IMAGES,)
+    nats = arrays["log_prob"].astype(np.float64).mean(axis=1)
+    error = nats.std(ddof=1) / IMAGES**0.5
+    assert summary["log_prob"] == pytest.approx(nats.mean(), rel=1e-12)
+    assert summary["log_prob_standard_error"] == pytest.approx(error, rel=1e-12)
+    assert f"{nats.mean():.2f} +- {error:.2f} nats" in told
     # Each image's probes are its own: variances of the mean add up.
     error = np.sqrt(np.square(arrays["probe_error"].astype(np.float64)).sum()) / IMAGES
     assert summary["standard_error_probes"] == pytest.approx(error, rel=1e-12)
@@ -119,6 +124,7 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     assert f"{IMAGES} images of these settings; those of the first 5 follow" in told
     bits = before["bits_per_dim"][:5].astype(np.float64)
     assert f"{bits.mean():.4f} +- " in told and "over 5 images" in told
+    assert f"likelihood.json, of all {IMAGES}\n" in told
     assert values(workdir).keys() == before.keys() and len(values(workdir)["nfe"]) == IMAGES
     assert (workdir / "likelihood.json").read_text() == summary
     # What is paid for counts in whatever batches the command was going on.

@@ -62,7 +62,8 @@ def test_sampling_needs_the_workdir_only(workdir, tmp_path):
     assert arrays["nfe"].tolist() == [3, 3, 3]
     assert "batch_size" not in arrays  # which an image does not depend on
     # prior, two steps, denoised; GIF joins frames that are equal
-    assert 2 <= Image.open(workdir / "samples.gif").n_frames <= 4
+    film = Image.open(workdir / "samples.gif")
+    assert 2 <= film.n_frames <= 4 and film.size == (136, 136)  # all three: two by two of 8x8
     assert workdirs.load(workdir).sampling.num_samples == 64  # the saved config holds
 
 
@@ -323,6 +324,11 @@ def test_the_same_command_resumes_and_another_number_of_steps_goes_on(trained, w
 
 MAY = "sampling.*, likelihood.*, eval.*, data.dir"
 CHANGES = {
+    "a change whose consequence is impossible": (
+        ["--mode=sample", "--workdir=runs/vp_digits", "--config.data.name=cifar10"],
+        "error: config.data.name = 'cifar10' ('digits' in runs/vp_digits): --mode sample may "
+        f"change {MAY}",
+    ),
     "override when sampling": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.model.width=16"],
         f"error: config.model.width = 16 (8 in runs/vp_digits): --mode sample may change {MAY}",

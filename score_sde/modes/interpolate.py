@@ -12,6 +12,7 @@ from score_sde import build, data
 from score_sde.checks import refuse
 from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
+from score_sde.modes.files import whole
 from score_sde.run import Interpolation, Run, load
 from score_sde.samplers import ProbabilityFlow
 
@@ -99,21 +100,22 @@ def _write(
     flow, settings = _flow(trained.config), trained.config.sampling
     # An image depends on those solved with it where all of them share a step.
     coupled = {"batch_size": settings.batch_size} if flow.coupled else {}
-    np.savez_compressed(
-        workdir / "interpolation.npz",
-        **coupled,
-        images=done.images,
-        real=real,
-        indices=indices,
-        labels=labels,
-        latents=done.latents,
-        nfe=done.nfe,
-        rms=done.rms,
-        same=same,
-        flow=str(flow),
-        seed=settings.seed,
-        step=trained.step,
-    )
+    with whole(workdir / "interpolation.npz") as file:
+        np.savez_compressed(
+            file,
+            **coupled,
+            images=done.images,
+            real=real,
+            indices=indices,
+            labels=labels,
+            latents=done.latents,
+            nfe=done.nfe,
+            rms=done.rms,
+            same=same,
+            flow=str(flow),
+            seed=settings.seed,
+            step=trained.step,
+        )
     rows = np.concatenate([real[:, :1], done.images[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]
     levels = build.pixel_range(trained.config).levels
     flat = rows.reshape(-1, *rows.shape[2:])

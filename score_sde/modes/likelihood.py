@@ -1,6 +1,5 @@
 """`--mode likelihood`: bits per dimension of held-out images by the probability-flow ODE."""
 
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from score_sde.batches import joined, leading
 from score_sde.config import flat
 from score_sde.likelihood import ImageLikelihood
 from score_sde.modes import start, tell_unread
+from score_sde.modes.files import digest, whole
 from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 
@@ -71,7 +71,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             bar.update(len(part.nfe))
     assert values is not None
     print(_in_words(_summary(trained, leading(values, wanted), wanted)))
-    print(f"result: {workdir / SUMMARY}")
+    stored = len(values.nfe)
+    print(f"result: {workdir / SUMMARY}{f', of all {stored}' if stored > wanted else ''}")
 
 
 # --- What is kept ---------------------------------------------------------------------------------
@@ -84,13 +85,10 @@ def _what_the_numbers_depend_on(
     values = flat(trained.config)
     unread = {f"likelihood.{key}" for key in set(trained.config.likelihood) - _read(trained.config)}
     names = [key for key in values if is_free(key, DEPENDS) and key not in {*BUT, *unread}]
-    digest = hashlib.sha256()
-    for array in (images, labels, *jax.tree.leaves(trained.smooth_score)):
-        digest.update(np.ascontiguousarray(array).data)
     depends = {name: values[name] for name in names} | {
         "version": __version__,
         "step": trained.step,
-        "weights and data": digest.hexdigest(),
+        "weights and data": digest((images, labels, *jax.tree.leaves(trained.smooth_score))),
     }
     return json.loads(json.dumps(depends))  # tuples as lists, as they will be read
 
@@ -135,19 +133,16 @@ def _unused(workdir: Path) -> str:
 
 def _write_values(workdir: Path, values: ImageLikelihood, depends: dict[str, Any]) -> None:
     arrays = {name: array for name, array in values._asdict().items() if array is not None}
-    partial = workdir / (VALUES + ".partial")
-    with partial.open("wb") as file:
+    with whole(workdir / VALUES) as file:
         np.savez(file, **arrays, depends=np.asarray(json.dumps(depends)))
-    os.replace(partial, workdir / VALUES)  # whole or not at all
 
 
 def _write_summary(
     workdir: Path, trained: Run, values: ImageLikelihood, wanted: int
 ) -> dict[str, Any]:
     summary = _summary(trained, values, wanted)
-    partial = workdir / (SUMMARY + ".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, workdir / SUMMARY)
+    with whole(workdir / SUMMARY) as file:
+        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     return summary
 
 
@@ -158,7 +153,7 @@ def _summary(trained: Run, values: ImageLikelihood, wanted: int) -> dict[str, An
     """Return everything that the figure depends on beside the figure."""
     config, number = trained.config, len(values.nfe)
     settings = config.likelihood
-    bits = _float64(values.bits_per_dim)
+    bits, nats = _float64(values.bits_per_dim), _float64(values.log_prob).mean(axis=1)
     probes = None
     if values.probe_error is not None:  # of independent probes, so that the squares add up
         probes = math.sqrt(np.square(_float64(values.probe_error)).sum()) / number
@@ -169,9 +164,10 @@ def _summary(trained: Run, values: ImageLikelihood, wanted: int) -> dict[str, An
     return {
         "bits_per_dim": float(bits.mean()),
         "bits_per_dim_is": f"upper bound by dequantization, up to {up_to}",
-        "standard_error": float(bits.std(ddof=1)) / math.sqrt(number) if number > 1 else None,
+        "standard_error": _standard_error(bits),
         "standard_error_probes": probes,
-        "log_prob": float(_float64(values.log_prob).mean()),
+        "log_prob": float(nats.mean()),
+        "log_prob_standard_error": _standard_error(nats),
         "log_prob_is": f"mean log density of the dequantized images, nats, exact up to {up_to}",
         "num_images": number,
         "complete": number >= wanted,
@@ -198,21 +194,28 @@ def _in_words(summary: dict[str, Any]) -> str:
     spread, probes = summary["standard_error"], summary["standard_error_probes"]
     error = "" if spread is None else f" +- {spread:.4f}"
     given = ", given the class" if summary["given_class"] else ""
-    errors = [] if spread is None else [f"{spread:.4f} over images"]
-    single = summary["num_probes"] == 1
-    errors += [f"{probes:.4f} over probes"] if probes is not None else []
-    errors += ["unknown over probes, of which there is one"] if single else []
+    errors = ["unknown of one image" if spread is None else f"{spread:.4f} over images"]
     number = summary["num_probes"]
+    errors += [f"{probes:.4f} over probes"] if probes is not None else []
+    errors += ["unknown over probes, of which there is one"] if number == 1 else []
+    log_prob = f"{summary['log_prob']:.2f}"
+    if spread is not None:
+        log_prob += f" +- {summary['log_prob_standard_error']:.2f}"
     return (
         f"{summary['bits_per_dim']:.4f}{error} bits/dim over {summary['num_images']} images "
         f"({summary['data']}, {summary['split']}{given}): {summary['bits_per_dim_is']}\n"
-        f"  standard error: {', '.join(errors) or 'unknown of one image'}\n"
+        f"  standard error: {', '.join(errors)}\n"
         f"  dequantization: {summary['dequantization']}, {summary['num_importance']} an image\n"
-        f"  log p at t_min {summary['t_min']:g}: {summary['log_prob']:.2f} nats, "
+        f"  log p at t_min {summary['t_min']:g}: {log_prob} nats, "
         f"divergence {summary['divergence']}{'' if number is None else f', probes {number}'}\n"
         f"  NFE {summary['nfe']:.0f}, rtol {summary['rtol']:g}, atol {summary['atol']:g}, "
         f"{summary['precision']}"
     )
+
+
+def _standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of one value of each image."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _float64(array: ArrayLike) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Images as pictures to look at."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from score_sde.modes.files import whole
 
 SMALLEST = 64  # pixels of an image in a picture, at least
 FRAMES = 50  # of a film
@@ -40,9 +41,8 @@ def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndar
 def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = None) -> None:
     """Write a grid of images (as `grid` takes them); the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    Image.fromarray(grid(images, levels, columns)).save(partial, format="png")
-    os.replace(partial, path)
+    with whole(path) as file:
+        Image.fromarray(grid(images, levels, columns)).save(file, format="png")
 
 
 def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
@@ -55,4 +55,6 @@ def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
     """
     frames = [Image.fromarray(grid(images, levels)) for images in film]
     durations = [60] * (len(frames) - 1) + [2000]  # milliseconds
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    settings = {"append_images": frames[1:], "duration": durations, "loop": 0}
+    with whole(path) as file:
+        frames[0].save(file, format="gif", save_all=True, **settings)

@@ -1,6 +1,7 @@
 """`--mode sample`: draw images from a trained run. Never touches the data set."""
 
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ from tqdm import tqdm
 from score_sde import build
 from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
+from score_sde.modes.files import digest, whole
 from score_sde.run import Images, Run, load
 
+VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
 READ = {"method", "seed", "num_samples", "batch_size", "gif"}  # beside what the sampler reads
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
+SAVE_EVERY = 60.0  # seconds
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Write `samples.png`, `samples.npz` and, where `sampling.gif` asks for it, `samples.gif`.
 
-    An interruption leaves the whole batches drawn by then in `samples.npz`.
+    The batches drawn are saved every minute, and with an interruption. The same command then goes
+    on after them, but for one with a film, which begins anew.
     """
     settings = config.sampling
     start(min(settings.num_samples, settings.batch_size))
@@ -31,55 +36,129 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"sampler: {build.sampler(config)}")
     tell_unread(config, workdir, {f"sampling.{key}" for key in keys_read(settings) | READ})
     key, number = jax.random.key(settings.seed), settings.num_samples
-    # The film is of the first of the very images that are drawn.
-    trajectory = pictures.FRAMES if settings.gif else False
-    parts: list[Images] = []
-    film = None
-    began = compiled = time.perf_counter()
+    depends = _what_the_images_depend_on(trained)
+    parts = [] if settings.gif else _unfinished(workdir, depends, number)
+    done = sum(len(part.images) for part in parts)
+    film = _Film(workdir / FILM, build.pixel_range(config).levels) if settings.gif else None
+    clock = _Clock()
+    batches = trained.sample_batches(
+        key, number, trajectory=pictures.FRAMES if film else False, first=done
+    )
     try:
-        with tqdm(total=number, unit="image", desc="sample") as bar:
-            for part in trained.sample_batches(key, number, trajectory=trajectory):
-                if part.trajectory is not None and film is None:
-                    states = np.concatenate([part.trajectory, part.images[None]])
-                    film = states[:, :GIF_IMAGES]
+        with tqdm(total=number, initial=done, unit="image", desc="sample") as bar:
+            for part in batches:
+                if film:
+                    film.add(part)
                 parts.append(part._replace(trajectory=None))
                 bar.update(len(part.images))
-                if len(parts) == 1:
-                    compiled = time.perf_counter()
+                if clock.tick(len(part.images)):
+                    _write(trained, parts, workdir, depends)
+                    clock.saved()
     finally:
-        if parts:
-            _write(trained, parts, workdir)
-    _tell_speed(parts, compiled - began, time.perf_counter() - compiled)
-    if film is not None:
-        pictures.save_gif(workdir / "samples.gif", film, build.pixel_range(config).levels)
-        print(f"film: {workdir / 'samples.gif'}")
-    print(f"picture: {workdir / 'samples.png'}")
-
-
-def _tell_speed(parts: list[Images], first: float, rest: float) -> None:
-    """Print evaluations and images/s, from the seconds of the first batch and of all others."""
+        if len(parts) > bool(done):  # something new
+            _write(trained, parts, workdir, depends)
+        drawn = sum(len(part.images) for part in parts)
+        if done < drawn < number:
+            print(f"{workdir / VALUES}: {drawn} of {number} images; the same command goes on")
     nfe = np.concatenate([part.nfe for part in parts])
-    speed = f"{len(nfe) / (first + rest):.2f} images/s with compilation"
-    if len(parts) > 1:
-        speed += f", {(len(nfe) - len(parts[0].nfe)) / rest:.2f} images/s after the first batch"
-    print(f"{len(nfe)} images, NFE {nfe.mean():.0f}, {speed}")
+    print(f"{number} images, NFE {nfe.mean():.0f}, {clock.speed()}")
+    if film:
+        print(f"film: {workdir / FILM}")
+    elif (workdir / FILM).exists():
+        print(f"{workdir / FILM}: the film of an earlier command")
+    print(f"picture: {workdir / PICTURE}")
 
 
-def _write(trained: Run, parts: list[Images], workdir: Path) -> None:
+class _Clock:
+    """How fast images are drawn, and when to save them."""
+
+    def __init__(self) -> None:
+        self.began = self.first = self.last = self.due = time.perf_counter()
+        self.due += SAVE_EVERY
+        self.drawn: list[int] = []
+
+    def tick(self, number: int) -> bool:
+        """Count a batch of so many images; return whether it is time to save."""
+        self.last = time.perf_counter()
+        self.first = self.last if not self.drawn else self.first
+        self.drawn.append(number)
+        return self.last > self.due
+
+    def saved(self) -> None:
+        """Wait for the next time, so that saving takes a tenth of the time at most."""
+        now = time.perf_counter()
+        self.due = now + max(SAVE_EVERY, 10.0 * (now - self.last))
+
+    def speed(self) -> str:
+        """Images/s in words."""
+        told = f"{sum(self.drawn) / (self.last - self.began):.2f} images/s with compilation"
+        if len(self.drawn) > 1:
+            later = sum(self.drawn[1:]) / (self.last - self.first)
+            told += f", {later:.2f} images/s after the first batch"
+        return told
+
+
+class _Film:
+    """The film of the first images, which is written as soon as they are drawn."""
+
+    def __init__(self, path: Path, levels: int) -> None:
+        self.path, self.levels, self.missing = path, levels, GIF_IMAGES
+        self.states: list[np.ndarray] = []
+
+    def add(self, part: Images) -> None:
+        """Take the states of a batch."""
+        assert part.trajectory is not None
+        if self.missing > 0:
+            states = np.concatenate([part.trajectory, part.images[None]])
+            self.states.append(states[:, : self.missing])
+            self.missing -= states.shape[1]
+            pictures.save_gif(self.path, np.concatenate(self.states, axis=1), self.levels)
+
+
+# --- What is kept ---------------------------------------------------------------------------------
+
+
+def _what_the_images_depend_on(trained: Run) -> dict[str, Any]:
     config = trained.config
-    images = np.concatenate([part.images for part in parts])
-    arrays: dict[str, Any] = {
-        "images": images,
-        "nfe": np.concatenate([part.nfe for part in parts]),
-        "sampler": str(build.sampler(config)),
+    sampler = build.sampler(config)
+    depends = {
+        "sampler": str(sampler),
         "seed": config.sampling.seed,
         "step": trained.step,
+        "weights": digest(jax.tree.leaves(trained.score)),
     }
-    if build.sampler(config).coupled:  # then an image depends on those drawn with it
-        arrays["batch_size"] = trained.batch(config.sampling.num_samples)
+    if sampler.coupled:  # then an image depends on those drawn with it
+        depends["batch_size"] = trained.batch(config.sampling.num_samples)
+    return depends
+
+
+def _unfinished(workdir: Path, depends: dict[str, Any], number: int) -> list[Images]:
+    """Return what an interrupted command left of fewer images than asked for, which is told."""
+    try:
+        with np.load(workdir / VALUES) as arrays:
+            same = all(name in arrays and arrays[name] == depends[name] for name in depends)
+            drawn = len(arrays["images"])
+            if not same or arrays["complete"] or not 0 < drawn < number:
+                return []
+            left = Images(arrays["images"], arrays["nfe"], arrays.get("labels"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return []  # none, or not as this version writes them: they are drawn anew
+    print(f"{workdir / VALUES}: {drawn} images of these settings; going on after them")
+    return [left]
+
+
+def _write(trained: Run, parts: list[Images], workdir: Path, depends: dict[str, Any]) -> None:
+    images = np.concatenate([part.images for part in parts])
     labels = [part.labels for part in parts if part.labels is not None]
-    if labels:
-        arrays["labels"] = np.concatenate(labels)
-    np.savez_compressed(workdir / "samples.npz", **arrays)
-    levels = build.pixel_range(config).levels
-    pictures.save_png(workdir / "samples.png", images[:GRID_IMAGES], levels)
+    arrays: dict[str, Any] = {"labels": np.concatenate(labels)} if labels else {}
+    with whole(workdir / VALUES) as file:
+        np.savez_compressed(
+            file,
+            **arrays,
+            **depends,
+            images=images,
+            nfe=np.concatenate([part.nfe for part in parts]),
+            complete=len(images) >= trained.config.sampling.num_samples,
+        )
+    levels = build.pixel_range(trained.config).levels
+    pictures.save_png(workdir / PICTURE, images[:GRID_IMAGES], levels)

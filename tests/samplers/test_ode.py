@@ -42,6 +42,13 @@ def flow_of(solver: str, **settings) -> ProbabilityFlow:
     return ProbabilityFlow(solver=solver, denoise=False, **steps, **settings)
 
 
+def test_ten_steps_are_taken_at_any_tolerance(gaussian):
+    """An error estimate that vanishes by chance must not make a step of a third of the way."""
+    sde, flow = PROCESSES["vp"], ProbabilityFlow(rtol=0.9, atol=0.9, denoise=False)
+    nfe = flow.sample(jax.random.key(0), sde, gaussian.score(sde), shape=(NUM, DIMS)).nfe
+    assert nfe.min() >= 61  # a first evaluation, and six new ones of each step
+
+
 # Every process under one solver is a matter of tests/samplers/test_against_oracle.py.
 @pytest.mark.parametrize("name", ["vp", "ve"])
 @pytest.mark.parametrize("solver", SOLVERS)

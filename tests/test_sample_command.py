@@ -1,0 +1,88 @@
+"""`--mode sample` interrupted, started again and unable to write, as a user would."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.commands import DIGITS, ROOT, SMALL, command, succeed
+
+IMAGES = 120
+SETTINGS = (
+    f"--config.sampling.num_samples={IMAGES}",
+    "--config.sampling.batch_size=4",
+    "--config.sampling.method=pc",
+    "--config.sampling.num_steps=200",
+)
+
+
+def values(workdir):
+    with np.load(workdir / "samples.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The workdir of a tiny run with its images, drawn in one go."""
+    workdir = tmp_path_factory.mktemp("sample") / "run"
+    few = ("--config.training.num_steps=1", "--config.training.sample_every=0")
+    succeed("--mode=train", DIGITS, "--workdir", workdir, *SMALL, *few, cwd=ROOT)
+    told = succeed("--mode=sample", "--workdir", workdir, *SETTINGS, cwd=ROOT)
+    assert f"{IMAGES} images, NFE 201, " in told and values(workdir)["complete"]
+    return workdir
+
+
+def terminated(workdir, number):
+    """Send a running command SIGTERM as soon as it says that it has drawn so many images."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", "--mode=sample", "--workdir", workdir, *SETTINGS],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    said = b""
+    while not any(int(n) >= number for n in re.findall(rb"(\d+)/%d" % IMAGES, said)):
+        more = os.read(process.stderr.fileno(), 4096)
+        assert more, said
+        said += more
+    process.terminate()
+    told, more = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in said + more
+    return told.decode()
+
+
+def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("samples.*"))
+    told = terminated(workdir, 8)
+    left = values(workdir)
+    drawn = len(left["images"])
+    assert 8 <= drawn < IMAGES and not left["complete"]
+    assert f"samples.npz: {drawn} of {IMAGES} images; the same command goes on" in told
+    told = succeed("--mode=sample", "--workdir", workdir, *SETTINGS, cwd=ROOT)
+    assert f"{drawn} images of these settings; going on after them" in told
+    once, again = values(unbroken), values(workdir)
+    assert once.keys() == again.keys()
+    for name in once:
+        np.testing.assert_array_equal(once[name], again[name], err_msg=name)
+    # Those of other settings are drawn anew.
+    np.savez(workdir / "samples.npz", **left)
+    few = ("--config.sampling.num_steps=2", "--config.sampling.seed=1")
+    told = succeed("--mode=sample", "--workdir", workdir, *SETTINGS, *few, cwd=ROOT)
+    assert "going on" not in told and len(values(workdir)["images"]) == IMAGES
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("samples.*"))
+    (workdir / "samples.npz").mkdir()
+    few = ("--config.sampling.num_samples=1", "--config.sampling.num_steps=2")
+    done = command("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = f"error: {workdir / 'samples.npz'}: cannot be written (Is a directory)"
+    assert done.stderr.splitlines()[-1] == line
+    assert sorted(path.name for path in workdir.glob("samples*")) == ["samples.npz"]
