@@ -185,6 +185,7 @@ def picture(file: Path, rows: list[Row], names: Sequence[str], dashed: Sequence[
             floor = next(value(row) for row in mine if row.sampler == TRUTH)
             panel.axhline(floor, color="black", linestyle="--", linewidth=1)
             panel.set(title=process, xlabel="evaluations of the score", ylabel=label)
-            panel.set_ylim(0.5 * floor, 1e3 * floor)
+            highest = max(value(row) for row in mine if row.sampler in names)
+            panel.set_ylim(0.5 * floor, min(1e3 * floor, 1.5 * highest))
     figure.legend(panels[0, 0].lines[:-1], names, loc="outside right upper")
     figure.savefig(file, dpi=80)
