@@ -1,6 +1,7 @@
-"""Many images in batches, each spread over all devices."""
+"""Many images in batches, each spread over all devices, and what becomes of them."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,41 @@ from score_sde.likelihood import ImageLikelihood
 from score_sde.samplers.base import start
 from score_sde.sde import SDE
 from score_sde.training.mesh import along_data, data_mesh
+
+
+class Images(NamedTuple):
+    """n drawn images, as numpy arrays.
+
+    Attributes:
+        images: uint8 (n, H, W, C), with the data set's own levels (0 ... 16 for the digits).
+        nfe: evaluations of the score for each image, int32 (n,).
+        labels: the classes they were drawn for, int32 (n,); None without classes.
+        trajectory: states from noise to image as pixels, uint8 (states, n, H, W, C), on request.
+    """
+
+    images: np.ndarray
+    nfe: np.ndarray
+    labels: np.ndarray | None = None
+    trajectory: np.ndarray | None = None
+
+
+class Interpolation(NamedTuple):
+    """What lies between n pairs of images, as numpy arrays.
+
+    Attributes:
+        images: uint8 (n, num + 2, H, W, C); the first and last of each row are the pair itself,
+            there and back.
+        latents: of the pairs, float32 (n, 2, H, W, C).
+        nfe: evaluations of the score for each image, int32: (n, num + 4), the pair's encoding
+            first, then its row's decoding.
+        rms: root mean square of what there and back changes in each image of a pair, in the model's
+            units, float32 (n, 2).
+    """
+
+    images: np.ndarray
+    latents: np.ndarray
+    nfe: np.ndarray
+    rms: np.ndarray
 
 
 def joined(parts: Sequence[ImageLikelihood]) -> ImageLikelihood:

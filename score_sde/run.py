@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,8 @@ from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
 from score_sde.batches import (
+    Images,
+    Interpolation,
     concatenated,
     joined,
     leading,
@@ -34,41 +35,6 @@ from score_sde.samplers.ode import slerp
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
 from score_sde.training.mesh import data_mesh, replicated
-
-
-class Images(NamedTuple):
-    """n drawn images, as numpy arrays.
-
-    Attributes:
-        images: uint8 (n, H, W, C), with the data set's own levels (0 ... 16 for the digits).
-        nfe: evaluations of the score for each image, int32 (n,).
-        labels: the classes they were drawn for, int32 (n,); None without classes.
-        trajectory: states from noise to image as pixels, uint8 (states, n, H, W, C), on request.
-    """
-
-    images: np.ndarray
-    nfe: np.ndarray
-    labels: np.ndarray | None = None
-    trajectory: np.ndarray | None = None
-
-
-class Interpolation(NamedTuple):
-    """What lies between n pairs of images, as numpy arrays.
-
-    Attributes:
-        images: uint8 (n, num + 2, H, W, C); the first and last of each row are the pair itself,
-            there and back.
-        latents: of the pairs, float32 (n, 2, H, W, C).
-        nfe: evaluations of the score for each image, int32: (n, num + 4), the pair's encoding
-            first, then its row's decoding.
-        rms: root mean square of what there and back changes in each image of a pair, in the model's
-            units, float32 (n, 2).
-    """
-
-    images: np.ndarray
-    latents: np.ndarray
-    nfe: np.ndarray
-    rms: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from score_sde import build, data
+from score_sde.batches import Interpolation
 from score_sde.checks import refuse
 from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import whole
-from score_sde.run import Interpolation, Run, load
+from score_sde.run import Run, load
 from score_sde.samplers import ProbabilityFlow
 
 # Beside what the flow reads; it never denoises.

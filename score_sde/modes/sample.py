@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from score_sde import build
+from score_sde.batches import Images
 from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import digest, whole
-from score_sde.run import Images, Run, load
+from score_sde.run import Run, load
 
 VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
 READ = {"method", "seed", "num_samples", "batch_size", "gif"}  # beside what the sampler reads
