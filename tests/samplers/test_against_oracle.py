@@ -82,7 +82,7 @@ def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
     m, v = 0.0, float(sde.prior_std()) ** 2
     t = sampler.times(sde)
     alphas, sigmas = np.asarray(sde.alpha(t), float), np.asarray(sde.sigma(t), float)
-    noises = sigmas / alphas
+    noises, step_size = sigmas / alphas, float(sampler.step(sde))
     for level, (alpha, sigma) in enumerate(zip(alphas, sigmas, strict=True)):
         rescaling = alpha / alphas[max(level - 1, 0)]
         m, v = m * rescaling, v * rescaling**2
@@ -91,7 +91,7 @@ def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
             kept = 1.0  # of the noise, to the next step
             if repeat == sampler.steps_per_level - 1 and level < len(noises) - 1:
                 kept = noises[level + 1] / noises[level]
-            e = float(sampler.step(sde))
+            e = step_size
             if sampler.consistent:
                 e = max(e, 1 - kept)
                 noise = kept**2 - (1 - e) ** 2
