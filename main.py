@@ -354,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        _ignore_signals()  # once is enough
         print("interrupted; what was done by then is in the workdir", file=sys.stderr)
         return 130  # as shells tell SIGINT
     return 0
@@ -365,7 +365,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left but to end
+    _ignore_signals()  # nothing is left but to end
     sys.exit(status)

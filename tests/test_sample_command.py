@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from score_sde.modes.files import signals_wait, whole
 from tests.commands import DIGITS, ROOT, SMALL, command, succeed
 
 IMAGES = 120
@@ -69,11 +71,16 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(unbroken, 
     assert once.keys() == again.keys()
     for name in once:
         np.testing.assert_array_equal(once[name], again[name], err_msg=name)
-    # Those of other settings are drawn anew.
+    # Those of other settings are drawn anew, and so is what cannot be read.
     np.savez(workdir / "samples.npz", **left)
-    few = ("--config.sampling.num_steps=2", "--config.sampling.seed=1")
-    told = succeed("--mode=sample", "--workdir", workdir, *SETTINGS, *few, cwd=ROOT)
-    assert "going on" not in told and len(values(workdir)["images"]) == IMAGES
+    few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=4")
+    told = succeed("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
+    assert f"{drawn} unfinished images of other settings, replaced" in told
+    assert len(values(workdir)["images"]) == 4
+    np.save(workdir / "samples.npz", left["images"])
+    (workdir / "samples.npz.npy").replace(workdir / "samples.npz")
+    succeed("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
+    assert len(values(workdir)["images"]) == 4
 
 
 def test_a_file_that_cannot_be_written_is_told_in_one_line(unbroken, tmp_path):
@@ -86,3 +93,25 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line(unbroken, tmp_path):
     line = f"error: {workdir / 'samples.npz'}: cannot be written (Is a directory)"
     assert done.stderr.splitlines()[-1] == line
     assert sorted(path.name for path in workdir.glob("samples*")) == ["samples.npz"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_files_that_belong_together(tmp_path, number):
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, handler)
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            signals_wait(),
+            whole(tmp_path / "a") as file,
+        ):
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            file.write(b"all of it")
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"all of it"

@@ -13,7 +13,7 @@ from score_sde.batches import Interpolation
 from score_sde.checks import refuse
 from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
-from score_sde.modes.files import whole
+from score_sde.modes.files import signals_wait, whole
 from score_sde.run import Run, load
 from score_sde.samplers import ProbabilityFlow
 
@@ -101,23 +101,24 @@ def _write(
     flow, settings = _flow(trained.config), trained.config.sampling
     # An image depends on those solved with it where all of them share a step.
     coupled = {"batch_size": settings.batch_size} if flow.coupled else {}
-    with whole(workdir / "interpolation.npz") as file:
-        np.savez_compressed(
-            file,
-            **coupled,
-            images=done.images,
-            real=real,
-            indices=indices,
-            labels=labels,
-            latents=done.latents,
-            nfe=done.nfe,
-            rms=done.rms,
-            same=same,
-            flow=str(flow),
-            seed=settings.seed,
-            step=trained.step,
-        )
     rows = np.concatenate([real[:, :1], done.images[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]
     levels = build.pixel_range(trained.config).levels
     flat = rows.reshape(-1, *rows.shape[2:])
-    pictures.save_png(workdir / "interpolation.png", flat, levels, columns=rows.shape[1])
+    with signals_wait():
+        with whole(workdir / "interpolation.npz") as file:
+            np.savez_compressed(
+                file,
+                **coupled,
+                images=done.images,
+                real=real,
+                indices=indices,
+                labels=labels,
+                latents=done.latents,
+                nfe=done.nfe,
+                rms=done.rms,
+                same=same,
+                flow=str(flow),
+                seed=settings.seed,
+                step=trained.step,
+            )
+        pictures.save_png(workdir / "interpolation.png", flat, levels, columns=rows.shape[1])

@@ -3,9 +3,10 @@
 import json
 import math
 import os
-import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -16,9 +17,10 @@ from tqdm import tqdm
 from score_sde import __version__, build, data
 from score_sde.batches import joined, leading
 from score_sde.config import flat
+from score_sde.errors import UserError
 from score_sde.likelihood import ImageLikelihood
 from score_sde.modes import start, tell_unread
-from score_sde.modes.files import digest, whole
+from score_sde.modes.files import digest, signals_wait, whole
 from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 
@@ -62,11 +64,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with tqdm(total=wanted, initial=min(done, wanted), unit="image", desc="likelihood") as bar:
         for part in batches:
             values = part if values is None else joined([values, part])
-            if other:
-                _set_aside(workdir, other)
-                other = None
-            _write_values(workdir, values, depends)
-            summary = _write_summary(workdir, trained, values, wanted)
+            with signals_wait():
+                if other:
+                    _set_aside(workdir, other)
+                    other = None
+                _write_values(workdir, values, depends)
+                summary = _write_summary(workdir, trained, values, wanted)
             bar.set_postfix_str(f"{summary['bits_per_dim']:.4f} bits/dim")
             bar.update(len(part.nfe))
     assert values is not None
@@ -109,7 +112,7 @@ def _stored(workdir: Path, depends: dict[str, Any]) -> tuple[ImageLikelihood | N
             theirs = json.loads(str(arrays["depends"]))
             columns = {name: arrays[name] for name in ImageLikelihood._fields if name in arrays}
             values = ImageLikelihood(**{"probe_error": None} | columns)  # a single probe has none
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         return None, f"not as this version writes it ({type(error).__name__})"
     keys = [key for key in {**depends, **theirs} if depends.get(key) != theirs.get(key)]
     return (None, f"of another {', '.join(keys)}") if keys else (values, None)
@@ -120,7 +123,10 @@ def _set_aside(workdir: Path, why: str) -> None:
     old = _unused(workdir)
     for name in (VALUES, SUMMARY):
         if (workdir / name).exists():
-            os.replace(workdir / name, workdir / name.replace(".", f".{old}."))
+            try:
+                os.replace(workdir / name, workdir / name.replace(".", f".{old}."))
+            except OSError as error:
+                raise UserError(f"{workdir / name}: cannot be moved ({error.strerror})") from error
     tqdm.write(f"{workdir / VALUES}: {why}; it is now {VALUES.replace('.', f'.{old}.')}")
 
 

@@ -1,9 +1,10 @@
 """`--mode sample`: draw images from a trained run. Never touches the data set."""
 
 import time
-import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from score_sde import build
 from score_sde.batches import Images
 from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
-from score_sde.modes.files import digest, whole
+from score_sde.modes.files import digest, signals_wait, whole
 from score_sde.run import Run, load
 
 VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
@@ -41,28 +42,33 @@ def run(config: ConfigDict, workdir: Path) -> None:
     parts = [] if settings.gif else _unfinished(workdir, depends, number)
     done = sum(len(part.images) for part in parts)
     film = _Film(workdir / FILM, build.pixel_range(config).levels) if settings.gif else None
-    clock = _Clock()
     batches = trained.sample_batches(
         key, number, trajectory=pictures.FRAMES if film else False, first=done
     )
+    ends = [time.perf_counter()]  # of the batches; the first is the begin
+    due = ends[0] + SAVE_EVERY
     try:
         with tqdm(total=number, initial=done, unit="image", desc="sample") as bar:
             for part in batches:
+                parts.append(part._replace(trajectory=None))
                 if film:
                     film.add(part)
-                parts.append(part._replace(trajectory=None))
                 bar.update(len(part.images))
-                if clock.tick(len(part.images)):
+                ends.append(time.perf_counter())
+                if ends[-1] > due:
                     _write(trained, parts, workdir, depends)
-                    clock.saved()
+                    now = time.perf_counter()  # saving takes a tenth of the time at most
+                    due = now + max(SAVE_EVERY, 10.0 * (now - ends[-1]))
     finally:
         if len(parts) > bool(done):  # something new
             _write(trained, parts, workdir, depends)
-        drawn = sum(len(part.images) for part in parts)
-        if done < drawn < number:
-            print(f"{workdir / VALUES}: {drawn} of {number} images; the same command goes on")
+        there = sum(len(part.images) for part in parts)
+        if done < there < number:
+            then = "; the same command goes on" if film is None else ""
+            print(f"{workdir / VALUES}: {there} of {number} images{then}")
     nfe = np.concatenate([part.nfe for part in parts])
-    print(f"{number} images, NFE {nfe.mean():.0f}, {clock.speed()}")
+    drawn = [len(part.images) for part in parts[bool(done) :]]
+    print(f"{number} images, NFE {nfe.mean():.0f}, {_speed(drawn, ends)}")
     if film:
         print(f"film: {workdir / FILM}")
     elif (workdir / FILM).exists():
@@ -70,33 +76,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"picture: {workdir / PICTURE}")
 
 
-class _Clock:
-    """How fast images are drawn, and when to save them."""
-
-    def __init__(self) -> None:
-        self.began = self.first = self.last = self.due = time.perf_counter()
-        self.due += SAVE_EVERY
-        self.drawn: list[int] = []
-
-    def tick(self, number: int) -> bool:
-        """Count a batch of so many images; return whether it is time to save."""
-        self.last = time.perf_counter()
-        self.first = self.last if not self.drawn else self.first
-        self.drawn.append(number)
-        return self.last > self.due
-
-    def saved(self) -> None:
-        """Wait for the next time, so that saving takes a tenth of the time at most."""
-        now = time.perf_counter()
-        self.due = now + max(SAVE_EVERY, 10.0 * (now - self.last))
-
-    def speed(self) -> str:
-        """Images/s in words."""
-        told = f"{sum(self.drawn) / (self.last - self.began):.2f} images/s with compilation"
-        if len(self.drawn) > 1:
-            later = sum(self.drawn[1:]) / (self.last - self.first)
-            told += f", {later:.2f} images/s after the first batch"
-        return told
+def _speed(drawn: list[int], ends: list[float]) -> str:
+    """Images/s in words, from the sizes of the batches and when they began and ended."""
+    told = f"{sum(drawn) / (ends[-1] - ends[0]):.2f} images/s with compilation"
+    if len(drawn) > 1:
+        told += f", {sum(drawn[1:]) / (ends[-1] - ends[1]):.2f} images/s after the first batch"
+    return told
 
 
 class _Film:
@@ -139,10 +124,12 @@ def _unfinished(workdir: Path, depends: dict[str, Any], number: int) -> list[Ima
         with np.load(workdir / VALUES) as arrays:
             same = all(name in arrays and arrays[name] == depends[name] for name in depends)
             drawn = len(arrays["images"])
+            if not same and not arrays["complete"]:
+                print(f"{workdir / VALUES}: {drawn} unfinished images of other settings, replaced")
             if not same or arrays["complete"] or not 0 < drawn < number:
                 return []
             left = Images(arrays["images"], arrays["nfe"], arrays.get("labels"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error):
         return []  # none, or not as this version writes them: they are drawn anew
     print(f"{workdir / VALUES}: {drawn} images of these settings; going on after them")
     return [left]
@@ -152,14 +139,15 @@ def _write(trained: Run, parts: list[Images], workdir: Path, depends: dict[str, 
     images = np.concatenate([part.images for part in parts])
     labels = [part.labels for part in parts if part.labels is not None]
     arrays: dict[str, Any] = {"labels": np.concatenate(labels)} if labels else {}
-    with whole(workdir / VALUES) as file:
-        np.savez_compressed(
-            file,
-            **arrays,
-            **depends,
-            images=images,
-            nfe=np.concatenate([part.nfe for part in parts]),
-            complete=len(images) >= trained.config.sampling.num_samples,
-        )
     levels = build.pixel_range(trained.config).levels
-    pictures.save_png(workdir / PICTURE, images[:GRID_IMAGES], levels)
+    with signals_wait():
+        with whole(workdir / VALUES) as file:
+            np.savez_compressed(
+                file,
+                **arrays,
+                **depends,
+                images=images,
+                nfe=np.concatenate([part.nfe for part in parts]),
+                complete=len(images) >= trained.config.sampling.num_samples,
+            )
+        pictures.save_png(workdir / PICTURE, images[:GRID_IMAGES], levels)
