@@ -29,6 +29,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files whose tests start the most commands. They begin first, so that no process is left alone with
+# one at the end.
+LONG = ("test_modes.py", "test_likelihood_command.py", "test_kinds_of_models.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files by whether they are long; within them nothing changes."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
