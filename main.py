@@ -21,7 +21,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -345,7 +345,8 @@ def main(argv: Sequence[str]) -> int:
             print(help_text())
             return 0
         if command.mode != "train":  # which has its own
-            signal.signal(signal.SIGTERM, _interrupt)
+            # Schedulers and `timeout` send it: as with Ctrl-C, what was done is kept.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         mode = importlib.import_module(f"score_sde.modes.{command.mode}")
         mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
@@ -358,11 +359,6 @@ def main(argv: Sequence[str]) -> int:
         print("interrupted; what was done by then is in the workdir", file=sys.stderr)
         return 130  # as shells tell SIGINT
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Take the signal of schedulers and `timeout` for Ctrl-C: what was done is kept."""
-    raise KeyboardInterrupt
 
 
 def _ignore_signals() -> None:

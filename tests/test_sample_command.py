@@ -97,10 +97,7 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line(unbroken, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_wait_for_files_that_belong_together(tmp_path, number):
-    def handler(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(number, handler)
+    before = signal.signal(number, signal.default_int_handler)
     try:
         with (
             pytest.raises(KeyboardInterrupt),
@@ -110,7 +107,7 @@ def test_signals_wait_for_files_that_belong_together(tmp_path, number):
             signal.raise_signal(number)
             signal.raise_signal(number)
             file.write(b"all of it")
-        assert signal.getsignal(number) is handler
+        assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

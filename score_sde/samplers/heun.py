@@ -24,9 +24,10 @@ from score_sde.sde import SDE, ScoreFn
 class Heun(GridSampler):
     """Heun's second-order steps, each from a little above its noise level where there is churn.
 
-    The grid is the paper's: with some 37 evaluations none is nearer to the truth under any process,
-    on mixtures and on digits (benchmarks/README.md). The first steps of `angle` are too long in nu
-    for Euler's.
+    The grid is the paper's: with some 37 evaluations none is nearer to the truth by more than the
+    standard errors, under any process, on a mixture and on digits (benchmarks/README.md). With
+    fewer, `log_snr` is on digits under VP. The first steps of `angle` are too long in nu for
+    Euler's.
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
     at D. Churn does not lift a state above the level of T, where the network was not trained.
