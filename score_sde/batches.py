@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from score_sde.images import image_keys
 from score_sde.likelihood import ImageLikelihood
-from score_sde.samplers.base import start
+from score_sde.samplers.base import Start
+from score_sde.score import Model
 from score_sde.sde import SDE
 from score_sde.training.mesh import along_data, data_mesh
 
@@ -73,7 +72,7 @@ def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 
 
     A sampler started from it works on all of them. B is a multiple of their number.
     """
-    return on_devices(start(image_keys(key, shape[0], first), sde, None, shape))
+    return on_devices(Start(key, sde, None, first).states(shape)[1])
 
 
 def on_devices(batch: ArrayLike) -> Array:
@@ -81,13 +80,9 @@ def on_devices(batch: ArrayLike) -> Array:
     return jax.device_put(jnp.asarray(batch), along_data(data_mesh()))
 
 
-def of_classes(score: Partial, labels: np.ndarray | None) -> Partial:
+def of_classes(score: Model, labels: np.ndarray | None) -> Model:
     """The score of images of these classes."""
-    if labels is None:
-        return score
-    # Not Partial(score, ...): JAX would take the parameters for constants. By keyword: a label
-    # belongs to one image.
-    return Partial(score.func, *score.args, labels=on_devices(labels))
+    return score if labels is None else score.given({"labels": on_devices(labels)})
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:

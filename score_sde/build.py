@@ -13,30 +13,15 @@ from ml_collections import ConfigDict
 
 from score_sde.checks import dataset
 from score_sde.config import SAMPLER_KEYS
+from score_sde.discrete import discretization
 from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
-from score_sde.samplers import (
-    DDIM,
-    AnnealedLangevin,
-    ExponentialMultistep,
-    Heun,
-    PredictorCorrector,
-    ProbabilityFlow,
-)
-from score_sde.samplers.base import Sampler
-from score_sde.score import level_score, network_score
+from score_sde.samplers import SAMPLERS, ProbabilityFlow, Sampler
+from score_sde.score import Model
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
 from score_sde.training import optimizers
 
-_SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "pc": PredictorCorrector,
-    "ald": AnnealedLangevin,
-    "ddim": DDIM,
-    "dpmpp": ExponentialMultistep,
-    "unipc": partial(ExponentialMultistep, corrector=True),
-    "heun": Heun,
-}
 _FAST = ("ddim", "dpmpp", "unipc", "heun")
 
 
@@ -95,24 +80,25 @@ def network(config: ConfigDict) -> partial[UNet]:
     )
 
 
-def score(
-    config: ConfigDict, apply: Callable[..., Array], *, levels: str = "smooth"
-) -> Callable[..., Array]:
-    """Return `score(params, x, t, labels=None, **options)` of the network `apply`; `levels` as for
-    `network_score`."""
+def model(
+    config: ConfigDict, apply: Callable[..., Array], params: Any, *, levels: str = "smooth"
+) -> Model:
+    """Return the network `apply` with its parameters as a score function; `levels` as of
+    `score.Model`."""
     settings = config.model
-    return network_score(
-        apply,
+    return Model(
+        params,
         sde(config),
+        apply,
         settings.parameterization,
         settings.condition,
-        num_levels=settings.num_levels,
-        levels=levels,
+        settings.num_levels,
+        levels,
     )
 
 
 def sampler_levels(config: ConfigDict) -> str:
-    """Return how the sampler's score takes a discrete chain's levels, as for `network_score`."""
+    """Return how the sampler's score takes a discrete chain's levels, as of `score.Model`."""
     if config.sampling.method == "ode":
         return "smooth"
     return "original" if config.sampling.method == "pc" and config.sampling.faithful else "matched"
@@ -137,7 +123,7 @@ def sampler(config: ConfigDict) -> Sampler:
     given = {key: value for key, value in given.items() if value is not None}
     if settings.method in _FAST:
         given["num_levels"] = config.model.num_levels
-    return _SAMPLERS[settings.method](**given)
+    return SAMPLERS[settings.method](**given)
 
 
 def probability_flow(config: ConfigDict) -> ProbabilityFlow:
@@ -177,9 +163,9 @@ def loss(
     The batch is as it is stored: `images` uint8 (B, H, W, C) and `labels` int32 (B,). Flips,
     dequantization, times, noise and dropout all come from `key`.
     """
-    process, pixels = sde(config), pixel_range(config)
+    pixels = pixel_range(config)
     flip, conditional = config.data.flip, config.model.class_conditional
-    score_loss = _score_loss(config, process, apply)
+    score_loss = _score_loss(config)
 
     def loss_of(params: Any, batch: Mapping[str, Array], key: Array) -> Array:
         key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
@@ -188,46 +174,34 @@ def loss(
             mirrored = jax.random.bernoulli(key_flip, shape=(len(images), 1, 1, 1))
             images = jnp.where(mirrored, images[:, :, ::-1], images)
         noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
-        labels = batch["labels"] if conditional else None
-        x0 = pixels.to_model(images, noise)
-        return score_loss(key_loss, params, x0, labels, key_dropout)
+        condition = {"labels": batch["labels"]} if conditional else {}
+        scored = model(config, apply, params).given(condition)
+        return score_loss(key_loss, scored, pixels.to_model(images, noise), key_dropout)
 
     return loss_of
 
 
-def _score_loss(
-    config: ConfigDict, process: SDE, apply: Callable[..., Array]
-) -> Callable[[Array, Any, Array, Array | None, Array], Array]:
-    """Return `loss(key, params, x0, labels, dropout_key)`, the loss of each x0, (B,)."""
+def _score_loss(config: ConfigDict) -> Callable[[Array, Model, Array, Array], Array]:
+    """Return `loss(key, model, x0, dropout_key)`, the loss of each x0, (B,)."""
     settings = config.training
 
-    def continuous(
-        key: Array, params: Any, x0: Array, labels: Array | None, dropout_key: Array
-    ) -> Array:
-        def score_fn(x: Array, t: Array) -> Array:
-            return score_of(params, x, t, labels, dropout_key=dropout_key, train=True)
-
+    def continuous(key: Array, model: Model, x0: Array, dropout_key: Array) -> Array:
         return denoising_score_matching(
             key,
-            process,
-            score_fn,
+            model.sde,
+            partial(model, dropout_key=dropout_key, reverse_only=True),
             x0,
             weighting=settings.loss,
             t_min=settings.t_min,
             reduce_mean=settings.reduce_mean,
         )
 
-    def discrete(
-        key: Array, params: Any, x0: Array, labels: Array | None, dropout_key: Array
-    ) -> Array:
-        chain = process.chain(config.model.num_levels)
+    def discrete(key: Array, model: Model, x0: Array, dropout_key: Array) -> Array:
+        def score(x: Array, level: Array) -> Array:
+            noise = model.at_level(level)
+            return model.score_at(x, noise, dropout_key=dropout_key, reverse_only=True)
 
-        def score_fn(x: Array, level: Array) -> Array:
-            told = (level.astype(x.dtype), chain.alpha[level], chain.sigma[level])
-            return score_at(params, x, *told, labels, dropout_key=dropout_key, train=True)
+        chain = discretization(model.sde).chain(model.num_levels)
+        return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
 
-        return discrete_score_matching(key, chain, score_fn, x0, reduce_mean=settings.reduce_mean)
-
-    score_of = score(config, apply)
-    score_at = level_score(apply, config.model.parameterization)
     return discrete if config.model.num_levels else continuous

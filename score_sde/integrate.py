@@ -1,23 +1,39 @@
-"""Integration of the probability flow inside XLA (Diffrax).
+"""Integration of the probability flow of a whole batch, inside XLA.
 
-By default every sample is a solve of its own, so its result and its number of evaluations do not
-depend on its batch-mates. Under vmap the loop runs until the slowest sample is done.
+An explicit Runge-Kutta step of all B samples at once, each with a time and a step size of its own
+(Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, section II.4). The field
+is always evaluated on the whole batch, so it may hold arrays of the batch. A sample's result and
+its number of evaluations do not depend on its batch-mates, as long as the field acts on each sample
+by itself. The loop runs until the slowest sample is done.
+
+The end state can be differentiated in reverse mode with respect to everything that the field holds:
+the gradient is that of the steps taken, with their sizes held fixed. Forward mode is refused by JAX
+except with fixed steps.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-SOLVERS: dict[str, Callable[[], Any]] = {
-    "tsit5": diffrax.Tsit5,  # Tsitouras 2011, 5(4)
-    "dopri5": diffrax.Dopri5,  # Dormand, Prince 1980, 5(4)
-    "dopri8": diffrax.Dopri8,  # Prince, Dormand 1981, 8(7)
-    "heun": diffrax.Heun,  # 2(1)
-    "euler": diffrax.Euler,  # without error estimate: fixed steps
+from score_sde.sde import expand
+
+Field = Callable[[Array, Any], Any]
+"""dy/dt of a batch: (t (B,), y with leaves (B, ...)) -> a tree like y."""
+
+# Their tableaus: Tsitouras 2011, 5(4); Dormand, Prince 1980, 5(4); Prince, Dormand 1981, 8(7);
+# Heun, 2(1). `euler` has no error estimate: its steps are fixed.
+SOLVERS: dict[str, Any] = {
+    "tsit5": diffrax.Tsit5(),
+    "dopri5": diffrax.Dopri5(),
+    "dopri8": diffrax.Dopri8(),
+    "heun": diffrax.Heun(),
+    "euler": None,
 }
 STEP_CONTROLS = ("sample", "batch")
 # A step's length follows from the errors of the last two (Soederlind 2002, section 3). In sqrt(t)
@@ -25,19 +41,24 @@ STEP_CONTROLS = ("sample", "batch")
 # same error (benchmarks/README.md).
 INTEGRAL, PROPORTIONAL = 0.7, 0.4
 MIN_STEPS, MAX_STEPS = 10, 4096
-# The first step is given, as a solver's own guess divides a difference of two evaluations by a tiny
-# step: rounding, and so the batch's shape, would decide it and with it every later step. From noise
-# the flow is smooth and takes the longest; from data a quarter of it.
+# The first step is given. A guess from the field would divide a difference of two evaluations by a
+# tiny step: rounding, and so the batch's shape, would decide it and with it every later step. From
+# noise the flow is smooth and takes the longest step; from data it takes a quarter of it.
 FROM_NOISE, FROM_DATA = 1.0, 0.25
 GROWTH = 2.0  # of a step over the one before: an error that vanishes by chance says little
-# Of the step that the tolerance would allow: fewer are rejected than at the usual 0.9, and the
+SHRINKAGE = 0.2  # at most, of a rejected step
+# Of the step that the tolerance would allow. Fewer are rejected than at the usual 0.9, and the
 # image that needs the most steps, for which its batch waits, needs an eighth fewer.
 SAFETY = 0.8
+# In units of the tolerance. Far below it there is nothing but rounding, which must not decide how
+# long the next step is: a sample's steps would depend on how its batch is computed.
 NEGLIGIBLE = 1e-5
+
+SUCCESS, TOO_MANY, NOT_FINITE = range(3)
 
 
 class SolveError(RuntimeError):
-    """A solve that did not succeed; the message has the solver's own reason."""
+    """A solve that did not succeed; the message has the reason."""
 
 
 class Solution(NamedTuple):
@@ -46,20 +67,19 @@ class Solution(NamedTuple):
     Attributes:
         y: end states, leaves (B, ...); nan where the solve did not succeed.
         nfe: evaluations of the field for each sample, (B,) int32.
-        result: the solver's own verdict for each sample, (B,) of ``diffrax.RESULTS``.
+        verdict: for each sample ``SUCCESS``, ``TOO_MANY`` (steps) or ``NOT_FINITE``, (B,) int32.
         path: states at the requested times, leaves (B, times, ...); None unless requested.
     """
 
     y: Any
     nfe: Array
-    result: diffrax.RESULTS
+    verdict: Array
     path: Any | None
 
 
 def integrate(
-    field: Callable[[Array, Any, Any], Any],
+    field: Field,
     y: Any,
-    args: Any,
     *,
     start: float | Array,
     end: float | Array,
@@ -69,131 +89,195 @@ def integrate(
     solver: str = "dopri5",
     step_control: str = "sample",
     num_steps: int | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
-    """Integrate dy/dt = field(t, y, args) for each sample.
+    """Integrate dy/dt = field(t, y) of a batch from ``start`` to ``end``.
 
-    A step's error is the root mean square over each leaf of y, and the largest of these over the
-    leaves, so that a scalar leaf (a log density) counts as much as an image.
+    A step's error is the root mean square over each leaf of a sample, and the largest of these over
+    the leaves, so that a scalar leaf (a log density) counts as much as an image.
 
     Args:
-        field: for one sample, t a scalar array.
-        y: a pytree whose leaves have a leading batch axis.
-        args: a pytree with a leading batch axis, handed to ``field``.
+        field: of the whole batch; t may differ from sample to sample.
+        y: a pytree whose leaves have a leading batch axis and one float dtype, which times take.
         start: the first time.
         end: the last time, before or after ``start``.
         rtol: relative tolerance of a step's error; without effect for ``euler``.
         atol: absolute tolerance of a step's error; likewise.
-        times: (n,) times from start to end at which states are kept.
+        times: (n,) times from start to end at which states are kept, by cubic interpolation.
         solver: a key of ``SOLVERS``.
         step_control: ``sample``, a step size for each, or ``batch``, one for all by the root mean
             square over the whole batch: then a sample depends on its batch-mates.
-        num_steps: of ``euler``, equal in t; None for the others, which try ``MAX_STEPS`` at most.
+        num_steps: of ``euler``, equal in t; None for the others.
+        max_steps: steps at most of the others, rejected ones included.
 
     Raises:
         ValueError: an unknown solver or step control, ``euler`` without steps, or others with.
     """
     check_method(solver, step_control, num_steps)
-    together = step_control == "batch"
-    method = SOLVERS[solver]()
-    flow = jax.vmap(field, (None, 0, 0)) if together else field
-    if num_steps is None:
-        clock = _by_root(start, end, rtol, atol)
-    else:
-        clock = _by_number(start, end, num_steps)
-
-    def vector_field(u: Array, y: Any, args: Any) -> Any:
-        t, rate = clock.time_of(u)
-        return jax.tree.map(lambda leaf: rate * leaf, flow(t, y, args))
-
-    times = None if times is None else clock.of_time(times)
-    saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])
-    shared, new = _evaluations(method)
-
-    def solve(y: Any, args: Any) -> tuple[Any, Array, Any]:
-        # A first stage that is the last of the step before is handed over; the very first too,
-        # which would else be repeated until a step is accepted.
-        stage = vector_field(jnp.asarray(clock.first), y, args) if shared else None
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(vector_field),  # type: ignore[arg-type]  # u is an array in a solve
-            method,
-            clock.first,
-            clock.last,
-            clock.step,
-            y,
-            args=args,
-            saveat=diffrax.SaveAt(subs=saves),
-            stepsize_controller=clock.controller,
-            max_steps=MAX_STEPS if num_steps is None else num_steps,
-            solver_state=(jnp.asarray(False), stage) if shared else None,
-            throw=False,
-        )
-        # Of every step, accepted or not. A test counts the calls.
-        return solution.ys, shared + new * solution.stats["num_steps"], solution.result
-
-    if together:
-        ys, nfe, result = solve(y, args)
-        size = len(jax.tree.leaves(y)[0])
-        ys = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), ys)
-        nfe, result = jax.tree.map(lambda one: jnp.full(size, one), (nfe, result))
-    else:
-        ys, nfe, result = jax.vmap(solve)(y, args)
-    end_state = jax.tree.map(lambda leaf: leaf[:, 0], ys[0])
-    result = jax.vmap(_told)(end_state, result)
-    end_state = jax.vmap(_or_nan)(end_state, result)
-    return Solution(end_state, nfe, result, ys[1] if times is not None else None)
-
-
-class _Clock(NamedTuple):
-    """The variable u of a solve, from first to last with a first step, and its step control."""
-
-    first: Array | float
-    last: Array | float
-    step: Array | float
-    controller: Any
-    time_of: Callable[[Array], tuple[Array, Array]]  # t and dt/du
-    of_time: Callable[[Array], Array]
-
-
-def _by_number(start: float | Array, end: float | Array, num_steps: int) -> _Clock:
-    """Equal steps in t, by their number: it is exact, where a sum of steps in t may end short of
-    the end and take one more."""
-    step = (jnp.asarray(end) - start) / num_steps
-
-    def time_of(u: Array) -> tuple[Array, Array]:
-        return start + step * u, step
-
-    def of_time(t: Array) -> Array:
-        return jnp.clip((t - start) / step, 0.0, num_steps)
-
-    return _Clock(0.0, float(num_steps), 1.0, diffrax.ConstantStepSize(), time_of, of_time)
-
-
-def _by_root(
-    start: float | Array, end: float | Array, rtol: float | Array, atol: float | Array
-) -> _Clock:
-    """Steps that adapt, by u = sqrt(t): where sigma grows as sqrt(t), as under VP, the flow changes
-    so too, and steps in t become tiny towards 0. A trained network needs half the evaluations."""
-    first, last = jnp.sqrt(jnp.asarray(start)), jnp.sqrt(jnp.asarray(end))
+    dtype = jax.tree.leaves(y)[0].dtype
+    start, end = jnp.asarray(start, dtype), jnp.asarray(end, dtype)
+    times = None if times is None else jnp.asarray(times, dtype)
+    if num_steps is not None:
+        return _euler(field, y, start, end, num_steps, times)
+    # In u = sqrt(t): where sigma grows as sqrt(t), as under VP, the flow changes so too, and steps
+    # in t become tiny towards 0. A trained network needs half the evaluations.
+    first, last = jnp.sqrt(start), jnp.sqrt(end)
+    method = _Method.of(SOLVERS[solver], dtype)
+    sign = jnp.sign(last - first)
     # A bound on the step: on smooth flows the error estimate of a step over a third of the interval
     # can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). A trained network takes
-    # more steps than this anyway, but for tolerances of 1e-4 and above.
-    longest = (last - first) / MIN_STEPS
-    controller = diffrax.PIDController(
-        rtol=rtol,
-        atol=atol,
-        norm=_largest_rms,
-        icoeff=INTEGRAL,
-        pcoeff=PROPORTIONAL,
-        factormax=GROWTH,
-        safety=SAFETY,
-        dtmax=jnp.abs(longest),
-    )
+    # more steps than this anyway, except at tolerances of 1e-4 and above.
+    longest = jnp.abs(last - first) / MIN_STEPS
+    size = len(jax.tree.leaves(y)[0])
 
-    def time_of(u: Array) -> tuple[Array, Array]:
-        return jnp.square(u), 2.0 * u
+    def rate(u: Array, y: Any) -> Any:
+        return jax.tree.map(lambda slope: expand(2.0 * u, slope) * slope, field(jnp.square(u), y))
 
+    def body(state: _State) -> _State:
+        active = _active(state, last)
+        left = sign * (last - state.u)
+        final = state.h >= left * (1.0 - 1e-5)  # no step is left over for rounding
+        target = jnp.where(final, last, state.u + sign * state.h)
+        h = target - state.u
+        stages = method.stages(rate, state.u, h, state.y, state.slope)
+        new = method.combine(state.y, h, method.solution, stages)
+        zero = jax.tree.map(jnp.zeros_like, state.y)
+        error = method.combine(zero, h, method.error, stages)
+        scaled = _scaled(error, state.y, new, rtol, atol, step_control == "batch")
+        accepted = active & (scaled < 1.0)
+        inverse = 1.0 / scaled
+        exponent = 1.0 / method.order
+        factor = SAFETY * inverse ** ((INTEGRAL + PROPORTIONAL) * exponent)
+        factor = factor * state.inverse ** (-PROPORTIONAL * exponent)
+        factor = jnp.where(
+            accepted, jnp.clip(factor, 1.0, GROWTH), jnp.clip(factor, SHRINKAGE, SAFETY)
+        )
+        finite = jnp.isfinite(scaled)
+        following = jnp.abs(h) * jnp.where(finite, factor, SHRINKAGE)
+        # Below the rounding of u a step goes nowhere: what is not finite stays so.
+        stuck = active & ~accepted & (following < 4.0 * jnp.finfo(dtype).eps * jnp.abs(state.u))
+        failure = jnp.where(finite, TOO_MANY, NOT_FINITE)
+        path = state.path
+        if times is not None:
+            ends = (state.u, target, state.y, new, stages)
+            path = _kept(path, jnp.sqrt(times), sign, accepted, h, *ends)
+        slope = jax.tree.map(lambda stage: stage[-1], stages)
+        return _State(
+            u=jnp.where(accepted, target, state.u),
+            y=_where(accepted, new, state.y),
+            slope=_where(accepted, slope, state.slope),
+            h=jnp.where(active, jnp.minimum(following, longest), state.h),
+            inverse=jnp.where(accepted, inverse, state.inverse),
+            steps=state.steps + active.astype(jnp.int32),
+            failure=jnp.where(stuck, failure, state.failure).astype(jnp.int32),
+            path=path,
+        )
+
+    u = jnp.full(size, first)
     begin = longest * jnp.where(last < first, FROM_NOISE, FROM_DATA)
-    return _Clock(first, last, begin, controller, time_of, jnp.sqrt)
+    state = _State(
+        u=u,
+        y=y,
+        slope=rate(u, y),
+        h=jnp.full(size, begin),
+        inverse=jnp.ones(size, dtype),
+        steps=jnp.zeros(size, jnp.int32),
+        failure=jnp.zeros(size, jnp.int32),
+        path=_begun(y, times, start),
+    )
+    state = eqxi.while_loop(
+        lambda state: jnp.any(_active(state, last)),
+        body,
+        state,
+        max_steps=max_steps,
+        kind="checkpointed",
+    )
+    verdict = jnp.where(_active(state, last), TOO_MANY, state.failure)
+    nfe = 1 + (len(method.times) - 1) * state.steps
+    return _solution(state.y, nfe, verdict, state.path)
+
+
+class _State(NamedTuple):
+    """Between two steps, for each sample: leaves (B, ...)."""
+
+    u: Array
+    y: Any
+    slope: Any  # dy/du at u, the next step's first stage
+    h: Array  # length of the next step, before the end bounds it
+    inverse: Array  # of the last accepted step's error, in units of the tolerance
+    steps: Array  # tried
+    failure: Array  # SUCCESS until a step becomes too small
+    path: Any | None
+
+
+class _Method(NamedTuple):
+    """A Butcher tableau of n stages, the last of which is the first of the next step."""
+
+    matrix: np.ndarray  # (n, n)
+    times: np.ndarray  # (n,)
+    solution: np.ndarray  # (n,)
+    error: np.ndarray  # (n,)
+    order: int
+
+    @classmethod
+    def of(cls, solver: Any, dtype: Any) -> "_Method":
+        tableau = solver.tableau
+        rows = [*tableau.a_lower, *([] if tableau.fsal else [tableau.b_sol])]
+        n = len(rows) + 1
+        matrix = np.stack([np.zeros(n), *(np.pad(row, (0, n - len(row))) for row in rows)])
+        times = np.pad([0.0, *tableau.c], (0, n - 1 - len(tableau.c)), constant_values=1.0)
+        solution, error = (np.pad(b, (0, n - len(b))) for b in (tableau.b_sol, tableau.b_error))
+        matrix, times, solution, error = (
+            array.astype(dtype) for array in (matrix, times, solution, error)
+        )
+        return cls(matrix, times, solution, error, solver.order(None))
+
+    def stages(self, rate: Field, u: Array, h: Array, y: Any, slope: Any) -> Any:
+        """The slopes of all stages, leaves (n, B, ...), from the first one."""
+        n = len(self.times)
+
+        def stage(slopes: Any, row: tuple[Array, Array, Array]) -> tuple[Any, None]:
+            i, weights, time = row
+            new = rate(u + time * h, self.combine(y, h, weights, slopes))
+            return jax.tree.map(lambda all_, one: all_.at[i].set(one), slopes, new), None
+
+        slopes = jax.tree.map(lambda k: jnp.zeros((n, *k.shape), k.dtype).at[0].set(k), slope)
+        rows = (jnp.arange(1, n), jnp.asarray(self.matrix[1:]), jnp.asarray(self.times[1:]))
+        return jax.lax.scan(stage, slopes, rows)[0]
+
+    @staticmethod
+    def combine(y: Any, h: Array, weights: Any, slopes: Any) -> Any:
+        """y + h sum_i weights_i slopes_i, leaves (B, ...)."""
+
+        def one(y: Array, slopes: Array) -> Array:
+            return y + expand(h, y) * jnp.tensordot(
+                jnp.asarray(weights), slopes, axes=1, precision="highest"
+            )
+
+        return jax.tree.map(one, y, slopes)
+
+
+def _euler(
+    field: Field, y: Any, start: Array, end: Array, num_steps: int, times: Array | None
+) -> Solution:
+    """Steps equal in t, by their number: a sum of steps may end short of the end."""
+    size, step = len(jax.tree.leaves(y)[0]), (end - start) / num_steps
+
+    def body(carry: tuple[Any, Any], i: Array) -> tuple[tuple[Any, Any], None]:
+        y, path = carry
+        t, h = jnp.full(size, start + step * i), jnp.full(size, step)
+        after = jnp.where(i == num_steps - 1, end, t + h)  # the last one is the end, unrounded
+        slope = field(t, y)
+        new = jax.tree.map(lambda y, slope: y + step * slope, y, slope)
+        if times is not None:
+            slopes = jax.tree.map(lambda slope: jnp.stack([slope, slope]), slope)
+            everyone = jnp.ones(size, bool)
+            path = _kept(path, times, jnp.sign(step), everyone, h, t, after, y, new, slopes)
+        return (new, path), None
+
+    steps = jnp.arange(num_steps).astype(start.dtype)
+    (y, path), _ = jax.lax.scan(body, (y, _begun(y, times, start)), steps)
+    return _solution(y, jnp.full(size, num_steps), jnp.zeros(size, jnp.int32), path)
 
 
 def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
@@ -202,49 +286,102 @@ def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
         raise ValueError(f"solver = {solver!r}: allowed are {', '.join(SOLVERS)}")
     if step_control not in STEP_CONTROLS:
         raise ValueError(f"step_control = {step_control!r}: allowed are {', '.join(STEP_CONTROLS)}")
-    fixed = solver == "euler"
+    fixed = SOLVERS[solver] is None
     if fixed != (num_steps is not None) or (num_steps is not None and num_steps < 1):
         allowed = "integers of at least 1" if fixed else "None, as the steps adapt,"
         raise ValueError(f"num_steps = {num_steps!r}: allowed are {allowed} with {solver}")
 
 
-def check(result: diffrax.RESULTS) -> None:
-    """Raise SolveError with the solver's own reason if a solve failed; within a jitted function,
-    where nothing can be raised, the end states say so: they are nan."""
-    codes = result._value
-    if isinstance(codes, jax.core.Tracer):
+def check(verdict: Array) -> None:
+    """Raise SolveError with the reason if a solve failed. Within a jitted function nothing can be
+    raised; the end states are nan there."""
+    if isinstance(verdict, jax.core.Tracer):
         return
-    success: Any = diffrax.RESULTS.successful  # which mypy takes for its message
-    failed = jnp.flatnonzero(codes != success._value)
-    if failed.size:
-        reason = diffrax.RESULTS._index_to_message[int(codes[failed[0]])]
-        reason = reason.replace(". Try increasing `max_steps`.", f" ({MAX_STEPS})")
-        raise SolveError(f"the solve failed for {failed.size} of {codes.size} samples: {reason}")
+    codes = np.asarray(verdict)
+    failed = codes[codes != SUCCESS]
+    if not failed.size:
+        return
+    reason = {
+        TOO_MANY: "the flow is too steep to follow at these tolerances: it took the maximum number "
+        f"of steps ({MAX_STEPS}), or steps below rounding",
+        NOT_FINITE: "the score, or a state on the way, is not a finite number",
+    }[failed.max()]
+    raise SolveError(f"the solve failed for {failed.size} of {codes.size} samples: {reason}")
 
 
-def _largest_rms(error: Any) -> Array:
-    squares = [jnp.mean(jnp.square(leaf)) for leaf in jax.tree.leaves(error)]
-    # In units of the tolerance. Far below it there is nothing but rounding, which must not decide
-    # how long the next step is: a sample's steps would depend on how its batch is computed.
-    return jnp.maximum(jnp.sqrt(jnp.max(jnp.stack(squares))), NEGLIGIBLE)
+def _active(state: _State, last: Array) -> Array:
+    return (state.u != last) & (state.failure == SUCCESS)
 
 
-def _evaluations(method: Any) -> tuple[int, int]:
-    """Evaluations that a solve begins with, and new ones of each step."""
-    if isinstance(method, diffrax.Euler):
-        return 0, 1
-    shared = int(method.tableau.fsal)  # first same as last
-    return shared, method.tableau.num_stages - shared
+def _scaled(
+    error: Any, old: Any, new: Any, rtol: float | Array, atol: float | Array, together: bool
+) -> Array:
+    """Each sample's error in units of the tolerance, (B,). The gradient does not pass: the steps'
+    sizes are held fixed."""
+
+    def mean_square(error: Array, old: Array, new: Array) -> Array:
+        size = jnp.maximum(jnp.abs(old), jnp.abs(new))
+        squares = jnp.square(error / (atol + size * rtol)).reshape(len(error), -1)
+        return jnp.full(len(error), jnp.mean(squares)) if together else jnp.mean(squares, axis=1)
+
+    error, old, new = jax.lax.stop_gradient((error, old, new))
+    squares = jax.tree.leaves(jax.tree.map(mean_square, error, old, new))
+    return jnp.maximum(jnp.sqrt(jnp.max(jnp.stack(squares), axis=0)), NEGLIGIBLE)
 
 
-def _told(end: Any, result: Any) -> Any:
-    """The verdict on one sample: fixed steps succeed whatever comes out of them."""
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
-    fine = finite | (result != diffrax.RESULTS.successful)
-    return diffrax.RESULTS.where(fine, result, diffrax.RESULTS.nonfinite)
+def _begun(y: Any, times: Array | None, start: Array) -> Any | None:
+    """Room for the states at the times, with the first state at those that are the start."""
+    if times is None:
+        return None
+
+    def room(leaf: Array) -> Array:
+        at_start = (times == start).reshape(1, -1, *(1,) * (leaf.ndim - 1))
+        return jnp.where(at_start, leaf[:, None], jnp.zeros((), leaf.dtype))
+
+    return jax.tree.map(room, y)
 
 
-def _or_nan(end: Any, result: Any) -> Any:
-    """The end state of one sample, which nobody can take for one if the solve did not succeed."""
-    success = result == diffrax.RESULTS.successful
-    return jax.tree.map(lambda leaf: jnp.where(success, leaf, jnp.nan), end)
+def _kept(
+    path: Any,
+    times: Array,
+    sign: Array,
+    accepted: Array,
+    h: Array,
+    begin: Array,
+    end: Array,
+    old: Any,
+    new: Any,
+    slopes: Any,
+) -> Any:
+    """The path with the states at the times within an accepted step, by the cubic that has the
+    values and slopes of its ends (Hairer et al. 1993, eq. II.6.7)."""
+    inside = sign * (times[None] - begin[:, None]) > 0
+    inside &= (sign * (times[None] - end[:, None]) <= 0) & accepted[:, None]
+    theta = (times[None] - begin[:, None]) / jnp.where(h == 0, 1, h)[:, None]  # (B, times)
+
+    def one(path: Array, old: Array, new: Array, slopes: Array) -> Array:
+        w, step = _expand2(theta, path), expand(h, old)[:, None]
+        a, b = old[:, None], new[:, None]
+        first, last = step * slopes[0][:, None], step * slopes[-1][:, None]
+        bow = (1.0 - 2.0 * w) * (b - a) + (w - 1.0) * first + w * last
+        value = (1.0 - w) * a + w * b + w * (w - 1.0) * bow
+        return jnp.where(_expand2(inside, path), value, path)
+
+    return jax.tree.map(one, path, old, new, slopes)
+
+
+def _expand2(array: Array, path: Array) -> Array:
+    return array.reshape(array.shape + (1,) * (path.ndim - 2))
+
+
+def _where(mask: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), new, old)
+
+
+def _solution(y: Any, nfe: Array, verdict: Array, path: Any | None) -> Solution:
+    """The solution, with nan for the end of what failed: nobody can take it for a result."""
+    ends = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(y)]
+    finite = jnp.stack(ends).all(axis=0)
+    verdict = jnp.where(finite | (verdict != SUCCESS), verdict, NOT_FINITE).astype(jnp.int32)
+    y = jax.tree.map(lambda leaf: jnp.where(expand(verdict == SUCCESS, leaf), leaf, jnp.nan), y)
+    return Solution(y, nfe.astype(jnp.int32), verdict, path)

@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 
 from score_sde.images import Dequantized, PixelRange, bits_per_dim, image_keys
 from score_sde.integrate import check, integrate
-from score_sde.score import as_pytree, full_precision, of_one_sample
+from score_sde.score import as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn
 
 DIVERGENCES = ("rademacher", "gaussian", "exact")
@@ -92,8 +92,9 @@ def log_likelihood(
     Args:
         key: a jax key.
         sde: the process.
-        score: the score function, (x (B, *shape), t (B,)) -> (B, *shape). What a ``Partial`` binds
-            by keyword, such as labels (B,), belongs to the points: the density is that given it.
+        score: the score function, (x (B, *shape), t (B,)) -> (B, *shape). It is evaluated on all
+            points at once, so it may hold arrays of them, such as labels (B,): the density is then
+            that given the labels.
         x0: points (B, *shape), float, in the model's range; images dequantized.
         divergence: ``rademacher`` or ``gaussian`` probes, or ``exact``: as many tangents as x has
             elements.
@@ -123,10 +124,10 @@ def log_likelihood(
     times, tolerances = (t_min, sde.T), (rtol, atol)
     if probes is None:
         probes = _probes(key, x0, divergence, num_probes, first)
-    likelihood, result = _solve(
+    likelihood, verdict = _solve(
         probes, sde, as_pytree(score), x0, times, tolerances, terminal, divergence == "exact"
     )
-    check(result)
+    check(verdict)
     return likelihood
 
 
@@ -242,51 +243,38 @@ def _prior(sde: SDE, x: Array, t: Array) -> Array:
 def _solve(
     probes: Array,
     sde: SDE,
-    score: Partial,
+    score: Any,
     x0: Array,
     times: tuple[Array, Array],
     tolerances: tuple[Array, Array],
-    terminal: Partial,
+    terminal: Any,
     exact: bool,
-) -> tuple[Likelihood, Any]:
-    dims = x0[0].size
-    given, conditions = of_one_sample(score)
+) -> tuple[Likelihood, Array]:
+    """The solve of x and of a column of log p / dims for each probe."""
+    dims, axes = x0[0].size, tuple(range(1, x0.ndim))
+    flow = sde.probability_flow(score)
 
-    def field(
-        t: Array, state: tuple[Array, Array], args: tuple[Array, dict[str, Any]]
-    ) -> tuple[Array, Array]:
-        probes, conditions = args
-        flow = sde.probability_flow(given(conditions))
-
-        def drift(x: Array) -> Array:
-            return flow(x[None], t[None])[0]
-
+    def field(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         def pushforward(probe: Array) -> tuple[Array, Array]:
-            value, tangent = jax.jvp(drift, (state[0],), (probe,))
-            return value, jnp.sum(probe * tangent)
+            value, tangent = jax.jvp(lambda x: flow(x, t), (state[0],), (probe,))
+            return value, jnp.sum(probe * tangent, axis=axes)
 
-        # With the value unbatched, vmap evaluates it once for all probes.
-        value, traces = jax.vmap(pushforward, out_axes=(None, 0))(probes)
-        return value, (jnp.sum(traces, keepdims=True) if exact else traces) / dims
+        # The value does not depend on the probe: vmap evaluates it once, on the whole batch.
+        value, traces = jax.vmap(pushforward, in_axes=1, out_axes=(None, 1))(probes)
+        return value, (jnp.sum(traces, axis=1, keepdims=True) if exact else traces) / dims
 
     with full_precision():
-        # A column of log p / dims for each probe. Their error counts by its root mean square, which
-        # is never below the error of their mean: log p keeps the tolerance it has with one probe.
+        # The error of the columns counts by its root mean square, which is never below the error of
+        # their mean: log p keeps the tolerance that it has with one probe.
         start = (x0, jnp.zeros((len(x0), 1 if exact else probes.shape[1]), x0.dtype))
         solution = integrate(
-            field,
-            start,
-            (probes, conditions),
-            start=times[0],
-            end=times[1],
-            rtol=tolerances[0],
-            atol=tolerances[1],
+            field, start, start=times[0], end=times[1], rtol=tolerances[0], atol=tolerances[1]
         )
         latent, change = solution.y
         end = terminal(latent, jnp.full(len(x0), times[1], x0.dtype))
         by_probe = end[:, None] + dims * change
         log_prob = jnp.mean(by_probe, axis=1)
-    return Likelihood(log_prob, latent, solution.nfe, by_probe), solution.result
+    return Likelihood(log_prob, latent, solution.nfe, by_probe), solution.verdict
 
 
 @partial(jax.jit, static_argnums=(2, 3))

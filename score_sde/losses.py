@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.sde import SDE, Chain, ScoreFn, expand
+from score_sde.discrete import Chain
+from score_sde.sde import SDE, ScoreFn, expand
 
 WEIGHTINGS = ("paper", "likelihood", "mixture")
 

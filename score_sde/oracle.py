@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE
 
 
 @jax.tree_util.register_dataclass
@@ -66,9 +65,9 @@ class GaussianMixture:
         """Probability of each component given x_t = x, (B, K)."""
         return jax.nn.softmax(self._components(sde, x, t)[0], axis=-1)
 
-    def score(self, sde: SDE) -> ScoreFn:
-        """The exact score under ``sde``."""
-        return Partial(_score, self, sde)
+    def score(self, sde: SDE) -> "MixtureScore":
+        """The exact score under ``sde``, which offers the denoised data too."""
+        return MixtureScore(self, sde)
 
     def moments(self, sde: SDE, t: float) -> tuple[Array, Array]:
         """Mean (D,) and covariance (D, D) of x_t."""
@@ -84,9 +83,30 @@ class GaussianMixture:
         )
 
 
-def _score(mixture: GaussianMixture, sde: SDE, x: Array, t: Array) -> Array:
-    log_joint, scores = mixture._components(sde, x, t)
-    return jnp.einsum("bk,bkd->bd", jax.nn.softmax(log_joint, axis=-1), scores).reshape(x.shape)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MixtureScore:
+    """The exact score of a mixture under a process, for x (B, *shape) and t (B,)."""
+
+    mixture: GaussianMixture
+    sde: SDE
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        """grad log p_t(x), (B, *shape)."""
+        log_joint, scores = self.mixture._components(self.sde, x, t)
+        return jnp.einsum("bk,bkd->bd", jax.nn.softmax(log_joint, axis=-1), scores).reshape(x.shape)
+
+    def denoised(self, x: Array, t: Array) -> Array:
+        """E[x0 | x_t = x], (B, *shape), also where alpha(t) = 0: the posterior's mean of each
+        component is m_k + alpha S_k (alpha^2 S_k + sigma^2 I)^-1 (x - alpha m_k)."""
+        mixture, alpha = self.mixture, self.sde.alpha(t)[:, None, None]
+        log_joint, scores = mixture._components(self.sde, x, t)
+        with jax.default_matmul_precision("highest"):
+            # Each component's score is -(alpha^2 S_k + sigma^2 I)^-1 (x - alpha m_k).
+            along = jnp.einsum("kde,bkd->bke", mixture.axes, -scores) * mixture.variances[None]
+            means = mixture.means[None] + alpha * jnp.einsum("kde,bke->bkd", mixture.axes, along)
+            shares = jax.nn.softmax(log_joint, axis=-1)
+            return jnp.einsum("bk,bkd->bd", shares, means).reshape(x.shape)
 
 
 def gaussian_mixture(weights: Array, means: Array, covariances: Array) -> GaussianMixture:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -32,6 +31,7 @@ from score_sde.images import image_keys
 from score_sde.integrate import SolveError
 from score_sde.likelihood import ImageLikelihood, image_log_likelihood
 from score_sde.samplers.ode import slerp
+from score_sde.score import Model
 from score_sde.sde import SDE
 from score_sde.training import checkpoints
 from score_sde.training.mesh import data_mesh, replicated
@@ -46,7 +46,7 @@ class Run:
         step: the training step of the checkpoint.
         sde: the process.
         score: the score of the averaged weights, (x (B, H, W, C), t (B,)) -> (B, H, W, C), x in the
-            model's range. A class-conditional model's takes `labels=`, int32 (B,), too. That of a
+            model's range; of a class-conditional model `score.given({"labels": ...})`. That of a
             network trained on discrete levels takes them as the config's sampler does
             (`score_sde.score`).
         smooth_score: `score`, but for such a network the one that the likelihood takes, smooth in
@@ -56,8 +56,8 @@ class Run:
     config: ConfigDict
     step: int
     sde: SDE
-    score: Partial = field(repr=False)  # its parameters would flood a notebook
-    smooth_score: Partial = field(repr=False)
+    score: Model = field(repr=False)  # its parameters would flood a notebook
+    smooth_score: Model = field(repr=False)
 
     def sample(
         self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool | int = False
@@ -365,9 +365,8 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     validate(config)
     apply, params = networks.abstract(build.network(config))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
-    score = Partial(build.score(config, apply, levels=build.sampler_levels(config)), ema)
-    smooth_score = Partial(build.score(config, apply), ema)
-    return Run(config, step, build.sde(config), score, smooth_score)
+    score = build.model(config, apply, ema, levels=build.sampler_levels(config))
+    return Run(config, step, score.sde, score, build.model(config, apply, ema))
 
 
 @contextmanager

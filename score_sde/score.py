@@ -1,13 +1,16 @@
-"""From a network to the score: every formulation is three coefficients and a noise condition.
+"""From a network to the score: every formulation is a few coefficients and a noise condition.
 
-With F the network, every parameterization estimates the noise z of x_t = alpha x0 + sigma z as
+With F the network, every parameterization estimates the noise z of x_t = alpha x0 + sigma z, and
+the denoised data E[x0 | x_t], as
 
-    epsilon(x, t) = c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t)),      score = -epsilon / sigma,
+    c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t)),      score = -epsilon / sigma.
 
-which does not cancel at small t, as going through the denoised image would.
+Each has its own two coefficients. The score goes by epsilon, which does not cancel at small t; the
+denoised data go by their own row, which does not divide by alpha where the network's output says
+what they are.
 
-A network trained on the N levels of a discrete chain (`SDE.chain`) is told a level in place of a
-condition. Three ways lead from a time to its level:
+A network trained on the N levels of a discrete chain (`score_sde.discrete`) gets a level as its
+noise condition. Three ways lead from a time to its level:
 
     smooth    the level is a real number and sigma the process's, both continuous in t. Solvers with
               step control and the likelihood need that: a score that jumps between levels makes an
@@ -15,20 +18,20 @@ condition. Three ways lead from a time to its level:
     original  the table's sigma at the level that the original code picks, to sample as it did.
     matched   the level whose log-SNR in the chain is the process's at t, between two levels a
               number between them. With times that are levels' own (`samplers.grids`) the network
-              is evaluated where it was trained, whatever the sampler. (DDPM's chain runs a step
-              ahead of the process: by `smooth` its network is told a level too little.)
+              is evaluated where it was trained, by every sampler. (DDPM's chain runs a step
+              ahead of the process: by `smooth` its network gets a level too little.)
 
 References:
-    Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (DDPM's levels).
-    Song, Ermon 2019, arXiv:1907.05600 (SMLD's levels).
+    Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (epsilon, levels).
     Song et al. 2021, arXiv:2011.13456, section 4 and appendix C (epsilon and score).
     Salimans, Ho 2022, Progressive Distillation, arXiv:2202.00512, section 4 (velocity).
     Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, table 1 (the form of the
     table).
 """
 
-from collections.abc import Callable
-from functools import partial
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -36,27 +39,31 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from score_sde.discrete import discretization
 from score_sde.sde import SDE, ScoreFn, expand
+
+Condition = Mapping[str, Array]
+"""What a model is given beside x and t: arrays with the batch along their first axis."""
 
 
 class Preconditioning(NamedTuple):
-    """Coefficients, each (B,), of epsilon = c_skip x + c_out F(c_in x, c_noise)."""
+    """Coefficients, each (B,); a pair is (c_skip, c_out)."""
 
-    c_skip: Array
-    c_out: Array
     c_in: Array
+    epsilon: tuple[Array, Array]
+    denoised: tuple[Array, Array]
 
 
 def _epsilon(alpha: Array, sigma: Array) -> Preconditioning:
     """DDPM, VP and sub-VP of the paper: the network's output is the noise itself."""
     one = jnp.ones_like(sigma)
-    return Preconditioning(0.0 * one, one, one)
+    return Preconditioning(one, (0.0 * one, one), (1.0 / alpha, -sigma / alpha))
 
 
 def _score(alpha: Array, sigma: Array) -> Preconditioning:
     """VE of the paper: the network's output divided by sigma is the score, without a minus sign."""
     one = jnp.ones_like(sigma)
-    return Preconditioning(0.0 * one, -one, one)
+    return Preconditioning(one, (0.0 * one, -one), (1.0 / alpha, sigma / alpha))
 
 
 def _velocity(alpha: Array, sigma: Array) -> Preconditioning:
@@ -66,7 +73,8 @@ def _velocity(alpha: Array, sigma: Array) -> Preconditioning:
     r = 1 under VP (Salimans, Ho 2022); under VE this is Karras et al. 2022 with sigma_data = 1.
     """
     squared = jnp.square(alpha) + jnp.square(sigma)
-    return Preconditioning(sigma / squared, alpha / jnp.sqrt(squared), 1.0 / jnp.sqrt(squared))
+    r = jnp.sqrt(squared)
+    return Preconditioning(1.0 / r, (sigma / squared, alpha / r), (alpha / squared, -sigma / r))
 
 
 PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
@@ -75,124 +83,123 @@ PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
     "velocity": _velocity,
 }
 
-CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
+NOISE_CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
     "time": lambda sde, t: 999.0 * t,  # 999 whatever the number of steps, as the original
     "log_sigma": lambda sde, t: jnp.log(sde.sigma(t)),
     "log_snr": lambda sde, t: sde.log_snr(t),
 }
+LEVELS = ("smooth", "original", "matched")
 
 
-def level_score(apply: Callable[..., Array], parameterization: str) -> Callable[..., Array]:
-    """The score function of a network whose noise level is given outright.
+class Noise(NamedTuple):
+    """A noise level of each sample, (B,) each: what the network gets, alpha and sigma."""
 
-    Args:
-        apply: ``apply(params, x (B, *shape), condition (B,), labels (B,) | None, **options) -> (B,
-            *shape)``.
-        parameterization: a key of ``PARAMETERIZATIONS``.
-
-    Returns:
-        ``score(params, x, condition, alpha, sigma, labels=None, **options) -> (B, *shape)`` with
-        what the network is told, alpha and sigma each (B,).
-    """
-    coefficients = PARAMETERIZATIONS[parameterization]
-
-    def score(
-        params: Any,
-        x: Array,
-        condition: Array,
-        alpha: Array,
-        sigma: Array,
-        labels: Array | None = None,
-        **options: Any,
-    ) -> Array:
-        c = coefficients(alpha, sigma)
-        output = apply(params, expand(c.c_in, x) * x, condition, labels, **options)
-        return -(expand(c.c_skip / sigma, x) * x + expand(c.c_out / sigma, x) * output)
-
-    return score
+    condition: Array
+    alpha: Array
+    sigma: Array
 
 
-def network_score(
-    apply: Callable[..., Array],
-    sde: SDE,
-    parameterization: str,
-    condition: str,
-    *,
-    num_levels: int = 0,
-    levels: str = "smooth",
-) -> Callable[..., Array]:
-    """The score function of a network.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Model:
+    """A network with its parameters under a process: a score function, and a pytree.
 
-    Args:
-        apply: as for ``level_score``.
+    Its leaves are the parameters, the process's constants and the condition's arrays. The rest is
+    structure, equal for equal networks, so that the same run loaded twice compiles once.
+
+    Attributes:
+        params: the network's parameters.
         sde: the process that the network is trained under.
+        apply: ``apply(params, x (B, *shape), noise (B,), condition, **options) -> (B, *shape)``.
         parameterization: a key of ``PARAMETERIZATIONS``.
-        condition: a key of ``CONDITIONS``: what the network is told of the noise level. Without
-            effect where ``num_levels`` is not 0: then it is told the level.
+        noise_condition: a key of ``NOISE_CONDITIONS``: what the network gets of the noise level.
+            Without effect where ``num_levels`` is not 0: then it gets the level.
         num_levels: 0 for a network trained in continuous time, else N of its discrete chain.
-        levels: ``smooth``, ``original`` or ``matched``: which level such a network is told at a
-            time (see above). Without effect where ``num_levels`` is 0.
-
-    Returns:
-        ``score(params, x, t, labels=None, **options) -> (B, *shape)``; ``Partial(score, params)``
-        is a ``ScoreFn``.
+        levels: ``smooth``, ``original`` or ``matched``: which level such a network gets at a time
+            (see above). Without effect where ``num_levels`` is 0.
+        condition: what the network is given beside x and t.
 
     Raises:
         ValueError: a process without a discrete chain, where ``num_levels`` is not 0.
     """
-    chain = sde.chain(num_levels) if num_levels else None
 
-    def told(t: Array) -> tuple[Array, Array, Array]:
-        if chain is None:
-            return CONDITIONS[condition](sde, t), sde.alpha(t), sde.sigma(t)
-        if levels == "matched":
-            log_snr = 2.0 * (jnp.log(chain.alpha) - jnp.log(chain.sigma))
+    params: Any = field(repr=False)  # they would flood a notebook
+    sde: SDE
+    apply: Callable[..., Array] = field(repr=False, metadata={"static": True})
+    parameterization: str = field(metadata={"static": True})
+    noise_condition: str = field(metadata={"static": True})
+    num_levels: int = field(default=0, metadata={"static": True})
+    levels: str = field(default="smooth", metadata={"static": True})
+    condition: Condition = field(default_factory=dict, repr=False)
+
+    def given(self, condition: Condition) -> "Model":
+        """The model of samples with this condition: arrays with the batch along their first axis,
+        in the samples' order."""
+        return dataclasses.replace(self, condition=dict(condition))
+
+    def __call__(self, x: Array, t: Array, **options: Any) -> Array:
+        """The score at x (B, *shape), t (B,); options go to the network."""
+        return self.score_at(x, self.noise(t), **options)
+
+    def denoised(self, x: Array, t: Array) -> Array:
+        """E[x0 | x_t] of shape (B, *shape). Under `velocity` it does not divide by alpha."""
+        noise = self.noise(t)
+        return self._estimate("denoised", x, noise)
+
+    def score_at(self, x: Array, noise: Noise, **options: Any) -> Array:
+        """The score at noise levels that are given outright."""
+        return -self._estimate("epsilon", x, noise, **options) / expand(noise.sigma, x)
+
+    def _estimate(self, what: str, x: Array, noise: Noise, **options: Any) -> Array:
+        c = PARAMETERIZATIONS[self.parameterization](noise.alpha, noise.sigma)
+        skip, out = getattr(c, what)
+        output = self.apply(
+            self.params, expand(c.c_in, x) * x, noise.condition, self.condition, **options
+        )
+        return expand(skip, x) * x + expand(out, x) * output
+
+    def noise(self, t: Array) -> Noise:
+        """The noise level at t (B,)."""
+        sde, alpha, sigma = self.sde, self.sde.alpha(t), self.sde.sigma(t)
+        if not self.num_levels:
+            return Noise(NOISE_CONDITIONS[self.noise_condition](sde, t), alpha, sigma)
+        discrete = discretization(sde)
+        if self.levels == "matched":
+            log_snr = discrete.chain(self.num_levels).log_snr()
             rising = jnp.argsort(log_snr)
             level = jnp.interp(sde.log_snr(t), log_snr[rising], rising.astype(t.dtype))
-            return level, sde.alpha(t), sde.sigma(t)
-        level = sde.level(t, num_levels)
-        if levels == "smooth":
-            return level, sde.alpha(t), sde.sigma(t)
-        level, row = sde.snap(level)
-        alpha, sigma = (table[row.astype(jnp.int32)].astype(t.dtype) for table in chain)
-        return level, alpha, sigma
+            return Noise(level, alpha, sigma)
+        level = discrete.level(t, self.num_levels)
+        if self.levels == "smooth":
+            return Noise(level, alpha, sigma)
+        level, row = discrete.snap(level)
+        return self.at_level(row.astype(jnp.int32))._replace(condition=level)
 
-    score_of = level_score(apply, parameterization)
-
-    def score(
-        params: Any, x: Array, t: Array, labels: Array | None = None, **options: Any
-    ) -> Array:
-        return score_of(params, x, *told(t), labels, **options)
-
-    return score
+    def at_level(self, level: Array) -> Noise:
+        """The noise at levels of the chain, int32 (B,)."""
+        alpha, sigma = discretization(self.sde).chain(self.num_levels)
+        return Noise(level.astype(alpha.dtype), alpha[level], sigma[level])
 
 
-def as_pytree(score: ScoreFn) -> Partial:
-    """A score function that jit takes as an argument: parameters bound by ``Partial`` stay
-    leaves."""
-    return score if isinstance(score, Partial) else Partial(score)
-
-
-def of_one_sample(score: Partial) -> tuple[Callable[[dict[str, Any]], ScoreFn], dict[str, Any]]:
-    """Split off a score what belongs to single samples, for solves of one sample each.
-
-    What ``Partial`` binds by keyword belongs to the samples of a batch, one after the other along
-    the first axis, as class labels (B,) do; what it binds by position is theirs together.
-
-    Returns:
-        (given, conditions): the conditions are what is bound by keyword, and for those of one
-        sample, without the first axis, ``given(conditions)`` is its score, (x (1, *shape), t (1,))
-        -> (1, *shape).
-    """
-
-    def given(conditions: dict[str, Any]) -> ScoreFn:
-        return partial(score.func, *score.args, **jax.tree.map(lambda a: a[None], conditions))
-
-    return given, score.keywords
+def as_pytree(function: Callable[..., Any]) -> Any:
+    """A callable that jit takes as an argument: a pytree stays what it is, with its arrays as
+    leaves; any other callable becomes one without leaves."""
+    leaves = jax.tree.leaves(function)
+    if len(leaves) != 1 or leaves[0] is not function:
+        return function
+    try:
+        hash(function)
+    except TypeError:
+        return Partial(lambda *arguments: function(*arguments))
+    return Partial(function)
 
 
 def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
-    """Tweedie's formula: E[x0 | x_t] = (x_t + sigma^2 score) / alpha, of shape (B, *shape)."""
+    """E[x0 | x_t], of shape (B, *shape): the model's own ``denoised`` where it offers one, else by
+    Tweedie's formula (x_t + sigma^2 score) / alpha."""
+    denoised = getattr(score, "denoised", None)
+    if denoised is not None:
+        return denoised(x, t)
     sigma2 = expand(jnp.square(sde.sigma(t)), x)
     return (x + sigma2 * score(x, t)) / expand(sde.alpha(t), x)
 

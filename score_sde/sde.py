@@ -20,7 +20,7 @@ References:
 import dataclasses
 import math
 from collections.abc import Callable, Hashable
-from typing import ClassVar, NamedTuple, cast, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +53,6 @@ class Step(NamedTuple):
     f: Array
     G: Array
     posterior_std: Array
-
-
-class Chain(NamedTuple):
-    """The N noise levels of a discretely trained network: x = alpha x0 + sigma z, with a row for
-    each integer that the network is told.
-
-    Attributes:
-        alpha: factor of the data, (N,).
-        sigma: standard deviation of the noise, (N,).
-    """
-
-    alpha: Array
-    sigma: Array
 
 
 @dataclass_transform(frozen_default=True)
@@ -112,25 +99,34 @@ class SDE:
     # What follows from the pair. A process overrides what it knows in closed form.
 
     def log_alpha(self, t: Array) -> Array:
-        """log alpha(t), (B,) -> (B,)."""
-        return jnp.log(self.alpha(t))
+        """log alpha(t), (B,) -> (B,); a large negative number where alpha is 0 or rounds below."""
+        alpha = self.alpha(t)
+        return jnp.log(jnp.maximum(alpha, jnp.finfo(alpha.dtype).tiny))
 
     def log_snr(self, t: Array) -> Array:
         """2 log(alpha / sigma), falling in t, (B,) -> (B,)."""
         return 2.0 * (self.log_alpha(t) - jnp.log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr: Array) -> Array:
-        """The time in [0, T] at which the process has this log-SNR, by bisection, (B,) -> (B,)."""
+        """The time in [0, T] at which the process has this log-SNR, by bisection, (B,) -> (B,).
+
+        Its derivatives, with respect to the process's constants too, are those of the implicit
+        function: dt = (d log_snr - the change of log_snr(t) at fixed t) / log_snr'(t).
+        """
+        process, wanted = jax.tree.map(_constant, (self, log_snr))
 
         def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
             middle = 0.5 * (low + high)
-            is_later = self.log_snr(middle) > log_snr
+            is_later = process.log_snr(middle) > wanted
             return jnp.where(is_later, middle, low), jnp.where(is_later, high, middle)
 
-        bracket = (jnp.zeros_like(log_snr), jnp.full_like(log_snr, self.T))
+        bracket = (jnp.zeros_like(wanted), jnp.full_like(wanted, self.T))
         low, high = jax.lax.fori_loop(0, 60, halve, bracket)
-        return 0.5 * (low + high)
+        t = 0.5 * (low + high)
+        slope = _derivative(process.log_snr, t)
+        offset = log_snr - self.log_snr(t)  # its value is of no use, its derivatives are
+        return t + (offset - jax.lax.stop_gradient(offset)) / slope
 
     def drift_rate(self, t: Array) -> Array:
         """(log alpha)'(t): the drift is this times x, (B,) -> (B,)."""
@@ -164,46 +160,27 @@ class SDE:
         factor, std = self.transition(s, t)
         return Step(factor - 1.0, std, std * self.sigma(s) / self.sigma(t))
 
-    def discretize(self, t: Array, num_steps: int) -> Step:
-        """The original code's step at time t on a grid of ``num_steps``: here Euler-Maruyama with 1
-        / num_steps."""
-        dt = 1.0 / num_steps
-        f, G = self.drift_rate(t) * dt, self.diffusion(t) * math.sqrt(dt)
-        s = jnp.maximum(t - dt, 0.0)
-        return Step(f, G, G * self.sigma(s) / self.sigma(t))
-
-    # What a network trained on N levels instead of all times knows of them. Levels are counted as
-    # the published networks do, which differ: DDPM's 0 has the least noise, SMLD's the most.
-
-    def chain(self, num_levels: int) -> Chain:
-        """The discrete chain that networks are trained on, of ``num_levels`` levels.
-
-        Raises:
-            ValueError: for a process without one.
-        """
-        raise ValueError(f"{type(self).__name__} has no discrete chain; VPSDE and VESDE have one")
-
-    def level(self, t: Array, num_levels: int) -> Array:
-        """The level at time t, a real number between 0 and num_levels - 1: (B,) -> (B,)."""
-        raise NotImplementedError(f"{type(self).__name__} must define level(t, num_levels)")
-
-    def snap(self, level: Array) -> tuple[Array, Array]:
-        """What the original code makes of a level, each (B,): the level that it tells the network,
-        and the whole one whose row of the chain it takes."""
-        raise NotImplementedError(f"{type(self).__name__} must define snap(level)")
+    def keeps_data(self) -> bool:
+        """Whether alpha(T) is above 0, so that the state at T still depends on the data. Where it
+        does not, score and drift at T say nothing of the data; the denoised image still does.
+        Within a jitted function this is taken for granted."""
+        alpha = self.alpha(jnp.full((1,), self.T))
+        return isinstance(alpha, jax.core.Tracer) or bool(alpha[0] > jnp.finfo(alpha.dtype).eps)
 
     def check(self) -> None:
         """See that the process can be run back from T; within a jitted function do nothing.
 
         Raises:
-            ValueError: where log-SNR or diffusion are not finite at T.
+            ValueError: alpha(T) is 0, or the diffusion at T is not finite.
         """
-        t = jnp.full((1,), self.T)
-        ends = jnp.stack([self.log_snr(t)[0], self.diffusion(t)[0]])
-        if not isinstance(ends, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(ends))):
+        diffusion = self.diffusion(jnp.full((1,), self.T))
+        if isinstance(diffusion, jax.core.Tracer):
+            return
+        if not (self.keeps_data() and bool(jnp.isfinite(diffusion[0]))):
             raise ValueError(
-                f"{type(self).__name__}: log-SNR and diffusion at T = {self.T} are {ends}: both "
-                "must be finite (where alpha(T) = 0, set T a little lower)"
+                f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; "
+                "allowed are samplers that need the denoised image alone (ddim, dpmpp, unipc), or "
+                "a T a little lower"
             )
 
     def reverse(self, score: ScoreFn) -> Dynamics:
@@ -234,13 +211,19 @@ class SDE:
         return -0.5 * quadratic - dims * (0.5 * math.log(2.0 * math.pi) + jnp.log(std))
 
 
-class VPSDE(SDE):
-    """Variance-preserving: beta(t) linear from beta_min to beta_max, alpha = exp(-B/2), sigma^2 = 1
-    - exp(-B), B(t) = int_0^t beta (Song et al. 2021, eq. 32 and 33).
+class _LinearBeta(SDE):
+    """What VP and sub-VP share: beta(t) linear from beta_min to beta_max, and alpha = exp(-B/2)
+    with B(t) = int_0^t beta.
+
+    Raises:
+        ValueError: constants that are not 0 < beta_min < beta_max.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require_rising(beta_min=self.beta_min, beta_max=self.beta_max)
 
     def beta(self, t: Array) -> Array:
         """beta(t), (B,) -> (B,)."""
@@ -255,8 +238,8 @@ class VPSDE(SDE):
         slope = self.beta_max - self.beta_min
         return 2.0 * value / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * value))
 
-    def _increment(self, s: Array, t: Array) -> Array:
-        """B(t) - B(s) without cancellation."""
+    def increment(self, s: Array, t: Array) -> Array:
+        """B(t) - B(s) without cancellation, (B,)."""
         return (t - s) * (self.beta_min + 0.5 * (s + t) * (self.beta_max - self.beta_min))
 
     def log_alpha(self, t: Array) -> Array:
@@ -264,6 +247,16 @@ class VPSDE(SDE):
 
     def alpha(self, t: Array) -> Array:
         return jnp.exp(self.log_alpha(t))
+
+    def drift_rate(self, t: Array) -> Array:
+        return -0.5 * self.beta(t)
+
+    def prior_std(self) -> Array:
+        return jnp.ones(())
+
+
+class VPSDE(_LinearBeta):
+    """Variance-preserving: sigma^2 = 1 - exp(-B) (Song et al. 2021, eq. 32 and 33)."""
 
     def sigma(self, t: Array) -> Array:
         return jnp.sqrt(-jnp.expm1(-self.integral(t)))
@@ -275,43 +268,15 @@ class VPSDE(SDE):
     def inverse_log_snr(self, log_snr: Array) -> Array:
         return self.inverse_integral(jax.nn.softplus(-log_snr))
 
-    def drift_rate(self, t: Array) -> Array:
-        return -0.5 * self.beta(t)
-
     def diffusion(self, t: Array) -> Array:
         return jnp.sqrt(self.beta(t))
 
     def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
-        increment = self._increment(s, t)
+        increment = self.increment(s, t)
         return jnp.exp(-0.5 * increment), jnp.sqrt(-jnp.expm1(-increment))
 
-    def discretize(self, t: Array, num_steps: int) -> Step:
-        """DDPM's chain x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z with the larger of its two
-        posterior noises."""
-        index = jnp.trunc(t * (num_steps - 1) / self.T)
-        slope = (self.beta_max - self.beta_min) / max(num_steps - 1, 1)
-        beta = (self.beta_min + index * slope) / num_steps
-        return Step(jnp.expm1(0.5 * jnp.log1p(-beta)), jnp.sqrt(beta), jnp.sqrt(beta))
 
-    def chain(self, num_levels: int) -> Chain:
-        """DDPM's: alpha_k^2 = prod_{j <= k} (1 - beta_j) with beta_j linear in j from beta_min / N
-        to beta_max / N, sigma^2 = 1 - alpha^2 (Ho et al. 2020, eq. 4)."""
-        betas = jnp.linspace(self.beta_min / num_levels, self.beta_max / num_levels, num_levels)
-        log_alpha2 = jnp.cumsum(jnp.log1p(-betas))
-        return Chain(jnp.exp(0.5 * log_alpha2), jnp.sqrt(-jnp.expm1(log_alpha2)))
-
-    def level(self, t: Array, num_levels: int) -> Array:
-        return t / self.T * (num_levels - 1)
-
-    def snap(self, level: Array) -> tuple[Array, Array]:
-        # The embedding gets the level as it is; only the table is read at its whole part.
-        return level, jnp.trunc(level)
-
-    def prior_std(self) -> Array:
-        return jnp.ones(())
-
-
-class SubVPSDE(VPSDE):
+class SubVPSDE(_LinearBeta):
     """sub-VP: VP's mean with sigma = 1 - exp(-B), below VP's at every time (Song et al. 2021, eq.
     27 to 29)."""
 
@@ -332,16 +297,10 @@ class SubVPSDE(VPSDE):
     def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
         # sigma_t = sigma_s + alpha_s^2 w with w = 1 - exp(B_s - B_t): every term of the variance is
         # positive.
-        increment = self._increment(s, t)
+        increment = self.increment(s, t)
         w, alpha2, sigma = -jnp.expm1(-increment), jnp.exp(-self.integral(s)), self.sigma(s)
         variance = w * (jnp.square(sigma) + 2.0 * sigma * alpha2 + jnp.square(alpha2) * w)
         return jnp.exp(-0.5 * increment), jnp.sqrt(variance)
-
-    def discretize(self, t: Array, num_steps: int) -> Step:
-        return SDE.discretize(self, t, num_steps)
-
-    def chain(self, num_levels: int) -> Chain:
-        return SDE.chain(self, num_levels)
 
 
 class VESDE(SDE):
@@ -354,6 +313,9 @@ class VESDE(SDE):
     t_min: ClassVar[float] = 1e-5
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        _require_rising(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     def _log_ratio(self) -> Array:
         return jnp.log(self.sigma_max / self.sigma_min)
@@ -384,28 +346,25 @@ class VESDE(SDE):
         growth = jnp.expm1(2.0 * (t - s) * self._log_ratio())
         return jnp.ones_like(t), self.sigma(s) * jnp.sqrt(growth)
 
-    def discretize(self, t: Array, num_steps: int) -> Step:
-        """SMLD's ladder: sigma_k on a geometric grid from sigma_min to sigma_max, sigma_{-1} =
-        0."""
-        index = jnp.trunc(t * (num_steps - 1) / self.T)
-        sigma = self.sigma(index / max(num_steps - 1, 1) * self.T)
-        below = jnp.where(
-            index > 0, self.sigma((index - 1.0) / max(num_steps - 1, 1) * self.T), 0.0
-        )
-        G = jnp.sqrt((sigma - below) * (sigma + below))
-        return Step(jnp.zeros_like(t), G, G * below / sigma)
 
-    def chain(self, num_levels: int) -> Chain:
-        """SMLD's: sigmas on a geometric grid, the largest first (Song, Ermon 2019, section 4)."""
-        sigma = self.sigma(jnp.linspace(self.T, 0.0, num_levels))
-        return Chain(jnp.ones_like(sigma), sigma)
+PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
+"""The processes by the names that configs give them."""
 
-    def level(self, t: Array, num_levels: int) -> Array:
-        return (1.0 - t / self.T) * (num_levels - 1)
 
-    def snap(self, level: Array) -> tuple[Array, Array]:
-        whole = jnp.round(level)  # half to even, as the original
-        return whole, whole
+def _require_rising(**constants: object) -> None:
+    """Raise ValueError unless 0 < first < second. What is no number yet (a tracer, or the
+    placeholder of an abstract tree) passes."""
+    (low, least), (high, most) = constants.items()
+    for name, value in constants.items():
+        if isinstance(value, int | float) and not 0.0 < value < math.inf:
+            raise ValueError(f"{name} = {value!r}: allowed are positive numbers")
+    if isinstance(least, int | float) and isinstance(most, int | float) and most <= least:
+        raise ValueError(f"{high} = {most!r}: allowed are numbers above {low} = {least!r}")
+
+
+def _constant(leaf: Any) -> Any:
+    """A leaf through which no gradient passes. Python's own numbers have none."""
+    return jax.lax.stop_gradient(leaf) if isinstance(leaf, Array) else leaf
 
 
 def _derivative(function: Callable[[Array], Array], t: Array) -> Array:

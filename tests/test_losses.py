@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde.discrete import discretization
 from score_sde.losses import (
     denoising_score_matching,
     discrete_score_matching,
@@ -13,7 +14,7 @@ from score_sde.losses import (
     sample_times,
     weighted_error,
 )
-from score_sde.score import level_score
+from score_sde.score import Model
 from score_sde.sde import expand
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
@@ -104,18 +105,19 @@ def as_published(process, output, z, sigma):
 
 @pytest.mark.parametrize("process", ["vp", "ve"])
 def test_the_discrete_losses_are_those_of_ddpm_and_smld(process):
-    chain, level = PUBLISHED[process].chain(100), jnp.asarray([0, 17, 99])
+    sde, level = PUBLISHED[process], jnp.asarray([0, 17, 99])
+    chain = discretization(sde).chain(100)
     x0, z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 1))
     told = []
 
-    def apply(params, x, condition, labels):
-        told.append((x, condition))
+    def apply(params, x, noise, condition):
+        told.append((x, noise))
         return 0.3 * x + 0.1
 
-    at = level_score(apply, {"vp": "epsilon", "ve": "score"}[process])
+    model = Model(None, sde, apply, {"vp": "epsilon", "ve": "score"}[process], "time", 100)
 
     def score(x, level):
-        return at(None, x, level.astype(x.dtype), chain.alpha[level], chain.sigma[level])
+        return model.score_at(x, model.at_level(level))
 
     losses = [level_error(chain, score, x0, level, z, reduce_mean=mean) for mean in (True, False)]
     x, condition = told[0]
@@ -129,7 +131,7 @@ def test_the_discrete_losses_are_those_of_ddpm_and_smld(process):
 
 
 def test_levels_are_drawn_evenly_and_none_is_left_out():
-    chain, drawn = PUBLISHED["ve"].chain(10), []
+    chain, drawn = discretization(PUBLISHED["ve"]).chain(10), []
 
     def score(x, level):
         drawn.append(np.asarray(level))

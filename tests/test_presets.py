@@ -14,6 +14,7 @@ import pytest
 from score_sde import build, networks, workdirs
 from score_sde.checks import validate
 from score_sde.config import default, flat
+from score_sde.discrete import discretization
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector
 
 # The 27 rows and the unconditional DDPM of the original's configuration files. Attention is at 16
@@ -288,13 +289,14 @@ def test_sampling_is_the_originals(preset):
     times = np.asarray(sampler.times(process))[:-1]
     t_min = 1e-5 if preset.startswith("ve_") else 1e-3
     np.testing.assert_allclose(times, np.linspace(1.0, t_min, int(steps)), rtol=1e-6, atol=1e-7)
-    assert sampler.nfe == int(steps) * (2 if corrector == "langevin" else 1)
+    assert sampler.corrections == (1 if corrector == "langevin" else 0)
     if config.model.num_levels or predictor == "reverse_diffusion":
         # float32 reads each level's own row of the table: none is skipped or read twice.
         index = np.trunc(times * np.float32(int(steps) - 1))
         np.testing.assert_array_equal(index, np.arange(int(steps))[::-1])
     if config.model.num_levels:
-        levels = process.snap(process.level(jnp.asarray(times), config.model.num_levels))[1]
+        discrete = discretization(process)
+        levels = discrete.snap(discrete.level(jnp.asarray(times), config.model.num_levels))[1]
         rows = np.arange(int(steps))
         np.testing.assert_array_equal(levels, rows if preset.startswith("ve_") else rows[::-1])
 
@@ -353,7 +355,7 @@ def test_annealed_langevin_presets(variant):
     # The sampler's levels are the training's, but that times end at 1e-5: a factor of
     # (sigma_max / 0.01)^1e-5 = 1.0001 in the last sigma.
     sigmas = np.geomspace(sigma_max, 0.01, levels)
-    np.testing.assert_allclose(process.chain(levels).sigma, sigmas, rtol=1e-5)
+    np.testing.assert_allclose(discretization(process).chain(levels).sigma, sigmas, rtol=1e-5)
     np.testing.assert_allclose(process.sigma(sampler.times(process)), sigmas, rtol=2e-4)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from score_sde.score import CONDITIONS, PARAMETERIZATIONS, as_pytree, denoise, network_score
+from score_sde.score import NOISE_CONDITIONS, PARAMETERIZATIONS, Model, as_pytree, denoise
 from score_sde.sde import expand
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
@@ -28,11 +28,12 @@ def test_a_network_that_hits_its_target_gives_the_conditional_score(process, nam
     x = mean + expand(std, x0) * z
     alpha, sigma = expand(sde.alpha(t), x), expand(std, x)
 
-    def apply(target, scaled, condition, labels):
-        assert scaled.shape == x.shape and condition.shape == t.shape and labels is None
+    def apply(target, scaled, noise, condition):
+        assert scaled.shape == x.shape and noise.shape == t.shape and condition == {}
         return target
 
-    score = network_score(apply, sde, name, "log_snr")(TARGETS[name](x0, z, alpha, sigma), x, t)
+    model = Model(TARGETS[name](x0, z, alpha, sigma), sde, apply, name, "log_snr")
+    score = model(x, t)
     # -z / sigma, with some roundings of 6e-8 in x, which is up to max(1, 1 / sigma) times z.
     np.testing.assert_allclose(
         score * sigma, -z, rtol=1e-4, atol=1e-4 if name == "velocity" else 1e-6
@@ -51,10 +52,12 @@ def test_velocity_gives_the_network_inputs_of_unit_size():
 def test_conditions(process):
     sde = PROCESSES[process]
     t = jnp.linspace(0.01, sde.T, 5)
-    np.testing.assert_allclose(CONDITIONS["time"](sde, t), 999.0 * t, rtol=1e-6)
-    np.testing.assert_allclose(jnp.exp(CONDITIONS["log_sigma"](sde, t)), sde.sigma(t), rtol=1e-5)
+    np.testing.assert_allclose(NOISE_CONDITIONS["time"](sde, t), 999.0 * t, rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.exp(NOISE_CONDITIONS["log_sigma"](sde, t)), sde.sigma(t), rtol=1e-5
+    )
     snr = jnp.square(sde.alpha(t) / sde.sigma(t))
-    np.testing.assert_allclose(jnp.exp(CONDITIONS["log_snr"](sde, t)), snr, rtol=1e-3)
+    np.testing.assert_allclose(jnp.exp(NOISE_CONDITIONS["log_snr"](sde, t)), snr, rtol=1e-3)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -95,28 +98,26 @@ def test_what_a_discretely_trained_network_is_told(process, levels):
     sigma = table[row.astype(int)] if levels == "original" else np.asarray(sde.sigma(t))
     told = []
 
-    def apply(params, x, condition, labels):
-        told.append(condition)
+    def apply(params, x, noise, condition):
+        told.append(noise)
         return params * x
 
-    score = network_score(apply, sde, "epsilon", "time", num_levels=1000, levels=levels)
+    score = Model(2.0, sde, apply, "epsilon", "time", 1000, levels)
     x = jnp.ones((4, 3))
     # t N in float32 is off by 6e-8 of itself; chains by 1e-5, see tests/test_sde.py.
-    np.testing.assert_allclose(score(2.0, x, t), -2.0 / sigma[:, None] * x, rtol=2e-5)
+    np.testing.assert_allclose(score(x, t), -2.0 / sigma[:, None] * x, rtol=2e-5)
     np.testing.assert_allclose(told[0], level, rtol=1e-6, atol=1e-4)
 
 
 def test_levels_leave_a_continuously_trained_network_alone():
     sde, t, x = PUBLISHED["vp"], jnp.asarray([0.0011, 0.9]), jnp.ones((2, 3))
     scores = [
-        network_score(
-            lambda _, x, c, labels: x * expand(c, x), sde, "epsilon", "time", levels=levels
-        )
+        Model(None, sde, lambda _, x, n, c: x * expand(n, x), "epsilon", "time", levels=levels)
         for levels in ("smooth", "original", "matched")
     ]
-    np.testing.assert_array_equal(scores[0](None, x, t), scores[1](None, x, t))
+    np.testing.assert_array_equal(scores[0](x, t), scores[1](x, t))
 
 
 def test_a_process_without_chain_has_no_discretely_trained_network():
     with pytest.raises(ValueError, match="SubVPSDE has no discrete chain"):
-        network_score(lambda *_: None, PUBLISHED["subvp"], "epsilon", "time", num_levels=1000)
+        Model(None, PUBLISHED["subvp"], lambda *_: None, "epsilon", "time", 1000).noise(jnp.ones(1))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde.discrete import discretization
 from score_sde.sde import SDE, VPSDE
 from tests.cases import PROCESSES, PUBLISHED, recorded_score
 
@@ -166,14 +167,14 @@ def test_the_chain_of_vp_is_ddpms():
     """alpha_bar from its definition, in float64."""
     betas = np.linspace(0.1 / 1000, 20.0 / 1000, 1000)
     alpha_bar = np.cumprod(1.0 - betas)
-    chain = PUBLISHED["vp"].chain(1000)
+    chain = discretization(PUBLISHED["vp"]).chain(1000)
     # A sum of up to 1000 logarithms, added up in pairs: some roundings of 6e-8 of its 10 or less.
     np.testing.assert_allclose(chain.alpha, np.sqrt(alpha_bar), rtol=1e-5)
     np.testing.assert_allclose(chain.sigma, np.sqrt(1.0 - alpha_bar), rtol=1e-5)
 
 
 def test_the_chain_of_ve_is_smlds():
-    chain = PUBLISHED["ve"].chain(232)
+    chain = discretization(PUBLISHED["ve"]).chain(232)
     np.testing.assert_allclose(chain.sigma, np.geomspace(50.0, 0.01, 232), rtol=1e-5)
     np.testing.assert_array_equal(chain.alpha, np.ones(232))
 
@@ -183,26 +184,30 @@ def test_levels_lead_from_the_least_time_to_the_last(name):
     """VP counts from the data on, VE from the noise on: as the networks were published."""
     sde, t = PUBLISHED[name], jnp.asarray([0.0, 0.4, 1.0])
     expected = [0.0, 99.6, 249.0] if name == "vp" else [249.0, 149.4, 0.0]
-    np.testing.assert_allclose(sde.level(t, 250), expected, rtol=1e-6)
+    np.testing.assert_allclose(discretization(sde).level(t, 250), expected, rtol=1e-6)
     # The chain's sigma at t's level is near the process's: neighbouring levels differ by this.
     row = np.round(expected).astype(int)[1:]
-    sigma = sde.chain(250).sigma[row]
+    sigma = discretization(sde).chain(250).sigma[row]
     np.testing.assert_allclose(sigma, sde.sigma(t[1:]), rtol=0.02)
 
 
 def test_snapping_is_the_originals():
     level = jnp.asarray([0.999, 3.5, 4.5, 4.51])
-    told, row = PUBLISHED["vp"].snap(level)  # the network is told the level as it is
+    told, row = discretization(PUBLISHED["vp"]).snap(
+        level
+    )  # the network is told the level as it is
     np.testing.assert_array_equal(told, level)
     np.testing.assert_array_equal(row, [0, 3, 4, 4])
-    for whole in PUBLISHED["ve"].snap(level):  # half to even
+    for whole in discretization(PUBLISHED["ve"]).snap(level):  # half to even
         np.testing.assert_array_equal(whole, [1, 4, 4, 5])
 
 
 @pytest.mark.parametrize("name", ["subvp", "cosine"])
 def test_other_processes_have_no_chain(name):
-    with pytest.raises(ValueError, match="has no discrete chain; VPSDE and VESDE have one"):
-        PROCESSES[name].chain(1000)
+    with pytest.raises(
+        ValueError, match=r"num_levels: .* has no discrete chain; allowed are VPSDE, VESDE"
+    ):
+        discretization(PROCESSES[name]).chain(1000)
 
 
 def test_jit_tells_processes_of_as_many_constants_apart():

@@ -13,7 +13,7 @@ def run(config: ConfigDict, workdir: Path, target: Path) -> None:
     """Write `model.safetensors` and `config.json` into the target, a new or empty folder."""
     start(1)
     loaded = load(workdir, config)
-    arrays = convert.flattened(loaded.score.args[0])
+    arrays = convert.flattened(loaded.score.params)
     target.mkdir(parents=True, exist_ok=True)
     weights = convert.exported.write(target, arrays, loaded.step)
     print(f"weights: {weights} (averaged, after {loaded.step} steps)")

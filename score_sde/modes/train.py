@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import jax
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from score_sde import build, data, networks, workdirs
@@ -56,14 +55,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     optimizer = build.optimizer(config)
     step = make_train_step(build.loss(config, apply), optimizer, settings.ema_rate, mesh)
     process, pixels = build.sde(config), build.pixel_range(config)
-    score = build.score(config, apply)
     shape = (shared(LOOK_IMAGES), *build.image_shape(config))
     labels = build.classes_in_turn(config, shape[0])
 
     def look(step: int, ema: Any) -> None:
         key = jax.random.key(config.sampling.seed)
         noise = noise_on_devices(key, process, shape)
-        samples = LOOK.sample(key, process, Partial(score, ema, labels=labels), noise)
+        score = build.model(config, apply, ema)
+        score = score if labels is None else score.given({"labels": labels})
+        samples = LOOK.sample(key, process, score, noise)
         picture = workdir / "samples" / f"step_{step:06d}.png"
         pictures.save_png(picture, jax.device_get(pixels.to_uint8(samples.x)), pixels.levels)
 

@@ -4,8 +4,9 @@ The rest of the package sees no `nnx.Module`: a network is `apply(params, x, con
 `params` a nested dict of arrays, so that what is jitted, averaged and saved is plain data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -26,18 +27,19 @@ class Apply:
         self,
         params: dict[str, Any],
         x: jax.Array,
-        condition: jax.Array,
-        labels: jax.Array | None = None,
+        noise: jax.Array,
+        condition: Mapping[str, jax.Array] = MappingProxyType({}),
         *,
         dropout_key: jax.Array | None = None,
-        train: bool = False,
+        reverse_only: bool = False,
     ) -> jax.Array:
         """The network's output for `x`; arguments as those of `UNet.__call__`.
 
         Puts the module together in Python, some 0.1 s: call it inside jit.
         """
         network = nnx.merge(self.graph, params)
-        return network(x, condition, labels, dropout_key=dropout_key, train=train)
+        labels = condition.get("labels")
+        return network(x, noise, labels, dropout_key=dropout_key, train=reverse_only)
 
 
 def split(network: nnx.Module) -> tuple[Apply, dict[str, Any]]:

@@ -1,18 +1,41 @@
-"""Samplers: frozen dataclasses of their settings with one method, ``sample``."""
+"""Samplers: frozen dataclasses of their settings with one method, ``sample``.
 
-from score_sde.samplers.base import Samples
+A new sampler is a file here and a line in ``SAMPLERS``.
+"""
+
+from functools import partial
+
+from score_sde.samplers.base import Sampler, Samples, SteppedSampler
 from score_sde.samplers.exponential import DDIM, ExponentialMultistep
+from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.heun import Heun
 from score_sde.samplers.langevin import AnnealedLangevin
 from score_sde.samplers.ode import ProbabilityFlow
-from score_sde.samplers.predictor_corrector import PredictorCorrector
+from score_sde.samplers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
 
 __all__ = [
+    "CORRECTORS",
     "DDIM",
+    "PREDICTORS",
+    "SAMPLERS",
     "AnnealedLangevin",
     "ExponentialMultistep",
+    "GridSampler",
     "Heun",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Sampler",
     "Samples",
+    "SteppedSampler",
 ]
+
+SAMPLERS: dict[str, type[Sampler] | partial[ExponentialMultistep]] = {
+    "pc": PredictorCorrector,
+    "ald": AnnealedLangevin,
+    "ode": ProbabilityFlow,
+    "ddim": DDIM,
+    "dpmpp": ExponentialMultistep,
+    "unipc": partial(ExponentialMultistep, corrector=True),
+    "heun": Heun,
+}
+"""The samplers by the names that configs give them."""

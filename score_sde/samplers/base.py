@@ -1,27 +1,32 @@
-"""What all samplers share: their one method, their result, their noise and where they start.
+"""What all samplers share: their one method, their loop, their noise and where they start.
 
-Every image has a key of its own, folded from the caller's key and the image's index, so the images
-do not depend on how many are drawn at a time.
+Every sample has a key of its own, folded from the caller's key and the sample's index, so the
+samples do not depend on how many are drawn at a time. The score is always evaluated on the whole
+batch.
 """
 
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 
 from score_sde.images import image_keys
-from score_sde.integrate import check
-from score_sde.score import as_pytree
+from score_sde.score import as_pytree, denoise
 from score_sde.sde import SDE, ScoreFn
 
 ALL = sys.maxsize  # states of a trajectory
+PARTS = 50  # of a loop that reports its progress, at most
+PROJECTION = 2**32 - 1  # folded into the keys of projections, beyond every step's number
+
+Project = Callable[[Array, Array, Array], Array]
+"""What is done to the states after each step: (x (B, *shape), t (B,), keys (B,)) -> (B, *shape)."""
 
 
 class Samples(NamedTuple):
@@ -39,36 +44,46 @@ class Samples(NamedTuple):
     trajectory: Array | None = None
 
 
+class Start(NamedTuple):
+    """Where samples start: a key, the process, states at T if given, and the first one's index."""
+
+    key: Array
+    sde: SDE
+    x_init: Array | None
+    first: Array | int
+
+    def states(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Each sample's key (B,), and the states at T (B, *shape): given, or drawn from the
+        prior."""
+        keys = image_keys(self.key, shape[0], self.first)
+        if self.x_init is not None:
+            return keys, self.x_init
+        noise = normal(keys, 0, shape[1:])
+        return keys, self.sde.prior_std().astype(noise.dtype) * noise
+
+
 class Sampler(ABC):
-    """A sampler is a frozen dataclass of its settings; what it adds is ``run``.
+    """A sampler is a frozen dataclass of its settings. Its fields are the keys of the section
+    `sampling` that it reads.
 
     Attributes:
         t_min: the last time; None is the process's own.
+        denoised_only: the denoised data are all that it needs of the model, so that it starts
+            where alpha(T) = 0, too.
     """
 
     t_min: float | None
+    denoised_only: ClassVar[bool] = False
 
     @property
     def coupled(self) -> bool:
         """Whether the samples of a batch depend on one another."""
         return False
 
-    @abstractmethod
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int
-    ) -> tuple[Samples, Any]:
-        """Take x (B, *shape) from T to t_min, within a jitted function.
-
-        Args:
-            keys: one for each image, (B,).
-            sde: the process.
-            score: the score function.
-            x: states at T.
-            keep: states of the trajectory at most; 0 without one.
-
-        Returns:
-            the samples, and a solver's verdict on each (``diffrax.RESULTS``) or None.
-        """
+    @property
+    def unread(self) -> set[str]:
+        """Its own settings that have no effect, given the others."""
+        return set()
 
     def sample(
         self,
@@ -80,6 +95,8 @@ class Sampler(ABC):
         shape: tuple[int, ...] | None = None,
         trajectory: bool | int = False,
         first: int = 0,
+        project: Project | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Samples:
         """Draw samples.
 
@@ -90,108 +107,284 @@ class Sampler(ABC):
             x_init: states at T, (B, *shape); drawn from the prior by default.
             shape: (B, *shape), where x_init is not given.
             trajectory: also return the states on the way: all of them, or a number of at least 2
-                for so many at most, evenly chosen (the adaptive flow's are all so, 50 unless said).
+                for so many at most, evenly chosen (the adaptive flow's are 50 unless said).
             first: index of the first sample, for samples that are drawn in parts.
+            project: applied after each step, with the time reached; not by the adaptive flow.
+            progress: called now and then with the share of the steps done, up to 1.
 
         Raises:
             ValueError: neither x_init nor shape, or both and they differ; a trajectory of one
-                state.
-            RuntimeError: with the solver's reason, if an adaptive solve did not succeed. Within a
-                jitted function nothing is raised: the samples of such a solve are not numbers.
+                state; a process or score with which the sampler cannot start; ``project`` where
+                there are no steps of the sampler's own.
+            RuntimeError: with the reason, if an adaptive solve did not succeed. Within a jitted
+                function nothing is raised: the samples of such a solve are not numbers.
         """
-        sde.check()
+        self.check_start(sde, score)
         shape = batch_shape(x_init, shape)
         keep = ALL if trajectory is True else int(trajectory)
         if keep < 0 or keep == 1:
             raise ValueError(f"trajectory = {trajectory!r}: allowed are True, integers from 2 on")
-        samples, verdict = _run(key, sde, as_pytree(score), x_init, first, self, shape, keep)
-        if verdict is not None:
-            check(verdict)
-        return samples
+        start = Start(key, sde, x_init, first)
+        project = None if project is None else as_pytree(project)
+        return self._draw(start, shape, as_pytree(score), project, keep, progress)
+
+    @abstractmethod
+    def _draw(
+        self,
+        start: Start,
+        shape: tuple[int, ...],
+        score: Any,
+        project: Any,
+        keep: int,
+        progress: Callable[[float], None] | None,
+    ) -> Samples:
+        """Draw from a checked start; score and projection are pytrees, and ``keep`` is the most
+        states of the trajectory."""
 
     def last_time(self, sde: SDE) -> float:
         """The time at which samples are taken."""
         return sde.t_min if self.t_min is None else self.t_min
 
-
-@partial(jax.jit, static_argnums=(5, 6, 7))
-def _run(
-    key: Array,
-    sde: SDE,
-    score: Partial,
-    x_init: Array | None,
-    first: Array,
-    sampler: Sampler,
-    shape: tuple[int, ...],
-    keep: int,
-) -> tuple[Samples, Any]:
-    keys = image_keys(key, shape[0], first)
-    return sampler.run(keys, sde, score, start(keys, sde, x_init, shape), keep)
+    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+        """Raise ValueError where the sampler cannot start at T; within a jitted function do
+        nothing."""
+        if not self.denoised_only:
+            sde.check()
+        elif not sde.keeps_data() and not hasattr(score, "denoised"):
+            raise ValueError(
+                f"{type(sde).__name__}: alpha(T) = 0, where the score alone does not give the "
+                "denoised data; allowed are scores with a method denoised(x, t)"
+            )
 
 
+class Context(NamedTuple):
+    """What the steps of a stepped sampler work with.
+
+    Attributes:
+        sde: the process.
+        score: the score function.
+        times: of the grid, falling, (steps + 1,).
+        tables: what the sampler computes of all times at once.
+        keys: one for each sample, (B,).
+    """
+
+    sde: SDE
+    score: ScoreFn
+    times: Array
+    tables: Any
+    keys: Array
+
+    def t(self, i: Array | int) -> Array:
+        """The grid's i-th time for each sample, (B,)."""
+        return jnp.full(len(self.keys), self.times[i])
+
+    def denoised(self, x: Array, i: Array | int) -> Array:
+        """E[x0 | x] at the grid's i-th time."""
+        return denoise(self.sde, self.score, x, self.t(i))
+
+    def noise(self, x: Array, index: Array | int) -> Array:
+        """Standard normal noise like x (B, *shape); each index has its own."""
+        return normal(self.keys, 1 + index, x.shape[1:], x.dtype)
+
+
+class _State(NamedTuple):
+    """A stepped sampler between two steps: the states, what its steps remember, the evaluations
+    made and the trajectory so far."""
+
+    x: Array
+    memory: Any
+    nfe: Array
+    path: Array | None
+
+
+@dataclass(frozen=True)
 class SteppedSampler(Sampler):
-    """A sampler whose steps are counted beforehand; what it adds is ``solve``."""
+    """A sampler whose steps are counted beforehand. It adds ``times`` and ``step``.
 
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int
-    ) -> tuple[Samples, None]:
-        def noise(index: Array) -> Array:
-            return normal(keys, 1 + index, x.shape[1:])
+    Attributes:
+        num_steps: steps.
+        denoise: return the denoised end state (one evaluation more).
+        t_min: the last time; None is the process's own.
+    """
 
-        return self.solve(sde, score, x, noise, keep), None
+    num_steps: int = 100
+    denoise: bool = field(default=True, kw_only=True)
+    t_min: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_positive(num_steps=self.num_steps)
 
     @abstractmethod
-    def solve(
+    def times(self, sde: SDE) -> Array:
+        """The times at which the steps begin, and the one at which the last ends."""
+
+    def tables(self, sde: SDE, times: Array) -> Any:
+        """What the steps need of all times, computed once."""
+        return None
+
+    def memory(self, x: Array) -> Any:
+        """What the first step remembers, for states x at T."""
+        return None
+
+    @abstractmethod
+    def step(self, x: Array, memory: Any, i: Array, c: Context) -> tuple[Array, Any]:
+        """The step from the i-th time to the next: the states reached, and what the next step
+        remembers. Every evaluation of ``c.score`` is counted."""
+
+    def end(self, x: Array, memory: Any, c: Context) -> Array:
+        """What is returned for the states at the last time."""
+        return c.denoised(x, len(c.times) - 1) if self.denoise else x
+
+    def _draw(
         self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        keep: int = 0,
+        start: Start,
+        shape: tuple[int, ...],
+        score: Any,
+        project: Any,
+        keep: int,
+        progress: Callable[[float], None] | None,
     ) -> Samples:
-        """As ``run``, with the noises (B, *shape) in order of use from their index."""
+        if progress is None:
+            return _whole(start, score, project, self, shape, keep)
+        state, keys = _begin(start, self, shape, keep)
+        sde, num = start.sde, len(jax.eval_shape(self.times, start.sde)) - 1
+        part = -(-num // PARTS)
+        for begin in range(0, num, part):
+            stop = min(begin + part, num)
+            state = _steps(state, keys, sde, score, project, begin, stop, self, keep)
+            jax.block_until_ready(state.nfe)
+            progress(stop / num)
+        return _end(state, keys, sde, score, self)
+
+    def _context(self, keys: Array, sde: SDE, score: ScoreFn) -> tuple[Context, list[None]]:
+        """The context, and a list that grows with each evaluation of its score."""
+        calls: list[None] = []
+        times = self.times(sde)
+        return Context(sde, _Counted(score, calls), times, self.tables(sde, times), keys), calls
+
+    def _step(
+        self, state: _State, i: Array, context: Context, calls: list[None], project: Any, keep: int
+    ) -> _State:
+        """One step with all that belongs to it."""
+        calls.clear()
+        x, memory = self.step(state.x, state.memory, i, context)
+        if project is not None:
+            fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PROJECTION), i))
+            x = project(x, context.t(i + 1), fold(context.keys))
+        path = state.path
+        if path is not None:
+            places = jnp.asarray(_places(len(context.times) - 1, keep))
+            path = path.at[places[i]].set(x, mode="drop")
+        return _State(x, memory, state.nfe + len(calls), path)
+
+    def _started(self, x: Array, times: Array, keep: int) -> _State:
+        path = None
+        if keep:
+            # Room for the chosen states alone: all steps of large images would fill the memory.
+            states = min(keep, len(times))
+            path = jnp.zeros((states, *x.shape), x.dtype).at[0].set(x)
+        return _State(x, self.memory(x), jnp.zeros((), jnp.int32), path)
+
+    def _ended(self, state: _State, context: Context, calls: list[None]) -> Samples:
+        calls.clear()
+        end = self.end(state.x, state.memory, context)
+        nfe = jnp.full(len(end), state.nfe + len(calls), jnp.int32)
+        return Samples(end, nfe, state.path)
 
 
-def scan(
-    step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, num: int, keep: int
-) -> tuple[Any, Array | None]:
-    """`lax.scan` of step(carry, i) -> (carry, state) over i below num: the last carry, and the
-    states after the steps that a trajectory of ``keep`` states has beside its first one."""
-    steps = jnp.arange(num)
-    if not keep:
-        return jax.lax.scan(lambda carry, i: (step(carry, i)[0], None), carry, steps)
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _whole(
+    start: Start,
+    score: Any,
+    project: Any,
+    sampler: SteppedSampler,
+    shape: tuple[int, ...],
+    keep: int,
+) -> Samples:
+    """The whole loop as one program."""
+    keys, x = start.states(shape)
+    context, calls = sampler._context(keys, start.sde, score)
+
+    def body(state: _State, i: Array) -> tuple[_State, None]:
+        return sampler._step(state, i, context, calls, project, keep), None
+
+    state = sampler._started(x, context.times, keep)
+    state, _ = jax.lax.scan(body, state, jnp.arange(len(context.times) - 1))
+    return sampler._ended(state, context, calls)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _begin(
+    start: Start, sampler: SteppedSampler, shape: tuple[int, ...], keep: int
+) -> tuple[_State, Array]:
+    keys, x = start.states(shape)
+    return sampler._started(x, sampler.times(start.sde), keep), keys
+
+
+@partial(jax.jit, static_argnums=(7, 8))
+def _steps(
+    state: _State,
+    keys: Array,
+    sde: SDE,
+    score: Any,
+    project: Any,
+    begin: Array,
+    stop: Array,
+    sampler: SteppedSampler,
+    keep: int,
+) -> _State:
+    """The steps begin ... stop - 1, whose number is no structure: one program for all parts."""
+    context, calls = sampler._context(keys, sde, score)
+
+    def body(i: Array, state: _State) -> _State:
+        return sampler._step(state, i, context, calls, project, keep)
+
+    return jax.lax.fori_loop(begin, stop, body, state)
+
+
+@partial(jax.jit, static_argnums=4)
+def _end(state: _State, keys: Array, sde: SDE, score: Any, sampler: SteppedSampler) -> Samples:
+    return sampler._ended(state, *sampler._context(keys, sde, score))
+
+
+class _Counted:
+    """A score that notes each of its evaluations."""
+
+    def __init__(self, score: ScoreFn, calls: list[None]) -> None:
+        self._score, self._calls = score, calls
+        if hasattr(score, "denoised"):
+            self.denoised = self._denoised
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        self._calls.append(None)
+        return self._score(x, t)
+
+    def _denoised(self, x: Array, t: Array) -> Array:
+        self._calls.append(None)
+        return self._score.denoised(x, t)  # type: ignore[attr-defined]  # it was asked for
+
+
+def _places(num: int, keep: int) -> np.ndarray:
+    """Where the trajectory keeps the state after each of ``num`` steps; out of range: nowhere."""
     if keep > num:
-        return jax.lax.scan(step, carry, steps)
-    # Room for the chosen ones alone: all steps of large images would fill the memory.
+        return np.arange(1, num + 1)
     chosen = np.rint(np.linspace(0, num, keep)).astype(int)[1:] - 1
-    place = np.full(num, keep)  # out of range: dropped
-    place[chosen] = np.arange(len(chosen))
-    places, state = jnp.asarray(place), jax.eval_shape(step, carry, steps[0])[1]
-    path = jnp.zeros((len(chosen), *state.shape), state.dtype)
-
-    def kept(carry: tuple[Any, Array], i: Array) -> tuple[tuple[Any, Array], None]:
-        inner, path = carry
-        inner, state = step(inner, i)
-        return (inner, path.at[places[i]].set(state, mode="drop")), None
-
-    (carry, path), _ = jax.lax.scan(kept, (carry, path), steps)
-    return carry, path
+    places = np.full(num, keep)
+    places[chosen] = np.arange(1, len(chosen) + 1)
+    return places
 
 
-def normal(keys: Array, step: Array | int, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise (B, *shape) of one step, from each image's key."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape))(keys)
+def normal(keys: Array, step: Array | int, shape: tuple[int, ...], dtype: Any = float) -> Array:
+    """Standard normal noise (B, *shape) of one step, from each sample's key."""
 
+    def draw(key: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
 
-def start(keys: Array, sde: SDE, x_init: Array | None, shape: tuple[int, ...]) -> Array:
-    """The state at T, (B, *shape): given, or drawn from the prior."""
-    if x_init is not None:
-        return x_init
-    return sde.prior_std() * normal(keys, 0, shape[1:])
+    return jax.vmap(draw)(keys)
 
 
 def batch_shape(x_init: Array | None, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape of the batch, from whichever of the two the caller gave.
+    """The shape of the batch, from the one of the two that the caller gave.
 
     Raises:
         ValueError: if neither is given, or both and they differ.
@@ -217,11 +410,3 @@ def require_fraction(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} = {value!r}: allowed are numbers from 0 to 1")
-
-
-def fixed_steps(x: Array, end: Array, path: Array | None, nfe: int) -> Samples:
-    """Samples of a sampler whose steps are counted beforehand, from x over the states of path (num,
-    B, *shape) to the end."""
-    if path is not None:
-        path = jnp.concatenate([x[None], path])
-    return Samples(end, jnp.full(len(x), nfe, jnp.int32), path)

@@ -18,72 +18,58 @@ References:
     Zhao et al. 2023, UniPC, arXiv:2302.04867.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Samples, fixed_steps, require_fraction, scan
+from score_sde.samplers.base import Context, require_fraction
 from score_sde.samplers.grids import GridSampler
-from score_sde.score import denoise
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE
 
 
 @dataclass(frozen=True)
 class DDIM(GridSampler):
     """Song, Meng, Ermon 2021, eq. 12 and 16: between DDPM's ancestral sampling (eta = 1) and the
-    probability flow (eta = 0), of order 1.
+    probability flow (eta = 0), of order 1. A step is one evaluation.
 
     Attributes:
-        num_steps: steps, an evaluation each.
         eta: how much of the posterior's noise is added, 0 to 1.
-        grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
+        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``.
     """
 
     num_steps: int = 50
     eta: float = 0.0
-    grid: str = "angle"
-    rho: float = 7.0
-    num_levels: int = 0
-    denoise: bool = True
-    t_min: float | None = None
+    denoised_only = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fraction(eta=self.eta)
 
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the score for each sample."""
-        return self.intervals + int(self.denoise)
-
-    def solve(
-        self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        keep: int = 0,
-    ) -> Samples:
-        times = self.times(sde)
-        alpha, sigma = sde.alpha(times), sde.sigma(times)
+    def tables(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
         posterior_std = sde.reverse_step(times[1:], times[:-1]).posterior_std
+        return sde.alpha(times), sde.sigma(times), posterior_std
 
-        def step(x: Array, i: Array) -> tuple[Array, Array]:
-            x0 = denoise(sde, score, x, jnp.full(len(x), times[i]))
-            epsilon = (x - alpha[i] * x0) / sigma[i]
-            std = self.eta * posterior_std[i]
-            kept = jnp.sqrt(jnp.maximum(jnp.square(sigma[i + 1]) - jnp.square(std), 0.0))
-            x = alpha[i + 1] * x0 + kept * epsilon
-            if self.eta:
-                x = x + std * noise(i)
-            return x, x
+    def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
+        alpha, sigma, posterior_std = c.tables
+        x0 = c.denoised(x, i)
+        epsilon = (x - alpha[i] * x0) / sigma[i]
+        std = self.eta * posterior_std[i]
+        kept = jnp.sqrt(jnp.maximum(jnp.square(sigma[i + 1]) - jnp.square(std), 0.0))
+        x = alpha[i + 1] * x0 + kept * epsilon
+        return (x + std * c.noise(x, i) if self.eta else x), None
 
-        end, path = scan(step, x, self.intervals, keep)
-        if self.denoise:
-            end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
-        return fixed_steps(x, end, path, self.nfe)
+
+class _Tables(NamedTuple):
+    """Of an exponential step, for each one: the factor that is kept of x, the standard deviation of
+    the noise, and the weights of the values of D; alpha is of the times."""
+
+    alpha: Array
+    kept: Array
+    added: Array
+    predictor: Array
+    corrector: Array
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,6 @@ class ExponentialMultistep(GridSampler):
     overshoots (Lu et al. 2022; ``lower_order_final``).
 
     Attributes:
-        num_steps: steps, an evaluation each.
         order: values of D that a step looks back on, 1 to 3; None is the best: 3, but 2 with noise
             and in fewer than 8 steps, over which a parabola overshoots.
         corrector: UniPC: once D is evaluated at a step's end, take the step again with it (UniC,
@@ -111,7 +96,8 @@ class ExponentialMultistep(GridSampler):
             and 2 without a corrector.
         lower_order_final: the last step is of order 1 and the one before it of 2 at most; without
             it the order holds to the end.
-        grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
+        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
+            one evaluation.
     """
 
     num_steps: int = 20
@@ -119,11 +105,7 @@ class ExponentialMultistep(GridSampler):
     corrector: bool = False
     eta: float = 0.0
     lower_order_final: bool = True
-    grid: str = "angle"
-    rho: float = 7.0
-    num_levels: int = 0
-    denoise: bool = True
-    t_min: float | None = None
+    denoised_only = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,55 +113,43 @@ class ExponentialMultistep(GridSampler):
         if self.order not in (None, 1, 2, 3):
             raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3")
         if self.eta and (self.corrector or self.order == 3):
-            raise ValueError(f"eta = {self.eta!r}: allowed is 0 with order = 3 or corrector = True")
+            allowed = (
+                "is 0 with corrector = True" if self.corrector else "are 1, 2 with eta above 0"
+            )
+            name = "eta" if self.corrector else "order"
+            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed {allowed}")
 
     @property
     def lookback(self) -> int:
         """Values of D that a step looks back on."""
         return self.order or (2 if self.eta or self.num_steps < 8 else 3)
 
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the score for each sample."""
-        return self.intervals + int(self.denoise)
-
-    def solve(
-        self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        keep: int = 0,
-    ) -> Samples:
-        times, eta2 = self.times(sde), self.eta**2
-        alpha, sigma, lambdas = sde.alpha(times), sde.sigma(times), 0.5 * sde.log_snr(times)
+    def tables(self, sde: SDE, times: Array) -> _Tables:
+        eta2, sigma, lambdas = self.eta**2, sde.sigma(times), 0.5 * sde.log_snr(times)
         h = jnp.diff(lambdas)
         kept = sigma[1:] / sigma[:-1] * jnp.exp(-eta2 * h)
         added = sigma[1:] * jnp.sqrt(-jnp.expm1(-2.0 * eta2 * h))
-        predictor, corrector = self._weights(lambdas)
-        corrections = self.num_corrections(len(h))
+        return _Tables(sde.alpha(times), kept, added, *self._weights(lambdas))
 
-        def step(
-            carry: tuple[Array, Array, Array], i: Array
-        ) -> tuple[tuple[Array, Array, Array], Array]:
-            # x was predicted from `before` by the values of D in `memory`, the newest first.
-            x, before, memory = carry
-            newest = denoise(sde, score, x, jnp.full(len(x), times[i]))
-            values = jnp.concatenate([newest[None], memory])  # D at t_i, t_(i-1), ...
-            if corrections:
-                again = kept[i - 1] * before + alpha[i] * _sum(corrector[i - 1], values)
-                x = jnp.where((i >= 1) & (i <= corrections), again, x)
-            values = values[: self.lookback]
-            end = kept[i] * x + alpha[i + 1] * _sum(predictor[i], values)
-            if eta2:
-                end = end + added[i] * noise(i)
-            return (end, x, values), end
+    def memory(self, x: Array) -> tuple[Array, Array]:
+        """The state that x was predicted from, and the last values of D, the newest first."""
+        return x, jnp.zeros((self.lookback, *x.shape), x.dtype)
 
-        memory = jnp.zeros((self.lookback, *x.shape), x.dtype)
-        (end, _, _), path = scan(step, (x, x, memory), self.intervals, keep)
-        if self.denoise:
-            end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
-        return fixed_steps(x, end, path, self.nfe)
+    def step(
+        self, x: Array, memory: tuple[Array, Array], i: Array, c: Context
+    ) -> tuple[Array, tuple[Array, Array]]:
+        before, values = memory
+        alpha, kept, added, predictor, corrector = c.tables
+        values = jnp.concatenate([c.denoised(x, i)[None], values])  # D at t_i, t_(i-1), ...
+        corrections = self.num_corrections(len(kept))
+        if corrections:
+            again = kept[i - 1] * before + alpha[i] * _sum(corrector[i - 1], values)
+            x = jnp.where((i >= 1) & (i <= corrections), again, x)
+        values = values[: self.lookback]
+        end = kept[i] * x + alpha[i + 1] * _sum(predictor[i], values)
+        if self.eta:
+            end = end + added[i] * c.noise(x, i)
+        return end, (x, values)
 
     def num_corrections(self, num_steps: int) -> int:
         """Steps whose end is corrected, from the first on. The last one's is not: D is not

@@ -17,49 +17,67 @@ denoised image does not move any more, most of all under sub-VP, whose sigma fal
 were compared on mixtures and on digits (benchmarks/README.md).
 """
 
+from dataclasses import dataclass, field
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.discrete import discretization
 from score_sde.samplers.base import SteppedSampler, require_positive
-from score_sde.sde import SDE
+from score_sde.sde import SDE, ScoreFn
 
 GRIDS = ("uniform", "paper", "log_snr", "karras", "angle")
 ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
 
 
+@dataclass(frozen=True)
 class GridSampler(SteppedSampler):
     """A sampler that takes the steps of a grid.
 
     Attributes:
         num_steps: steps; for the grid `paper`, times.
+        denoise, t_min: as of every ``SteppedSampler``.
         grid: the times, one of ``GRIDS``.
         rho: of the grid `karras`.
         num_levels: of the chain that a network was trained on, whose levels are the times; 0
             without one.
-        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
     """
 
-    num_steps: int
-    grid: str
-    rho: float
-    num_levels: int
-    denoise: bool
+    grid: str = field(default="angle", kw_only=True)
+    rho: float = field(default=7.0, kw_only=True)
+    num_levels: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grid not in GRIDS:
             raise ValueError(f"grid = {self.grid!r}: allowed are {', '.join(GRIDS)}")
-        require_positive(num_steps=self.num_steps, rho=self.rho)
+        require_positive(rho=self.rho)
         if self.grid == "paper" and self.num_steps < 2:
-            raise ValueError(f"num_steps = {self.num_steps!r}: allowed are integers of at least 2")
+            raise ValueError(
+                f"num_steps = {self.num_steps!r}: allowed are integers of at least 2 with grid = "
+                "'paper'"
+            )
+        if 0 < self.num_levels <= self.num_steps:
+            raise ValueError(
+                f"num_steps = {self.num_steps!r}: allowed are 1 to {self.num_levels - 1} with "
+                f"num_levels = {self.num_levels}, as each time is a level"
+            )
+
+    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+        super().check_start(sde, score)
+        if self.grid in ("log_snr", "karras") and not sde.keeps_data():
+            raise ValueError(
+                f"grid = {self.grid!r}: allowed are uniform, paper, angle where alpha(T) = 0, a "
+                "log-SNR of minus infinity"
+            )
 
     @property
-    def intervals(self) -> int:
-        """Steps between the grid's times."""
-        return self.num_steps - 1 if self.grid == "paper" else self.num_steps
+    def unread(self) -> set[str]:
+        return super().unread | (set() if self.grid == "karras" else {"rho"})
 
     def times(self, sde: SDE) -> Array:
-        """The times from T to t_min, (intervals + 1,)."""
+        """The times from T to t_min, (steps + 1,)."""
         t_min = self.last_time(sde)
         return times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
 
@@ -77,6 +95,7 @@ def times(
         rho: of `karras`: the larger, the more steps at low noise.
         num_levels: 0, or the number of levels of the chain that a network was trained on: then the
             times are moved to such levels, each to one of its own.
+
     """
     if grid == "uniform":
         times = jnp.linspace(sde.T, t_min, num_steps + 1)
@@ -117,8 +136,7 @@ def nearest_levels(sde: SDE, log_snr: Array, num_levels: int) -> Array:
 
 def _chain(sde: SDE, num_levels: int) -> Array:
     """The log-SNRs of the chain's levels, rising, (num_levels,)."""
-    chain = sde.chain(num_levels)
-    return jnp.sort(2.0 * (jnp.log(chain.alpha) - jnp.log(chain.sigma)))
+    return jnp.sort(discretization(sde).chain(num_levels).log_snr())
 
 
 def _nearest(levels: Array, log_snr: Array) -> Array:

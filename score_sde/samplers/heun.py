@@ -8,16 +8,27 @@ In y = x / alpha and nu = sigma / alpha the probability flow of every process is
 so the algorithm, written for alpha = 1, is one for them all.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Samples, fixed_steps, require_positive, scan
+from score_sde.samplers.base import Context, require_positive
 from score_sde.samplers.grids import GridSampler, nearest_levels
 from score_sde.score import denoise
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE
+
+
+class _Tables(NamedTuple):
+    """Of the times: alpha and nu. Of the steps: where each begins after churn, nu_hat and its time,
+    and the noise that lifts the state there."""
+
+    alpha: Array
+    nu: Array
+    nu_hat: Array
+    t_hat: Array
+    lift: Array
 
 
 @dataclass(frozen=True)
@@ -33,25 +44,21 @@ class Heun(GridSampler):
     at D. Churn does not lift a state above the level of T, where the network was not trained.
 
     Attributes:
-        num_steps: steps, of two evaluations each.
         churn: S_churn: a step starts from nu (1 + min(churn / num_steps, sqrt(2) - 1)). 0 is the
             probability flow.
         churn_from: S_tmin: no churn at nu below this.
         churn_to: S_tmax: no churn at nu above this.
         churn_noise: S_noise: standard deviation of the added noise.
-        grid, rho, num_levels, denoise, t_min: as of every ``GridSampler``.
+        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
+            two evaluations.
     """
 
     num_steps: int = 18
+    grid: str = field(default="karras", kw_only=True)
     churn: float = 0.0
     churn_from: float = 0.0
     churn_to: float = float("inf")
     churn_noise: float = 1.0
-    grid: str = "karras"
-    rho: float = 7.0
-    num_levels: int = 0
-    denoise: bool = True
-    t_min: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,47 +74,38 @@ class Heun(GridSampler):
             )
 
     @property
-    def nfe(self) -> int:
-        """Evaluations of the score for each sample."""
-        return 2 * self.intervals + int(self.denoise)
+    def unread(self) -> set[str]:
+        of_churn = set() if self.churn else {"churn_from", "churn_to", "churn_noise"}
+        return super().unread | of_churn
 
-    def solve(
-        self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        keep: int = 0,
-    ) -> Samples:
-        times = self.times(sde)
-        alpha, nu = sde.alpha(times), jnp.exp(-0.5 * sde.log_snr(times))
+    def tables(self, sde: SDE, times: Array) -> _Tables:
+        nu = jnp.exp(-0.5 * sde.log_snr(times))
         churned = (nu >= self.churn_from) & (nu <= self.churn_to)
-        gamma = jnp.where(churned, min(self.churn / self.intervals, 2.0**0.5 - 1.0), 0.0)
-        gamma = jnp.minimum(gamma, jnp.maximum(nu[0] / nu - 1.0, 0.0))
+        most = min(self.churn / (len(times) - 1), 2.0**0.5 - 1.0)
+        # Not above the level of T, where the network was not trained.
+        gamma = jnp.minimum(jnp.where(churned, most, 0.0), jnp.maximum(nu[0] / nu - 1.0, 0.0))
+        if self.num_levels:  # to a level that the network knows, perhaps the same
+            levels = nearest_levels(sde, -2.0 * jnp.log(nu * (1.0 + gamma)), self.num_levels)
+            known = jnp.maximum(jnp.exp(-0.5 * levels) / nu - 1.0, 0.0)
+            gamma = jnp.where(gamma > 0.0, known, 0.0)
         nu_hat = nu * (1.0 + gamma)
-        if self.num_levels:  # a level that the network knows, perhaps the same
-            levels = nearest_levels(sde, -2.0 * jnp.log(nu_hat), self.num_levels)
-            gamma = jnp.where(gamma > 0.0, jnp.maximum(jnp.exp(-0.5 * levels) / nu - 1.0, 0.0), 0.0)
-            nu_hat = nu * (1.0 + gamma)
-        lift = nu * jnp.sqrt(gamma * (2.0 + gamma))  # sqrt(nu_hat^2 - nu^2) without cancellation
         # The inverse rounds: where nothing is lifted, the grid's own times.
         t_hat = jnp.where(gamma > 0.0, sde.inverse_log_snr(-2.0 * jnp.log(nu_hat)), times)
+        lift = nu * jnp.sqrt(gamma * (2.0 + gamma))  # sqrt(nu_hat^2 - nu^2) without cancellation
+        return _Tables(sde.alpha(times), nu, nu_hat, t_hat, lift)
 
-        def slope(y: Array, nu: Array, t: Array) -> Array:
-            alpha = sde.alpha(t[None])[0]
-            return (y - denoise(sde, score, alpha * y, jnp.full(len(y), t))) / nu
+    def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
+        alpha, nu, nu_hat, t_hat, lift = c.tables
 
-        def step(y: Array, i: Array) -> tuple[Array, Array]:
-            if self.churn:
-                y = y + lift[i] * self.churn_noise * noise(i)
-            d = slope(y, nu_hat[i], t_hat[i])
-            euler = y + (nu[i + 1] - nu_hat[i]) * d
-            d_next = slope(euler, nu[i + 1], times[i + 1])
-            y = y + (nu[i + 1] - nu_hat[i]) * 0.5 * (d + d_next)
-            return y, alpha[i + 1] * y
+        def slope(y: Array, nu: Array, time: Array) -> Array:
+            t = jnp.full(len(y), time)
+            return (y - denoise(c.sde, c.score, c.sde.alpha(time[None])[0] * y, t)) / nu
 
-        end, path = scan(step, x / alpha[0], self.intervals, keep)
-        end = alpha[-1] * end
-        if self.denoise:
-            end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
-        return fixed_steps(x, end, path, self.nfe)
+        y = x / alpha[i]
+        if self.churn:
+            y = y + lift[i] * self.churn_noise * c.noise(x, i)
+        d = slope(y, nu_hat[i], t_hat[i])
+        euler = y + (nu[i + 1] - nu_hat[i]) * d
+        d_next = slope(euler, nu[i + 1], c.times[i + 1])
+        y = y + (nu[i + 1] - nu_hat[i]) * 0.5 * (d + d_next)
+        return alpha[i + 1] * y, None

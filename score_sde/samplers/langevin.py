@@ -24,17 +24,14 @@ alpha: levels are uniform in log-SNR, the paper's geometric ladder, and between 
 by the ratio of their alphas.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Samples, SteppedSampler, fixed_steps, require_positive, scan
+from score_sde.samplers.base import Context, SteppedSampler, require_positive
 from score_sde.samplers.grids import times
-from score_sde.score import denoise
-from score_sde.sde import SDE, ScoreFn, expand
+from score_sde.sde import SDE
 
 CONSISTENT_STEP = 0.1
 
@@ -45,20 +42,17 @@ class AnnealedLangevin(SteppedSampler):
 
     Attributes:
         num_steps: noise levels, the first at T and the last at t_min.
-        steps_per_level: Langevin steps at each.
+        denoise, t_min: as of every ``SteppedSampler``.
+        steps_per_level: Langevin steps at each, an evaluation each.
         step_size: e, below 1; the bias of a step's stationary variance is O(step_size). None is 0.1
             with the consistent rule and ``ncsnv2_step_size`` without.
         consistent: how much noise a step adds, above. False is NCSN's and NCSNv2's algorithm.
-        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
-        t_min: the last time; None is the process's own.
     """
 
     num_steps: int = 400
     steps_per_level: int = 1
     step_size: float | None = None
     consistent: bool = True
-    denoise: bool = True
-    t_min: float | None = None
 
     def __post_init__(self) -> None:
         require_positive(steps_per_level=self.steps_per_level)
@@ -69,59 +63,42 @@ class AnnealedLangevin(SteppedSampler):
                 f"step_size = {self.step_size!r}: allowed are numbers above 0 and below 1"
             )
 
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the score for each sample."""
-        return self.num_steps * self.steps_per_level + int(self.denoise)
-
-    def solve(
-        self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        keep: int = 0,
-    ) -> Samples:
-        times = self.times(sde)
-        nu = jnp.exp(-0.5 * sde.log_snr(times))  # the noise of x / alpha
-        to_next = jnp.append(nu[1:] / nu[:-1], 1.0)
-        rescaling = jnp.exp(jnp.diff(sde.log_alpha(times), prepend=sde.log_alpha(times[:1])))
-        step_size = self.step(sde)
-
-        def level(x: Array, i: Array) -> tuple[Array, Array]:
-            t, x = jnp.full(len(x), times[i]), rescaling[i] * x
-            sigma = expand(sde.sigma(t), x)
-
-            def langevin(repeat: int, x: Array) -> Array:
-                if self.consistent:
-                    r = jnp.where(repeat == self.steps_per_level - 1, to_next[i], 1.0)
-                    e = jnp.maximum(step_size, 1.0 - r)
-                    # Where e = 1 - r this is 0, or less by a rounding.
-                    b = jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0)
-                else:
-                    e, b = step_size, 2.0 * step_size
-                z = noise(i * self.steps_per_level + repeat)
-                return x + e * jnp.square(sigma) * score(x, t) + jnp.sqrt(b) * sigma * z
-
-            x = jax.lax.fori_loop(0, self.steps_per_level, langevin, x)
-            return x, x
-
-        end, path = scan(level, x, self.num_steps, keep)
-        if self.denoise:
-            end = denoise(sde, score, end, jnp.full(len(x), times[-1]))
-        return fixed_steps(x, end, path, self.nfe)
-
-    def times(self, sde: SDE) -> Array:
+    def levels(self, sde: SDE) -> Array:
         """The levels' times from T to t_min, uniform in log-SNR, (num_steps,)."""
         return times("log_snr", sde, self.num_steps - 1, self.last_time(sde))
 
-    def step(self, sde: SDE) -> Array:
+    def times(self, sde: SDE) -> Array:
+        """The time of each Langevin step, and the last level's again."""
+        levels = self.levels(sde)
+        return jnp.append(jnp.repeat(levels, self.steps_per_level), levels[-1])
+
+    def tables(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
+        """Of each step: alpha over that of the step before, e and sqrt(b)."""
+        log_alpha, nu = sde.log_alpha(times), jnp.exp(-0.5 * sde.log_snr(times))
+        rescaling = jnp.exp(jnp.diff(log_alpha, prepend=log_alpha[:1]))
+        e = self.step_length(sde)
+        if not self.consistent:
+            e = jnp.full(len(times) - 1, e)
+            return rescaling, e, jnp.sqrt(2.0 * e)
+        r = nu[1:] / nu[:-1]  # 1 but for a level's last step
+        e = jnp.maximum(e, 1.0 - r)
+        # Where e = 1 - r this is 0, or less by a rounding.
+        return rescaling, e, jnp.sqrt(jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0))
+
+    def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
+        rescaling, e, root_b = c.tables
+        x, t = rescaling[i] * x, c.t(i)
+        sigma = c.sde.sigma(t[:1])[0]
+        x = x + e[i] * jnp.square(sigma) * c.score(x, t) + root_b[i] * sigma * c.noise(x, i)
+        return x, None
+
+    def step_length(self, sde: SDE) -> Array:
         """e, ()."""
         if self.step_size is not None:
             return jnp.asarray(self.step_size)
         if self.consistent:
             return jnp.asarray(CONSISTENT_STEP)
-        nu = jnp.exp(-0.5 * sde.log_snr(self.times(sde)[:2]))
+        nu = jnp.exp(-0.5 * sde.log_snr(self.levels(sde)[:2]))
         return ncsnv2_step_size(nu[0] / nu[-1], self.steps_per_level)
 
 

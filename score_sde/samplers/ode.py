@@ -1,6 +1,7 @@
 """The probability-flow ODE from noise to data (Song et al. 2021, eq. 13, section 4.3), and from
 data to their latents and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
 from score_sde.integrate import Solution, check, check_method, integrate
-from score_sde.samplers.base import ALL, Sampler, Samples, require_positive
-from score_sde.score import as_pytree, denoise, full_precision, of_one_sample
+from score_sde.samplers.base import ALL, Sampler, Samples, Start, require_positive
+from score_sde.score import as_pytree, denoise, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 
 FRAMES = 50  # of a trajectory, evenly in t, unless said
@@ -29,7 +29,7 @@ class ProbabilityFlow(Sampler):
         step_control: ``sample``, a step size for each, or ``batch``, one for all: then a sample
             depends on its batch-mates. Without effect for ``euler``.
         num_steps: of ``euler``, equal in t; None for the others.
-        denoise: return the denoised end state (Tweedie's formula, one evaluation more).
+        denoise: return the denoised end state (one evaluation more).
         t_min: the last time; None is the process's own.
     """
 
@@ -49,27 +49,33 @@ class ProbabilityFlow(Sampler):
     def coupled(self) -> bool:
         return self.step_control == "batch" and self.solver != "euler"
 
-    def run(
-        self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int
-    ) -> tuple[Samples, Any]:
-        t_min = self.last_time(sde)
-        frames = FRAMES if keep == ALL else keep
-        times = jnp.linspace(sde.T, t_min, frames) if keep else None
-        solution = self.solve(sde, as_pytree(score), x, sde.T, t_min, times)
-        end = solution.y
-        if self.denoise:
-            with full_precision():
-                end = denoise(sde, score, end, jnp.full(len(x), t_min))
-        path = None if solution.path is None else jnp.swapaxes(solution.path, 0, 1)
-        return Samples(end, solution.nfe + int(self.denoise), path), solution.result
+    @property
+    def unread(self) -> set[str]:
+        fixed = self.solver == "euler"
+        return {"rtol", "atol", "step_control"} if fixed else {"num_steps"}
+
+    def _draw(
+        self,
+        start: Start,
+        shape: tuple[int, ...],
+        score: Any,
+        project: Any,
+        keep: int,
+        progress: Callable[[float], None] | None,
+    ) -> Samples:
+        if project is not None:
+            raise ValueError("project: allowed with samplers whose number of steps is fixed")
+        samples, verdict = _sample(start, score, self, shape, keep)
+        check(verdict)
+        return samples
 
     def encode(self, sde: SDE, score: ScoreFn, x0: Array) -> Samples:
         """The latents at T of data taken to lie at t_min: the flow from there, nothing drawn.
 
         Args:
             sde: the process.
-            score: the score function. What a ``Partial`` binds by keyword, such as labels (B,),
-                belongs to the samples.
+            score: the score function. It is evaluated on all samples at once, so it may hold arrays
+                of them, such as labels (B,).
             x0: float (B, *shape), in the model's range.
 
         Returns:
@@ -77,7 +83,7 @@ class ProbabilityFlow(Sampler):
             their standard deviation is about ``sde.prior_std()``.
 
         Raises:
-            RuntimeError: with the solver's reason, if a solve did not succeed.
+            RuntimeError: with the reason, if a solve did not succeed.
         """
         sde.check()
         latents, verdict = _encode(sde, as_pytree(score), x0, self)
@@ -95,19 +101,14 @@ class ProbabilityFlow(Sampler):
         return replace(self, denoise=False).sample(unused, sde, score, latents)
 
     def solve(
-        self, sde: SDE, score: Partial, x: Array, start: float, end: float, times: Array | None
+        self, sde: SDE, score: ScoreFn, x: Array, start: float, end: float, times: Array | None
     ) -> Solution:
         """The flow of x (B, *shape) from one time to another, within a jitted function."""
-        given, conditions = of_one_sample(score)
-
-        def field(t: Array, x: Array, conditions: dict[str, Any]) -> Array:
-            return sde.probability_flow(given(conditions))(x[None], t[None])[0]
-
+        flow = sde.probability_flow(score)
         with full_precision():
             return integrate(
-                field,
+                lambda t, x: flow(x, t),
                 x,
-                conditions,
                 start=start,
                 end=end,
                 rtol=self.rtol,
@@ -119,10 +120,27 @@ class ProbabilityFlow(Sampler):
             )
 
 
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _sample(
+    start: Start, score: Any, flow: ProbabilityFlow, shape: tuple[int, ...], keep: int
+) -> tuple[Samples, Array]:
+    sde, t_min = start.sde, flow.last_time(start.sde)
+    _, x = start.states(shape)
+    frames = FRAMES if keep == ALL else keep
+    times = jnp.linspace(sde.T, t_min, frames) if keep else None
+    solution = flow.solve(sde, score, x, sde.T, t_min, times)
+    end = solution.y
+    if flow.denoise:
+        with full_precision():
+            end = denoise(sde, score, end, jnp.full(len(x), t_min, x.dtype))
+    path = None if solution.path is None else jnp.swapaxes(solution.path, 0, 1)
+    return Samples(end, solution.nfe + int(flow.denoise), path), solution.verdict
+
+
 @partial(jax.jit, static_argnums=3)
-def _encode(sde: SDE, score: Partial, x0: Array, flow: ProbabilityFlow) -> tuple[Samples, Any]:
+def _encode(sde: SDE, score: Any, x0: Array, flow: ProbabilityFlow) -> tuple[Samples, Array]:
     solution = flow.solve(sde, score, x0, flow.last_time(sde), sde.T, None)
-    return Samples(solution.y, solution.nfe), solution.result
+    return Samples(solution.y, solution.nfe), solution.verdict
 
 
 def slerp(a: Array, b: Array, weights: Array) -> Array:

@@ -24,9 +24,16 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Samples, SteppedSampler, fixed_steps, require_positive, scan
-from score_sde.score import denoise
+from score_sde.discrete import original_step
+from score_sde.samplers.base import Context, SteppedSampler, require_positive
 from score_sde.sde import SDE, ScoreFn, Step, expand
+
+Predictor = Callable[[SDE, ScoreFn, Array, Array, Array, Step, Array], tuple[Array, Array]]
+"""(sde, score, x, t, dt, step, z) -> the next state and its mean: from t over dt (B,) by the
+forward step's coefficients and noise z (B, *shape). It may evaluate the score as often as it likes:
+each call is counted."""
+Corrector = Callable[[SDE, ScoreFn, Array, Array, Step, Array, float, bool], tuple[Array, Array]]
+"""(sde, score, x, t, step, z, snr, faithful) -> the next state at t and its mean."""
 
 
 def euler_maruyama(
@@ -55,7 +62,14 @@ def ancestral(
 
 
 def langevin(
-    x: Array, gradient: Array, z: Array, sigma: Array, step: Step, snr: float, faithful: bool
+    sde: SDE,
+    score: ScoreFn,
+    x: Array,
+    t: Array,
+    step: Step,
+    z: Array,
+    snr: float,
+    faithful: bool,
 ) -> tuple[Array, Array]:
     """A Langevin step whose size follows from the ratio of the norms of noise and score.
 
@@ -64,6 +78,7 @@ def langevin(
     times the right one for a Gaussian in D dimensions. This rule is one for images: in a few
     dimensions a sample near a mode has a score near 0, and its step no bound; `ald` has one.
     """
+    gradient = score(x, t)
     if faithful:  # the original averages both norms over the batch
         noise_norm, score_norm = jnp.mean(_norm(z))[None], jnp.mean(_norm(gradient))[None]
     else:
@@ -73,12 +88,18 @@ def langevin(
 
 
 def annealed_langevin(
-    x: Array, gradient: Array, z: Array, sigma: Array, step: Step, snr: float, faithful: bool
+    sde: SDE,
+    score: ScoreFn,
+    x: Array,
+    t: Array,
+    step: Step,
+    z: Array,
+    snr: float,
+    faithful: bool,
 ) -> tuple[Array, Array]:
     """A Langevin step whose size is a fixed fraction of the noise's variance."""
-    return _langevin_update(
-        x, gradient, z, 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * sigma)
-    )
+    size = 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * sde.sigma(t))
+    return _langevin_update(x, score(x, t), z, size)
 
 
 def _langevin_update(x: Array, gradient: Array, z: Array, size: Array) -> tuple[Array, Array]:
@@ -90,13 +111,17 @@ def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
 
 
-PREDICTORS = {
+PREDICTORS: dict[str, Predictor | None] = {
     "euler_maruyama": euler_maruyama,
     "reverse_diffusion": reverse_diffusion,
     "ancestral": ancestral,
     "none": None,
 }
-CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": None}
+CORRECTORS: dict[str, Corrector | None] = {
+    "langevin": langevin,
+    "ald": annealed_langevin,
+    "none": None,
+}
 
 
 @dataclass(frozen=True)
@@ -105,23 +130,23 @@ class PredictorCorrector(SteppedSampler):
     reached.
 
     ``faithful`` follows the original code instead of the paper's algorithm box: the corrector comes
-    first and at the predictor's time, steps are those of ``SDE.discretize`` with 1 / num_steps in
-    place of the grid's distance, Langevin's norms are averaged over the batch (so a sample depends
-    on its batch-mates), and ``denoise`` returns the last predictor's mean. Otherwise the chain's
-    own transitions between the grid's times are used, norms are per sample, and ``denoise`` is
-    Tweedie's formula at t_min, one evaluation more.
+    first and at the predictor's time, steps are those of ``discrete.original_step`` with 1 /
+    num_steps in place of the grid's distance, Langevin's norms are averaged over the batch (so a
+    sample depends on its batch-mates), and ``denoise`` returns the last predictor's mean. Otherwise
+    the process's own transitions between the grid's times are used, norms are per sample, and
+    ``denoise`` is the denoised state at t_min, one evaluation more.
 
     Attributes:
         num_steps: predictor steps.
+        denoise: return the denoised end state instead of the one at t_min.
+        t_min: the last time; None is the process's own.
         predictor: ``euler_maruyama``, ``reverse_diffusion``, ``ancestral`` or ``none``.
         corrector: ``langevin``, ``ald`` or ``none``.
         corrector_steps: corrector steps at each time.
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
             and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral`.
-        denoise: return the denoised end state instead of the one at t_min.
         faithful: as the original code, above.
-        t_min: the last time; None is the process's own.
     """
 
     num_steps: int = 1000
@@ -130,9 +155,7 @@ class PredictorCorrector(SteppedSampler):
     corrector_steps: int = 1
     snr: float = 0.16
     probability_flow: bool = False
-    denoise: bool = True
     faithful: bool = False
-    t_min: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -141,6 +164,10 @@ class PredictorCorrector(SteppedSampler):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
+        if self.predictor == self.corrector == "none":
+            raise ValueError(
+                "corrector = 'none': allowed are langevin, ald with predictor = 'none'"
+            )
         if self.probability_flow and self.predictor in ("ancestral", "none"):
             raise ValueError(
                 f"predictor = {self.predictor!r}: allowed are euler_maruyama, reverse_diffusion "
@@ -160,35 +187,8 @@ class PredictorCorrector(SteppedSampler):
         return 0 if self.corrector == "none" else self.corrector_steps
 
     @property
-    def nfe(self) -> int:
-        """Evaluations of the score for each sample."""
-        predictions = 0 if self.predictor == "none" else 1
-        return self.num_steps * (predictions + self.corrections) + int(
-            self.denoise and not self.faithful
-        )
-
-    def solve(
-        self,
-        sde: SDE,
-        score: ScoreFn,
-        x: Array,
-        noise: Callable[[Array], Array],
-        keep: int = 0,
-    ) -> Samples:
-        times, draws = self.times(sde), self.corrections + 1
-
-        def level(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
-            x, _ = carry
-            t, s = jnp.full(len(x), times[i]), jnp.full(len(x), times[i + 1])
-            noises = jnp.stack([noise(i * draws + draw) for draw in range(draws)])
-            x, mean = self.step(sde, score, x, t, s, noises)
-            return (x, mean), x
-
-        (end, mean), path = scan(level, (x, x), self.num_steps, keep)
-        if self.denoise:
-            t = jnp.full(len(x), times[-1])
-            end = mean if self.faithful else denoise(sde, score, end, t)
-        return fixed_steps(x, end, path, self.nfe)
+    def unread(self) -> set[str]:
+        return set() if self.corrections else {"corrector_steps", "snr"}
 
     def times(self, sde: SDE) -> Array:
         """Times of the predictor's steps and the last one reached, (num_steps + 1,)."""
@@ -198,7 +198,19 @@ class PredictorCorrector(SteppedSampler):
             return jnp.concatenate([grid, grid[-1:]])
         return jnp.linspace(sde.T, t_min, self.num_steps + 1)
 
-    def step(
+    def memory(self, x: Array) -> Array:
+        """The mean of the last update, which `faithful` denoising returns."""
+        return x
+
+    def step(self, x: Array, memory: Array, i: Array, c: Context) -> tuple[Array, Array]:
+        draws = self.corrections + 1
+        noises = jnp.stack([c.noise(x, i * draws + draw) for draw in range(draws)])
+        return self.level(c.sde, c.score, x, c.t(i), c.t(i + 1), noises)
+
+    def end(self, x: Array, memory: Array, c: Context) -> Array:
+        return memory if self.faithful and self.denoise else super().end(x, memory, c)
+
+    def level(
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, s: Array, z: Array
     ) -> tuple[Array, Array]:
         """One level t -> s, each (B,): the state x (B, *shape) at s and its mean.
@@ -207,16 +219,15 @@ class PredictorCorrector(SteppedSampler):
         predictor's.
         """
         if self.faithful:
-            coefficients = sde.discretize(t, self.num_steps)
+            coefficients = original_step(sde, t, self.num_steps)
             x, mean = self.correct(sde, score, x, t, coefficients, z[:-1])
-            return self.predict(
-                sde, score, x, t, jnp.full_like(t, 1.0 / self.num_steps), coefficients, z[-1]
-            )
+            dt = jnp.full_like(t, 1.0 / self.num_steps)
+            return self.predict(sde, score, x, t, dt, coefficients, z[-1])
         coefficients = sde.reverse_step(s, t)
         x, mean = self.predict(sde, score, x, t, t - s, coefficients, z[-1])
-        return (
-            self.correct(sde, score, x, s, coefficients, z[:-1]) if self.corrections else (x, mean)
-        )
+        if not self.corrections:
+            return x, mean
+        return self.correct(sde, score, x, s, coefficients, z[:-1])
 
     def predict(
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
@@ -237,5 +248,5 @@ class PredictorCorrector(SteppedSampler):
         corrector, mean = CORRECTORS[self.corrector], x
         for noise in z[: self.corrections]:
             assert corrector is not None
-            x, mean = corrector(x, score(x, t), noise, sde.sigma(t), step, self.snr, self.faithful)
+            x, mean = corrector(sde, score, x, t, step, noise, self.snr, self.faithful)
         return x, mean

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 from score_sde import build
 from score_sde.convert import score_sde_pytorch
 from score_sde.convert.original import arrays as original_arrays
+from score_sde.discrete import discretization
 from score_sde.likelihood import log_likelihood
 from score_sde.losses import level_error, weighted_error
-from score_sde.score import level_score
 from score_sde.training import step as training_step
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import TrainState
@@ -82,12 +81,12 @@ def losses(original):
     found = {}
     for mean in (0, 1):
         if config.model.num_levels:
-            chain = sde.chain(config.model.num_levels)
-            score = level_score(original.apply, config.model.parameterization)
+            chain = discretization(sde).chain(config.model.num_levels)
+            model = build.model(config, original.apply, params)
 
-            def score_of(x, level, chain=chain, score=score):
-                told = (level.astype(x.dtype), chain.alpha[level], chain.sigma[level])
-                return score(params, x, *(value.astype(x.dtype) for value in told))
+            def score_of(x, level, model=model):
+                noise = model.at_level(level)
+                return model.score_at(x, jax.tree.map(lambda a: a.astype(x.dtype), noise))
 
             level = jnp.asarray(arrays["loss_labels"].astype(np.int32))
             loss = level_error(chain, score_of, x0, level, z, reduce_mean=bool(mean))
@@ -97,7 +96,7 @@ def losses(original):
         if "loss_u" in arrays:  # the times in float64
             t = 1e-5 + arrays["loss_u"].astype(np.float64) * (1.0 - 1e-5)
         t = jnp.asarray(t, dtype)
-        score = partial(build.score(config, original.apply), params)
+        score = build.model(config, original.apply, params)
         for likelihood in (0, 1):
             weight = jnp.ones_like(t)
             if likelihood:
@@ -117,13 +116,13 @@ def run_of_the_sampler(original):
         if config.model.num_levels:  # its labels are those of as many levels
             config.model.num_levels = num_steps
     sampler, sde = build.sampler(config), build.sde(config)
-    score = Partial(build.score(config, original.apply, levels="original"), original.params)
+    score = build.model(config, original.apply, original.params, levels="original")
     draws = sampler.corrections + 1
 
     @jax.jit
     def level(x, t, z):
         t = jnp.full(len(x), t, x.dtype)
-        return sampler.step(sde, score, x, t, t, z)
+        return sampler.level(sde, score, x, t, t, z)
 
     x = mean = jnp.asarray(arrays["pc_prior_randn"]) * sde.prior_std()
     noise = arrays["pc_noise"].reshape(num_steps, draws, *x.shape)
@@ -148,7 +147,7 @@ def bits_per_dim(original, tolerance):
     likelihood = log_likelihood(
         jax.random.key(0),
         build.sde(config),
-        Partial(build.score(config, original.apply), original.params),
+        build.model(config, original.apply, original.params),
         data,
         rtol=tolerance,
         atol=tolerance,

@@ -45,7 +45,7 @@ def moments_after(sampler, sde, mean: float, variance: float) -> tuple[float, fl
             .set(1.0)
         )
         x = jnp.zeros((draws + 2, 1)).at[1, 0].set(1.0)
-        return sampler.step(sde, score, x, jnp.full(draws + 2, t), jnp.full(draws + 2, s), z)[0][
+        return sampler.level(sde, score, x, jnp.full(draws + 2, t), jnp.full(draws + 2, s), z)[0][
             :, 0
         ]
 
@@ -82,7 +82,7 @@ def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
     m, v = 0.0, float(sde.prior_std()) ** 2
     t = sampler.times(sde)
     alphas, sigmas = np.asarray(sde.alpha(t), float), np.asarray(sde.sigma(t), float)
-    noises, step_size = sigmas / alphas, float(sampler.step(sde))
+    noises, step_size = sigmas / alphas, float(sampler.step_length(sde))
     for level, (alpha, sigma) in enumerate(zip(alphas, sigmas, strict=True)):
         rescaling = alpha / alphas[max(level - 1, 0)]
         m, v = m * rescaling, v * rescaling**2
@@ -297,7 +297,7 @@ def test_ncsnv2s_step_size_is_the_published_one(sigma_max, num_steps, published)
     """Technique 4 for CIFAR-10 and CelebA, five steps a level (Song, Ermon 2020, appendix B.1);
     they give e sigma_min^2, in two digits."""
     sampler = AnnealedLangevin(num_steps, 5, consistent=False)
-    step = float(sampler.step(VESDE(0.01, sigma_max)))
+    step = float(sampler.step_length(VESDE(0.01, sigma_max)))
     assert step * 0.01**2 == pytest.approx(published, abs=0.05e-6)
 
 

@@ -122,10 +122,10 @@ def test_a_sample_depends_on_its_batch_only_where_the_batch_has_one_step():
     assert small.nfe.tolist() == large.nfe[:2].tolist()
     # The same steps: what differs is the rounding of a vectorized sum.
     np.testing.assert_allclose(small.x, large.x[:2], rtol=1e-6)
-    assert large.nfe[2] > 1.2 * large.nfe[0]
+    assert int(large.nfe[2]) > 1.2 * int(large.nfe[0])
     small, large = decoded(together, 2), decoded(together, 4)
     assert len(set(large.nfe.tolist())) == 1
-    assert large.nfe[0] > 1.2 * small.nfe[0]
+    assert int(large.nfe[0]) > 1.2 * int(small.nfe[0])
 
 
 def test_only_a_common_step_couples_the_samples():
@@ -159,12 +159,12 @@ def not_a_number_late(x, t):
 def test_a_failed_solve_tells_the_solvers_reason(step_control):
     sde, x = PROCESSES["vp"], jnp.ones((3, 2))
     hopeless = ProbabilityFlow(1e-12, 1e-12, step_control=step_control)
-    told = r"the solve failed for 3 of 3 samples: The maximum number of solver steps was reached"
+    told = "the solve failed for 3 of 3 samples: the flow is too steep .* maximum number of steps"
     for follow in (hopeless.encode, hopeless.decode):
         with pytest.raises(SolveError, match=told):
             follow(sde, lambda x, t: -3.0 * x, x)
     fixed = ProbabilityFlow(solver="euler", num_steps=9, step_control=step_control)
-    told = r"the solve failed for 3 of 3 samples: Nonfinite \(inf or nan\) values detected"
+    told = "the solve failed for 3 of 3 samples: the score.* is not a finite number"
     for follow in (fixed.encode, fixed.decode):
         with pytest.raises(SolveError, match=told):
             follow(sde, not_a_number_late, x)

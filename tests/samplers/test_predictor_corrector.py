@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde.discrete import original_step
 from score_sde.samplers import PredictorCorrector
+from score_sde.samplers.base import Context
 from tests.cases import PUBLISHED, recorded_score
 
 # What the original calls a predictor, and ours with its setting of the probability flow.
@@ -64,7 +66,7 @@ def test_recorded_predictor_steps(name, predictor, recorded):
     for index, time in enumerate(recorded["t"]):
         x, z = (jnp.asarray(recorded[f"{name}__{what}"][index]) for what in ("x", "noise"))
         t = jnp.full(len(x), time, x.dtype)
-        step = sde.discretize(t, 1000)
+        step = original_step(sde, t, 1000)
         x, mean = sampler.predict(sde, score, x, t, jnp.full_like(t, 1e-3), step, z[0])
         close(x, recorded, f"{key}_x", index, f"t={time}")
         close(mean, recorded, f"{key}_xmean", index, f"t={time}")
@@ -81,14 +83,27 @@ def test_recorded_corrector_steps(name, corrector, steps, recorded):
     for index, time in enumerate(recorded["t"]):
         x, z = (jnp.asarray(recorded[f"{name}__{what}"][index]) for what in ("x", "noise"))
         t = jnp.full(len(x), time, x.dtype)
-        x, mean = sampler.correct(sde, score, x, t, sde.discretize(t, 1000), z[:steps])
+        x, mean = sampler.correct(sde, score, x, t, original_step(sde, t, 1000), z[:steps])
         close(x, recorded, f"{name}__{corrector}_n{steps}_x", index, f"t={time}")
         close(mean, recorded, f"{name}__{corrector}_n{steps}_xmean", index, f"t={time}")
 
 
+class Recorded(Context):
+    """A context whose noise is the recorded one, in its tables."""
+
+    def noise(self, x, index):
+        return self.tables[index]
+
+
 @partial(jax.jit, static_argnums=(0, 2))
 def run_with(sampler, sde, score, x, noises):
-    return sampler.solve(sde, score, x, lambda i: noises[i]).x
+    context = Recorded(sde, score, sampler.times(sde), noises, jnp.arange(len(x)))
+
+    def body(carry, i):
+        return sampler.step(*carry, i, context), None
+
+    carry, _ = jax.lax.scan(body, (x, sampler.memory(x)), jnp.arange(sampler.num_steps))
+    return sampler.end(*carry, context)
 
 
 def test_recorded_runs(recorded, runs):
@@ -140,7 +155,7 @@ def test_the_corrector_is_at_the_time_that_was_reached(faithful, order):
 
     sampler = PredictorCorrector(50, corrector="ald", faithful=faithful)
     x, t, s = jnp.ones((2, 3)), jnp.full(2, 0.5), jnp.full(2, 0.25)
-    sampler.step(PUBLISHED["vp"], score, x, t, s, jnp.ones((2, 2, 3)))
+    sampler.level(PUBLISHED["vp"], score, x, t, s, jnp.ones((2, 2, 3)))
     assert seen == [{"t": 0.5, "s": 0.25}[which] for which in order]
 
 
@@ -166,8 +181,9 @@ def test_nfe_counts_every_evaluation():
         )
         calls.clear()
         t = jnp.full(2, 0.5)
-        sampler.step(sde, score, x, t, 0.9 * t, jnp.ones((corrections + 1, 2, 3)))
-        assert 7 * len(calls) == sampler.nfe
+        sampler.level(sde, score, x, t, 0.9 * t, jnp.ones((corrections + 1, 2, 3)))
+        nfe = sampler.sample(jax.random.key(0), sde, lambda x, t: -x, shape=(2, 3)).nfe
+        assert nfe.tolist() == [7 * len(calls)] * 2
 
 
 def test_settings_that_do_not_exist_are_refused():

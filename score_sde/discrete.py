@@ -1,0 +1,158 @@
+"""Discrete chains: the noise levels of networks trained on N levels, and the original code's steps.
+
+A network trained on a chain gets a level in the place of a time. Levels are counted as the
+published networks do, which differ: DDPM's level 0 has the least noise, SMLD's the most.
+
+References:
+    Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (DDPM).
+    Song, Ermon 2019, Generative Modeling by Estimating Gradients of the Data Distribution,
+    arXiv:1907.05600 (SMLD).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax import Array
+
+from score_sde.sde import SDE, VESDE, VPSDE, Step
+
+
+class Chain(NamedTuple):
+    """The N noise levels of a discretely trained network: x = alpha x0 + sigma z, with a row for
+    each integer level.
+
+    Attributes:
+        alpha: factor of the data, (N,).
+        sigma: standard deviation of the noise, (N,).
+    """
+
+    alpha: Array
+    sigma: Array
+
+    def log_snr(self) -> Array:
+        """2 log(alpha / sigma) of each level, (N,)."""
+        return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+
+
+class Discretization(Protocol):
+    """How a process is made discrete."""
+
+    def chain(self, num_levels: int) -> Chain:
+        """The levels that networks are trained on."""
+        ...
+
+    def level(self, t: Array, num_levels: int) -> Array:
+        """The level at time t, a real number between 0 and num_levels - 1: (B,) -> (B,)."""
+        ...
+
+    def snap(self, level: Array) -> tuple[Array, Array]:
+        """What the original code makes of a level, each (B,): the level that its network gets, and
+        the whole level whose row of the chain it reads."""
+        ...
+
+    def step(self, t: Array, num_steps: int) -> Step:
+        """The original code's forward step at time t on a grid of ``num_steps``."""
+        ...
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """VP: x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, beta_k linear in k from beta_min / N to
+    beta_max / N (Ho et al. 2020, eq. 2 and 4).
+
+    Raises:
+        ValueError: fewer levels or steps than beta_max, so that a beta is not below 1.
+    """
+
+    sde: VPSDE
+
+    def chain(self, num_levels: int) -> Chain:
+        low, high = self.sde.beta_min, self.sde.beta_max
+        _require_betas("num_levels", num_levels, high)
+        betas = jnp.linspace(low / num_levels, high / num_levels, num_levels)
+        log_alpha2 = jnp.cumsum(jnp.log1p(-betas))
+        return Chain(jnp.exp(0.5 * log_alpha2), jnp.sqrt(-jnp.expm1(log_alpha2)))
+
+    def level(self, t: Array, num_levels: int) -> Array:
+        return t / self.sde.T * (num_levels - 1)
+
+    def snap(self, level: Array) -> tuple[Array, Array]:
+        # The embedding gets the level as it is; only the table is read at its whole part.
+        return level, jnp.trunc(level)
+
+    def step(self, t: Array, num_steps: int) -> Step:
+        """With the larger of DDPM's two posterior noises."""
+        low, high = self.sde.beta_min, self.sde.beta_max
+        _require_betas("num_steps", num_steps, high)
+        index = jnp.trunc(t * (num_steps - 1) / self.sde.T)
+        beta = (low + index * (high - low) / max(num_steps - 1, 1)) / num_steps
+        return Step(jnp.expm1(0.5 * jnp.log1p(-beta)), jnp.sqrt(beta), jnp.sqrt(beta))
+
+
+@dataclass(frozen=True)
+class SMLD:
+    """VE: sigmas on a geometric grid from sigma_max to sigma_min, alpha = 1 (Song, Ermon 2019,
+    section 4)."""
+
+    sde: VESDE
+
+    def chain(self, num_levels: int) -> Chain:
+        sigma = self.sde.sigma(jnp.linspace(self.sde.T, 0.0, num_levels))
+        return Chain(jnp.ones_like(sigma), sigma)
+
+    def level(self, t: Array, num_levels: int) -> Array:
+        return (1.0 - t / self.sde.T) * (num_levels - 1)
+
+    def snap(self, level: Array) -> tuple[Array, Array]:
+        whole = jnp.round(level)  # half to even, as the original
+        return whole, whole
+
+    def step(self, t: Array, num_steps: int) -> Step:
+        """From sigma_{k-1} to sigma_k, with sigma_{-1} = 0."""
+        sde, last = self.sde, max(num_steps - 1, 1)
+        index = jnp.trunc(t * (num_steps - 1) / sde.T)
+        sigma = sde.sigma(index / last * sde.T)
+        below = jnp.where(index > 0, sde.sigma((index - 1.0) / last * sde.T), 0.0)
+        G = jnp.sqrt((sigma - below) * (sigma + below))
+        return Step(jnp.zeros_like(t), G, G * below / sigma)
+
+
+DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD}
+"""The processes that have a discrete chain. A user's own process is added here."""
+
+
+def discretization(sde: SDE) -> Discretization:
+    """How networks of this process are trained on levels.
+
+    Raises:
+        ValueError: for a process without a discrete chain.
+    """
+    if type(sde) not in DISCRETE:
+        allowed = ", ".join(process.__name__ for process in DISCRETE)
+        raise ValueError(
+            f"num_levels: {type(sde).__name__} has no discrete chain; allowed are {allowed}"
+        )
+    made: Discretization = DISCRETE[type(sde)](sde)
+    return made
+
+
+def original_step(sde: SDE, t: Array, num_steps: int) -> Step:
+    """The original code's forward step at time t (B,) on a grid of ``num_steps``: the chain's own,
+    and for a process without a chain Euler-Maruyama's with 1 / num_steps."""
+    if type(sde) in DISCRETE:
+        return discretization(sde).step(t, num_steps)
+    dt = 1.0 / num_steps
+    f, G = sde.drift_rate(t) * dt, sde.diffusion(t) * math.sqrt(dt)
+    s = jnp.maximum(t - dt, 0.0)
+    return Step(f, G, G * sde.sigma(s) / sde.sigma(t))
+
+
+def _require_betas(name: str, number: int, beta_max: object) -> None:
+    """Raise ValueError unless the chain's betas, beta_max / number at most, are below 1."""
+    if isinstance(beta_max, int | float) and number <= beta_max:
+        raise ValueError(
+            f"{name} = {number}: allowed are integers above beta_max = {beta_max:g}, as the "
+            "chain's betas are below 1"
+        )

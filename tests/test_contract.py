@@ -1,0 +1,179 @@
+"""The contract of scores: any callable, evaluated on the whole batch and never on a part of it.
+
+Four Gaussians far apart, one for each sample of a batch. Whoever evaluates the score on a single
+sample, a slice or another order ends at a wrong mean, or meets another shape.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.tree_util import Partial
+
+from score_sde import oracle
+from score_sde.images import PixelRange
+from score_sde.likelihood import image_log_likelihood, log_likelihood
+from score_sde.samplers import SAMPLERS, PredictorCorrector, ProbabilityFlow
+from score_sde.score import denoise
+from score_sde.sde import VPSDE, expand
+
+SDE = VPSDE()
+MEANS = jnp.asarray([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [-3.0, -3.0]])
+STD = 0.1
+LABELS = jnp.arange(4)
+
+
+def conditional(x: Array, t: Array, labels: Array) -> Array:
+    """The exact score of a sample of each label's Gaussian."""
+    assert x.shape == (4, 2) and t.shape == (4,), f"evaluated on {x.shape}, {t.shape}"
+    alpha, sigma = expand(SDE.alpha(t), x), expand(SDE.sigma(t), x)
+    return (alpha * MEANS[labels] - x) / (jnp.square(alpha * STD) + jnp.square(sigma))
+
+
+class Labelled:
+    """An object with a method that is a score."""
+
+    def __init__(self, labels: Array) -> None:
+        self.labels = labels
+
+    def score(self, x: Array, t: Array) -> Array:
+        return conditional(x, t, self.labels)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Guided:
+    """A pytree object, as classifier-free guidance is: two scores with the labels inside."""
+
+    labels: Array
+    weight: Array
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        plain = conditional(x, t, jnp.zeros_like(self.labels))
+        return plain + self.weight * (conditional(x, t, self.labels) - plain)
+
+
+def captured_mask(x: Array, t: Array) -> Array:
+    mask = jnp.asarray([True, False, True, False])[:, None]
+    return jnp.where(mask, conditional(x, t, LABELS), conditional(x, t, jnp.asarray([1, 1, 3, 3])))
+
+
+SCORES = {
+    "lambda": lambda x, t: conditional(x, t, LABELS),
+    "bound method": Labelled(LABELS).score,
+    "functools.partial": functools.partial(conditional, labels=LABELS),
+    "Partial by keyword": Partial(conditional, labels=LABELS),
+    "Partial by position": Partial(lambda labels, x, t: conditional(x, t, labels), LABELS),
+    "pytree object": Guided(LABELS, jnp.asarray(1.0)),
+    "mask": captured_mask,
+}
+FLOWS = {control: ProbabilityFlow(step_control=control) for control in ("sample", "batch")}
+STEPPED = {name: make for name, make in SAMPLERS.items() if name != "ode"}
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_any_callable_is_evaluated_on_the_whole_batch(score):
+    """At the ends of the flow, and in the density, each sample has its own Gaussian."""
+    flow = FLOWS["sample"]
+    drawn = flow.sample(jax.random.key(0), SDE, score, shape=(4, 2)).x
+    assert np.abs(drawn - MEANS).max() < 5 * STD
+    # log of 1 / (2 pi STD^2): at the mean of a Gaussian in two dimensions.
+    found = log_likelihood(jax.random.key(1), SDE, score, MEANS, divergence="exact").log_prob
+    # The prior at T is wrong by alpha(T) times the mean, 0.0066 * 4.2: some hundredths of a nat.
+    np.testing.assert_allclose(found, -np.log(2 * np.pi * STD**2), atol=0.05)
+
+
+@pytest.mark.parametrize("control", FLOWS)
+def test_encode_and_decode(control):
+    score = SCORES["lambda"]
+    latents = FLOWS[control].encode(SDE, score, MEANS).x
+    assert np.abs(latents).max() < 0.1  # each sample is the mean of its own Gaussian
+    np.testing.assert_allclose(FLOWS[control].decode(SDE, score, latents).x, MEANS, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_every_sampler(name):
+    drawn = STEPPED[name](num_steps=60).sample(
+        jax.random.key(0), SDE, SCORES["lambda"], shape=(4, 2)
+    )
+    assert np.abs(drawn.x - MEANS).max() < 1.0  # the Gaussians lie 3 apart
+
+
+def test_the_corrector():
+    sampler = PredictorCorrector(60, corrector="ald")
+    drawn = sampler.sample(jax.random.key(0), SDE, SCORES["lambda"], shape=(4, 2)).x
+    assert np.abs(drawn - MEANS).max() < 1.0
+
+
+@pytest.mark.parametrize("divergence", ["rademacher", "gaussian"])
+def test_the_divergences_by_probes(divergence):
+    """The score's Jacobian is a multiple of I: Rademacher probes are exact, others on average."""
+    found = log_likelihood(
+        jax.random.key(1), SDE, SCORES["mask"], MEANS, divergence=divergence, num_probes=64
+    )
+    exact = -np.log(2 * np.pi * STD**2)
+    # z^2 over 64 probes and two dimensions scatters by sqrt(2 / 128), times 2 log(1 / STD) nats.
+    wide = 0.05 if divergence == "rademacher" else 4 * 0.125 * 4.6
+    np.testing.assert_allclose(np.asarray(found.log_prob)[[0, 2]], exact, atol=wide)
+
+
+def test_importance_draws():
+    """Images of one pixel: a label for each, and two draws of each image."""
+    levels = jnp.asarray([[[[0]]], [[[3]]]], jnp.uint8)
+    labels = jnp.asarray([0, 1])
+
+    def score(x: Array, t: Array) -> Array:
+        assert x.shape == (2, 1, 1, 1)
+        alpha, sigma = expand(SDE.alpha(t), x), expand(SDE.sigma(t), x)
+        mean = expand(jnp.asarray([-0.75, 0.75])[labels], x)
+        return (alpha * mean - x) / (jnp.square(alpha * 0.25) + jnp.square(sigma))
+
+    pixels = PixelRange(4, centered=True, dequantize=True)
+    found = image_log_likelihood(
+        jax.random.key(0), SDE, score, levels, pixels, num_importance=2, divergence="exact"
+    )
+    # The bin around each one's mean is two standard deviations wide and has 0.68 of the mass. The
+    # other's mean is 6 away: 18 nats, 26 bits.
+    np.testing.assert_allclose(found.bits_per_dim, -np.log2(0.68), atol=1.5)
+
+
+def test_a_process_without_data_at_T():
+    """Where alpha(T) = 0 the methods that need the denoised data alone sample from it."""
+    sde = oracle_at_zero()
+    target = oracle.gaussian(jnp.asarray([1.0, -1.0]), 0.04 * jnp.eye(2))
+    score = target.score(sde)
+    for name in ("ddim", "dpmpp", "unipc"):
+        drawn = SAMPLERS[name](num_steps=20).sample(jax.random.key(0), sde, score, shape=(256, 2))
+        drawn = np.asarray(drawn.x)
+        # 256 draws of standard deviation 0.2, and the solver's own error of some per cent.
+        assert np.abs(np.mean(drawn, 0) - np.asarray([1.0, -1.0])).max() < 0.06, name
+        assert np.abs(np.std(drawn, 0) - 0.2).max() < 0.05, name
+    with pytest.raises(ValueError, match=r"alpha\(T\) = 0.*ddim, dpmpp, unipc"):
+        SAMPLERS["pc"](num_steps=5).sample(jax.random.key(0), sde, score, shape=(2, 2))
+    with pytest.raises(ValueError, match=r"allowed are scores with a method denoised"):
+        SAMPLERS["ddim"]().sample(jax.random.key(0), sde, lambda x, t: score(x, t), shape=(2, 2))
+    with pytest.raises(ValueError, match="grid = 'karras': allowed are uniform"):
+        SAMPLERS["ddim"](grid="karras").sample(jax.random.key(0), sde, score, shape=(2, 2))
+
+
+def oracle_at_zero():
+    from tests.cases import Cosine
+
+    class ToTheEnd(Cosine):
+        T = 1.0
+
+    return ToTheEnd()
+
+
+def test_the_denoised_data_of_the_oracle_are_tweedies():
+    mixture = oracle.gaussian_mixture(
+        jnp.asarray([0.3, 0.7]), MEANS[:2], jnp.stack([0.1 * jnp.eye(2), 0.2 * jnp.eye(2)])
+    )
+    score, t = mixture.score(SDE), jnp.asarray([0.1, 0.3, 0.5])
+    x = jnp.asarray([[0.5, 0.1], [1.0, -1.0], [2.0, 0.3]])
+    by_score = denoise(SDE, lambda x, t: score(x, t), x, t)
+    np.testing.assert_allclose(score.denoised(x, t), by_score, rtol=1e-4, atol=1e-4)
