@@ -86,7 +86,7 @@ def level_score(apply: Callable[..., Array], parameterization: str) -> Callable[
     """The score function of a network whose noise level is given outright.
 
     Args:
-        apply: ``apply(params, x (B, *shape), condition (B,), labels (B,) | None, **options) -> (B,
+        apply: ``apply(params, x (B, *shape), noise (B,), {"labels": (B,)} | {}, **options) -> (B,
             *shape)``.
         parameterization: a key of ``PARAMETERIZATIONS``.
 
@@ -106,7 +106,8 @@ def level_score(apply: Callable[..., Array], parameterization: str) -> Callable[
         **options: Any,
     ) -> Array:
         c = coefficients(alpha, sigma)
-        output = apply(params, expand(c.c_in, x) * x, condition, labels, **options)
+        conditions = {} if labels is None else {"labels": labels}
+        output = apply(params, expand(c.c_in, x) * x, condition, conditions, **options)
         return -(expand(c.c_skip / sigma, x) * x + expand(c.c_out / sigma, x) * output)
 
     return score
