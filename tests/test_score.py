@@ -28,8 +28,8 @@ def test_a_network_that_hits_its_target_gives_the_conditional_score(process, nam
     x = mean + expand(std, x0) * z
     alpha, sigma = expand(sde.alpha(t), x), expand(std, x)
 
-    def apply(target, scaled, condition, labels):
-        assert scaled.shape == x.shape and condition.shape == t.shape and labels is None
+    def apply(target, scaled, noise, condition):
+        assert scaled.shape == x.shape and noise.shape == t.shape and condition == {}
         return target
 
     score = network_score(apply, sde, name, "log_snr")(TARGETS[name](x0, z, alpha, sigma), x, t)
@@ -95,8 +95,8 @@ def test_what_a_discretely_trained_network_is_told(process, levels):
     sigma = table[row.astype(int)] if levels == "original" else np.asarray(sde.sigma(t))
     told = []
 
-    def apply(params, x, condition, labels):
-        told.append(condition)
+    def apply(params, x, noise, condition):
+        told.append(noise)
         return params * x
 
     score = network_score(apply, sde, "epsilon", "time", num_levels=1000, levels=levels)
@@ -110,7 +110,7 @@ def test_levels_leave_a_continuously_trained_network_alone():
     sde, t, x = PUBLISHED["vp"], jnp.asarray([0.0011, 0.9]), jnp.ones((2, 3))
     scores = [
         network_score(
-            lambda _, x, c, labels: x * expand(c, x), sde, "epsilon", "time", levels=levels
+            lambda _, x, c, condition: x * expand(c, x), sde, "epsilon", "time", levels=levels
         )
         for levels in ("smooth", "original", "matched")
     ]

@@ -90,7 +90,7 @@ class UNet(nnx.Module):
         spec, x = self.spec, x.astype(statistics_dtype(self.spec.dtype))
         embedding = self._embedding(noise, condition or {})
         masks = self._masks(dropout_key)
-        run = _rematerialized if spec.remat and reverse_only else _as_it_is
+        run = _rematerialized if spec.remat and reverse_only else lambda module: module
         if not spec.centered:
             x = 2.0 * x - 1.0
         h = self._input(x, embedding)
@@ -188,10 +188,6 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
         case "image" | "add_image":
             return Conv(n, m, scale=spec.init_scale, dtype=dtype, rngs=rngs)
     raise AssertionError(block.kind)
-
-
-def _as_it_is(module: nnx.Module) -> Callable[..., jax.Array]:
-    return module  # type: ignore[return-value]
 
 
 def _rematerialized(module: nnx.Module) -> Callable[..., jax.Array]:
