@@ -87,12 +87,22 @@ class UNet(nnx.Module):
         Raises:
             ValueError: a condition that the network does not read, such as labels without classes.
         """
-        spec, x = self.spec, x.astype(statistics_dtype(self.spec.dtype))
-        embedding = self._embedding(noise, condition or {})
-        masks = self._masks(dropout_key)
-        run = _rematerialized if spec.remat and reverse_only else lambda module: module
-        if not spec.centered:
+        x = x.astype(statistics_dtype(self.spec.dtype))
+        if not self.spec.centered:
             x = 2.0 * x - 1.0
+        embedding = self._embedding(noise, condition or {})
+        return self._blocks(x, embedding, self._masks(dropout_key), reverse_only)
+
+    def _blocks(
+        self,
+        x: jax.Array,
+        embedding: jax.Array | None,
+        masks: Iterator[jax.Array | None],
+        reverse_only: bool,
+    ) -> jax.Array:
+        """The blocks one after the other; the table in `plan` says what each kind does."""
+        spec = self.spec
+        run = _rematerialized if spec.remat and reverse_only else lambda module: module
         h = self._input(x, embedding)
         pyramid = image = a = x
         skips: list[jax.Array] = []
