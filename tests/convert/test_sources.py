@@ -430,6 +430,16 @@ def test_an_export_of_other_numbers_is_refused(tmp_path):
         exported.read(tmp_path)
 
 
+def test_another_network_than_a_unet_reads_exports_alone(reference_dir, tmp_path):
+    with pytest.raises(UserError, match="allowed are exports"):
+        convert.read(source(reference_dir, "vp_ddpmpp_continuous"), "an MLP")
+    array = np.arange(3, dtype=np.float32)
+    exported.write(tmp_path, {"stem/bias": array}, 7)
+    foreign = convert.read(tmp_path, "an MLP")
+    assert foreign.step == 7
+    np.testing.assert_array_equal(foreign.ema["stem/bias"], array)
+
+
 def test_what_checkpoints_hold_beside_tensors(tmp_path):
     """Numpy scalars, bytes and ordered dicts, as Python's pickler writes them in protocol 2."""
     value = {"lr": np.float64(2e-4), "order": OrderedDict(a=1), "n": np.int64(3), "b": b"\xff"}
