@@ -1,12 +1,12 @@
 """From a config to objects. The only place that reads a config to make something."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from score_sde.config import SAMPLER_KEYS
 from score_sde.discrete import discretization
 from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
-from score_sde.networks import UNet
+from score_sde.networks import NETWORKS
 from score_sde.samplers import SAMPLERS, ProbabilityFlow, Sampler
 from score_sde.score import Model
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
@@ -45,39 +45,18 @@ def pixel_range(config: ConfigDict) -> PixelRange:
     return PixelRange(levels, config.model.centered, config.training.dequantize)
 
 
-def network(config: ConfigDict) -> partial[UNet]:
-    """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`)."""
-    info = dataset(config)
-    settings = config.model
-    return partial(
-        UNet,
-        image_size=info.image_size,
-        channels=info.channels,
-        width=settings.width,
-        multipliers=settings.multipliers,
-        num_blocks=settings.num_blocks,
-        block=settings.block,
-        resample_with_conv=settings.resample_with_conv,
-        attention_resolutions=settings.attention_resolutions,
-        decoder_attention=settings.decoder_attention,
-        dropout=settings.dropout,
-        activation=settings.activation,
-        init_scale=settings.init_scale,
-        norm_groups=settings.norm_groups,
-        conditional=settings.conditional,
-        embedding=settings.embedding,
-        fourier_scale=settings.fourier_scale,
-        skip_rescale=settings.skip_rescale,
-        fir=settings.fir,
-        progressive_input=settings.progressive_input,
-        combine=settings.combine,
-        progressive_output=settings.progressive_output,
-        num_classes=info.num_classes if settings.class_conditional else None,
-        centered=settings.centered,
-        input_frequencies=settings.input_frequencies,
-        remat=settings.remat,
-        dtype=np.dtype(jnp.dtype(settings.dtype)),
-    )
+def network(config: ConfigDict) -> partial[Any]:
+    """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
+    its one argument is the specification."""
+    info, module = dataset(config), NETWORKS["unet"]
+    settings = {
+        **config.model,
+        "image_size": info.image_size,
+        "channels": info.channels,
+        "num_classes": info.num_classes if config.model.class_conditional else 0,
+    }
+    names = [field.name for field in dataclasses.fields(module.Spec)]
+    return partial(module, module.Spec(**{key: settings[key] for key in names if key in settings}))
 
 
 def model(

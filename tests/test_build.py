@@ -26,9 +26,9 @@ def test_the_loss_is_that_of_the_config(kind):
     }
     told = []
 
-    def apply(params, x, condition, labels, *, dropout_key, train):
-        assert train and labels is None and dropout_key is not None
-        told.append(np.asarray(condition))
+    def apply(params, x, noise, condition, *, dropout_key, reverse_only):
+        assert reverse_only and condition == {} and dropout_key is not None
+        told.append(np.asarray(noise))
         return params * x
 
     losses = [

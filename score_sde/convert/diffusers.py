@@ -10,8 +10,10 @@ logarithm of sigma itself and divides its output by sigma, which are the conditi
 the parameterization `score`.
 """
 
+import itertools
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 
 from score_sde.convert.foreign import Foreign
 from score_sde.errors import UserError
+from score_sde.networks import UNetSpec
+from score_sde.networks.plan import plan
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 # Of config.json, which has some 1200 bytes.
@@ -57,9 +61,9 @@ DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
 }
 
-# The two networks: their blocks (without attention) and what those are as arguments of ours.
+# The two networks: their blocks (without attention) and what those are as settings of ours.
 PLAIN, SKIP = ("DownBlock2D", "UpBlock2D"), ("SkipDownBlock2D", "SkipUpBlock2D")
-ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
+SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     PLAIN: {
         "block": "ddpm",
         "resample_with_conv": True,
@@ -97,12 +101,12 @@ ATTENTION = {
 }
 
 
-def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+def read(source: Path, spec: UNetSpec) -> Foreign:
     """Return the parameters in a folder, under our names where they have one.
 
     Args:
         source: the folder.
-        arguments: those of our `UNet`; config.json must describe the same network.
+        spec: of our network; config.json must describe the same.
 
     Returns:
         one set of parameters, as `ema`, float32. An array that our network has no place for keeps
@@ -110,31 +114,25 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
 
     Raises:
         UserError: a file that is missing or damaged, a network that is none of ours, or another
-            one than `arguments` make.
+            one than `spec`.
     """
     config = source / CONFIG
-    told = architecture(_settings(config), str(config), arguments["image_size"])
-    ours = {key: _plain(value) for key, value in arguments.items()}
-    # A size that no level has makes no difference.
-    sizes = {told["image_size"] // 2**level for level in range(len(told["multipliers"]))}
-    ours["attention_resolutions"] = tuple(
-        size for size in sorted(ours["attention_resolutions"], reverse=True) if size in sizes
-    )
+    theirs = architecture(_settings(config), str(config), spec.image_size)
     differences = [
-        f"{key} = {value!r} (not {ours[key]!r})"
-        for key, value in told.items()
-        if value != ours[key]
+        f"{key} = {value!r} (not {getattr(spec, key)!r})"
+        for key, value in theirs.items()
+        if value != getattr(spec, key)
     ]
     if differences:
         raise UserError(f"{config} is another network than the config's: {', '.join(differences)}")
-    places = names(arguments)
+    places = names(spec)
     params: dict[str, np.ndarray] = {}
     for name, array in _arrays(source / WEIGHTS):
         module, _, leaf = name.rpartition(".")
         place = places.get(module)
         path = name
         if place and leaf in ("weight", "bias", "W"):
-            path, array = _placed(place, leaf, array, arguments["block"] == "ddpm")
+            path, array = _placed(place, leaf, array, spec.block == "ddpm")
         if path in params and not np.array_equal(params[path], array):
             path = name  # under both generations of names, and they differ: listed as surplus
         params[path] = array
@@ -142,7 +140,7 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
 
 
 def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> dict[str, Any]:
-    """Return what a `UNet2DModel` is as arguments of our `UNet`, those that make a difference.
+    """Return the settings of our `UNetSpec` that a `UNet2DModel` has, those that differ by network.
 
     Args:
         settings: the content of config.json.
@@ -177,7 +175,7 @@ def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> di
     if wrong:
         raise UserError(f"{where} is a network that ours cannot be: {', '.join(wrong)}")
     return {
-        **ARGUMENTS[kind],
+        **SETTINGS[kind],
         **({"norm_groups": get["norm_num_groups"]} if kind == PLAIN else {}),
         "image_size": size,
         "channels": get["in_channels"],
@@ -190,18 +188,18 @@ def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> di
         "activation": "swish",
         "conditional": True,
         "embedding": get["time_embedding_type"],
-        "num_classes": get["num_class_embeds"],
+        "num_classes": get["num_class_embeds"] or 0,
         "centered": not get["center_input_sample"],
         "input_frequencies": (),
     }
 
 
 def _blocks(get: Mapping[str, Any], where: str) -> tuple[tuple[str, str], list[bool]]:
-    """The kind of the network, a key of ARGUMENTS, and which levels have attention."""
+    """The kind of the network, a key of SETTINGS, and which levels have attention."""
     down, up, widths = get["down_block_types"], get["up_block_types"], get["block_out_channels"]
     if all(isinstance(value, list) and value for value in (down, up, widths)):
         attends = [str(name).startswith("Attn") for name in down]
-        for kind in ARGUMENTS:
+        for kind in SETTINGS:
             expected = [
                 [f"Attn{name}" if attention else name for attention in attends] for name in kind
             ]
@@ -217,7 +215,7 @@ def _blocks(get: Mapping[str, Any], where: str) -> tuple[tuple[str, str], list[b
 def _allowed(
     get: Mapping[str, Any], kind: tuple[str, str], attends: list[bool]
 ) -> dict[str, tuple[Any, ...]]:
-    """The values that ours can be, for each key that is no argument of ours."""
+    """The values that ours can be, for each key that is no setting of ours."""
     widths = get["block_out_channels"]
     attended = {width for width, attention in zip(widths, attends, strict=True) if attention}
     attended.add(widths[-1])  # the middle
@@ -256,58 +254,44 @@ def _same(value: Any, right: Any) -> bool:
     return bool(value == right)
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def names(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return for each module of the `UNet2DModel` that `arguments` make the path of ours.
+def names(spec: UNetSpec) -> dict[str, str]:
+    """Return for each module of the `UNet2DModel` with these settings the path of ours.
 
     Both generations of attention names are in it.
     """
-    plain = arguments["block"] == "ddpm"
-    levels = range(len(arguments["multipliers"]))
-    attends = [
-        arguments["image_size"] // 2**level in arguments["attention_resolutions"]
-        for level in levels
-    ]
-    residuals = {"mid_block.resnets.0": "middle/block0", "mid_block.resnets.1": "middle/block1"}
-    attentions = {"mid_block.attentions.0": "middle/attention"}
     places = {
         "time_proj": "condition",
         "time_embedding.linear_1": "condition/dense0",
         "time_embedding.linear_2": "condition/dense1",
         "class_embedding": "labels",
         "conv_in": "stem",
-        "conv_norm_out": "head_norm" if plain else "decoder/level0_output_norm",
-        "conv_out": "head" if plain else "decoder/level0_output",
     }
-    for level in levels:
-        down, encoder = f"down_blocks.{level}", f"encoder/level{level}"
-        up, decoder = f"up_blocks.{levels[-1] - level}", f"decoder/level{level}"
-        for index in range(arguments["num_blocks"]):
-            residuals[f"{down}.resnets.{index}"] = f"{encoder}_block{index}"
-            if attends[level]:
-                attentions[f"{down}.attentions.{index}"] = f"{encoder}_attention{index}"
-        for index in range(arguments["num_blocks"] + 1):
-            residuals[f"{up}.resnets.{index}"] = f"{decoder}_block{index}"
-            if attends[level] and plain:
-                attentions[f"{up}.attentions.{index}"] = f"{decoder}_attention{index}"
-        if attends[level] and not plain:
-            attentions[f"{up}.attentions.0"] = f"{decoder}_attention"
-        if plain:
-            places[f"{down}.downsamplers.0.conv"] = f"{encoder}_down/conv"
-            places[f"{up}.upsamplers.0.conv"] = f"{decoder}_up/conv"
-        else:
-            residuals[f"{down}.resnet_down"] = f"{encoder}_down"
-            residuals[f"{up}.resnet_up"] = f"{decoder}_up"
-            places[f"{down}.skip_conv"] = f"{encoder}_input/conv"
-            places[f"{up}.skip_norm"] = f"{decoder}_output_norm"
-            places[f"{up}.skip_conv"] = f"{decoder}_output"
-    for blocks, inside in ((residuals, RESIDUAL), (attentions, ATTENTION)):
-        for block, place in blocks.items():
-            for module, ours in inside.items():
-                places[f"{block}.{module}"] = f"{place}/{ours}"
+    last = len(spec.multipliers) - 1
+    # Residual blocks and attentions are numbered within their level.
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    for block in plan(spec):
+        path, level = block.path, block.level
+        at = {"encoder": f"down_blocks.{level}", "decoder": f"up_blocks.{last - level}"}
+        where = at.get(path.partition("/")[0], "mid_block")
+        inside: dict[str, str] = {}
+        match block.kind:
+            case "residual" if block.resample != "none":
+                where, inside = f"{where}.resnet_{block.resample}", RESIDUAL
+            case "residual":
+                where, inside = f"{where}.resnets", RESIDUAL
+                where = f"{where}.{next(numbers[where])}"
+            case "attention":
+                where, inside = f"{where}.attentions", ATTENTION
+                where = f"{where}.{next(numbers[where])}"
+            case "down" | "up":
+                places[f"{where}.{block.kind}samplers.0.conv"] = f"{path}/conv"
+            case "combine":
+                places[f"{where}.skip_conv"] = f"{path}/conv"
+            case "norm":
+                places[f"{where}.skip_norm" if level else "conv_norm_out"] = path
+            case "image" | "add_image":
+                places[f"{where}.skip_conv" if level else "conv_out"] = path
+        places |= {f"{where}.{module}": f"{path}/{ours}" for module, ours in inside.items()}
     return places
 
 

@@ -6,7 +6,6 @@ its metadata has the training step. The config lies beside it.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -25,8 +24,8 @@ def write(folder: Path, params: Mapping[str, np.ndarray], step: int) -> Path:
     return path
 
 
-def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
-    """Read what `write` wrote. The arguments of the network are not needed: the names are ours.
+def read(source: Path) -> Foreign:
+    """Read what `write` wrote. Any network's: the names are ours.
 
     Raises:
         UserError: one line: a damaged file, or one of other numbers than float32.

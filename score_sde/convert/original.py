@@ -1,12 +1,15 @@
 """The modules of the original code bases' networks, in their order, with their names and ours.
 
 Their modules stand in one order: a list in PyTorch (`all_modules.17`), a counter for each class in
-Flax (`ResnetBlockDDPMpp_3`). `modules` walks it for a network of ours; whoever reads a checkpoint
-gets from `arrays` where each array belongs.
+Flax (`ResnetBlockDDPMpp_3`). It is the order of our plan. Whoever reads a checkpoint gets from
+`arrays` where each array belongs.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from score_sde.networks import UNetSpec
+from score_sde.networks.plan import Block, plan
 
 
 class Module(NamedTuple):
@@ -69,96 +72,70 @@ ATTENTION = (
 )
 
 
-def modules(arguments: Mapping[str, Any]) -> Iterator[Module]:
-    """The modules of the network that `UNet(**arguments)` is, in the original's order."""
-    a = arguments
-    levels = len(a["multipliers"])
-    widths = [a["width"] * multiplier for multiplier in a["multipliers"]]
-    attends = [a["image_size"] // 2**i in a["attention_resolutions"] for i in range(levels)]
-    ddpm, resampled = a["block"] == "ddpm", a["resample_with_conv"]
+def modules(spec: UNetSpec) -> Iterator[Module]:
+    """The modules of the original's network of these settings, in the original's order.
 
-    def residual(path: str, n: int, m: int, resample: bool = False) -> Module:
-        parts = [("GroupNorm_0", "norm", "norm0"), ("Conv_0", "conv", "conv0")]
-        # PyTorch's blocks have this layer even where the network is not told the noise level.
-        parts += [("Dense_0", "dense", "embedding" if a["conditional"] else "")]
-        parts += [("GroupNorm_1", "norm", "norm1"), ("Conv_1", "conv", "conv1")]
-        if n != m and ddpm:
-            parts += [("NIN_0", "nin", "shortcut")]
-        elif n != m or resample:
-            parts += [("Conv_2", "conv", "shortcut")]
-        return Module(a["block"], path, tuple(parts))
-
-    def resampling(kind: str, path: str, conv: bool) -> Module:
-        layer = ("Conv2d_0", "fir_conv", "conv") if a["fir"] else ("Conv_0", "conv", "conv")
-        return Module(kind, path, (layer,) if conv else ())
-
-    if a["embedding"] == "fourier":
-        path = "condition" if a["conditional"] else ""
-        yield Module("fourier", path, (("", "fourier", ""),))
-    if a["conditional"]:
-        yield Module("dense", "condition/dense0", (("", "dense", ""),))
-        yield Module("dense", "condition/dense1", (("", "dense", ""),))
-    yield Module("conv", "stem", (("", "conv", ""),))
-
-    n, kept = a["width"], [a["width"]]
-    for level, m in enumerate(widths):
-        for index in range(a["num_blocks"]):
-            yield residual(f"encoder/level{level}_block{index}", n, m)
-            n = m
-            if attends[level]:
-                yield Module("attention", f"encoder/level{level}_attention{index}", ATTENTION)
-            kept.append(n)
-        if level == levels - 1:
-            break
-        if ddpm:
-            yield resampling("down", f"encoder/level{level}_down", resampled)
-        else:
-            yield residual(f"encoder/level{level}_down", n, n, resample=True)
-        if a["progressive_input"] == "residual":
-            yield resampling("down", f"encoder/level{level}_input", True)
-        elif a["progressive_input"] == "input_skip":
-            yield Module("down", "", (), listed=False)
-            yield Module("combine", f"encoder/level{level}_input", (("Conv_0", "conv", "conv"),))
-            n *= 2 if a["combine"] == "cat" else 1
-        kept.append(n)
-
-    yield residual("middle/block0", n, n)
-    yield Module("attention", "middle/attention", ATTENTION)
-    yield residual("middle/block1", n, n)
-
-    for level in reversed(range(levels)):
-        m = widths[level]
-        for index in range(a["num_blocks"] + 1):
-            yield residual(f"decoder/level{level}_block{index}", n + kept.pop(), m)
-            n = m
-            if attends[level] and a["decoder_attention"] == "every":
-                yield Module("attention", f"decoder/level{level}_attention{index}", ATTENTION)
-        if attends[level] and a["decoder_attention"] == "once":
-            yield Module("attention", f"decoder/level{level}_attention", ATTENTION)
-        lowest = level == levels - 1
-        if a["progressive_output"] == "residual" and not lowest:
-            yield resampling("up", f"decoder/level{level}_output", True)
-        elif a["progressive_output"] != "none":
-            if not lowest:
+    It has neither classes nor input frequencies: their blocks are left out.
+    """
+    if spec.embedding == "fourier":
+        yield Module("fourier", "condition" if spec.conditional else "", _layer("fourier"))
+    for block in plan(spec):
+        path = block.path
+        match block.kind:
+            case "embedding":
+                yield Module("dense", f"{path}/dense0", _layer("dense"))
+                yield Module("dense", f"{path}/dense1", _layer("dense"))
+            case "residual":
+                yield _residual(block, spec)
+            case "attention":
+                yield Module("attention", path, ATTENTION)
+            case "down" | "up":
+                yield _resampling(block.kind, path, spec.fir, spec.resample_with_conv)
+            case "input":
+                yield _resampling("down", path, spec.fir, True)
+            case "output":
+                yield _resampling("up", path, spec.fir, True)
+            case "combine":
+                yield Module("down", "", (), listed=False)
+                yield Module("combine", path, (("Conv_0", "conv", "conv"),))
+            case "norm":
+                yield Module("norm", path, _layer("norm"))
+            case "add_image":
                 yield Module("up", "", (), listed=False)
-            yield Module("norm", f"decoder/level{level}_output_norm", (("", "norm", ""),))
-            yield Module("conv", f"decoder/level{level}_output", (("", "conv", ""),))
-        if level > 0 and ddpm:
-            yield resampling("up", f"decoder/level{level}_up", resampled)
-        elif level > 0:
-            yield residual(f"decoder/level{level}_up", n, n, resample=True)
-    if a["progressive_output"] != "output_skip":
-        yield Module("norm", "head_norm", (("", "norm", ""),))
-        yield Module("conv", "head", (("", "conv", ""),))
+                yield Module("conv", path, _layer("conv"))
+            case "stem" | "output_start" | "image":
+                yield Module("conv", path, _layer("conv"))
 
 
-def arrays(arguments: Mapping[str, Any]) -> Iterator[Array]:
+def _layer(layer: str) -> tuple[tuple[str, str, str], ...]:
+    """The parts of a module that is one layer."""
+    return (("", layer, ""),)
+
+
+def _residual(block: Block, spec: UNetSpec) -> Module:
+    # PyTorch's blocks have the Dense layer even where they do not read the noise level.
+    parts = [("GroupNorm_0", "norm", "norm0"), ("Conv_0", "conv", "conv0")]
+    parts += [("Dense_0", "dense", "embedding" if spec.conditional else "")]
+    parts += [("GroupNorm_1", "norm", "norm1"), ("Conv_1", "conv", "conv1")]
+    if block.in_channels != block.out_channels and spec.block == "ddpm":
+        parts += [("NIN_0", "nin", "shortcut")]
+    elif block.in_channels != block.out_channels or block.resample != "none":
+        parts += [("Conv_2", "conv", "shortcut")]
+    return Module(spec.block, block.path, tuple(parts))
+
+
+def _resampling(kind: str, path: str, fir: bool, conv: bool) -> Module:
+    layer = ("Conv2d_0", "fir_conv", "conv") if fir else ("Conv_0", "conv", "conv")
+    return Module(kind, path, (layer,) if conv else ())
+
+
+def arrays(spec: UNetSpec) -> Iterator[Array]:
     """Every array of the original's network, in the order of PyTorch's `named_parameters`.
 
     Arrays that PyTorch's network has and ours does not (of an unconditional one) have no path.
     """
     number, counters = 0, dict.fromkeys(FLAX_CLASSES, 0)
-    for module in modules(arguments):
+    for module in modules(spec):
         flax_module = f"{FLAX_CLASSES[module.kind]}_{counters[module.kind]}"
         counters[module.kind] += 1
         for name, layer, ours in module.parts:

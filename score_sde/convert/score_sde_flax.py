@@ -4,7 +4,6 @@
 Adam's moments (`grad_ema`, `grad_sq_ema`) in the place of each array. msgpack holds data only.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from flax.serialization import msgpack_restore
 from score_sde.convert.foreign import Foreign, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
+from score_sde.networks import UNetSpec
 
 MOST_LEVELS = 12  # of dicts in dicts; the moments' arrays are in the seventh
 PLAIN = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}  # of class `ddpm`
@@ -34,7 +34,7 @@ BROKEN = (
 )
 
 
-def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+def read(source: Path, spec: UNetSpec) -> Foreign:
     """Read a checkpoint; as `score_sde_pytorch.read`."""
     try:
         with source.open("rb") as file:
@@ -55,7 +55,7 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
         raise UserError(
             f"--source {source}: not a checkpoint of score_sde; those have params_ema and optimizer"
         )
-    known = list(arrays(arguments))
+    known = list(arrays(spec))
     moments = _get(adam, "param_states")
     have = isinstance(moments, dict)
     return Foreign(

@@ -15,17 +15,18 @@ from score_sde.convert import torch_zip
 from score_sde.convert.foreign import Foreign, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
+from score_sde.networks import UNetSpec
 
 PREFIX = "module."  # of PyTorch's DataParallel
 SIGMAS = "sigmas"
 
 
-def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
+def read(source: Path, spec: UNetSpec) -> Foreign:
     """Read a checkpoint.
 
     Args:
         source: the file.
-        arguments: those of the network, `UNet(**arguments)`.
+        spec: of the network.
 
     Returns:
         the arrays under our names; those that are not the network's under their own.
@@ -33,10 +34,10 @@ def read(source: Path, arguments: Mapping[str, Any]) -> Foreign:
     Raises:
         UserError: one line: a damaged or hostile file, or one of something else.
     """
-    return from_state(torch_zip.load(source), arguments, source)
+    return from_state(torch_zip.load(source), spec, source)
 
 
-def from_state(state: Any, arguments: Mapping[str, Any], source: Path) -> Foreign:
+def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
     """As `read`, of what the file holds."""
     model, ema, optimizer, step = (
         _get(state, key) for key in ("model", "ema", "optimizer", "step")
@@ -48,7 +49,7 @@ def from_state(state: Any, arguments: Mapping[str, Any], source: Path) -> Foreig
             f"--source {source}: not a checkpoint of score_sde_pytorch; those are a dict of model, "
             "ema, optimizer and step"
         )
-    known = list(arrays(arguments))
+    known = list(arrays(spec))
     named = {str(name).removeprefix(PREFIX): value for name, value in model.items()}
     sigmas = named.pop(SIGMAS, None)
     params = _ours(named, known)

@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     """
     start(1)
     make = build.network(config)
-    foreign = convert.read(source, make.keywords)
+    foreign = convert.read(source, *make.args)
     for steps in (foreign.step, foreign.adam_steps):
         if not 0 <= steps < 2**31 - 1:
             raise UserError(f"--source {source}: its steps are {steps}; allowed are 0 to 2**31 - 2")
@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
 
 def _state(
     config: ConfigDict,
-    make: partial[networks.UNet],
+    make: partial[Any],
     foreign: convert.Foreign,
     weights: str,
     source: Path,

@@ -1,20 +1,32 @@
 """Networks as pairs of a pure function and a tree of arrays.
 
-The rest of the package sees no `nnx.Module`: a network is `apply(params, x, condition, ...)` with
+The rest of the package sees no `nnx.Module`: a network is `apply(params, x, noise, condition)` with
 `params` a nested dict of arrays, so that what is jitted, averaged and saved is plain data.
+
+`NETWORKS` lists the networks. Your own needs no place in it: `model.name = "my_module:Net"` takes
+the class `Net` of your `my_module.py`, which has three things:
+
+- `Net.Spec`: a frozen dataclass of the settings. `build.network` fills every field whose name is a
+  key of `config.model`, `image_size`, `channels` or `num_classes` (0 for none); the others keep
+  their defaults. A ValueError in its `__post_init__` refuses a setting.
+- `Net(spec, rngs=rngs)`: an `nnx.Module` whose variables all are float32 `nnx.Param`s.
+- `Net.__call__(x, noise, condition, *, dropout_key=None, reverse_only=False)`: arguments and result
+  as those of `UNet.__call__`. It raises ValueError for a condition that it does not read.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import jax
 from flax import nnx
 
+from score_sde.networks.spec import UNetSpec
 from score_sde.networks.unet import UNet
 
-__all__ = ["Apply", "UNet", "abstract", "init", "split"]
+__all__ = ["NETWORKS", "Apply", "UNet", "UNetSpec", "abstract", "init", "split"]
+
+NETWORKS: dict[str, Any] = {"unet": UNet}
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Apply:
         params: dict[str, Any],
         x: jax.Array,
         noise: jax.Array,
-        condition: Mapping[str, jax.Array] = MappingProxyType({}),
+        condition: Mapping[str, jax.Array] | None = None,
         *,
         dropout_key: jax.Array | None = None,
         reverse_only: bool = False,
@@ -38,8 +50,7 @@ class Apply:
         Puts the module together in Python, some 0.1 s: call it inside jit.
         """
         network = nnx.merge(self.graph, params)
-        labels = condition.get("labels")
-        return network(x, noise, labels, dropout_key=dropout_key, train=reverse_only)
+        return network(x, noise, condition, dropout_key=dropout_key, reverse_only=reverse_only)
 
 
 def split(network: nnx.Module) -> tuple[Apply, dict[str, Any]]:
@@ -59,7 +70,7 @@ def init(make: Callable[..., nnx.Module], key: jax.Array) -> tuple[Apply, dict[s
     """Makes a network with initial parameters; equal keys give equal parameters.
 
     Args:
-        make: called as `make(rngs=...)`, such as `functools.partial(UNet, image_size=8, ...)`.
+        make: called as `make(rngs=...)`, such as `functools.partial(UNet, spec)`.
         key: a jax key.
 
     Returns:

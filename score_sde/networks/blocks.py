@@ -1,55 +1,30 @@
 """What the U-Net is built of: residual and attention blocks, and what stands between two levels."""
 
 import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from score_sde.networks import resampling
 from score_sde.networks.convolution import Conv
 from score_sde.networks.layers import ACTIVATIONS, Dense, GroupNorm, dropout, statistics_dtype
+from score_sde.networks.spec import UNetSpec
 
 
-@dataclass(frozen=True)
-class Style:
-    """What all blocks of a network have in common.
+def norm(spec: UNetSpec, channels: int) -> GroupNorm:
+    """A normalization."""
+    return GroupNorm(channels, groups=spec.norm_groups, dtype=spec.dtype)
 
-    Attributes:
-        block: type of the residual blocks, "biggan" or "ddpm".
-        fir: resample with the [1, 3, 3, 1] filter instead of nearest neighbours and 2x2 means.
-        skip_rescale: divide the sum of a block and its shortcut by sqrt(2).
-        activation: a key of `layers.ACTIVATIONS`.
-        init_scale: of the initial kernels that end a block, see `layers.variance_scaling`.
-        norm_groups: of each normalization, see `layers.GroupNorm`.
-        dropout: rate.
-        embedding_width: features of the embedding; 0 for blocks that get none.
-        dtype: of the computation.
-    """
 
-    block: str
-    fir: bool
-    skip_rescale: bool
-    activation: str
-    init_scale: float
-    norm_groups: int
-    dropout: float
-    embedding_width: int
-    dtype: np.dtype
+def act(spec: UNetSpec, x: jax.Array) -> jax.Array:
+    """The activation."""
+    return ACTIVATIONS[spec.activation](x)
 
-    def act(self, x: jax.Array) -> jax.Array:
-        """The activation."""
-        return ACTIVATIONS[self.activation](x)
 
-    def norm(self, channels: int) -> GroupNorm:
-        """A normalization."""
-        return GroupNorm(channels, groups=self.norm_groups, dtype=self.dtype)
-
-    def add(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The sum of two paths."""
-        return (a + b) / math.sqrt(2.0) if self.skip_rescale else a + b
+def add(spec: UNetSpec, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The sum of two paths."""
+    return (a + b) / math.sqrt(2.0) if spec.skip_rescale else a + b
 
 
 class ResidualBlock(nnx.Module):
@@ -63,7 +38,7 @@ class ResidualBlock(nnx.Module):
 
     Args:
         in_channels, out_channels: channels of the input and of the output.
-        style: of the network.
+        spec: of the network.
         resample: "none", "up" (size x 2) or "down" (size / 2); the latter two for BigGAN's type.
     """
 
@@ -71,33 +46,31 @@ class ResidualBlock(nnx.Module):
         self,
         in_channels: int,
         out_channels: int,
-        style: Style,
+        spec: UNetSpec,
         *,
         resample: str = "none",
         rngs: nnx.Rngs,
     ):
-        dtype = style.dtype
-        self.style = style
+        dtype = spec.dtype
+        self.spec = spec
         self.resample = resample
-        self.norm0 = style.norm(in_channels)
+        self.norm0 = norm(spec, in_channels)
         self.conv0 = Conv(in_channels, out_channels, dtype=dtype, rngs=rngs)
-        if style.embedding_width:
-            self.embedding = Dense(style.embedding_width, out_channels, dtype=dtype, rngs=rngs)
-        self.norm1 = style.norm(out_channels)
-        self.conv1 = Conv(
-            out_channels, out_channels, scale=style.init_scale, dtype=dtype, rngs=rngs
-        )
+        if spec.embedding_width:
+            self.embedding = Dense(spec.embedding_width, out_channels, dtype=dtype, rngs=rngs)
+        self.norm1 = norm(spec, out_channels)
+        self.conv1 = Conv(out_channels, out_channels, scale=spec.init_scale, dtype=dtype, rngs=rngs)
         shortcut: Dense | Conv | None = None
         if in_channels != out_channels or resample != "none":
             shortcut = (
                 Dense(in_channels, out_channels, scale=0.1, dtype=dtype, rngs=rngs)
-                if style.block == "ddpm"
+                if spec.block == "ddpm"
                 else Conv(in_channels, out_channels, kernel_size=1, dtype=dtype, rngs=rngs)
             )
         self.shortcut = shortcut
 
     def __call__(
-        self, x: jax.Array, embedding: jax.Array | None, mask: jax.Array | None, train: bool
+        self, x: jax.Array, embedding: jax.Array | None, mask: jax.Array | None, reverse_only: bool
     ) -> jax.Array:
         """Evaluates the block.
 
@@ -105,33 +78,33 @@ class ResidualBlock(nnx.Module):
             x: (B, H, W, in_channels).
             embedding: activated embedding (B, embedding_width); None where the blocks get none.
             mask: state that the dropout mask is drawn from, see `dropout`; None drops nothing.
-            train: use the convolution with the own gradient.
+            reverse_only: see `Conv`.
 
         Returns:
             (B, H', W', out_channels) with H' = H, 2 H or H / 2.
         """
-        style = self.style
-        h = self._resample(style.act(self.norm0(x)))
+        spec = self.spec
+        h = self._resample(act(spec, self.norm0(x)))
         x = self._resample(x)
-        h = self.conv0(h, train)
+        h = self.conv0(h, reverse_only)
         if embedding is not None:
             shift = self.embedding(embedding)
             h = h + shift.reshape(shift.shape[0], 1, 1, shift.shape[1])
-        h = style.act(self.norm1(h))
+        h = act(spec, self.norm1(h))
         if mask is not None:
-            h = dropout(mask, h, style.dropout)
-        h = self.conv1(h, train)
+            h = dropout(mask, h, spec.dropout)
+        h = self.conv1(h, reverse_only)
         if isinstance(self.shortcut, Conv):
-            x = self.shortcut(x, train)
+            x = self.shortcut(x, reverse_only)
         elif self.shortcut is not None:
             x = self.shortcut(x)
-        return style.add(x, h)
+        return add(spec, x, h)
 
     def _resample(self, x: jax.Array) -> jax.Array:
         if self.resample == "up":
-            return resampling.up(x, self.style.fir)
+            return resampling.up(x, self.spec.fir)
         if self.resample == "down":
-            return resampling.down(x, self.style.fir)
+            return resampling.down(x, self.spec.fir)
         return x
 
 
@@ -142,14 +115,14 @@ class AttentionBlock(nnx.Module):
     to x.
     """
 
-    def __init__(self, channels: int, style: Style, *, rngs: nnx.Rngs):
-        dtype = style.dtype
-        self.style = style
-        self.norm = style.norm(channels)
+    def __init__(self, channels: int, spec: UNetSpec, *, rngs: nnx.Rngs):
+        dtype = spec.dtype
+        self.spec = spec
+        self.norm = norm(spec, channels)
         self.query = Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs)
         self.key = Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs)
         self.value = Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs)
-        self.output = Dense(channels, channels, scale=style.init_scale, dtype=dtype, rngs=rngs)
+        self.output = Dense(channels, channels, scale=spec.init_scale, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -157,9 +130,9 @@ class AttentionBlock(nnx.Module):
         h = self.norm(x).reshape(batch, height * width, channels)
         q, k, v = self.query(h), self.key(h), self.value(h)
         logits = jnp.einsum("bqc,bkc->bqk", q, k) / math.sqrt(channels)
-        weights = jax.nn.softmax(logits.astype(statistics_dtype(self.style.dtype)), axis=-1)
+        weights = jax.nn.softmax(logits.astype(statistics_dtype(self.spec.dtype)), axis=-1)
         h = self.output(jnp.einsum("bqk,bkc->bqc", weights.astype(v.dtype), v))
-        return self.style.add(x, h.reshape(x.shape))
+        return add(self.spec, x, h.reshape(x.shape))
 
 
 class Downsample(nnx.Module):
@@ -170,21 +143,21 @@ class Downsample(nnx.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, style: Style, *, conv: bool, rngs: nnx.Rngs
+        self, in_channels: int, out_channels: int, spec: UNetSpec, *, conv: bool, rngs: nnx.Rngs
     ):
-        self.fir = style.fir
+        self.fir = spec.fir
         self.has_conv = conv
         if conv:
-            padding = (0, 0) if style.fir else (0, 1)
+            padding = (0, 0) if spec.fir else (0, 1)
             self.conv = Conv(
-                in_channels, out_channels, stride=2, padding=padding, dtype=style.dtype, rngs=rngs
+                in_channels, out_channels, stride=2, padding=padding, dtype=spec.dtype, rngs=rngs
             )
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
         """Evaluates it; see the class."""
         if not self.has_conv:
             return resampling.down(x, self.fir)
-        return self.conv(resampling.fir_filter(x) if self.fir else x, train)
+        return self.conv(resampling.fir_filter(x) if self.fir else x, reverse_only)
 
 
 class Upsample(nnx.Module):
@@ -196,21 +169,23 @@ class Upsample(nnx.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, style: Style, *, conv: bool, rngs: nnx.Rngs
+        self, in_channels: int, out_channels: int, spec: UNetSpec, *, conv: bool, rngs: nnx.Rngs
     ):
-        self.fir = style.fir
+        self.fir = spec.fir
         self.has_conv = conv
         if conv:
-            padding = (0, 0) if style.fir else (1, 1)
+            padding = (0, 0) if spec.fir else (1, 1)
             self.conv = Conv(
-                in_channels, out_channels, padding=padding, dtype=style.dtype, rngs=rngs
+                in_channels, out_channels, padding=padding, dtype=spec.dtype, rngs=rngs
             )
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
         """Evaluates it; see the class."""
         if not self.has_conv:
             return resampling.up(x, self.fir)
-        return self.conv(resampling.fir_up_wide(x) if self.fir else resampling.nearest_up(x), train)
+        return self.conv(
+            resampling.fir_up_wide(x) if self.fir else resampling.nearest_up(x), reverse_only
+        )
 
 
 class Combine(nnx.Module):
@@ -220,13 +195,11 @@ class Combine(nnx.Module):
     image comes first.
     """
 
-    def __init__(
-        self, channels: int, out_channels: int, method: str, *, dtype: np.dtype, rngs: nnx.Rngs
-    ):
-        self.method = method
-        self.conv = Conv(channels, out_channels, kernel_size=1, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, out_channels: int, spec: UNetSpec, *, rngs: nnx.Rngs):
+        self.method = spec.combine
+        self.conv = Conv(channels, out_channels, kernel_size=1, dtype=spec.dtype, rngs=rngs)
 
-    def __call__(self, image: jax.Array, h: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, image: jax.Array, h: jax.Array, reverse_only: bool) -> jax.Array:
         """Evaluates it; see the class."""
-        image = self.conv(image, train)
+        image = self.conv(image, reverse_only)
         return jnp.concatenate([image, h], axis=-1) if self.method == "cat" else image + h

@@ -46,15 +46,15 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(variance_scaling(rngs, shape, scale))
         self.bias = constant((out_channels,), 0.0)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
         """(B, H, W, in) -> (B, H', W', out).
 
-        `train` chooses the gradient of ours, which is only for reverse mode; without it both
-        modes work, but reverse mode is slow inside a loop on the CPU.
+        `reverse_only` takes `convolve_reverse_only`, which has no forward mode (`jax.jvp`). Without
+        it both modes work, but reverse mode is slow inside a loop on the CPU.
         """
         kernel = self.kernel[...].astype(self.dtype)
         x = x.astype(self.dtype)
-        function = convolve_for_training if train else convolve
+        function = convolve_reverse_only if reverse_only else convolve
         y = function(x, kernel, self.stride, self.padding)
         return y + spread(self.bias[...].astype(self.dtype), 4)
 
@@ -65,7 +65,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_for_training(
+def convolve_reverse_only(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
     """`convolve` with its gradients written as convolutions of the same layout.
@@ -107,7 +107,7 @@ def _backward(
     return dx, dk.transpose(1, 2, 0, 3)
 
 
-convolve_for_training.defvjp(_forward, _backward)
+convolve_reverse_only.defvjp(_forward, _backward)
 
 
 def _nhwc_conv(

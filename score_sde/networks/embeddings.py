@@ -1,7 +1,7 @@
-"""What is made of the noise condition, the class label and the input before the first block."""
+"""What is made of the noise level, the condition and the input before the first block."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,22 @@ from score_sde.networks.layers import (
 )
 
 
-class ConditionEmbedding(nnx.Module):
-    """Sines and cosines of the condition, then Dense, activation, Dense.
+def check_names(condition: Mapping[str, jax.Array], allowed: Collection[str]) -> None:
+    """Raises ValueError at the first condition that the network does not read."""
+    for name in condition:
+        if name not in allowed:
+            names = ", ".join(allowed) or "none with this network, which has no classes"
+            raise ValueError(f"condition {name!r}: allowed are {names}")
+
+
+class NoiseEmbedding(nnx.Module):
+    """Sines and cosines of the noise level, then Dense, activation, Dense.
 
     Args:
         width: of the network; the embedding has four times as many features.
         kind: "positional" (Vaswani et al. 2017) or "fourier" (Tancik et al. 2020).
         fourier_scale: standard deviation of the Fourier frequencies.
         activation: a key of `ACTIVATIONS`.
-
-    Raises:
-        ValueError: another kind.
     """
 
     def __init__(
@@ -41,8 +46,6 @@ class ConditionEmbedding(nnx.Module):
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
-        if kind not in ("positional", "fourier"):
-            raise ValueError(f"embedding is {kind!r}: positional or fourier")
         self.width = width
         self.kind = kind
         self.activation = activation
@@ -54,15 +57,15 @@ class ConditionEmbedding(nnx.Module):
         self.dense0 = Dense(features, 4 * width, dtype=dtype, rngs=rngs)
         self.dense1 = Dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, condition: jax.Array) -> jax.Array:
+    def __call__(self, noise: jax.Array) -> jax.Array:
         """(B,) -> (B, 4 width)."""
         # Not in bfloat16: the arguments reach several hundred radians.
-        condition = condition.astype(statistics_dtype(self.dtype)).reshape(-1, 1)
+        noise = noise.astype(statistics_dtype(self.dtype)).reshape(-1, 1)
         if self.kind == "positional":
-            features = positional_features(condition, self.width)
+            features = positional_features(noise, self.width)
         else:
-            frequencies = lax.stop_gradient(self.frequencies[...]).astype(condition.dtype)
-            angles = (2.0 * math.pi) * condition * frequencies.reshape(1, -1)
+            frequencies = lax.stop_gradient(self.frequencies[...]).astype(noise.dtype)
+            angles = (2.0 * math.pi) * noise * frequencies.reshape(1, -1)
             features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         return self.dense1(ACTIVATIONS[self.activation](self.dense0(features)))
 
@@ -79,14 +82,14 @@ class LabelEmbedding(nnx.Module):
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32) @ self.table[...]
 
 
-def positional_features(condition: jax.Array, width: int) -> jax.Array:
+def positional_features(noise: jax.Array, width: int) -> jax.Array:
     """[sin(c f_i), cos(c f_i)] with f_i = 10000^(-i / (width // 2 - 1)), i = 0 ... width // 2 - 1.
 
     The divisor is width // 2 - 1, not width // 2 as in Vaswani et al. (2017): the published
     networks have it so. An odd width gets a zero at the end.
 
     Args:
-        condition: c, (B, 1).
+        noise: c, (B, 1).
         width: number of features.
 
     Returns:
@@ -94,7 +97,7 @@ def positional_features(condition: jax.Array, width: int) -> jax.Array:
     """
     half = width // 2
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - 1))
-    angles = condition * jnp.asarray(frequencies.reshape(1, -1), condition.dtype)
+    angles = noise * jnp.asarray(frequencies.reshape(1, -1), noise.dtype)
     features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(features, ((0, 0), (0, width % 2)))
 

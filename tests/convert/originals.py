@@ -1,6 +1,7 @@
 """The recorded networks of the original code bases, through the converters."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,10 +93,10 @@ def describe(directory: Path, name: str) -> ConfigDict:
 def load(directory: Path, name: str, dtype: Any = jnp.float32) -> Original:
     """A recorded network, its parameters and computation in `dtype`."""
     config = describe(directory, name)
-    make = build.network(config)
-    apply, expected = networks.abstract(partial(make, dtype=dtype))
+    (spec,) = build.network(config).args
+    apply, expected = networks.abstract(partial(networks.UNet, replace(spec, dtype=dtype)))
     path = source(directory, name)
-    foreign = convert.read(path, make.keywords)
+    foreign = convert.read(path, spec)
     params, raw = (
         jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), convert.fit(flat, expected, path))
         for flat in (foreign.ema, foreign.params)

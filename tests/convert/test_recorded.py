@@ -243,7 +243,7 @@ def test_five_training_steps(reference_dir):
             metrics["grad_norm"], recorded["grad_norm_f64"][index], rtol=1e-5
         )
         np.testing.assert_allclose(metrics["learning_rate"], recorded["lr"][index], rtol=1e-6)
-    known = list(original_arrays(build.network(original.config).keywords))
+    known = list(original_arrays(*build.network(original.config).args))
     flat = {"after": state.params, "ema": state.ema}
     order = json.loads((reference_dir / "train_steps.json").read_text())["parameter_order"]
     assert [f"module.{array.torch}" for array in known] == order

@@ -6,6 +6,8 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,38 +299,38 @@ def make(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def arguments(reference_dir):
-    return build.network(describe(reference_dir, "vp_ddpmpp_continuous")).keywords
+def spec(reference_dir):
+    return build.network(describe(reference_dir, "vp_ddpmpp_continuous")).args[0]
 
 
 @pytest.mark.parametrize(("hostile", "says"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_or_damaged_source_is_refused(hostile, says, tmp_path, arguments):
+def test_a_hostile_or_damaged_source_is_refused(hostile, says, tmp_path, spec):
     path = hostile(tmp_path)
     with pytest.raises(UserError) as error:
-        convert.read(path, arguments)
+        convert.read(path, spec)
     assert says in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_checkpoint_that_is_cut_short_anywhere_is_refused(reference_dir, tmp_path, arguments):
+def test_a_checkpoint_that_is_cut_short_anywhere_is_refused(reference_dir, tmp_path, spec):
     whole = source(reference_dir, "vp_ddpmpp_continuous").read_bytes()
     flax = source(reference_dir, "flax_subvp_ddpmpp_continuous").read_bytes()
     for content in (whole, flax):
         for share in (0.01, 0.3, 0.6, 0.99, 0.9999):
             path = write_bytes(tmp_path / "cut", content[: int(share * len(content))])
             with pytest.raises(UserError) as error:
-                convert.read(path, arguments)
+                convert.read(path, spec)
             assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of the noise
-def test_noise_in_the_pickle_ends_in_one_line(reference_dir, tmp_path, arguments):
+def test_noise_in_the_pickle_ends_in_one_line(reference_dir, tmp_path, spec):
     """Bytes changed at random: read with other names or values, or refused; never another error."""
     with zipfile.ZipFile(source(reference_dir, "vp_ddpmpp_continuous")) as archive:
         parts = {info.filename: archive.read(info) for info in archive.infolist()}
     pickled = next(name for name in parts if name.endswith("data.pkl"))
     generator = np.random.default_rng(0)
-    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    _, expected = networks.abstract(partial(networks.UNet, spec))
     refused = 0
     for _ in range(200):
         noisy = bytearray(parts[pickled])
@@ -336,37 +338,36 @@ def test_noise_in_the_pickle_ends_in_one_line(reference_dir, tmp_path, arguments
             noisy[place] = generator.integers(256)
         path = write_zip(tmp_path / "noisy.pth", {**parts, pickled: bytes(noisy)})
         try:
-            convert.fit(convert.read(path, arguments).ema, expected, path)
+            convert.fit(convert.read(path, spec).ema, expected, path)
         except UserError as error:
             refused += 1
             assert "\n" not in str(error)
     assert refused > 50
 
 
-def test_a_network_that_does_not_fit_is_refused_with_the_list(reference_dir, arguments):
+def test_a_network_that_does_not_fit_is_refused_with_the_list(reference_dir, spec):
     path = source(reference_dir, "vp_ddpmpp_continuous")
-    other = {**arguments, "fir": True, "progressive_input": "residual"}
-    for changed in (other, {**arguments, "num_blocks": 2}, {**arguments, "width": 16}):
-        _, expected = networks.abstract(
-            lambda given=changed, **rngs: networks.UNet(**given, **rngs)
-        )
+    other = {"fir": True, "progressive_input": "residual"}
+    for changes in (other, {"num_blocks": 2}, {"width": 16}):
+        changed = replace(spec, **changes)
+        _, expected = networks.abstract(partial(networks.UNet, changed))
         with pytest.raises(UserError) as error:
             convert.fit(convert.read(path, changed).ema, expected, path)
         assert "\n" not in str(error.value)
     # The last of them; the list is long, and begins so.
     assert "153 of another shape: condition/dense0/bias (32,) for (64,)" in str(error.value)
-    flat = convert.read(path, arguments).ema
-    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    flat = convert.read(path, spec).ema
+    _, expected = networks.abstract(partial(networks.UNet, spec))
     short = {name: array for name, array in flat.items() if name != "head/bias"}
     short["tail/bias"] = flat["head/bias"]
     with pytest.raises(UserError, match=r"1 missing: head/bias; 1 not the network's: tail/bias"):
         convert.fit(short, expected, path)
 
 
-def test_numbers_that_are_not_finite_or_not_real_are_refused(reference_dir, arguments):
+def test_numbers_that_are_not_finite_or_not_real_are_refused(reference_dir, spec):
     path = source(reference_dir, "vp_ddpmpp_continuous")
-    flat = convert.read(path, arguments).ema
-    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+    flat = convert.read(path, spec).ema
+    _, expected = networks.abstract(partial(networks.UNet, spec))
     records = np.zeros(3, "f4,f4")
     huge = np.full(3, 1e300)  # inf in float32, without a warning
     for wrong in (np.full(3, np.nan, np.float32), np.zeros(3, np.complex64), records, huge):
@@ -374,18 +375,18 @@ def test_numbers_that_are_not_finite_or_not_real_are_refused(reference_dir, argu
             convert.fit({**flat, "head/bias": wrong}, expected, path)
 
 
-def test_averages_are_never_silently_the_raw_weights(reference_dir, arguments):
+def test_averages_are_never_silently_the_raw_weights(reference_dir, spec):
     path = source(reference_dir, "vp_ddpmpp_continuous")
     state = torch_zip.load(path)
     state["model"]["module.note"] = "no array"
-    foreign = score_sde_pytorch.from_state(state, arguments, path)
+    foreign = score_sde_pytorch.from_state(state, spec, path)
     assert not np.array_equal(foreign.ema["stem/kernel"], foreign.params["stem/kernel"])
     state["ema"]["shadow_params"][5] = "no array"
     with pytest.raises(UserError, match="averages are 153 arrays; allowed are those of its 154"):
-        score_sde_pytorch.from_state(state, arguments, path)
+        score_sde_pytorch.from_state(state, spec, path)
     state["ema"]["shadow_params"].pop(5)
     with pytest.raises(UserError, match="averages are 153 arrays; allowed are those of its 154"):
-        score_sde_pytorch.from_state(state, arguments, path)
+        score_sde_pytorch.from_state(state, spec, path)
 
 
 CYCLE: list[Any] = []
@@ -393,21 +394,21 @@ CYCLE.append(CYCLE)
 
 
 @pytest.mark.parametrize("count", [None, "3", [1, [2]], CYCLE, np.zeros(4), np.nan, 1e300, -1])
-def test_a_count_of_updates_that_is_none_is_never_taken_for_0(count, reference_dir, arguments):
+def test_a_count_of_updates_that_is_none_is_never_taken_for_0(count, reference_dir):
     """By 0 the moments' bias would be corrected once more; `--mode convert` refuses -1."""
     path = source(reference_dir, "ve_ncsnpp_continuous")
     state = torch_zip.load(path)
-    arguments = build.network(describe(reference_dir, "ve_ncsnpp_continuous")).keywords
-    assert score_sde_pytorch.from_state(state, arguments, path).adam_steps == 3
+    (spec,) = build.network(describe(reference_dir, "ve_ncsnpp_continuous")).args
+    assert score_sde_pytorch.from_state(state, spec, path).adam_steps == 3
     state["optimizer"]["state"][5]["step"] = count
-    assert score_sde_pytorch.from_state(state, arguments, path).adam_steps == -1
+    assert score_sde_pytorch.from_state(state, spec, path).adam_steps == -1
     state["step"] = count
     with pytest.raises(UserError, match="not a checkpoint of score_sde_pytorch"):
-        score_sde_pytorch.from_state(state, arguments, path)
+        score_sde_pytorch.from_state(state, spec, path)
 
 
-def test_names_of_a_source_stay_in_one_line(arguments):
-    _, expected = networks.abstract(lambda **rngs: networks.UNet(**arguments, **rngs))
+def test_names_of_a_source_stay_in_one_line(spec):
+    _, expected = networks.abstract(partial(networks.UNet, spec))
     with pytest.raises(UserError) as error:
         convert.fit({"a\n\x1b[31m": np.zeros(3, np.float32)}, expected, "x")
     for line in (str(error.value), *error.value.details):
@@ -418,15 +419,25 @@ def test_names_of_a_source_stay_in_one_line(arguments):
 def test_an_export_of_other_numbers_is_refused(tmp_path):
     save_file({"a": np.zeros(3)}, tmp_path / exported.FILE)
     with pytest.raises(UserError, match=r"a is F64; allowed is F32 \(float32\)"):
-        exported.read(tmp_path, {})
+        exported.read(tmp_path)
     header = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'  # numpy has no such
     content = struct.pack("<Q", len(header)) + header + bytes(4)
     write_bytes(tmp_path / exported.FILE, content)
     with pytest.raises(UserError, match="a is F8_E4M3"):
-        exported.read(tmp_path, {})
+        exported.read(tmp_path)
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / exported.FILE, metadata={"step": "-1"})
     with pytest.raises(UserError, match="step is '-1'"):
-        exported.read(tmp_path, {})
+        exported.read(tmp_path)
+
+
+def test_another_network_than_a_unet_reads_exports_alone(reference_dir, tmp_path):
+    with pytest.raises(UserError, match="allowed are exports"):
+        convert.read(source(reference_dir, "vp_ddpmpp_continuous"), "an MLP")
+    array = np.arange(3, dtype=np.float32)
+    exported.write(tmp_path, {"stem/bias": array}, 7)
+    foreign = convert.read(tmp_path, "an MLP")
+    assert foreign.step == 7
+    np.testing.assert_array_equal(foreign.ema["stem/bias"], array)
 
 
 def test_what_checkpoints_hold_beside_tensors(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from score_sde.networks.blocks import Downsample, Style, Upsample
-from score_sde.networks.convolution import convolve, convolve_for_training
+from score_sde.networks import UNetSpec
+from score_sde.networks.blocks import Downsample, Upsample
+from score_sde.networks.convolution import convolve, convolve_reverse_only
 from score_sde.networks.embeddings import input_features, positional_features
 from score_sde.networks.layers import GroupNorm, dropout, dropout_states
 from score_sde.networks.resampling import fir_down, fir_filter, fir_up, mean_down, nearest_up
@@ -59,21 +60,6 @@ def test_resampling_follows_its_definition(image):
         np.testing.assert_allclose(function(jnp.asarray(image)), values, rtol=0, atol=1e-6)
 
 
-def style(**options):
-    given = {
-        "block": "ddpm",
-        "fir": True,
-        "skip_rescale": True,
-        "activation": "swish",
-        "init_scale": 0.0,
-        "norm_groups": 0,
-        "dropout": 0.0,
-        "embedding_width": 0,
-        "dtype": np.dtype("float32"),
-    }
-    return Style(**{**given, **options})
-
-
 def test_resampling_with_a_convolution_follows_its_definition(image):
     """Down: filter, then every second value; up: zeros between the pixels, convolved to the full
     2 H + 1, then filtered (conventions of the original). Without FIR: stride 2 and (0, 1) zeros;
@@ -81,10 +67,11 @@ def test_resampling_with_a_convolution_follows_its_definition(image):
     x, wide = jnp.asarray(image), image.astype(np.float64)
     between = np.zeros((2, 11, 11, 3))
     between[:, ::2, ::2] = wide
-    for train in (False, True):
+    for reverse_only in (False, True):
         for fir in (False, True):
-            down = Downsample(3, 4, style(fir=fir), conv=True, rngs=nnx.Rngs(0))
-            up = Upsample(3, 4, style(fir=fir), conv=True, rngs=nnx.Rngs(1))
+            spec = UNetSpec(32, 3, fir=fir)
+            down = Downsample(3, 4, spec, conv=True, rngs=nnx.Rngs(0))
+            up = Upsample(3, 4, spec, conv=True, rngs=nnx.Rngs(1))
             for layer in (down, up):
                 layer.conv.bias[...] = jnp.arange(4.0)
             if fir:
@@ -98,8 +85,10 @@ def test_resampling_with_a_convolution_follows_its_definition(image):
                 nearest = wide.repeat(2, axis=1).repeat(2, axis=2)
                 more = numpy_convolve(nearest, up.conv.kernel[...], 1, 1)
             # Sums of 27 products of size 1, and of 16 of these with weights that add up to 4.
-            np.testing.assert_allclose(down(x, train), less + np.arange(4), rtol=0, atol=1e-5)
-            np.testing.assert_allclose(up(x, train), more + np.arange(4), rtol=0, atol=1e-5)
+            np.testing.assert_allclose(
+                down(x, reverse_only), less + np.arange(4), rtol=0, atol=1e-5
+            )
+            np.testing.assert_allclose(up(x, reverse_only), more + np.arange(4), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
@@ -147,7 +136,7 @@ def test_own_gradient_of_the_convolution(size, stride, padding, length):
         return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
 
     plain = jax.jit(lambda: gradients(convolve))()
-    own = jax.jit(lambda: gradients(convolve_for_training))()
+    own = jax.jit(lambda: gradients(convolve_reverse_only))()
     for a, b in zip(plain, own, strict=True):
         # Sums of at most 2 * 7 * 7 products of size 1 in another order.
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
@@ -167,13 +156,13 @@ def test_dropout_rate_and_independence():
 
 
 def test_embeddings_follow_their_formulas():
-    condition = np.asarray([[0.0], [0.5], [999.0]])
+    noise = np.asarray([[0.0], [0.5], [999.0]])
     half = 3
     frequencies = 10000.0 ** (-np.arange(half) / (half - 1))
-    angles = condition * frequencies
+    angles = noise * frequencies
     expected = np.concatenate([np.sin(angles), np.cos(angles), np.zeros((3, 1))], axis=1)
     # Angles up to 999 are rounded at 3e-5.
-    out = positional_features(jnp.asarray(condition, jnp.float32), 7)
+    out = positional_features(jnp.asarray(noise, jnp.float32), 7)
     np.testing.assert_allclose(out, expected, rtol=0, atol=5e-5)
 
     x = jnp.asarray(np.linspace(-1, 1, 8), jnp.float32).reshape(1, 2, 2, 2)

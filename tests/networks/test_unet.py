@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -6,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.networks import UNet, abstract, init
+from score_sde.networks import UNet, UNetSpec, abstract, init
 
-TINY = partial(
-    UNet,
+TINY = UNetSpec(
     image_size=4,
     channels=2,
     width=8,
@@ -17,6 +17,11 @@ TINY = partial(
     num_blocks=1,
     attention_resolutions=(2,),
 )
+
+
+def network(spec=TINY, **changes):
+    """The constructor of a network."""
+    return partial(UNet, replace(spec, **changes))
 
 
 def count(params) -> int:
@@ -34,8 +39,8 @@ def moved(params, seed=0):
 @pytest.fixture(scope="module")
 def tiny():
     """(apply, params) of a network with all that training can switch: dropout and labels."""
-    apply, params = init(partial(TINY, dropout=0.5, num_classes=3), jax.random.key(0))
-    return jax.jit(apply, static_argnames="train"), moved(params)
+    apply, params = init(network(dropout=0.5, num_classes=3), jax.random.key(0))
+    return jax.jit(apply, static_argnames="reverse_only"), moved(params)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,8 @@ def batch():
     ],
 )
 def test_published_parameter_counts(num_blocks, options, expected):
-    make = partial(UNet, image_size=32, channels=3, num_blocks=num_blocks, **options)
-    assert count(abstract(make)[1]) == expected
+    spec = UNetSpec(image_size=32, channels=3, num_blocks=num_blocks, **options)
+    assert count(abstract(partial(UNet, spec))[1]) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,16 +79,16 @@ def test_published_parameter_counts(num_blocks, options, expected):
 )
 def test_output_has_the_shape_of_the_input(image_size, options):
     settings = {"width": 8, "multipliers": (1, 2), "attention_resolutions": (4,), **options}
-    make = partial(UNet, image_size=image_size, channels=3, num_blocks=1, dropout=0.1, **settings)
-    apply, params = abstract(make)
+    spec = UNetSpec(image_size=image_size, channels=3, num_blocks=1, dropout=0.1, **settings)
+    apply, params = abstract(partial(UNet, spec))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     x = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
-    condition = jax.ShapeDtypeStruct((2,), jnp.float32)
+    noise = jax.ShapeDtypeStruct((2,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for train in (False, True):
-        function = partial(apply, train=train)
+    for reverse_only in (False, True):
+        function = partial(apply, reverse_only=reverse_only)
         out = jax.eval_shape(
-            lambda p, x, c, k, f=function: f(p, x, c, dropout_key=k), params, x, condition, key
+            lambda p, x, c, k, f=function: f(p, x, c, dropout_key=k), params, x, noise, key
         )
         assert (out.shape, out.dtype) == (x.shape, jnp.float32)
 
@@ -91,22 +96,35 @@ def test_output_has_the_shape_of_the_input(image_size, options):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image_size": 28, "multipliers": (1, 2, 2, 2)}, ("28", "8")),
-        ({"image_size": 8, "width": 6}, ("6", "4")),
-        ({"image_size": 8, "embedding": "learned"}, ("learned", "positional", "fourier")),
-        ({"image_size": 8, "progressive_input": "cat"}, ("cat", "input_skip", "residual")),
-        ({"image_size": 8, "norm_groups": 7}, ("7", "groups")),
-        ({"image_size": 8, "conditional": False, "num_classes": 3}, ("num_classes",)),
+        ({"image_size": 28, "multipliers": (1, 2, 2, 2)}, ("multipliers", "28", "1 to 3")),
+        ({"multipliers": ()}, ("multipliers", "1 to 4")),
+        ({"multipliers": (1, 0)}, ("multipliers = (1, 0)", "positive integers")),
+        ({"num_blocks": 0}, ("num_blocks = 0", "positive")),
+        ({"width": 6}, ("width = 6", "multiples of 4")),
+        ({"dropout": 1.0}, ("dropout = 1.0", "below 1")),
+        ({"attention_resolutions": (16,)}, ("attention_resolutions = (16,)", "8, 4")),
+        ({"embedding": "learned"}, ("embedding = 'learned'", "positional, fourier")),
+        ({"progressive_input": "cat"}, ("progressive_input", "cat", "input_skip, residual")),
+        ({"norm_groups": 7}, ("norm_groups = 7", "divisors of width = 128")),
+        ({"conditional": False, "num_classes": 3}, ("num_classes = 3", "conditional")),
+        ({"conditional": False, "input_frequencies": (8,)}, ("input_frequencies", "conditional")),
     ],
 )
-def test_impossible_arguments_are_named(options, words):
+def test_a_setting_that_is_not_allowed_is_named(options, words):
+    allowed = {"image_size": 8, "multipliers": (1, 2), "attention_resolutions": ()}
     with pytest.raises(ValueError) as error:
-        abstract(partial(UNet, channels=1, **options))
+        UNetSpec(channels=1, **{**allowed, **options})
     assert all(word in str(error.value) for word in words)
 
 
+def test_a_spec_is_hashable_however_it_is_written():
+    spec = UNetSpec(8, 1, multipliers=[1, 2], attention_resolutions=[8], dtype="bfloat16")
+    same = UNetSpec(8, 1, multipliers=(1, 2), attention_resolutions=(8,), dtype=jnp.bfloat16)
+    assert spec == same and hash(spec) == hash(same) and hash(replace(spec, width=8))
+
+
 def test_initial_values_follow_the_key_and_their_scale():
-    make = partial(TINY, embedding="fourier")
+    make = network(embedding="fourier")
     apply, params = init(make, jax.random.key(0))
     again, same = init(make, jax.random.key(0))
     assert apply == again and hash(apply) == hash(again) and apply == abstract(make)[0]
@@ -127,31 +145,36 @@ def test_initial_values_follow_the_key_and_their_scale():
     assert 16 / 3 < np.std(params["condition"]["frequencies"]) < 48
 
 
-def test_dropout_acts_in_training_only_and_by_its_key(tiny, batch):
+def test_dropout_acts_by_its_key_alone(tiny, batch):
+    """Where a key is given, whatever the form of the gradient, whose values are the same."""
     apply, params = tiny
     plain = apply(params, *batch)
-    one = apply(params, *batch, dropout_key=jax.random.key(1), train=True)
-    again = apply(params, *batch, dropout_key=jax.random.key(1), train=True)
-    two = apply(params, *batch, dropout_key=jax.random.key(2), train=True)
+    one = apply(params, *batch, dropout_key=jax.random.key(1))
+    again = apply(params, *batch, dropout_key=jax.random.key(1))
+    two = apply(params, *batch, dropout_key=jax.random.key(2))
     assert np.array_equal(one, again)
     scale = np.abs(plain).max()
     assert np.abs(one - two).max() > 1e-2 * scale
     assert np.abs(one - plain).max() > 1e-2 * scale
-    assert np.array_equal(plain, apply(params, *batch, dropout_key=jax.random.key(1)))
-    with pytest.raises(ValueError, match="dropout_key"):
-        apply(params, *batch, train=True)
+    for values, key in ((plain, None), (one, jax.random.key(1))):
+        same = apply(params, *batch, dropout_key=key, reverse_only=True)
+        # The same operations, fused in other ways.
+        np.testing.assert_allclose(same, values, rtol=0, atol=1e-6 * scale)
 
 
 def test_labels_add_to_the_embedding(tiny, batch):
     apply, params = tiny
     none = apply(params, *batch)
-    labels = jnp.asarray([0, 2, -1], jnp.int32)
+    labels = {"labels": jnp.asarray([0, 2, -1], jnp.int32)}
+    assert np.array_equal(none, apply(params, *batch, {}))
     some = apply(params, *batch, labels)
     difference = np.abs(some - none).max(axis=(1, 2, 3)) / np.abs(none).max()
     # Same numbers up to the order of float32 sums for the label -1; others change visibly.
     assert difference[2] < 1e-6 and difference[:2].min() > 1e-3
-    unlabelled, its_params = init(partial(TINY, dropout=0.0), jax.random.key(0))
-    with pytest.raises(ValueError, match="without classes"):
+    with pytest.raises(ValueError, match="condition 'label': allowed are labels"):
+        apply(params, *batch, {"label": labels["labels"]})
+    unlabelled, its_params = init(network(dropout=0.0), jax.random.key(0))
+    with pytest.raises(ValueError, match="condition 'labels': allowed are none"):
         unlabelled(its_params, *batch, labels)
 
 
@@ -159,24 +182,24 @@ def test_labels_add_to_the_embedding(tiny, batch):
 def residual():
     """(apply, params) of a network with every kind of convolution, without dropout."""
     options = {"fir": True, "progressive_input": "residual", "embedding": "fourier"}
-    apply, params = init(partial(TINY, dropout=0.0, **options), jax.random.key(0))
+    apply, params = init(network(dropout=0.0, **options), jax.random.key(0))
     return apply, moved(params)
 
 
-def test_training_gradient_is_plain_autodiff(residual, batch):
+def test_the_reverse_only_gradient_is_plain_autodiff(residual, batch):
     apply, params = residual
-    x, condition = batch[0], jnp.log(batch[1])
+    x, noise = batch[0], jnp.log(batch[1])
     weight = jax.random.normal(jax.random.key(5), x.shape)
 
     @partial(jax.jit, static_argnums=1)
-    def value_and_grad(params, train):
+    def value_and_grad(params, reverse_only):
         return jax.value_and_grad(
-            lambda p, x: jnp.vdot(weight, apply(p, x, condition, train=train)), (0, 1)
+            lambda p, x: jnp.vdot(weight, apply(p, x, noise, reverse_only=reverse_only)), (0, 1)
         )(params, x)
 
     (plain, plain_grads), (own, own_grads) = (
         value_and_grad(params, False),
-        value_and_grad(params, 1),
+        value_and_grad(params, True),
     )
     assert np.isclose(plain, own, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(plain_grads), jax.tree.leaves(own_grads), strict=True):
@@ -187,9 +210,9 @@ def test_training_gradient_is_plain_autodiff(residual, batch):
 
 def test_jvp_agrees_with_differences(residual, batch):
     apply, params = residual
-    x, condition = batch[0], jnp.log(batch[1])
+    x, noise = batch[0], jnp.log(batch[1])
     direction = jax.random.normal(jax.random.key(6), x.shape)
-    function = jax.jit(lambda x: apply(params, x, condition))
+    function = jax.jit(lambda x: apply(params, x, noise))
     _, tangent = jax.jit(lambda x, v: jax.jvp(function, (x,), (v,)))(x, direction)
     step = 1e-2
     numeric = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
@@ -200,7 +223,7 @@ def test_jvp_agrees_with_differences(residual, batch):
 
 def test_bfloat16_is_close_to_float32(tiny, batch):
     params = tiny[1]
-    low, _ = abstract(partial(TINY, dropout=0.5, num_classes=3, dtype=jnp.bfloat16))
+    low, _ = abstract(network(dropout=0.5, num_classes=3, dtype=jnp.bfloat16))
     out = jax.jit(low)(params, *batch)
     expected = tiny[0](params, *batch)
     assert out.dtype == jnp.float32
@@ -210,11 +233,11 @@ def test_bfloat16_is_close_to_float32(tiny, batch):
 
 def test_uncentered_input_is_mapped_to_minus_one_to_one(tiny, batch):
     apply, params = tiny
-    uncentered, _ = abstract(partial(TINY, dropout=0.5, num_classes=3, centered=False))
-    x, condition = batch
+    uncentered, _ = abstract(network(dropout=0.5, num_classes=3, centered=False))
+    x, noise = batch
     # x / 2 + 1/2 rounds at 2^-24, so the mapped input is x within 2^-23.
     np.testing.assert_allclose(
-        jax.jit(uncentered)(params, 0.5 * x + 0.5, condition),
-        apply(params, x, condition),
+        jax.jit(uncentered)(params, 0.5 * x + 0.5, noise),
+        apply(params, x, noise),
         atol=1e-4,
     )

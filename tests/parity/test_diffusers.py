@@ -3,6 +3,7 @@
 Needs torch and diffusers: `make test-parity` runs it, `make test` leaves it out.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from configs import ve_256, vp_cifar10
 from score_sde import build, networks
 from score_sde.convert import diffusers as reader
-from score_sde.networks import UNet
+from score_sde.networks import UNet, UNetSpec
 
 torch = pytest.importorskip("torch", reason="make test-parity installs torch and diffusers")
 UNet2DModel = pytest.importorskip("diffusers", reason="make test-parity").UNet2DModel
@@ -76,11 +77,11 @@ def theirs(model: Any, x: np.ndarray, time: np.ndarray, labels: Any = None) -> n
         return model(images, torch.from_numpy(time), labels).sample.numpy().transpose(0, 2, 3, 1)
 
 
-def converted(model: Any, make: partial[UNet], folder: Path) -> tuple[Any, dict[str, Any]]:
+def converted(model: Any, spec: UNetSpec, folder: Path) -> tuple[Any, dict[str, Any]]:
     """Our network and the parameters that were read from where the model saved itself."""
     model.save_pretrained(folder)
-    read = reader.read(folder, make.keywords).ema
-    apply, expected = networks.abstract(make)
+    read = reader.read(folder, spec).ema
+    apply, expected = networks.abstract(partial(UNet, spec))
     leaves = jax.tree_util.tree_leaves_with_path(expected)
     shapes = {path_of(path): leaf.shape for path, leaf in leaves}
     assert {path: array.shape for path, array in read.items()} == shapes
@@ -101,8 +102,8 @@ def check(ours: np.ndarray, expected: np.ndarray) -> None:
 def test_the_network_of_ddpm_cifar10(tmp_path: Path):
     model = perturbed(DDPM)
     assert sum(parameter.numel() for parameter in model.parameters()) == 35_746_307
-    network = build.network(vp_cifar10.get_config("ddpm_diffusers"))
-    apply, params = converted(model, network, tmp_path)
+    (spec,) = build.network(vp_cifar10.get_config("ddpm_diffusers")).args
+    apply, params = converted(model, spec, tmp_path)
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     outputs = []
     for times in ([0.0, 999.0], [1.0, 37.5], [500.0, 500.0]):
@@ -116,7 +117,7 @@ def test_the_network_of_ddpm_cifar10(tmp_path: Path):
 def test_the_network_of_ncsnpp_256(tmp_path: Path):
     model = perturbed(NCSNPP)
     assert sum(parameter.numel() for parameter in model.parameters()) == 65_574_549
-    apply, params = converted(model, build.network(ve_256.get_config("church")), tmp_path)
+    apply, params = converted(model, *build.network(ve_256.get_config("church")).args, tmp_path)
     rng = np.random.default_rng(0)
     for sigma in (0.01, 0.5, 10.0, 380.0):
         x = rng.random((1, 256, 256, 3)) + sigma * rng.standard_normal((1, 256, 256, 3))
@@ -133,12 +134,16 @@ def test_several_sigmas_in_one_batch_of_a_small_ncsnpp(tmp_path: Path):
         "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
     }
     model = perturbed(settings)
-    make = partial(
-        UNet,
-        **{**build.network(ve_256.get_config("church")).keywords, "image_size": 16, "width": 32},
+    spec = replace(
+        *build.network(ve_256.get_config("church")).args,
+        image_size=16,
+        width=32,
+        multipliers=(1, 4),
+        num_blocks=1,
+        attention_resolutions=(8,),
+        centered=True,
     )
-    make = partial(make, multipliers=(1, 4), num_blocks=1, attention_resolutions=(8,))
-    apply, params = converted(model, partial(make, centered=True), tmp_path)
+    apply, params = converted(model, spec, tmp_path)
     sigma = np.array([0.01, 1.3, 50.0], np.float32)
     x = np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)
     ours = np.asarray(apply(params, x, np.log(sigma))) / sigma.reshape(-1, 1, 1, 1)
@@ -154,14 +159,17 @@ def test_a_small_ddpm_with_classes(tmp_path: Path):
         "num_class_embeds": 10,
     }
     model = perturbed(settings)
-    network = build.network(vp_cifar10.get_config("ddpm_diffusers"))
-    make = partial(
-        UNet,
-        **{**network.keywords, "image_size": 8, "width": 32, "multipliers": (1, 2)},
+    spec = replace(
+        *build.network(vp_cifar10.get_config("ddpm_diffusers")).args,
+        image_size=8,
+        width=32,
+        multipliers=(1, 2),
+        num_blocks=1,
+        attention_resolutions=(8, 4),
+        num_classes=10,
     )
-    make = partial(make, num_blocks=1, attention_resolutions=(8, 4), num_classes=10)
-    apply, params = converted(model, make, tmp_path)
+    apply, params = converted(model, spec, tmp_path)
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
     time, labels = np.array([3.0, 700.0], np.float32), np.array([9, 4])
-    ours = apply(params, x, time, labels.astype(np.int32))
+    ours = apply(params, x, time, {"labels": labels.astype(np.int32)})
     check(ours, theirs(model, x, time, labels))

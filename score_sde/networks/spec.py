@@ -1,0 +1,146 @@
+"""What a U-Net is: all its settings, checked once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.networks.layers import ACTIVATIONS
+
+# The allowed words of each setting that is a word.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "block": ("biggan", "ddpm"),
+    "activation": tuple(ACTIVATIONS),
+    "embedding": ("positional", "fourier"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_output": ("none", "output_skip", "residual"),
+    "combine": ("sum", "cat"),
+    "decoder_attention": ("once", "every"),
+}
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """The settings of a `UNet`. The defaults are DDPM++.
+
+    Attributes:
+        image_size: height and width of the images.
+        channels: channels of the images.
+        width: channels of the first level, a multiple of 4.
+        multipliers: for each level its width in multiples of `width`. The image halves from each
+            level to the next, so `image_size` is divisible by 2^(levels - 1).
+        num_blocks: residual blocks per level of the encoder (the decoder has one more).
+        block: type of the residual blocks: "biggan", which also resample between the levels, or
+            "ddpm".
+        resample_with_conv: "ddpm" blocks only: convolve where the image halves or doubles.
+        attention_resolutions: the levels' image sizes at which residual blocks are followed by
+            attention.
+        decoder_attention: in the decoder, "once" after a level's last residual block or after
+            "every" one (as in Ho et al.'s code).
+        dropout: probability of dropping an activation inside a residual block.
+        activation: "swish", "elu", "relu" or "lrelu" (of slope 0.2).
+        init_scale: factor of the variance of the initial kernels that end a block or the network;
+            0 stands for 1e-10.
+        norm_groups: groups of each normalization; 0 stands for min(C // 4, 32) of C channels.
+        conditional: the blocks read the noise level. Without it the network has neither embedding
+            nor classes nor input frequencies.
+        embedding: "positional": sines and cosines of the noise level at `width` / 2 frequencies
+            from 1 down to 1e-4, made for values of 0 to 1000. "fourier": sines and cosines of
+            2 pi W times the noise level, W drawn once from N(0, fourier_scale^2), never trained.
+        fourier_scale: standard deviation of W.
+        skip_rescale: divide the sum of a block and its shortcut by sqrt(2).
+        fir: resample with the [1, 3, 3, 1] filter instead of nearest neighbours and 2x2 means.
+        progressive_input: what every level gets of the input: "residual" adds a convolved,
+            downsampled copy, "input_skip" combines the downsampled input, "none" is nothing.
+        combine: how "input_skip" does it, "sum" or "cat".
+        progressive_output: how the levels make the output: "output_skip" sums an upsampled image
+            of each, "residual" adds up convolved, upsampled features, "none": the last level alone.
+        num_classes: number of class labels; 0 for a network without labels.
+        centered: the input lies in [-1, 1]. False: it lies in [0, 1] and is mapped to [-1, 1].
+        input_frequencies: for each f, sin(f pi x) and cos(f pi x) of the input in [-1, 1] are
+            given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
+            where f = 2^7, 2^8). Unlike there, each is gated by a sigmoid of the embedding: above
+            the noise level of a period they are noise, and the network learns to shut them off.
+        remat: compute each block again in the backward pass instead of keeping what is inside it:
+            less memory for a third more time. Acts on `reverse_only` calls, which training makes.
+        dtype: of the computation. Parameters and the statistics of the normalization are float32
+            whatever it is.
+
+    Raises:
+        ValueError: a value that is not allowed, by the setting's name; the checks stop at the
+            first.
+    """
+
+    image_size: int
+    channels: int
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_blocks: int = 4
+    block: str = "biggan"
+    resample_with_conv: bool = True
+    attention_resolutions: tuple[int, ...] = (16,)
+    decoder_attention: str = "once"
+    dropout: float = 0.1
+    activation: str = "swish"
+    init_scale: float = 0.0
+    norm_groups: int = 0
+    conditional: bool = True
+    embedding: str = "positional"
+    fourier_scale: float = 16.0
+    skip_rescale: bool = True
+    fir: bool = False
+    progressive_input: str = "none"
+    combine: str = "sum"
+    progressive_output: str = "none"
+    num_classes: int = 0
+    centered: bool = True
+    input_frequencies: tuple[float, ...] = ()
+    remat: bool = False
+    dtype: np.dtype[Any] = np.dtype("float32")  # noqa: RUF009  (immutable)
+
+    def __post_init__(self) -> None:
+        for name in ("multipliers", "attention_resolutions", "input_frequencies"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        for name, words in CHOICES.items():
+            self._require(name, getattr(self, name) in words, ", ".join(words))
+        for name in ("image_size", "channels", "num_blocks"):
+            self._require(name, getattr(self, name) > 0, "positive integers")
+        self._require("width", self.width > 0 and self.width % 4 == 0, "positive multiples of 4")
+        self._require("dropout", 0 <= self.dropout < 1, "numbers from 0 to below 1")
+        most = (self.image_size & -self.image_size).bit_length()
+        self._require(
+            "multipliers",
+            1 <= len(self.multipliers) <= most and min(self.multipliers) > 0,
+            f"1 to {most} positive integers with image_size = {self.image_size}, which halves from "
+            "level to level",
+        )
+        sizes = ", ".join(map(str, self.sizes))
+        levels = set(self.attention_resolutions) <= set(self.sizes)
+        self._require("attention_resolutions", levels, f"the levels' image sizes {sizes}")
+        divides = not self.norm_groups or self.width % self.norm_groups == 0
+        self._require("norm_groups", divides, f"0 and divisors of width = {self.width}")
+        unconditional = "with conditional = False"
+        self._require("num_classes", self.conditional or not self.num_classes, f"0 {unconditional}")
+        none = self.conditional or not self.input_frequencies
+        self._require("input_frequencies", none, f"() {unconditional}")
+
+    def _require(self, name: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are {allowed}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.width * multiplier for multiplier in self.multipliers)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Image size of each level."""
+        return tuple(self.image_size // 2**level for level in range(len(self.multipliers)))
+
+    @property
+    def embedding_width(self) -> int:
+        """Features of the embedding that the blocks read; 0 without one."""
+        return 4 * self.width if self.conditional else 0
