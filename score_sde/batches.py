@@ -10,10 +10,10 @@ from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from score_sde.images import image_keys
 from score_sde.likelihood import ImageLikelihood
 from score_sde.samplers.base import start
 from score_sde.sde import SDE
+from score_sde.spaces import item_keys
 from score_sde.training.mesh import along_data, data_mesh
 
 
@@ -73,7 +73,7 @@ def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 
 
     A sampler started from it works on all of them. B is a multiple of their number.
     """
-    return on_devices(start(image_keys(key, shape[0], first), sde, None, shape))
+    return on_devices(start(item_keys(key, shape[0], first), sde, None, shape))
 
 
 def on_devices(batch: ArrayLike) -> Array:

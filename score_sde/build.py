@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from score_sde.checks import dataset
 from score_sde.config import SAMPLER_KEYS
-from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
 from score_sde.samplers import (
@@ -27,6 +26,7 @@ from score_sde.samplers import (
 from score_sde.samplers.base import Sampler
 from score_sde.score import level_score, network_score
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
+from score_sde.spaces import Pixels
 from score_sde.training import optimizers
 
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -49,15 +49,16 @@ def sde(config: ConfigDict) -> SDE:
     return process(settings.beta_min, settings.beta_max)
 
 
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+def image_shape(config: ConfigDict) -> tuple[int, ...]:
     """Return (H, W, C) of the data set's images."""
     return dataset(config).shape
 
 
-def pixel_range(config: ConfigDict) -> PixelRange:
+def pixel_range(config: ConfigDict) -> Pixels:
     """Return how the data set's integers become the model's numbers, and back."""
-    levels = dataset(config).levels
-    return PixelRange(levels, config.model.centered, config.training.dequantize)
+    info = dataset(config)
+    assert info.levels is not None
+    return Pixels(info.shape, info.levels, config.model.centered, config.training.dequantize)
 
 
 def network(config: ConfigDict) -> partial[UNet]:
@@ -66,8 +67,8 @@ def network(config: ConfigDict) -> partial[UNet]:
     settings = config.model
     return partial(
         UNet,
-        image_size=info.image_size,
-        channels=info.channels,
+        image_size=info.shape[0],
+        channels=info.shape[2],
         width=settings.width,
         multipliers=settings.multipliers,
         num_blocks=settings.num_blocks,

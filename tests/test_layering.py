@@ -33,7 +33,7 @@ ROOMS = {
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
-    "score_sde.images": Room(1, (0,), ("jax",)),
+    "score_sde.spaces": Room(1, (0,), ("jax",)),
     "score_sde.integrate": Room(1, (0,), ("jax", "diffrax")),
     # 2: methods. None knows another: what two of them need lives on floor 1.
     "score_sde.losses": Room(2, (0, 1), ("jax",)),

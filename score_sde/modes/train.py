@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         noise = noise_on_devices(key, process, shape)
         samples = LOOK.sample(key, process, Partial(score, ema, labels=labels), noise)
         picture = workdir / "samples" / f"step_{step:06d}.png"
-        pictures.save_png(picture, jax.device_get(pixels.to_uint8(samples.x)), pixels.levels)
+        pictures.save_png(picture, jax.device_get(pixels.from_model(samples.x)), pixels.levels)
 
     try:
         state = train(

@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.images import image_keys
 from score_sde.integrate import check
 from score_sde.score import as_pytree
 from score_sde.sde import SDE, ScoreFn
+from score_sde.spaces import item_keys
 
 ALL = sys.maxsize  # states of a trajectory
 
@@ -125,7 +125,7 @@ def _run(
     shape: tuple[int, ...],
     keep: int,
 ) -> tuple[Samples, Any]:
-    keys = image_keys(key, shape[0], first)
+    keys = item_keys(key, shape[0], first)
     return sampler.run(keys, sde, score, start(keys, sde, x_init, shape), keep)
 
 
