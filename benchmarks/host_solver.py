@@ -135,7 +135,7 @@ def main() -> None:
     start(arguments.batch)
     run, tolerance = score_sde.load(arguments.workdir), arguments.tolerance
     sde, score = run.sde, run.smooth_score
-    images = data.load("digits", "test", "").images[: arguments.batch]
+    images = data.load("digits", "test", "").x[: arguments.batch]
     shape, spread = images.shape, along_data(data_mesh())
     pixels = build.pixel_range(run.config)
     keys = item_keys(jax.random.key(0), len(images))

@@ -194,7 +194,7 @@ def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
     """As ``on_mixture``, for one trained run."""
     run = score_sde.load(workdir)
     pixels = build.pixel_range(run.config)
-    images = np.concatenate([data.load("digits", split, "").images for split in ("train", "test")])
+    images = np.concatenate([data.load("digits", split, "").x for split in ("train", "test")])
     vectors = images.reshape(len(images), -1).astype(np.float32) / (pixels.levels - 1)
     size = len(vectors) // 4
     orders = [np.random.default_rng(seed).permutation(len(vectors)) for seed in range(SEEDS)]

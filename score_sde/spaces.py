@@ -188,9 +188,9 @@ class Vectors:
     def __post_init__(self) -> None:
         # As tuples of Python's numbers, so that equal spaces are equal, hashable objects.
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
-        object.__setattr__(self, "std", _positive("std", self.std, len(self.mean)))
         if not self.mean or not np.isfinite(self.mean).all():
             raise ValueError(f"mean = {self.mean}: allowed are finite numbers, one for each column")
+        object.__setattr__(self, "std", _positive("std", self.std, len(self.mean)))
         if self.bin_width is not None:
             widths = _positive("bin_width", self.bin_width, len(self.mean))
             object.__setattr__(self, "bin_width", widths)

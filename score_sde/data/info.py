@@ -75,7 +75,9 @@ class DatasetInfo:
         Raises:
           TypeError: fields that are missing, or that this version does not know.
         """
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
+        }
         return DatasetInfo(**values)
 
 
@@ -100,7 +102,8 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
         )
     labels = arrays.condition.get("labels")
     if (labels is not None) != (info.num_classes > 0):
-        raise UserError(f"{where} has {'' if info.num_classes else 'unexpected '}labels missing")
+        there, expected_ones = ("no labels", "some") if labels is None else ("labels", "none")
+        raise UserError(f"{where} has {there}, expected {expected_ones}")
     if labels is None:
         return
     if labels.shape != (count,) or labels.dtype != np.int32:
