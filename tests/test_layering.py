@@ -74,7 +74,10 @@ ROOMS = {
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(
-        6, (0, 1, 2, 3, 4, 5), ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm")
+        6,
+        (0, 1, 2, 3, 4, 5),
+        ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm"),
+        lazy=("matplotlib",),
     ),
     "main": Room(7, (0, 5, 6), ("absl", "ml_collections")),
     "configs": Room(7, (5,), ("ml_collections",)),

@@ -1,4 +1,4 @@
-"""The user's own file: its two layouts, conditions, constants, and each way in which it is wrong."""
+"""The user's own file: its two layouts, conditions, constants, and each way to be wrong."""
 
 import json
 
