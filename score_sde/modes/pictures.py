@@ -3,16 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from score_sde.modes.files import whole
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SMALLEST = 64  # pixels of an image in a picture, at least
 FRAMES = 50  # of a film
@@ -127,7 +123,7 @@ def _limits(column: np.ndarray) -> tuple[float, float]:
 
 
 def _panels(
-    figure: "Figure",
+    figure: Any,
     drawn: np.ndarray,
     data: np.ndarray,
     columns: Sequence[str],
@@ -135,8 +131,7 @@ def _panels(
     density: Callable[[np.ndarray], np.ndarray] | None,
 ) -> None:
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    titles = (f"{len(data)} of the data", f"{len(drawn)} drawn")
-    panels = zip(axes, (data, drawn), (DATA, DRAWN), titles, strict=True)
+    panels = zip(axes, (data, drawn), (DATA, DRAWN), ("data", "drawn"), strict=True)
     for axis, points, colour, title in panels:
         axis.set(xlim=limits[0], ylim=limits[1], xlabel=columns[0], title=title)
         _points(axis, points, colour)
@@ -148,13 +143,14 @@ def _panels(
     log_density = np.asarray(density(points)).reshape(GRID, GRID)
     levels = np.unique(contour_levels(log_density))
     for axis in axes:
-        axis.contour(*sides, log_density, levels=levels, colors="black", linewidths=0.8)
+        style = {"colors": "black", "linewidths": 0.8, "linestyles": "solid"}
+        axis.contour(*sides, log_density, levels=levels, **style)
     percents = ", ".join(f"{mass:.0%}" for mass in MASSES)
-    figure.suptitle(f"contours: {percents} of the learned density")
+    figure.suptitle(f"contours that hold {percents} of the learned density")
 
 
 def _corner(
-    figure: "Figure",
+    figure: Any,
     drawn: np.ndarray,
     data: np.ndarray,
     columns: Sequence[str],
@@ -185,9 +181,9 @@ def _corner(
                 axis.set_ylabel(columns[row])
             elif column < row:
                 axis.set_yticklabels([])
-    axes[0, 0].legend(loc="upper right", fontsize="small")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
-def _points(axis: "Axes", points: np.ndarray, colour: str) -> None:
+def _points(axis: Any, points: np.ndarray, colour: str) -> None:
     x, y = points[:MOST_POINTS].T
     axis.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)
