@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from score_sde.config import SAMPLER_KEYS, default, flat
-from score_sde.data import DATASETS, Dataset, DatasetInfo
+from score_sde.data import DATASETS, Dataset, DatasetInfo, describe
 from score_sde.errors import UserError
 
 
@@ -195,9 +195,7 @@ def validate(config: ConfigDict) -> None:
 
 def dataset(config: ConfigDict) -> DatasetInfo:
     """Return the facts of the config's data set, at the config's image size."""
-    info = DATASETS[config.data.name].info
-    assert isinstance(info, DatasetInfo)
-    return info.resized(config.data.image_size)
+    return describe(config.data.name, image_size=config.data.image_size)
 
 
 def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
@@ -206,10 +204,7 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         yield "sde.beta_max", f"numbers above config.sde.beta_min = {config.sde.beta_min}"
     if config.sde.sigma_max <= config.sde.sigma_min:
         yield "sde.sigma_max", f"numbers above config.sde.sigma_min = {config.sde.sigma_min}"
-    own, size = DATASETS[info.name], info.shape[0]
-    assert isinstance(own.info, DatasetInfo)
-    if own.load and info.shape != own.info.shape:
-        yield "data.image_size", f"0 (its own {own.info.shape[0]} pixels) for {info.name}"
+    size = info.shape[0]
     levels = len(config.model.multipliers)
     factor = 2 ** (levels - 1)
     if size % factor:

@@ -3,10 +3,12 @@ set holds, `load` reads a split.
 
 Nothing here knows of models or configs, and importing it costs no more than numpy.
 
-A new set is one file with an `INFO` and a `load(split, data_dir)`, and one line in `DATASETS`.
+A new set is one file with an `INFO` and a `load(split, data_dir)`, and one line in `DATASETS`. A
+user's own `Dataset` needs no line.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from score_sde.data import cifar10, described, digits, fashion_mnist, npz, toys, vectors
@@ -42,46 +44,63 @@ DATASETS: dict[str, Dataset] = {
 
 
 def describe(
-    name: str,
+    dataset: str | Dataset,
     data_dir: str | None = None,
+    *,
+    image_size: int = 0,
     condition: Sequence[str | int] = (),
-    bin_width: Sequence[float] = (),
+    bin_width: float | Sequence[float] | None = None,
 ) -> DatasetInfo:
     """What a run needs to know of a set. That of images is known; that of vectors is read off the
     training split.
 
     Args:
-      name: a key of `DATASETS`.
+      dataset: a key of `DATASETS`, or a set of the user's own.
       data_dir: as for `load`.
+      image_size: height and width of the models' images, for a set that is not read; 0: its own.
       condition: names or indices of the columns of vectors that become the condition.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
-        each remaining column, or one for all; none for continuous ones.
+        each remaining column, or one for all; None for continuous ones.
 
     Raises:
-      UserError: one line: as `load`; columns or widths that cannot be; a column that is constant.
+      UserError: one line: as `load`; an image size, columns or widths that cannot be; a column that
+        is constant.
     """
-    found = _described(name, data_dir)
-    if not found.levels:
-        train = load(name, "train", data_dir)
-        return vectors.complete(found, train.x, tuple(condition), tuple(bin_width))
-    for key, value in (("condition", condition), ("bin_width", bin_width)):
-        if value:
-            raise UserError(f"config.data.{key} = {value!r}: allowed is () for {name}, images")
-    return found
+    known = _known(dataset)
+    info = _info(known, data_dir)
+    if not info.levels:
+        if image_size:
+            raise UserError(f"config.data.image_size = {image_size}: allowed is 0 for vectors")
+        train = load(known, "train", data_dir)
+        return vectors.complete(info, train.x, tuple(condition), bin_width)
+    if condition or bin_width:
+        key, value = ("condition", condition) if condition else ("bin_width", bin_width)
+        raise UserError(
+            f"config.data.{key} = {value!r}: allowed for vectors; {info.name} is images"
+        )
+    own, *_, channels = info.shape
+    if known.load and image_size not in (0, own):
+        allowed = f"allowed are 0 (its own {own} pixels) for {info.name}"
+        raise UserError(f"config.data.image_size = {image_size}: {allowed}")
+    size = image_size or own
+    return replace(info, shape=(size, size, channels))
 
 
 def load(
-    name: str, split: str, data_dir: str | None = None, info: DatasetInfo | None = None
+    dataset: str | Dataset,
+    split: str,
+    data_dir: str | None = None,
+    info: DatasetInfo | None = None,
 ) -> Arrays:
     """Reads a whole split; where it has to, downloads it first.
 
     Args:
-      name: a key of `DATASETS`.
+      dataset: a key of `DATASETS`, or a set of the user's own.
       split: "train" or "test".
       data_dir: folder of the user's files, and of what is downloaded; None or "" for the default
         (`score_sde.data.sources.cache_folder`). For `npz` the file. Built-in sets need none.
-      info: that of the run. Its condition columns are taken out of vectors and standardised by its
-        constants. None leaves all columns in `x`.
+      info: that of the run, of `describe`. Its condition columns are taken out of vectors and
+        standardised by its constants. None leaves all columns in `x`.
 
     Returns:
       `Arrays(x, condition)` in the set's own order, N as `DatasetInfo.splits` says: images uint8
@@ -92,23 +111,28 @@ def load(
         foreign file, a set that cannot be had, with the ways to get it, or files whose columns are
         not those of `info`.
     """
-    found = _described(name, data_dir)
-    reader = DATASETS[name].load
-    if reader is None:
-        readable = (known for known, dataset in DATASETS.items() if dataset.load)
+    known = _known(dataset)
+    found = _info(known, data_dir)
+    if known.load is None:
+        readable = (name for name, each in DATASETS.items() if each.load)
         raise UserError(
-            f"config.data.name = {name!r}: its images cannot be read, only its models can be used; "
-            f"sets that can are {', '.join(readable)}"
+            f"config.data.name = {found.name!r}: its images cannot be read, only its models can be "
+            f"used; sets that can are {', '.join(readable)}"
         )
     if split not in found.splits:
         raise UserError(f"split: {split!r} is not one of {', '.join(found.splits)}")
-    arrays = reader(split, data_dir)
+    arrays = known.load(split, data_dir)
     check(arrays, found, split)
     return arrays if info is None else vectors.separated(arrays, found, info)
 
 
-def _described(name: str, data_dir: str | None) -> DatasetInfo:
-    if name not in DATASETS:
-        raise UserError(f"config.data.name: {name!r} is not one of {', '.join(DATASETS)}")
-    found = DATASETS[name].info
-    return found if isinstance(found, DatasetInfo) else found(data_dir)
+def _known(dataset: str | Dataset) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    if dataset not in DATASETS:
+        raise UserError(f"config.data.name: {dataset!r} is not one of {', '.join(DATASETS)}")
+    return DATASETS[dataset]
+
+
+def _info(dataset: Dataset, data_dir: str | None) -> DatasetInfo:
+    return dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)

@@ -58,11 +58,9 @@ class DatasetInfo:
     condition_mean: tuple[float, ...] = ()
     condition_std: tuple[float, ...] = ()
 
-    def resized(self, image_size: int) -> "DatasetInfo":
-        """The same set of images at another height and width; 0 is its own."""
-        if not image_size:
-            return self
-        return dataclasses.replace(self, shape=(image_size, image_size, self.shape[2]))
+    def __post_init__(self) -> None:
+        if self.levels is None and not self.columns:
+            object.__setattr__(self, "columns", tuple(map(str, range(self.shape[0]))))
 
     def facts(self) -> dict[str, Any]:
         """All fields, as what JSON keeps."""

@@ -35,7 +35,7 @@ def describe(data_dir: str | None) -> DatasetInfo:
     x = arrays["x"]
     splits = {split: len(_split(arrays, split).x) for split in ("train", "test")}
     num_classes = max((int(arrays[key].max()) + 1 for key in arrays if "labels" in key), default=0)
-    columns = tuple(map(str, range(x.shape[1])))
+    columns: tuple[str, ...] = ()
     if "columns" in arrays:
         columns = tuple(map(str, arrays["columns"].tolist()))
         if arrays["columns"].dtype.kind not in "US" or len(set(columns)) != x.shape[1]:

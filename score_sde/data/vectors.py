@@ -1,7 +1,7 @@
 """Columns of vectors: which of them are conditions, and the constants that standardise them."""
 
 import dataclasses
-import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def complete(
     info: DatasetInfo,
     train: np.ndarray,
     condition: tuple[str | int, ...],
-    bin_width: tuple[float, ...],
+    bin_width: float | Sequence[float] | None,
 ) -> DatasetInfo:
     """`info` with the columns' constants, and with the condition's columns apart.
 
@@ -21,7 +21,7 @@ def complete(
       info: of all columns.
       train: the training split, float32 (N, D).
       condition: names or indices of columns.
-      bin_width: for each of the other columns, one for all, or none.
+      bin_width: of each of the other columns, or one for all; None for continuous values.
 
     Raises:
       UserError: one line: a column that is unknown, named twice or constant; no column left; widths
@@ -43,20 +43,14 @@ def complete(
                 f"config.data.name: column {name} of {info.name} is constant in float32 "
                 f"(mean {mean[index]:g}, standard deviation {std[index]:g}); leave it out"
             )
-    if bin_width:
-        numbers = bin_width * len(kept) if len(bin_width) == 1 else bin_width
-        if len(numbers) != len(kept) or not all(0 < number < math.inf for number in numbers):
-            raise UserError(
-                f"config.data.bin_width = {bin_width}: allowed are positive numbers, one for all "
-                f"columns or one for each of {', '.join(info.columns[index] for index in kept)}"
-            )
+    rest = [info.columns[index] for index in kept]
     return dataclasses.replace(
         info,
         shape=(len(kept),),
-        columns=tuple(info.columns[index] for index in kept),
+        columns=tuple(rest),
         mean=tuple(mean[kept].tolist()),
         std=tuple(std[kept].tolist()),
-        bin_width=tuple(map(float, numbers)) if bin_width else None,
+        bin_width=None if bin_width is None else _widths(bin_width, rest),
         condition=tuple(info.columns[index] for index in taken),
         condition_mean=tuple(mean[taken].tolist()),
         condition_std=tuple(std[taken].tolist()),
@@ -86,6 +80,17 @@ def separated(arrays: Arrays, own: DatasetInfo, info: DatasetInfo) -> Arrays:
     vector = (arrays.x[:, taken] - np.asarray(info.condition_mean)) / info.condition_std
     condition = {**arrays.condition, "vector": vector.astype(np.float32)}
     return Arrays(np.ascontiguousarray(arrays.x[:, kept]), condition)
+
+
+def _widths(bin_width: float | Sequence[float], columns: Sequence[str]) -> tuple[float, ...]:
+    given = np.asarray(bin_width, np.float64).ravel()
+    widths = given if len(given) == len(columns) else np.repeat(given, len(columns))
+    if len(widths) != len(columns) or not ((widths > 0) & np.isfinite(widths)).all():
+        raise UserError(
+            f"config.data.bin_width = {bin_width}: allowed are positive numbers, one for all "
+            f"columns or one for each of {', '.join(columns)}"
+        )
+    return tuple(widths.tolist())
 
 
 def _index(column: str | int, columns: tuple[str, ...], condition: tuple[str | int, ...]) -> int:

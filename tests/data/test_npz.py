@@ -42,7 +42,7 @@ def test_without_a_test_split_the_last_tenth_of_a_permutation_is_held_out(file):
 
 def test_columns_named_as_conditions_are_taken_out_and_standardised(file):
     path = file(x=X[:30], x_test=X[30:], columns=["a", "b", "c"])
-    info = describe("npz", path, condition=("c", 0), bin_width=(0.5,))
+    info = describe("npz", path, condition=("c", 0), bin_width=0.5)
     assert info.columns == ("b",) and info.condition == ("c", "a") and info.shape == (1,)
     assert info.bin_width == (0.5,) and info.splits == {"train": 30, "test": 10}
     train, test = (load("npz", split, path, info) for split in ("train", "test"))
@@ -135,7 +135,7 @@ def test_what_is_no_npz_file_is_refused(tmp_path, kind):
         ({"condition": ("a", 0)}, ("data.condition", "different")),
         ({"condition": ("a", "b", "c")}, ("data.condition", "not all")),
         ({"bin_width": (1.0, 2.0)}, ("data.bin_width", "a, b, c")),
-        ({"bin_width": (-1.0,)}, ("data.bin_width", "positive")),
+        ({"bin_width": -1.0}, ("data.bin_width", "positive")),
     ],
 )
 def test_conditions_and_widths_that_cannot_be_are_refused(file, settings, words):
@@ -148,4 +148,4 @@ def test_images_have_neither_conditions_nor_widths():
     with pytest.raises(UserError, match=r"data\.condition.*digits"):
         describe("digits", condition=(0,))
     with pytest.raises(UserError, match=r"data\.bin_width.*digits"):
-        describe("digits", bin_width=(1.0,))
+        describe("digits", bin_width=1.0)
