@@ -1,5 +1,5 @@
-"""Data sets as arrays in memory: `DATASETS` lists them, `describe` says what a
-set holds, `load` reads a split.
+"""Data sets as arrays in memory: `DATASETS` lists them, `describe` says what a set
+holds, `load` reads a split.
 
 Nothing here knows of models or configs, and importing it costs no more than numpy.
 

@@ -28,7 +28,7 @@ class MLPSpec:
 
     Attributes:
         features: columns of the vectors, D.
-        width: features of the hidden layers, a multiple of 4.
+        width: features of the hidden layers, a multiple of 4 of at least 16.
         depth: number of residual blocks.
         dropout: probability of dropping an activation inside a residual block while training.
         activation: a key of `layers.ACTIVATIONS`.
@@ -58,8 +58,10 @@ class MLPSpec:
             raise ValueError(
                 f"features {self.features}, depth {self.depth}: allowed are integers of at least 1"
             )
-        if self.width < 4 or self.width % 4:
-            raise ValueError(f"width {self.width}: allowed are positive multiples of 4")
+        if self.width < 16 or self.width % 4:
+            raise ValueError(f"width {self.width}: allowed are multiples of 4 of at least 16")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: allowed are numbers from 0 to below 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation {self.activation!r}: allowed are {', '.join(ACTIVATIONS)}"
@@ -84,7 +86,7 @@ class MLP(nnx.Module):
     def __init__(self, spec: MLPSpec, *, rngs: nnx.Rngs):
         self.spec = spec
         width, dtype = spec.width, spec.dtype
-        # Four times its argument is the number of features of this embedding.
+        # Of four times as many features as its argument says.
         self.noise = ConditionEmbedding(
             width // 4,
             spec.embedding,
