@@ -186,8 +186,7 @@ def loss(
         key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
         images = batch["images"]
         if flip:
-            mirrored = jax.random.bernoulli(key_flip, shape=(len(images), 1, 1, 1))
-            images = jnp.where(mirrored, images[:, :, ::-1], images)
+            images = pixels.flipped(key_flip, images)
         noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
         labels = batch["labels"] if conditional else None
         x0 = pixels.to_model(images, noise)

@@ -129,6 +129,11 @@ class Pixels:
         unit = pixels / (self.levels - 1) if noise is None else (pixels + noise) / self.levels
         return 2.0 * unit - 1.0 if self.centered else unit
 
+    def flipped(self, key: Array, data: Array) -> Array:
+        """Images (B, H, W, C), of which each is mirrored left to right with probability 1/2."""
+        mirrored = jax.random.bernoulli(key, shape=(len(data), 1, 1, 1))
+        return jnp.where(mirrored, data[:, :, ::-1], data)
+
     def from_model(self, x: Array) -> Array:
         """Samples in the model's range to uint8 pixels 0 ... levels - 1."""
         unit = 0.5 * (x + 1.0) if self.centered else x
