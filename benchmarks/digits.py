@@ -93,7 +93,7 @@ def main() -> None:
         drawn = run.sample(jax.random.key(0), IMAGES)
         seconds = time.perf_counter() - began
         print(row(name, drawn.nfe.mean(), seconds, judge.verdict(drawn.images)), flush=True)
-    held_out = data.load("digits", "test", "").images
+    held_out = data.load("digits", "test", "").x
     print(row("held-out real digits", 0, 0, judge.verdict(held_out)))
 
 

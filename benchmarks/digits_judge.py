@@ -35,7 +35,7 @@ class Judge:
 
     def __init__(self) -> None:
         real = data.load("digits", "train", "")
-        self.real, self.labels = _flat(real.images), np.asarray(real.labels)
+        self.real, self.labels = _flat(real.x), real.condition["labels"]
         machine = SVC(kernel="rbf", C=10.0, gamma=1e-3)
         self.machine = CalibratedClassifierCV(machine, ensemble=False).fit(self.real, self.labels)
         self.neighbours = NearestNeighbors(n_neighbors=2).fit(self.real)

@@ -38,12 +38,12 @@ from scipy.integrate import solve_ivp
 import score_sde
 from score_sde import build, data
 from score_sde.batches import noise_on_devices
-from score_sde.images import bits_per_dim, image_keys
 from score_sde.likelihood import log_likelihood
 from score_sde.modes import start
 from score_sde.samplers import ProbabilityFlow
 from score_sde.score import denoise, full_precision
 from score_sde.sde import SDE
+from score_sde.spaces import bits_per_dim, item_keys
 from score_sde.training.mesh import along_data, data_mesh
 
 T_MIN_LIKELIHOOD = 1e-5
@@ -135,11 +135,12 @@ def main() -> None:
     start(arguments.batch)
     run, tolerance = score_sde.load(arguments.workdir), arguments.tolerance
     sde, score = run.sde, run.smooth_score
-    images = data.load("digits", "test", "").images[: arguments.batch]
+    images = data.load("digits", "test", "").x[: arguments.batch]
     shape, spread = images.shape, along_data(data_mesh())
     pixels = build.pixel_range(run.config)
-    keys = image_keys(jax.random.key(0), len(images))
-    dequantized = pixels.uniform(keys, jnp.asarray(images))
+    keys = item_keys(jax.random.key(0), len(images))
+    one = jnp.ones(())
+    dequantized = pixels.dequantized(keys, jnp.asarray(images), "uniform", one, one)
     x0 = jax.device_put(dequantized.x, spread)
     probe = jax.device_put(jax.random.rademacher(jax.random.key(1), shape, jnp.float32), spread)
     noise = noise_on_devices(jax.random.key(2), sde, shape)

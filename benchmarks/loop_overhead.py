@@ -47,12 +47,12 @@ def main() -> None:
 
     start(batch_size)
     mesh = data_mesh()
-    images, labels = data.load("digits", "train", "")
+    images, condition = data.load("digits", "train", "")
     apply, params = networks.init(build.network(config), jax.random.key(0))
     optimizer = build.optimizer(config)
     step = make_train_step(build.loss(config, apply), optimizer, config.training.ema_rate, mesh)
 
-    ready = jax.device_put({"images": images, "labels": labels}, replicated(mesh))
+    ready = jax.device_put({"images": images, "labels": condition["labels"]}, replicated(mesh))
     batches = [
         jax.device_put(batch_indices(1, n, batch_size, len(images)), along_data(mesh))
         for n in range(INTERVAL)
@@ -78,7 +78,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as workdir:
         train(
-            create(params, optimizer, mesh), step, images, labels, num_steps=num_steps,
+            create(params, optimizer, mesh), step, images, condition["labels"], num_steps=num_steps,
             batch_size=batch_size, seed=0, mesh=mesh, checkpoint_every=CHECKPOINT_EVERY,
             log_every=LOG_EVERY, sample_every=INTERVAL, workdir=Path(workdir),
             on_sample=measure_bare,

@@ -194,7 +194,7 @@ def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
     """As ``on_mixture``, for one trained run."""
     run = score_sde.load(workdir)
     pixels = build.pixel_range(run.config)
-    images = np.concatenate([data.load("digits", split, "").images for split in ("train", "test")])
+    images = np.concatenate([data.load("digits", split, "").x for split in ("train", "test")])
     vectors = images.reshape(len(images), -1).astype(np.float32) / (pixels.levels - 1)
     size = len(vectors) // 4
     orders = [np.random.default_rng(seed).permutation(len(vectors)) for seed in range(SEEDS)]
@@ -204,7 +204,7 @@ def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
         noise = noise_on_devices(key, run.sde, (size, *images.shape[1:]))
         score = run.smooth_score if isinstance(sampler, ProbabilityFlow) else run.score
         drawn = sampler.sample(key, run.sde, score, noise)
-        drawn_pixels = np.asarray(pixels.to_uint8(drawn.x), np.float32) / (pixels.levels - 1)
+        drawn_pixels = np.asarray(pixels.from_model(drawn.x), np.float32) / (pixels.levels - 1)
         return drawn_pixels.reshape(size, -1), float(np.mean(drawn.nfe))
 
     first, second = (

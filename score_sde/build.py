@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from score_sde.checks import dataset
 from score_sde.config import SAMPLER_KEYS
 from score_sde.discrete import discretization
-from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import NETWORKS
 from score_sde.samplers import SAMPLERS, ProbabilityFlow, Sampler
 from score_sde.score import Model
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
+from score_sde.spaces import Pixels
 from score_sde.training import optimizers
 
 _FAST = ("ddim", "dpmpp", "unipc", "heun")
@@ -34,15 +34,16 @@ def sde(config: ConfigDict) -> SDE:
     return process(settings.beta_min, settings.beta_max)
 
 
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+def image_shape(config: ConfigDict) -> tuple[int, ...]:
     """Return (H, W, C) of the data set's images."""
     return dataset(config).shape
 
 
-def pixel_range(config: ConfigDict) -> PixelRange:
+def pixel_range(config: ConfigDict) -> Pixels:
     """Return how the data set's integers become the model's numbers, and back."""
-    levels = dataset(config).levels
-    return PixelRange(levels, config.model.centered, config.training.dequantize)
+    info = dataset(config)
+    assert info.levels is not None
+    return Pixels(info.shape, info.levels, config.model.centered, config.training.dequantize)
 
 
 def network(config: ConfigDict) -> partial[Any]:
@@ -51,8 +52,8 @@ def network(config: ConfigDict) -> partial[Any]:
     info, module = dataset(config), NETWORKS["unet"]
     settings = {
         **config.model,
-        "image_size": info.image_size,
-        "channels": info.channels,
+        "image_size": info.shape[0],
+        "channels": info.shape[-1],
         "num_classes": info.num_classes if config.model.class_conditional else 0,
     }
     names = [field.name for field in dataclasses.fields(module.Spec)]
@@ -150,8 +151,7 @@ def loss(
         key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
         images = batch["images"]
         if flip:
-            mirrored = jax.random.bernoulli(key_flip, shape=(len(images), 1, 1, 1))
-            images = jnp.where(mirrored, images[:, :, ::-1], images)
+            images = pixels.flipped(key_flip, images)
         noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
         condition = {"labels": batch["labels"]} if conditional else {}
         scored = model(config, apply, params).given(condition)

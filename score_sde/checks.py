@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from score_sde.config import SAMPLER_KEYS, default, flat
-from score_sde.data import INFO, DatasetInfo
+from score_sde.data import DATASETS, Dataset, DatasetInfo, describe
 from score_sde.errors import UserError
 
 
@@ -62,6 +62,10 @@ def _time(key: str) -> Check:
     return Check(key, lambda value: value is None or 1e-5 <= value <= 0.9, "times from 1e-5 to 0.9")
 
 
+def _has_images(dataset: Dataset) -> bool:
+    return isinstance(dataset.info, DatasetInfo) and bool(dataset.info.levels)
+
+
 def _integers(value: tuple[Any, ...]) -> bool:
     return all(type(item) is int and item > 0 for item in value)
 
@@ -72,7 +76,7 @@ def _frequencies(value: tuple[Any, ...]) -> bool:
 
 CHECKS = (
     Check("seed", lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1"),
-    _one_of("data.name", *INFO),
+    _one_of("data.name", *(name for name, each in DATASETS.items() if _has_images(each))),
     _at_least("data.image_size", 0),
     _one_of("sde.name", "vp", "subvp", "ve"),
     _positive("sde.beta_min"),
@@ -191,7 +195,7 @@ def validate(config: ConfigDict) -> None:
 
 def dataset(config: ConfigDict) -> DatasetInfo:
     """Return the facts of the config's data set, at the config's image size."""
-    return INFO[config.data.name].resized(config.data.image_size)
+    return describe(config.data.name, image_size=config.data.image_size)
 
 
 def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
@@ -200,19 +204,17 @@ def _across_keys(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, s
         yield "sde.beta_max", f"numbers above config.sde.beta_min = {config.sde.beta_min}"
     if config.sde.sigma_max <= config.sde.sigma_min:
         yield "sde.sigma_max", f"numbers above config.sde.sigma_min = {config.sde.sigma_min}"
-    own = INFO[info.name]
-    if own.readable and info.image_size != own.image_size:
-        yield "data.image_size", f"0 (its own {own.image_size} pixels) for {info.name}"
+    size = info.shape[0]
     levels = len(config.model.multipliers)
     factor = 2 ** (levels - 1)
-    if info.image_size % factor:
-        most = (info.image_size & -info.image_size).bit_length()
+    if size % factor:
+        most = (size & -size).bit_length()
         yield (
             "model.multipliers",
-            f"1 to {most} resolutions, as {info.name}'s {info.image_size} pixels are not divisible "
+            f"1 to {most} resolutions, as {info.name}'s {size} pixels are not divisible "
             f"by the U-Net's factor {factor}",
         )
-    resolutions = [info.image_size // 2**level for level in range(levels)]
+    resolutions = [size // 2**level for level in range(levels)]
     if not set(config.model.attention_resolutions) <= set(resolutions):
         yield "model.attention_resolutions", f"the levels' {', '.join(map(str, resolutions))}"
     if config.model.embedding == "fourier" and config.model.condition == "time":

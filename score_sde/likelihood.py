@@ -8,7 +8,7 @@ et al. 2019, arXiv:1810.01367, eq. 7). The probe is drawn once and held through 
 What is exact and what is a bound: the log density of a continuous point (`log_likelihood`) is exact
 up to the solver's tolerance and the probes, whose error averages out. The log probability of
 integer images (`image_log_likelihood`) is a lower bound, and bits/dim an upper one, exact up to the
-same two: dequantization costs what `score_sde.images` says, less of it the more draws there are.
+same two: dequantization costs what `score_sde.spaces` says, less of it the more draws there are.
 """
 
 import math
@@ -20,13 +20,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.images import Dequantized, PixelRange, bits_per_dim, image_keys
 from score_sde.integrate import check, integrate
 from score_sde.score import as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn
+from score_sde.spaces import Dequantized, Space, bits_per_dim, item_keys
 
 DIVERGENCES = ("rademacher", "gaussian", "exact")
-DEQUANTIZATIONS = ("uniform", "truncated_normal")
 
 
 class Likelihood(NamedTuple):
@@ -136,7 +135,7 @@ def image_log_likelihood(
     sde: SDE,
     score: ScoreFn,
     images: Array,
-    pixels: PixelRange,
+    pixels: Space,
     *,
     dequantization: str = "uniform",
     num_importance: int = 1,
@@ -163,7 +162,7 @@ def image_log_likelihood(
         score: the score function, as for `log_likelihood`.
         images: uint8 (B, H, W, C).
         pixels: how the model sees them.
-        dequantization: ``uniform`` or ``truncated_normal``, see `score_sde.images`.
+        dequantization: ``uniform`` or ``truncated_normal``, see `score_sde.spaces`.
         num_importance: K, each draw with a solve of its own.
         t_min: the time at which the data are taken to lie.
         first: index of the first image, for data that come in parts.
@@ -173,9 +172,6 @@ def image_log_likelihood(
         ValueError: for an unknown dequantization or divergence.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
-    if dequantization not in DEQUANTIZATIONS:
-        allowed = ", ".join(DEQUANTIZATIONS)
-        raise ValueError(f"dequantization = {dequantization!r}: allowed are {allowed}")
     if num_importance < 1:
         raise ValueError(f"num_importance = {num_importance}: allowed are integers of at least 1")
     key_pixels, key_probes = jax.random.split(key)
@@ -197,16 +193,15 @@ def _dequantize(
     t_min: Array,
     first: Array,
     k: Array,
-    pixels: PixelRange,
+    pixels: Space,
     dequantization: str,
 ) -> Dequantized:
     """The k-th draw of each image: the first by the image's key, the others by keys of that."""
-    keys = image_keys(key, len(images), first)
+    keys = item_keys(key, len(images), first)
     keys = jnp.where(k == 0, keys, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))
-    if dequantization == "uniform":
-        return pixels.uniform(keys, images)
     time = jnp.full(1, t_min, jnp.float32)
-    return pixels.truncated_normal(keys, images, sde.alpha(time)[0], sde.sigma(time)[0])
+    alpha, sigma = sde.alpha(time)[0], sde.sigma(time)[0]
+    return pixels.dequantized(keys, images, dequantization, alpha, sigma)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -284,5 +279,5 @@ def _probes(key: Array, x0: Array, divergence: str, num_probes: int, first: Arra
         basis = jnp.eye(x0[0].size, dtype=x0.dtype).reshape((-1, *x0.shape[1:]))
         return jnp.broadcast_to(basis[None], (len(x0), *basis.shape))
     draw = jax.random.rademacher if divergence == "rademacher" else jax.random.normal
-    keys = image_keys(key, len(x0), first)
+    keys = item_keys(key, len(x0), first)
     return jax.vmap(lambda key: draw(key, (num_probes, *x0.shape[1:]), x0.dtype))(keys)

@@ -27,12 +27,12 @@ from score_sde.batches import (
 )
 from score_sde.checks import dataset, validate
 from score_sde.errors import UserError
-from score_sde.images import image_keys
 from score_sde.integrate import SolveError
 from score_sde.likelihood import ImageLikelihood, image_log_likelihood
 from score_sde.samplers.ode import slerp
 from score_sde.score import Model
 from score_sde.sde import SDE
+from score_sde.spaces import item_keys
 from score_sde.training import checkpoints
 from score_sde.training.mesh import data_mesh, replicated
 
@@ -118,10 +118,10 @@ class Run:
                 )
             path = samples.trajectory
             yield Images(
-                images=np.asarray(pixels.to_uint8(samples.x))[:count],
+                images=np.asarray(pixels.from_model(samples.x))[:count],
                 nfe=np.asarray(samples.nfe)[:count],
                 labels=None if part is None else part[:count],
-                trajectory=None if path is None else np.asarray(pixels.to_uint8(path))[:, :count],
+                trajectory=None if path is None else np.asarray(pixels.from_model(path))[:, :count],
             )
 
     def batch(self, n: int) -> int:
@@ -149,7 +149,7 @@ class Run:
                 should be some.
             UserError: a solve that fails, with the solver's reason.
         """
-        images = self._checked(images)
+        images = build.pixel_range(self.config).check(images)
         classes = self._required(len(images), labels)
         return self._flow(self._to_model(key, images), classes, back=False)[0]
 
@@ -162,7 +162,7 @@ class Run:
         if not np.isfinite(x).all():
             raise ValueError("latents: allowed are finite numbers")
         x, _ = self._flow(x, self._required(len(x), labels), back=True)
-        return np.asarray(build.pixel_range(self.config).to_uint8(jnp.asarray(x)))
+        return np.asarray(build.pixel_range(self.config).from_model(jnp.asarray(x)))
 
     def interpolate(
         self,
@@ -197,7 +197,8 @@ class Run:
         labels: ArrayLike | None = None,
     ) -> Iterator[Interpolation]:
         """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
-        first, second = self._checked(first), self._checked(second)
+        pixels = build.pixel_range(self.config)
+        first, second = pixels.check(first), pixels.check(second)
         if num < 1 or len(first) != len(second):
             raise ValueError(
                 f"num = {num} between {len(first)} and {len(second)} images: allowed are integers "
@@ -224,7 +225,7 @@ class Run:
             x, nfe = self._flow_of_rows(between, given, back=True)
             change = np.square(x[:, [0, -1]] - pairs).mean(axis=(2, 3, 4))
             whole = Interpolation(
-                images=np.asarray(pixels.to_uint8(jnp.asarray(x))),
+                images=np.asarray(pixels.from_model(jnp.asarray(x))),
                 latents=latents,
                 nfe=np.concatenate([there, nfe], axis=1),
                 rms=np.sqrt(change),
@@ -259,7 +260,8 @@ class Run:
         pixels, integers = build.pixel_range(self.config), jnp.asarray(images)
         if not pixels.dequantize:
             return np.asarray(pixels.to_model(integers))
-        return np.asarray(pixels.uniform(image_keys(key, len(images)), integers).x)
+        keys, one = item_keys(key, len(images)), jnp.ones(())
+        return np.asarray(pixels.dequantized(keys, integers, "uniform", one, one).x)
 
     def log_likelihood(
         self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
@@ -289,22 +291,8 @@ class Run:
         of index `first` on."""
         if self.config.model.class_conditional and labels is None:
             raise ValueError("labels: the likelihoods of this model are those given the class")
-        images = self._checked(images)
+        images = build.pixel_range(self.config).check(images)
         return self._likelihood_batches(key, images, self._classes(len(images), labels), first)
-
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        """Given images, which are some of the data set's kind."""
-        images, shape = np.asarray(images), build.image_shape(self.config)
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-            height, width, channels = shape
-            raise ValueError(
-                f"images are {images.dtype} {images.shape}: allowed are uint8 "
-                f"(n, {height}, {width}, {channels}) with n of at least 1"
-            )
-        levels = build.pixel_range(self.config).levels
-        if images.max() >= levels:
-            raise ValueError(f"images reach {images.max()}: allowed are 0 to {levels - 1}")
-        return images
 
     def _likelihood_batches(
         self, key: Array, images: np.ndarray, classes: np.ndarray | None, first: int

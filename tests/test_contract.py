@@ -15,11 +15,11 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde import oracle
-from score_sde.images import PixelRange
 from score_sde.likelihood import image_log_likelihood, log_likelihood
 from score_sde.samplers import SAMPLERS, PredictorCorrector, ProbabilityFlow
 from score_sde.score import denoise
 from score_sde.sde import VPSDE, expand
+from score_sde.spaces import Pixels
 
 SDE = VPSDE()
 MEANS = jnp.asarray([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [-3.0, -3.0]])
@@ -132,7 +132,7 @@ def test_importance_draws():
         mean = expand(jnp.asarray([-0.75, 0.75])[labels], x)
         return (alpha * mean - x) / (jnp.square(alpha * 0.25) + jnp.square(sigma))
 
-    pixels = PixelRange(4, centered=True, dequantize=True)
+    pixels = Pixels((1, 1, 1), 4, centered=True, dequantize=True)
     found = image_log_likelihood(
         jax.random.key(0), SDE, score, levels, pixels, num_importance=2, divergence="exact"
     )

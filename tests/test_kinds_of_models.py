@@ -65,7 +65,7 @@ def test_a_class_conditional_model(tmp_path):
         other = run.sample(jax.random.key(0), 3, labels=np.asarray([3, 1, 5], np.int32))
         assert drawn.labels.tolist() == [3, 1, 4]
         np.testing.assert_array_equal(drawn.images[:2], other.images[:2])
-    images = load("digits", "test", "").images[:3]
+    images = load("digits", "test", "").x[:3]
     with pytest.raises(ValueError, match="labels: the likelihoods of this model"):
         run.log_likelihood(jax.random.key(0), images)
 

@@ -33,7 +33,7 @@ ROOMS = {
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
-    "score_sde.images": Room(1, (0,), ("jax",)),
+    "score_sde.spaces": Room(1, (0,), ("jax",)),
     "score_sde.integrate": Room(1, (0,), ("jax", "diffrax")),
     # 2: methods. None knows another: what two of them need lives on floor 1.
     "score_sde.losses": Room(2, (0, 1), ("jax",)),
@@ -74,7 +74,10 @@ ROOMS = {
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(
-        6, (0, 1, 2, 3, 4, 5), ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm")
+        6,
+        (0, 1, 2, 3, 4, 5),
+        ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm"),
+        lazy=("matplotlib",),
     ),
     "main": Room(7, (0, 5, 6), ("absl", "ml_collections")),
     "configs": Room(7, (5,), ("ml_collections",)),

@@ -1,5 +1,4 @@
-"""Likelihoods against exact ones, the recorded likelihood of the original, images and their
-bits/dim."""
+"""Likelihoods against exact ones, and the recorded likelihood of the original."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +7,10 @@ import pytest
 from jax.tree_util import Partial
 
 from score_sde import oracle
-from score_sde.images import PixelRange, bits_per_dim
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers import ProbabilityFlow
 from score_sde.sde import expand
+from score_sde.spaces import bits_per_dim
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture, recorded_score
 
 DIMS = 4
@@ -235,42 +234,3 @@ def test_an_unknown_divergence_and_no_probes_are_refused():
         log_likelihood(
             jax.random.key(0), PUBLISHED["vp"], lambda x, t: -x, jnp.ones((1, 2)), num_probes=0
         )
-
-
-@pytest.mark.parametrize("levels", [2, 17, 256])
-@pytest.mark.parametrize("centered", [True, False])
-def test_pixels_there_and_back(levels, centered):
-    images = jnp.arange(levels, dtype=jnp.uint8).reshape(1, levels, 1, 1)
-    for dequantize in (True, False):
-        pixels = PixelRange(levels, centered, dequantize)
-        noise = jnp.full(images.shape, 0.5) if dequantize else None
-        x = pixels.to_model(images, noise)
-        assert x.dtype == jnp.float32
-        assert float(x.min()) >= (-1.0 if centered else 0.0) and float(x.max()) <= 1.0
-        np.testing.assert_array_equal(pixels.to_uint8(x), images)
-        np.testing.assert_array_equal(
-            pixels.to_uint8(x * 10.0), jnp.clip(pixels.to_uint8(x * 10.0), 0, levels - 1)
-        )
-
-
-@pytest.mark.parametrize("levels", [2, 17, 256])
-@pytest.mark.parametrize("centered", [True, False])
-def test_a_uniform_model_costs_log2_levels_bits(levels, centered):
-    """A density that is uniform over the range gives every pixel log2(levels) bits, whatever the
-    scaling."""
-    dims, keys = 12, jax.random.split(jax.random.key(0), 3)
-    log_prob = jnp.full(3, -dims * np.log(2.0 if centered else 1.0))
-    images = jnp.zeros((3, 2, 2, 3), jnp.uint8)
-    log_density = PixelRange(levels, centered, True).uniform(keys, images).log_density
-    bits = bits_per_dim(log_prob - log_density, dims)
-    np.testing.assert_allclose(bits, np.full(3, np.log2(levels)), rtol=1e-6)
-
-
-def test_dequantized_pixels_fill_their_bins_evenly():
-    pixels = PixelRange(17, centered=True, dequantize=True)
-    images = jnp.full((4, 50, 50, 1), 5, jnp.uint8)
-    keys = jax.random.split(jax.random.key(0), 4)
-    inside = np.asarray((pixels.uniform(keys, images).x + 1.0) / 2.0 * 17 - 5)
-    assert inside.min() >= 0 and inside.max() < 1 + 1e-5
-    assert abs(inside.mean() - 0.5) < 4 * np.sqrt(1 / 12 / inside.size)
-    assert not np.allclose(inside[0], inside[1])

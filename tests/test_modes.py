@@ -184,7 +184,8 @@ def test_interpolation_between_held_out_images(workdir, trained):
     told = succeed("--mode=interpolate", "--workdir", workdir, *arguments, cwd=trained)
     assert "3 pairs, 2 between: NFE " in told and "there and back: root mean square " in told
     arrays = np.load(workdir / "interpolation.npz")
-    images, labels = load("digits", "test")
+    images, condition = load("digits", "test")
+    labels = condition["labels"]
     assert arrays["indices"].tolist() == [[0, 1], [2, 3], [4, 5]]
     np.testing.assert_array_equal(arrays["real"], images[arrays["indices"]])
     np.testing.assert_array_equal(arrays["labels"], labels[arrays["indices"]])
@@ -303,7 +304,7 @@ def test_likelihood_counts_every_image_in_order(workdir, tmp_path):
     overrides = {f"likelihood.{name}": 1e-2 for name in ("rtol", "atol")}
     config = changed(workdirs.load(workdir), overrides | {"likelihood.batch_size": 5})
     run = score_sde.load(workdir, config)
-    images = load("digits", "test").images[:5]
+    images = load("digits", "test").x[:5]
     again = run.log_likelihood(jax.random.key(0), images)
     # One solve per image. Its rounding depends on the batch's shape, which an adaptive solver's
     # step sizes pass on at the scale of its tolerance.

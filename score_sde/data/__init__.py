@@ -1,44 +1,138 @@
-"""Image sets as arrays in memory: `load(name, split, data_dir)`, and `INFO` about each of them.
+"""Data sets as arrays in memory: `DATASETS` lists them, `describe` says what a set
+holds, `load` reads a split.
 
 Nothing here knows of models or configs, and importing it costs no more than numpy.
+
+A new set is one file with an `INFO` and a `load(split, data_dir)`, and one line in `DATASETS`. A
+user's own `Dataset` needs no line.
 """
 
-from score_sde.data.info import INFO, Arrays, DatasetInfo, check
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from score_sde.data import cifar10, described, digits, fashion_mnist, npz, toys, vectors
+from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
-__all__ = ["INFO", "Arrays", "DatasetInfo", "load"]
+__all__ = ["DATASETS", "Arrays", "Dataset", "DatasetInfo", "describe", "load"]
 
 
-def load(name: str, split: str, data_dir: str | None = None) -> Arrays:
+class Dataset(NamedTuple):
+    """A data set of the list.
+
+    Attributes:
+      info: what is known of it; a function of the data's folder where that is in the files. That of
+        vectors gives shape and columns; `describe` adds what is computed of the data.
+      load: `load(split, data_dir) -> Arrays`; None for a set that is known for its models only.
+        All of a vector's columns are in `x`.
+    """
+
+    info: DatasetInfo | Callable[[str | None], DatasetInfo]
+    load: Callable[[str, str | None], Arrays] | None
+
+
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(digits.INFO, digits.load),
+    "cifar10": Dataset(cifar10.INFO, cifar10.load),
+    "fashion_mnist": Dataset(fashion_mnist.INFO, fashion_mnist.load),
+    "moons": Dataset(toys.MOONS, toys.load_moons),
+    "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
+    "npz": Dataset(npz.describe, npz.load),
+    **{found.name: Dataset(found, None) for found in described.INFOS},
+}
+
+
+def describe(
+    dataset: str | Dataset,
+    data_dir: str | None = None,
+    *,
+    image_size: int = 0,
+    condition: Sequence[str | int] = (),
+    bin_width: float | Sequence[float] | None = None,
+) -> DatasetInfo:
+    """What a run needs to know of a set. That of images is known; that of vectors is read off the
+    training split.
+
+    Args:
+      dataset: a key of `DATASETS`, or a set of the user's own.
+      data_dir: as for `load`.
+      image_size: height and width of the models' images, for a set that is not read; 0: its own.
+      condition: names or indices of the columns of vectors that become the condition.
+      bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
+        each remaining column, or one for all; None for continuous ones.
+
+    Raises:
+      UserError: one line: as `load`; an image size, columns or widths that cannot be; a column that
+        is constant.
+    """
+    known = _known(dataset)
+    info = _info(known, data_dir)
+    if not info.levels:
+        if image_size:
+            raise UserError(f"config.data.image_size = {image_size}: allowed is 0 for vectors")
+        train = load(known, "train", data_dir)
+        return vectors.complete(info, train.x, tuple(condition), bin_width)
+    if condition or bin_width:
+        key, value = ("condition", condition) if condition else ("bin_width", bin_width)
+        raise UserError(
+            f"config.data.{key} = {value!r}: allowed for vectors; {info.name} is images"
+        )
+    own, *_, channels = info.shape
+    if known.load and image_size not in (0, own):
+        allowed = f"allowed are 0 (its own {own} pixels) for {info.name}"
+        raise UserError(f"config.data.image_size = {image_size}: {allowed}")
+    size = image_size or own
+    return replace(info, shape=(size, size, channels))
+
+
+def load(
+    dataset: str | Dataset,
+    split: str,
+    data_dir: str | None = None,
+    info: DatasetInfo | None = None,
+) -> Arrays:
     """Reads a whole split; where it has to, downloads it first.
 
     Args:
-      name: a key of `INFO`.
-      split: `"train"` or `"test"`.
+      dataset: a key of `DATASETS`, or a set of the user's own.
+      split: "train" or "test".
       data_dir: folder of the user's files, and of what is downloaded; None or "" for the default
-        (`score_sde.data.sources.cache_folder`). `digits` needs none.
+        (`score_sde.data.sources.cache_folder`). For `npz` the file. Built-in sets need none.
+      info: that of the run, of `describe`. Its condition columns are taken out of vectors and
+        standardised by its constants. None leaves all columns in `x`.
 
     Returns:
-      `Arrays(images, labels)`: images uint8 (N, H, W, C) with values 0 … levels - 1, labels
-      int32 (N,), in the data set's official order, N as `INFO[name].splits[split]` says.
+      `Arrays(x, condition)` in the set's own order, N as `DatasetInfo.splits` says: images uint8
+      (N, H, W, C) of values 0 ... levels - 1, or vectors float32 (N, D) in the data's units.
 
     Raises:
       UserError: one line: an unknown name or split, a set that is only described, a damaged or
-        foreign file, or a set that cannot be had, with the ways to get it.
+        foreign file, a set that cannot be had, with the ways to get it, or files whose columns are
+        not those of `info`.
     """
-    # Imported here: `--help` needs INFO only, and no readers.
-    from score_sde.data import cifar10, digits, fashion_mnist
-
-    loaders = {"digits": digits.load, "cifar10": cifar10.load, "fashion_mnist": fashion_mnist.load}
-    if name not in INFO:
-        raise UserError(f"config.data.name: {name!r} is not one of {', '.join(loaders)}")
-    if not INFO[name].readable:
+    known = _known(dataset)
+    found = _info(known, data_dir)
+    if known.load is None:
+        readable = (name for name, each in DATASETS.items() if each.load)
         raise UserError(
-            f"config.data.name = {name!r}: its images cannot be read, only its models can be used; "
-            f"sets that can are {', '.join(loaders)}"
+            f"config.data.name = {found.name!r}: its images cannot be read, only its models can be "
+            f"used; sets that can are {', '.join(readable)}"
         )
-    if split not in INFO[name].splits:
-        raise UserError(f"split: {split!r} is not one of {', '.join(INFO[name].splits)}")
-    arrays = loaders[name](split, data_dir)
-    check(arrays, INFO[name], split)
-    return arrays
+    if split not in found.splits:
+        raise UserError(f"split: {split!r} is not one of {', '.join(found.splits)}")
+    arrays = known.load(split, data_dir)
+    check(arrays, found, split)
+    return arrays if info is None else vectors.separated(arrays, found, info)
+
+
+def _known(dataset: str | Dataset) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    if dataset not in DATASETS:
+        raise UserError(f"config.data.name: {dataset!r} is not one of {', '.join(DATASETS)}")
+    return DATASETS[dataset]
+
+
+def _info(dataset: Dataset, data_dir: str | None) -> DatasetInfo:
+    return dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)

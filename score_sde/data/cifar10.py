@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from score_sde.data.download import PATIENCE, RemoteFile, download, verify
-from score_sde.data.info import INFO, Arrays
+from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.data.pickles import read_batch
 from score_sde.data.sources import load_in_order
 from score_sde.errors import UserError
+
+INFO = DatasetInfo("cifar10", (32, 32, 3), 256, 10, {"train": 50_000, "test": 10_000})
 
 # Its published MD5 is c32a1d4ab5d03f1284b67883e8d87530; size and SHA-256 are as TFDS records them.
 ARCHIVE = RemoteFile(
@@ -67,10 +69,10 @@ def load(
         target.unlink(missing_ok=True)  # 170 MB that the unpacked files repeat
 
     hint = f"{archive.name}, {_BINARY_FOLDER}/ or {_PICKLE_FOLDER}/ from {_PAGE}"
-    return load_in_order(INFO["cifar10"], split, data_dir, read_files, fetch, hint)
+    return load_in_order(INFO, split, data_dir, read_files, fetch, hint)
 
 
-def parse_binary(raw: bytes, source: str) -> Arrays:
+def parse_binary(raw: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Whole records of the binary version as images uint8 (N, 32, 32, 3) and labels int32 (N,).
 
     Args:
@@ -89,7 +91,7 @@ def parse_binary(raw: bytes, source: str) -> Arrays:
     return _arrays(records[:, 1:], records[:, 0].astype(np.int32), source)
 
 
-def parse_pickle(raw: bytes, source: str) -> Arrays:
+def parse_pickle(raw: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
     """A pickled batch of the Python version, as `parse_binary` gives it.
 
     Raises:
@@ -126,7 +128,7 @@ def read_batches(folder: Path, split: str) -> Arrays | None:
     for k, path in enumerate(paths):
         rows = slice(k * _PER_BATCH, (k + 1) * _PER_BATCH)
         images[rows], labels[rows] = _read_batch_file(path)
-    return Arrays(images, labels)
+    return Arrays(images, {"labels": labels})
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -179,7 +181,7 @@ def _complete(folder: Path, split: str) -> list[Path] | None:
     return next((s for s in _places(folder, split) if all(p.is_file() for p in s)), None)
 
 
-def _read_batch_file(path: Path) -> Arrays:
+def _read_batch_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """One official file, of 10,000 images."""
     binary = path.suffix == ".bin"
     size = path.stat().st_size
@@ -193,17 +195,15 @@ def _read_batch_file(path: Path) -> Arrays:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"config.data.dir: cannot read {path}: {error.strerror}") from error
-    arrays = parse_binary(raw, str(path)) if binary else parse_pickle(raw, str(path))
-    if len(arrays.labels) != _PER_BATCH:
-        raise UserError(
-            f"config.data.dir: {path} has {len(arrays.labels)} images, not {_PER_BATCH}"
-        )
-    return arrays
+    images, labels = parse_binary(raw, str(path)) if binary else parse_pickle(raw, str(path))
+    if len(labels) != _PER_BATCH:
+        raise UserError(f"config.data.dir: {path} has {len(labels)} images, not {_PER_BATCH}")
+    return images, labels
 
 
-def _arrays(pixels: np.ndarray, labels: np.ndarray, source: str) -> Arrays:
+def _arrays(pixels: np.ndarray, labels: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 3072), channel by channel, as images NHWC; checks the labels (N,) int32."""
     if len(labels) and (labels.min() < 0 or labels.max() > 9):
         raise UserError(f"config.data.dir: {source} has a label that is not in 0 … 9")
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Arrays(np.ascontiguousarray(images), labels)
+    return np.ascontiguousarray(images), labels

@@ -6,7 +6,9 @@ E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 
 
 import numpy as np
 
-from score_sde.data.info import INFO, Arrays
+from score_sde.data.info import Arrays, DatasetInfo
+
+INFO = DatasetInfo("digits", (8, 8, 1), 17, 10, {"train": 1500, "test": 297})
 
 
 def load(split: str, data_dir: str | None = None) -> Arrays:
@@ -19,7 +21,8 @@ def load(split: str, data_dir: str | None = None) -> Arrays:
 
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
-    held_out = INFO["digits"].splits["test"]
+    held_out = INFO.splits["test"]
     chosen = order[-held_out:] if split == "test" else order[:-held_out]
     images = bunch.images[chosen].astype(np.uint8)  # whole numbers, stored as float64
-    return Arrays(images[..., np.newaxis], bunch.target[chosen].astype(np.int32))
+    labels = bunch.target[chosen].astype(np.int32)
+    return Arrays(images[..., np.newaxis], {"labels": labels})

@@ -7,8 +7,6 @@ import os
 import queue
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +91,8 @@ def _connect(url: str, patience: float) -> http.client.HTTPResponse:
     addresses tried in turn, nor headers that arrive byte by byte.
     """
     outcome: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
+    import urllib.request  # not before it is needed: importing it takes as long as numpy
+
     # Some servers refuse the standard library's own name.
     request = urllib.request.Request(url, headers={"User-Agent": "score-sde"})
 
@@ -158,6 +158,8 @@ def _stalled(remote: RemoteFile, received: int, patience: float) -> str:
 
 def _reason(error: Exception) -> str:
     """What went wrong, in one line without numbers of the operating system."""
+    import urllib.error
+
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from score_sde.data.download import PATIENCE, RemoteFile, download
-from score_sde.data.info import INFO, Arrays
+from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.data.sources import load_in_order
 from score_sde.errors import UserError
+
+INFO = DatasetInfo("fashion_mnist", (28, 28, 1), 256, 10, {"train": 60_000, "test": 10_000})
 
 _ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 # Sizes and SHA-256 as TFDS records them; the MD5 sums that the authors publish are, in this order,
@@ -73,9 +75,7 @@ def load(
 
     def read_files(folder: Path) -> Arrays | None:
         for place in (folder, system_folder):
-            arrays = _read_pair(
-                place, images.name, labels.name, INFO["fashion_mnist"].splits[split]
-            )
+            arrays = _read_pair(place, images.name, labels.name, INFO.splits[split])
             if arrays is not None:
                 return arrays
         return None
@@ -89,7 +89,7 @@ def load(
         f"{images.name} and {labels.name} (packed or not) from {_ADDRESS}, or install Debian's "
         "package dataset-fashion-mnist"
     )
-    return load_in_order(INFO["fashion_mnist"], split, data_dir, read_files, fetch, hint)
+    return load_in_order(INFO, split, data_dir, read_files, fetch, hint)
 
 
 def parse_idx(raw: bytes, source: str) -> np.ndarray:
@@ -127,7 +127,7 @@ def _read_pair(folder: Path, images_name: str, labels_name: str, count: int) -> 
     labels = _read_idx_file(labels_path, (count,))
     if labels.max() > 9:
         raise UserError(f"config.data.dir: {labels_path} has a label that is not in 0 … 9")
-    return Arrays(images[..., np.newaxis].copy(), labels.astype(np.int32))
+    return Arrays(images[..., np.newaxis].copy(), {"labels": labels.astype(np.int32)})
 
 
 def _read_idx_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:

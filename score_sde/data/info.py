@@ -1,83 +1,113 @@
-"""What is known of each image set before it is read, and the form in which it is handed over."""
+"""What is known of a data set, and the form in which its splits are handed over."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from score_sde.errors import UserError
 
 
+class Arrays(NamedTuple):
+    """A split in memory.
+
+    Attributes:
+        x: images, uint8 (N, H, W, C), or vectors, float32 (N, D).
+        condition: arrays with a row for each item: `labels` int32 (N,) where the set has classes,
+            `vector` float32 (N, k) where columns were named as conditions.
+    """
+
+    x: np.ndarray
+    condition: dict[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Facts of an image set: square images of `image_size` pixels with values 0 … levels - 1."""
+    """What a run needs to know of its data, also where the data themselves are gone.
+
+    The fields from `columns` on are for vectors.
+
+    Attributes:
+        name: of the set.
+        shape: of one item: (H, W, C) of an image, (D,) of a vector without its condition.
+        levels: of an image's pixels, whose values are 0 ... levels - 1; None for vectors.
+        num_classes: 0 for a set without labels.
+        splits: number of items in each split.
+        columns: names of the D columns; "0", "1", ... where the set has no names.
+        mean: of each column of the training split, in the data's units.
+        std: their standard deviations, likewise.
+        bin_width: of each column, for values that were rounded or counted; None for others.
+        condition: names of the k columns that became `condition["vector"]`.
+        condition_mean: of each of them in the training split. The set's own vectors are
+            standardised by this and the next: (v - mean) / std.
+        condition_std: their standard deviations.
+    """
 
     name: str
-    image_size: int  # pixels, height and width
-    channels: int
-    levels: int  # grey values per channel; enters the bits/dim
+    shape: tuple[int, ...]
+    levels: int | None
     num_classes: int
-    splits: Mapping[str, int]  # images in each split
-    readable: bool = True  # False: known for its models, and not read by this package
+    splits: Mapping[str, int]
+    columns: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    bin_width: tuple[float, ...] | None = None
+    condition: tuple[str, ...] = ()
+    condition_mean: tuple[float, ...] = ()
+    condition_std: tuple[float, ...] = ()
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        return self.image_size, self.image_size, self.channels
+    def __post_init__(self) -> None:
+        if self.levels is None and not self.columns:
+            object.__setattr__(self, "columns", tuple(map(str, range(self.shape[0]))))
 
-    def resized(self, image_size: int) -> "DatasetInfo":
-        """The same set at another image size; 0 is its own."""
-        return dataclasses.replace(self, image_size=image_size or self.image_size)
+    def facts(self) -> dict[str, Any]:
+        """All fields, as what JSON keeps."""
+        return dataclasses.asdict(dataclasses.replace(self, splits=dict(self.splits)))
 
+    @staticmethod
+    def from_facts(facts: Mapping[str, Any]) -> "DatasetInfo":
+        """The object that `facts` describes, also after JSON.
 
-class Arrays(NamedTuple):
-    """A split in memory: images uint8 (N, H, W, C), labels int32 (N,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def _described(name: str, image_size: int, train: int, test: int) -> DatasetInfo:
-    """A set of colour photographs without classes that the published models were trained on."""
-    return DatasetInfo(name, image_size, 3, 256, 0, {"train": train, "test": test}, readable=False)
-
-
-# Sizes are those of the published models' images, where the set has none of its own (LSUN) or
-# other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ have none.
-INFO: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo("digits", 8, 1, 17, 10, {"train": 1500, "test": 297}),
-    "cifar10": DatasetInfo("cifar10", 32, 3, 256, 10, {"train": 50_000, "test": 10_000}),
-    "fashion_mnist": DatasetInfo(
-        "fashion_mnist", 28, 1, 256, 10, {"train": 60_000, "test": 10_000}
-    ),
-    "celeba": _described("celeba", 64, 162_770, 19_962),
-    "lsun_bedroom": _described("lsun_bedroom", 256, 3_033_042, 300),
-    "lsun_church": _described("lsun_church", 256, 126_227, 300),
-    "celebahq": _described("celebahq", 1024, 30_000, 0),
-    "ffhq": _described("ffhq", 1024, 70_000, 0),
-}
+        Raises:
+          TypeError: fields that are missing, or that this version does not know.
+        """
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
+        }
+        return DatasetInfo(**values)
 
 
 def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
-    """Holds a split against its `info`: number of images, shape, dtypes and ranges.
+    """Holds a split against its `info`: number of items, shape, dtypes and ranges.
 
     Raises:
       UserError: one line that names the first thing that does not fit.
     """
-    images, labels = arrays
-    count = info.splits[split]
+    x, count = arrays.x, info.splits[split]
     where = f"config.data.name: the {split} split of {info.name}"
-    if images.shape != (count, *info.shape) or images.dtype != np.uint8:
-        expected = (count, *info.shape)
-        raise UserError(f"{where} is {images.dtype}{images.shape}, expected uint8{expected}")
+    expected, dtype = (count, *info.shape), np.dtype(np.uint8 if info.levels else np.float32)
+    if x.shape != expected or x.dtype != dtype:
+        raise UserError(f"{where} is {x.dtype}{x.shape}, expected {dtype}{expected}")
+    if info.levels and x.max() >= info.levels:
+        raise UserError(f"{where} has pixel {x.max()}, allowed are 0 to {info.levels - 1}")
+    if not info.levels and not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise UserError(
+            f"{where} has {x[row, column]} in row {row}, column {info.columns[column]}: "
+            "allowed are numbers that are finite in float32"
+        )
+    labels = arrays.condition.get("labels")
+    if (labels is not None) != (info.num_classes > 0):
+        there, expected_ones = ("no labels", "some") if labels is None else ("labels", "none")
+        raise UserError(f"{where} has {there}, expected {expected_ones}")
+    if labels is None:
+        return
     if labels.shape != (count,) or labels.dtype != np.int32:
         raise UserError(
             f"{where} has labels {labels.dtype}{labels.shape}, expected int32({count},)"
         )
-    if images.max() >= info.levels:
-        raise UserError(f"{where} has pixel {images.max()}, allowed are 0 to {info.levels - 1}")
     if labels.min() < 0 or labels.max() >= info.num_classes:
         raise UserError(
             f"{where} has labels {labels.min()} to {labels.max()}, "

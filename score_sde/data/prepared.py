@@ -96,7 +96,7 @@ def read(prepared: Path, info: DatasetInfo, split: str) -> Arrays:
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} is damaged or not {info.name}: {reason[:200]}") from error
-    return Arrays(images, labels)
+    return Arrays(images, {"labels": labels})
 
 
 def can_prepare() -> bool:

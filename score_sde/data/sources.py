@@ -45,15 +45,7 @@ def load_in_order(
         later that the files pointed at were not the ones read.
     """
     folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
-    try:
-        os.listdir(folder)
-    except FileNotFoundError:
-        pass  # it is made when there is something to put in
-    except OSError as error:
-        raise UserError(
-            f"config.data.dir: cannot read the folder {folder}: {error.strerror}"
-        ) from error
-
+    _check_folder(folder)
     places = [folder] if data_dir else [prepared.default_folder(), folder]
     finds = [found for place in places if (found := prepared.find(place, info.name))]
     obstacles = []
@@ -78,19 +70,37 @@ def load_in_order(
         assert arrays is not None, f"{folder} lacks what was just downloaded"
         return arrays
 
-    if prepared.can_prepare():
-        try:
-            prepared.prepare(info.name, folder)
-        except UserError as error:
-            failures.append(str(error))
-        else:
-            found_now = prepared.find(folder, info.name)
-            assert found_now is not None, f"{folder} lacks what TFDS just prepared"
-            return prepared.read(found_now, info, split)
-
+    prepared_now = _prepare(info.name, folder, failures)
+    if prepared_now is not None:
+        return prepared.read(prepared_now, info, split)
     raise UserError(
         f"config.data.name: {info.name} is not in {folder} and cannot be had "
         f"({'; '.join(failures)}). Point config.data.dir at {hint}, or at a set prepared by TFDS "
         "(array_record; needs score-sde[tfds], which prepares it too where TensorFlow is "
         "installed), or take config.data.name=digits, which is built in"
     )
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        os.listdir(folder)
+    except FileNotFoundError:
+        pass  # it is made when there is something to put in
+    except OSError as error:
+        raise UserError(
+            f"config.data.dir: cannot read the folder {folder}: {error.strerror}"
+        ) from error
+
+
+def _prepare(name: str, folder: Path, failures: list[str]) -> Path | None:
+    """The set that TFDS prepares in `folder`; None where it cannot, its reason among `failures`."""
+    if not prepared.can_prepare():
+        return None
+    try:
+        prepared.prepare(name, folder)
+    except UserError as error:
+        failures.append(str(error))
+        return None
+    found = prepared.find(folder, name)
+    assert found is not None, f"{folder} lacks what TFDS just prepared"
+    return found

@@ -31,7 +31,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.sampling
     start(settings.batch_size)
-    images, labels = data.load(config.data.name, "test", config.data.dir)
+    images, condition = data.load(config.data.name, "test", config.data.dir)
+    labels = condition.get("labels", np.zeros(len(images), np.int32))
     conditional = config.model.class_conditional
     indices = pairs(labels if conditional else np.zeros_like(labels))
     if settings.num_pairs > len(indices):

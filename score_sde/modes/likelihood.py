@@ -44,7 +44,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.likelihood
     start(settings.batch_size)
-    images, labels = data.load(config.data.name, settings.split, config.data.dir)
+    images, condition = data.load(config.data.name, settings.split, config.data.dir)
+    labels = condition.get("labels", np.zeros(len(images), np.int32))
     wanted = settings.num_images or len(images)
     given = labels[:wanted] if config.model.class_conditional else None
     trained = load(workdir, config)

@@ -1,7 +1,9 @@
-"""Images as pictures to look at."""
+"""Images and vectors as pictures to look at."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,6 +13,12 @@ from score_sde.modes.files import whole
 SMALLEST = 64  # pixels of an image in a picture, at least
 FRAMES = 50  # of a film
 GREY = 96.0  # of the lines between images
+
+MOST_COLUMNS = 8  # of a corner plot
+MOST_POINTS = 4000  # of a scatter plot, so that its density can be seen
+GRID = 64  # points along a side, where contours are drawn
+MASSES = (0.95, 0.8, 0.5)  # probabilities inside the contours
+DATA, DRAWN = "0.55", "tab:blue"
 
 
 def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndarray:
@@ -58,3 +66,124 @@ def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
     settings = {"append_images": frames[1:], "duration": durations, "loop": 0}
     with whole(path) as file:
         frames[0].save(file, format="gif", save_all=True, **settings)
+
+
+def scatter(
+    path: Path,
+    drawn: np.ndarray,
+    data: np.ndarray,
+    columns: Sequence[str],
+    density: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Write a picture of drawn vectors and of data: two panels side by side for two columns, else a
+    corner plot of the first eight: pairs of columns, and histograms on the diagonal.
+
+    Args:
+        path: of the PNG; the folder is made where it is missing.
+        drawn: (n, D), in the data's units.
+        data: (N, D). The axes are theirs: a drawn vector may lie outside.
+        columns: names of the D columns.
+        density: for two columns: points float32 (M, 2) to log densities (M,) in the data's units.
+            Its contours hold 50, 80 and 95 % of the probability.
+    """
+    from matplotlib.figure import Figure  # without pyplot, which keeps a state and wants a screen
+
+    limits = [_limits(column) for column in data.T]
+    if data.shape[1] == 2:
+        figure = Figure(figsize=(10, 5), layout="constrained")
+        _panels(figure, drawn, data, columns, limits, density)
+    else:
+        shown = min(data.shape[1], MOST_COLUMNS)
+        figure = Figure(figsize=(max(4, 1.8 * shown),) * 2, layout="constrained")
+        _corner(figure, drawn[:, :shown], data[:, :shown], columns, limits)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def contour_levels(log_density: np.ndarray) -> np.ndarray:
+    """The log densities at the edges of the smallest regions that hold `MASSES` of the probability.
+
+    Args:
+        log_density: on an even grid that holds all of the probability, any shape.
+
+    Returns:
+        (len(MASSES),), rising.
+    """
+    falling = np.sort(log_density.astype(np.float64), axis=None)[::-1]
+    mass = np.cumsum(np.exp(falling - falling[0]))
+    return falling[np.searchsorted(mass, np.asarray(MASSES) * mass[-1])]
+
+
+def _limits(column: np.ndarray) -> tuple[float, float]:
+    """The range of nearly all of a column, with a margin: an outlier does not shrink the rest."""
+    low, high = np.percentile(column, [0.5, 99.5])
+    margin = 0.15 * (high - low)
+    return float(low - margin), float(high + margin)
+
+
+def _panels(
+    figure: Any,
+    drawn: np.ndarray,
+    data: np.ndarray,
+    columns: Sequence[str],
+    limits: Sequence[tuple[float, float]],
+    density: Callable[[np.ndarray], np.ndarray] | None,
+) -> None:
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    panels = zip(axes, (data, drawn), (DATA, DRAWN), ("data", "drawn"), strict=True)
+    for axis, points, colour, title in panels:
+        axis.set(xlim=limits[0], ylim=limits[1], xlabel=columns[0], title=title)
+        _points(axis, points, colour)
+    axes[0].set_ylabel(columns[1])
+    if density is None:
+        return
+    sides = [np.linspace(*each, GRID) for each in limits]
+    points = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2).astype(np.float32)
+    log_density = np.asarray(density(points)).reshape(GRID, GRID)
+    levels = np.unique(contour_levels(log_density))
+    for axis in axes:
+        style = {"colors": "black", "linewidths": 0.8, "linestyles": "solid"}
+        axis.contour(*sides, log_density, levels=levels, **style)
+    percents = ", ".join(f"{mass:.0%}" for mass in MASSES)
+    figure.suptitle(f"contours that hold {percents} of the learned density")
+
+
+def _corner(
+    figure: Any,
+    drawn: np.ndarray,
+    data: np.ndarray,
+    columns: Sequence[str],
+    limits: Sequence[tuple[float, float]],
+) -> None:
+    shown = data.shape[1]
+    axes = figure.subplots(shown, shown, squeeze=False, sharex="col")
+    for row in range(shown):
+        for column in range(shown):
+            axis = axes[row, column]
+            if column > row:
+                axis.set_axis_off()
+                continue
+            axis.set_xlim(limits[column])
+            if column == row:
+                bins = np.linspace(*limits[row], 40)
+                axis.hist(data[:, row], bins, density=True, color=DATA, label="data")
+                style = {"histtype": "step", "color": DRAWN, "label": "drawn"}
+                axis.hist(drawn[:, row], bins, density=True, **style)
+                axis.set_yticks([])
+            else:
+                axis.set_ylim(limits[row])
+                _points(axis, data[:, [column, row]], DATA)
+                _points(axis, drawn[:, [column, row]], DRAWN)
+            if row == shown - 1:
+                axis.set_xlabel(columns[column])
+            if column == 0 and row:
+                axis.set_ylabel(columns[row])
+            elif column < row:
+                axis.set_yticklabels([])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+def _points(axis: Any, points: np.ndarray, colour: str) -> None:
+    x, y = points[:MOST_POINTS].T
+    axis.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)

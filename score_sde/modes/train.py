@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import build, data, networks, workdirs
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             f"which {workdir} has reached"
         )
     arrays = data.load(config.data.name, "train", config.data.dir)
+    labels = arrays.condition.get("labels", np.zeros(len(arrays.x), np.int32))
     path = workdirs.save(config, workdir)
 
     mesh = data_mesh()
@@ -50,29 +52,29 @@ def run(config: ConfigDict, workdir: Path) -> None:
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
     apply, params = networks.init(build.network(config), key)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    print(f"data: {len(arrays.images)} images of {config.data.name}; parameters: {size:,}")
+    print(f"data: {len(arrays.x)} images of {config.data.name}; parameters: {size:,}")
     print(f"config: {path}")
     optimizer = build.optimizer(config)
     step = make_train_step(build.loss(config, apply), optimizer, settings.ema_rate, mesh)
     process, pixels = build.sde(config), build.pixel_range(config)
     shape = (shared(LOOK_IMAGES), *build.image_shape(config))
-    labels = build.classes_in_turn(config, shape[0])
+    in_turn = build.classes_in_turn(config, shape[0])
 
     def look(step: int, ema: Any) -> None:
         key = jax.random.key(config.sampling.seed)
         noise = noise_on_devices(key, process, shape)
         score = build.model(config, apply, ema)
-        score = score if labels is None else score.given({"labels": labels})
+        score = score if in_turn is None else score.given({"labels": in_turn})
         samples = LOOK.sample(key, process, score, noise)
         picture = workdir / "samples" / f"step_{step:06d}.png"
-        pictures.save_png(picture, jax.device_get(pixels.to_uint8(samples.x)), pixels.levels)
+        pictures.save_png(picture, jax.device_get(pixels.from_model(samples.x)), pixels.levels)
 
     try:
         state = train(
             create(params, optimizer, mesh),
             step,
-            arrays.images,
-            arrays.labels,
+            arrays.x,
+            labels,
             num_steps=settings.num_steps,
             batch_size=settings.batch_size,
             seed=config.seed,

@@ -21,12 +21,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from score_sde.networks.mlp import MLP, MLPSpec
 from score_sde.networks.spec import UNetSpec
 from score_sde.networks.unet import UNet
 
-__all__ = ["NETWORKS", "Apply", "UNet", "UNetSpec", "abstract", "init", "split"]
+__all__ = ["MLP", "NETWORKS", "Apply", "MLPSpec", "UNet", "UNetSpec", "abstract", "init", "split"]
 
-NETWORKS: dict[str, Any] = {"unet": UNet}
+NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": MLP}
 
 
 @dataclass(frozen=True)

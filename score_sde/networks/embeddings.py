@@ -22,7 +22,7 @@ def check_names(condition: Mapping[str, jax.Array], allowed: Collection[str]) ->
     """Raises ValueError at the first condition that the network does not read."""
     for name in condition:
         if name not in allowed:
-            names = ", ".join(allowed) or "none with this network, which has no classes"
+            names = ", ".join(allowed) or "none with this network"
             raise ValueError(f"condition {name!r}: allowed are {names}")
 
 

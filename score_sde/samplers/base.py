@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.images import image_keys
 from score_sde.score import as_pytree, denoise
 from score_sde.sde import SDE, ScoreFn
+from score_sde.spaces import item_keys
 
 ALL = sys.maxsize  # states of a trajectory
 PARTS = 50  # of a loop that reports its progress, at most
@@ -55,7 +55,7 @@ class Start(NamedTuple):
     def states(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Each sample's key (B,), and the states at T (B, *shape): given, or drawn from the
         prior."""
-        keys = image_keys(self.key, shape[0], self.first)
+        keys = item_keys(self.key, shape[0], self.first)
         if self.x_init is not None:
             return keys, self.x_init
         noise = normal(keys, 0, shape[1:])

@@ -79,7 +79,8 @@ def test_incomplete_record_and_wrong_label():
 def test_binary_files_in_either_place(subfolder, batch, tmp_path):
     (tmp_path / subfolder).mkdir(exist_ok=True)
     (tmp_path / subfolder / "test_batch.bin").write_bytes(batch)
-    images, labels = load("cifar10", "test", str(tmp_path))
+    images, condition = load("cifar10", "test", str(tmp_path))
+    labels = condition["labels"]
     assert images.shape == (10_000, 32, 32, 3) and labels.shape == (10_000,)
     assert labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert (images[25] == 2 + 5).all()
@@ -93,7 +94,7 @@ def test_training_batches_come_in_order(batch, tmp_path):
             (tmp_path / name).write_bytes(batch)
         else:
             os.link(tmp_path / NAMES[1], tmp_path / name)  # 30 MB less to write
-    images = load("cifar10", "train", str(tmp_path)).images
+    images = load("cifar10", "train", str(tmp_path)).x
     assert images.shape == (50_000, 32, 32, 3)
     assert images[::10_000, 0, 0, 0].tolist() == [0, 5, 5, 30, 5]
 
@@ -129,7 +130,7 @@ def test_pickle_with_a_program_is_refused(tmp_path):
 def test_archive_at_hand_is_unpacked_and_kept(archive, tmp_path):
     path, facts = archive
     shutil.copy(path, tmp_path)
-    labels = cifar10.load("test", str(tmp_path), archive=facts).labels
+    labels = cifar10.load("test", str(tmp_path), archive=facts).condition["labels"]
     assert labels[9] == 9
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, "cifar-10-batches-bin"])
     assert sorted(os.listdir(tmp_path / "cifar-10-batches-bin")) == NAMES
@@ -152,7 +153,7 @@ def test_archive_is_downloaded_once(archive, server, tmp_path):
 
     facts = dataclasses.replace(facts, url=server.serve(path.name, behave))
     for _ in range(2):
-        assert len(cifar10.load("test", archive=facts).labels) == 10_000
+        assert len(cifar10.load("test", archive=facts).condition["labels"]) == 10_000
     assert server.asked == [f"/{path.name}"]
     # The folder of the default: only what was unpacked stays.
     assert os.listdir(tmp_path / "cache" / "score_sde" / "cifar10") == ["cifar-10-batches-bin"]
@@ -228,13 +229,13 @@ def test_the_real_set(tmp_path):
     script = SHARED / "unpack_cifar10.py"
     subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
     train, test = load("cifar10", "train", str(tmp_path)), load("cifar10", "test", str(tmp_path))
-    assert np.bincount(train.labels).tolist() == [5000] * 10
-    assert np.bincount(test.labels).tolist() == [1000] * 10
-    means = train.images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
+    assert np.bincount(train.condition["labels"]).tolist() == [5000] * 10
+    assert np.bincount(test.condition["labels"]).tolist() == [1000] * 10
+    means = train.x.mean(axis=(0, 1, 2), dtype=np.float64) / 255
     np.testing.assert_allclose(means, [0.49140, 0.48216, 0.44653], atol=1e-4)
-    deviations = train.images.std(axis=(0, 1, 2), dtype=np.float64) / 255
+    deviations = train.x.std(axis=(0, 1, 2), dtype=np.float64) / 255
     np.testing.assert_allclose(deviations, [0.24703, 0.24349, 0.26159], atol=1e-4)
     # Pixel by pixel against an independent reader of the same images.
     images, labels = runpy.run_path(str(script))["read_batch"]("data_batch_2")
-    np.testing.assert_array_equal(train.images[10_000:20_000], images)
-    np.testing.assert_array_equal(train.labels[10_000:20_000], labels)
+    np.testing.assert_array_equal(train.x[10_000:20_000], images)
+    np.testing.assert_array_equal(train.condition["labels"][10_000:20_000], labels)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from score_sde.data import INFO, Arrays, DatasetInfo, load
+from score_sde.data import Arrays, DatasetInfo, digits, load
 from score_sde.data.info import check
 from score_sde.errors import UserError
 
@@ -18,25 +18,25 @@ def test_split_is_the_fixed_permutation(splits):
     train, test = splits
     order = np.random.default_rng(0).permutation(1797)
     bunch = load_digits()
-    images = np.concatenate([train.images, test.images])
-    labels = np.concatenate([train.labels, test.labels])
+    images = np.concatenate([train.x, test.x])
+    labels = np.concatenate([s.condition["labels"] for s in splits])
     np.testing.assert_array_equal(images[..., 0], bunch.images[order])
     np.testing.assert_array_equal(labels, bunch.target[order])
-    assert len(test.images) == 297
+    assert len(test.x) == 297
     assert images.dtype == np.uint8 and labels.dtype == np.int32
-    assert images.min() == 0 and images.max() == INFO["digits"].levels - 1
+    assert images.min() == 0 and images.max() == digits.INFO.levels - 1
 
 
 def test_bits_per_dim_of_independent_pixels(splits):
     """2.42 bits/dim on the test set: measured elsewhere on this split, by one count per value."""
-    train, test = (s.images.reshape(-1, 64) for s in splits)
+    train, test = (s.x.reshape(-1, 64) for s in splits)
     counts = 1.0 + np.stack([(train == value).sum(0) for value in range(17)])
     bits = -np.log2(counts / counts.sum(0))[test, np.arange(64)]
     assert round(bits.mean(), 2) == 2.42
 
 
 def test_data_dir_is_not_used():
-    assert len(load("digits", "test", "/no/such/folder").labels) == 297
+    assert len(load("digits", "test", "/no/such/folder").condition["labels"]) == 297
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,15 @@ def test_data_dir_is_not_used():
         (
             "mnist",
             "train",
-            "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist",
+            "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist, moons, "
+            "swiss_roll, npz, celeba, lsun_bedroom, lsun_church, celebahq, ffhq",
         ),
         ("digits", "valid", "split: 'valid' is not one of train, test"),
         (
             "ffhq",
             "train",
             "config.data.name = 'ffhq': its images cannot be read, only its models can be used; "
-            "sets that can are digits, cifar10, fashion_mnist",
+            "sets that can are digits, cifar10, fashion_mnist, moons, swiss_roll, npz",
         ),
     ],
 )
@@ -62,20 +63,22 @@ def test_unknown_name_and_split(name, split, line):
     assert str(caught.value) == line
 
 
-TINY = DatasetInfo("tiny", 2, 1, 17, 10, {"test": 3})
-GOOD = Arrays(np.full((3, 2, 2, 1), 16, np.uint8), np.arange(3, dtype=np.int32))
+TINY = DatasetInfo("tiny", (2, 2, 1), 17, 10, {"test": 3})
+LABELS = np.arange(3, dtype=np.int32)
+GOOD = Arrays(np.full((3, 2, 2, 1), 16, np.uint8), {"labels": LABELS})
 
 
 @pytest.mark.parametrize(
     "change, line",
     [
-        ({"images": GOOD.images[:2]}, r"uint8\(2, 2, 2, 1\), expected uint8\(3, 2, 2, 1\)"),
-        ({"images": GOOD.images.astype(np.float32)}, "is float32"),
-        ({"images": GOOD.images + np.uint8(1)}, "has pixel 17, allowed are 0 to 16"),
-        ({"labels": GOOD.labels[:2]}, r"labels int32\(2,\), expected int32\(3,\)"),
-        ({"labels": GOOD.labels.astype(np.int64)}, "labels int64"),
-        ({"labels": GOOD.labels - 1}, "labels -1 to 1, allowed are 0 to 9"),
-        ({"labels": GOOD.labels + 8}, "labels 8 to 10, allowed are 0 to 9"),
+        ({"x": GOOD.x[:2]}, r"uint8\(2, 2, 2, 1\), expected uint8\(3, 2, 2, 1\)"),
+        ({"x": GOOD.x.astype(np.float32)}, "is float32"),
+        ({"x": GOOD.x + np.uint8(1)}, "has pixel 17, allowed are 0 to 16"),
+        ({"condition": {}}, "no labels"),
+        ({"condition": {"labels": LABELS[:2]}}, r"labels int32\(2,\), expected int32\(3,\)"),
+        ({"condition": {"labels": LABELS.astype(np.int64)}}, "labels int64"),
+        ({"condition": {"labels": LABELS - 1}}, "labels -1 to 1, allowed are 0 to 9"),
+        ({"condition": {"labels": LABELS + 8}}, "labels 8 to 10, allowed are 0 to 9"),
     ],
 )
 def test_check_names_what_does_not_fit(change, line):

@@ -95,16 +95,16 @@ def test_files_packed_or_not(unpacked, split, tmp_path):
         },
     )
     read = load("fashion_mnist", "test", str(tmp_path))
-    np.testing.assert_array_equal(read.images[..., 0], images)
-    np.testing.assert_array_equal(read.labels, labels)
-    assert read.images.shape == (10_000, 28, 28, 1) and read.labels.dtype == np.int32
+    np.testing.assert_array_equal(read.x[..., 0], images)
+    np.testing.assert_array_equal(read.condition["labels"], labels)
+    assert read.x.shape == (10_000, 28, 28, 1) and read.condition["labels"].dtype == np.int32
 
 
 def test_system_package_serves_where_the_folder_does_not(split, tmp_path):
     write(tmp_path / "system", split[2])
     for data_dir in (None, "", str(tmp_path / "none")):
         read = fashion_mnist.load("test", data_dir, system_folder=tmp_path / "system")
-        assert (read.images[:, 3, 4, 0] == 77).all()
+        assert (read.x[:, 3, 4, 0] == 77).all()
 
 
 def test_damaged_files(split, tmp_path, no_system):
@@ -140,7 +140,7 @@ def test_download(split, server, tmp_path, no_system):
         files.append(RemoteFile(url, len(content), hashlib.sha256(content).hexdigest()))
     where = {"files": tuple(files), "system_folder": no_system}
     for _ in range(2):  # the second time from the folder
-        assert len(fashion_mnist.load("test", None, **where).labels) == 10_000
+        assert len(fashion_mnist.load("test", None, **where).condition["labels"]) == 10_000
     assert server.asked == [f"/{IMAGES}", f"/{LABELS}"]
     folder = tmp_path / "cache" / "score_sde" / "fashion_mnist"
     assert sorted(os.listdir(folder)) == sorted([IMAGES, LABELS])

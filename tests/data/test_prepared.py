@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from score_sde.data import INFO, load, prepared
+from score_sde.data import cifar10, load, prepared
 from score_sde.errors import UserError
 
-TINY = dataclasses.replace(INFO["cifar10"], splits={"train": 20, "test": 7})
+TINY = dataclasses.replace(cifar10.INFO, splits={"train": 20, "test": 7})
 HAS_TFDS = all(importlib.util.find_spec(m) for m in ("tensorflow_datasets", "array_record"))
 needs_tfds = pytest.mark.skipif(not HAS_TFDS, reason="needs the extra tfds")
 
@@ -56,7 +56,7 @@ def test_tfrecord_in_the_default_folder_is_passed_over(tmp_path, no_preparation)
 def test_official_files_beside_an_unreadable_set_are_read(tmp_path):
     lay_out(tmp_path, "3.0.2", {})
     (tmp_path / "test_batch.bin").write_bytes(bytes(10_000 * 3073))
-    assert len(load("cifar10", "test", str(tmp_path)).labels) == 10_000
+    assert len(load("cifar10", "test", str(tmp_path)).condition["labels"]) == 10_000
 
 
 @pytest.mark.parametrize("facts", ["", "{", "[]"])
@@ -113,7 +113,8 @@ def tiny_set(tmp_path_factory):
 def test_array_record_is_read(split, tiny_set):
     found = prepared.find(tiny_set, "cifar10")
     assert found is not None and prepared.obstacle(found) is None
-    images, labels = prepared.read(found, TINY, split)
+    images, condition = prepared.read(found, TINY, split)
+    labels = condition["labels"]
     assert images.shape == (TINY.splits[split], 32, 32, 3) and images.dtype == np.uint8
     assert labels.dtype == np.int32
     # TFDS shuffles what it writes; pixels and labels stay together.
@@ -128,7 +129,7 @@ def test_set_of_another_size_or_shape(tiny_set):
     with pytest.raises(UserError, match="the train split has 20 images, not 50000"):
         load("cifar10", "train", str(tiny_set))
     with pytest.raises(UserError, match=r"an image has \(32, 32, 3\), not \(28, 28, 3\)"):
-        prepared.read(found, dataclasses.replace(TINY, image_size=28), "test")
+        prepared.read(found, dataclasses.replace(TINY, shape=(28, 28, 3)), "test")
 
 
 @needs_tfds

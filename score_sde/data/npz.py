@@ -1,0 +1,137 @@
+"""The user's own vectors: one .npz file, as `numpy.savez` writes it.
+
+Its arrays:
+
+    x            numbers (N, D): the training split, or all of the data
+    x_test       numbers (M, D): the test split. Without it the last tenth of x, after a fixed
+                 permutation, is held out.
+    labels       integers (N,) of at least 0: classes, optional
+    labels_test  integers (M,), where there are labels and x_test
+    columns      text (D,): names of the columns, optional
+
+Values become float32. Other arrays are not read. Pickled objects never are.
+"""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from score_sde.data.info import Arrays, DatasetInfo
+from score_sde.errors import UserError
+
+_FEWEST = 10  # rows, so that a tenth is one
+
+
+def describe(data_dir: str | None) -> DatasetInfo:
+    """The file's shapes, columns and classes.
+
+    Raises:
+      UserError: one line, as `load`.
+    """
+    path, arrays = _read(data_dir)
+    x = arrays["x"]
+    splits = {split: len(_split(arrays, split).x) for split in ("train", "test")}
+    num_classes = max((int(arrays[key].max()) + 1 for key in arrays if "labels" in key), default=0)
+    columns: tuple[str, ...] = ()
+    if "columns" in arrays:
+        columns = tuple(map(str, arrays["columns"].tolist()))
+        if arrays["columns"].dtype.kind not in "US" or len(set(columns)) != x.shape[1]:
+            raise UserError(
+                f"{_where(path)}: columns is {_kind(arrays['columns'])}; allowed are {x.shape[1]} "
+                "different names, one for each column of x"
+            )
+    return DatasetInfo("npz", x.shape[1:], None, num_classes, splits, columns)
+
+
+def load(split: str, data_dir: str | None = None) -> Arrays:
+    """The file's `split`, as `score_sde.data.load` describes it.
+
+    Args:
+      split: "train" or "test".
+      data_dir: path of the file.
+
+    Raises:
+      UserError: one line: a file or array that is missing or damaged, an array of another rank,
+        dtype or length, or too few rows.
+    """
+    return _split(_read(data_dir)[1], split)
+
+
+def _split(arrays: Mapping[str, np.ndarray], split: str) -> Arrays:
+    x, labels = arrays["x"], arrays.get("labels")
+    if "x_test" in arrays:
+        name = "_test" if split == "test" else ""
+        x, labels = arrays[f"x{name}"], arrays.get(f"labels{name}")
+    else:
+        order = np.random.default_rng(0).permutation(len(x))
+        held_out = len(x) // 10
+        rows = order[-held_out:] if split == "test" else order[:-held_out]
+        x, labels = x[rows], None if labels is None else labels[rows]
+    with np.errstate(over="ignore"):  # what is not finite in float32 is refused with its place
+        vectors = x.astype(np.float32)
+    return Arrays(vectors, {} if labels is None else {"labels": labels.astype(np.int32)})
+
+
+def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
+    """The file's path and its arrays, held against the module's docstring."""
+    path = Path(data_dir or "").expanduser()
+    if not data_dir or not path.is_file():
+        raise UserError(
+            f"config.data.dir = {data_dir!r}: allowed is the path of a .npz file with an array x"
+        )
+    try:
+        # Raises ValueError for pickled objects, of which there are none among numbers and text.
+        opened = np.load(path, allow_pickle=False)
+        if isinstance(opened, np.ndarray):
+            raise ValueError("it holds a single array")
+        with opened as file:
+            names = ("x", "x_test", "labels", "labels_test", "columns")
+            arrays = {name: file[name] for name in names if name in file.files}
+            there = ", ".join(file.files)
+    except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{_where(path)}: not a .npz file of numbers ({reason})") from error
+    if "x" not in arrays:
+        raise UserError(f"{_where(path)}: has no array x; its arrays are {there or 'none'}")
+    if "labels" in arrays and "x_test" in arrays and "labels_test" not in arrays:
+        raise UserError(f"{_where(path)}: has labels and x_test, but no array labels_test")
+    if "labels" not in arrays or "x_test" not in arrays:
+        arrays.pop("labels_test", None)
+    _check(path, arrays)
+    return path, arrays
+
+
+def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    features = arrays["x"].shape[1] if arrays["x"].ndim == 2 else 0
+    for name, rows in (("x", "N"), ("x_test", "M")):
+        array = arrays.get(name)
+        if array is None:
+            continue
+        expected = f"({rows}, {features if name == 'x_test' else 'D'})"
+        numbers = array.dtype.kind in "fiu" and array.ndim == 2 and array.shape[1] > 0
+        if not numbers or array.shape[1] != features:
+            raise UserError(
+                f"{_where(path)}: {name} is {_kind(array)}; allowed are numbers {expected}"
+            )
+        fewest = 1 if name == "x_test" else 2 if "x_test" in arrays else _FEWEST
+        if len(array) < fewest:
+            raise UserError(f"{_where(path)}: {name} has {len(array)} rows; at least {fewest}")
+        labels = arrays.get(name.replace("x", "labels"))
+        if labels is None:
+            continue
+        if labels.dtype.kind not in "iu" or labels.shape != array.shape[:1] or labels.min() < 0:
+            raise UserError(
+                f"{_where(path)}: {name.replace('x', 'labels')} is {_kind(labels)}; allowed are "
+                f"integers of at least 0, ({len(array)},)"
+            )
+
+
+def _where(path: Path) -> str:
+    return f"config.data.dir: {path}"
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype}{array.shape}"

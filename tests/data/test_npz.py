@@ -1,0 +1,151 @@
+"""The user's own file: its two layouts, conditions, constants, and each way to be wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from score_sde.data import DatasetInfo, describe, load
+from score_sde.errors import UserError
+
+X = (np.random.default_rng(0).standard_normal((40, 3)) * [1.0, 2.0, 0.1] + [0.0, 5.0, -3.0]).astype(
+    np.float32
+)
+LABELS = np.arange(40) % 3
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function that writes arrays and returns the path."""
+
+    def write(**arrays):
+        np.savez(tmp_path / "mine.npz", **arrays)
+        return str(tmp_path / "mine.npz")
+
+    return write
+
+
+def test_without_a_test_split_the_last_tenth_of_a_permutation_is_held_out(file):
+    path = file(x=X.astype(np.float64), labels=LABELS, notes=np.asarray("not read"))
+    info = describe("npz", path)
+    assert info.splits == {"train": 36, "test": 4} and info.num_classes == 3
+    assert info.shape == (3,) and info.columns == ("0", "1", "2") and info.levels is None
+    train, test = (load("npz", split, path, info) for split in ("train", "test"))
+    order = np.random.default_rng(0).permutation(40)
+    np.testing.assert_array_equal(np.concatenate([train.x, test.x]), X[order])
+    labels = np.concatenate([split.condition["labels"] for split in (train, test)])
+    np.testing.assert_array_equal(labels, LABELS[order])
+    assert train.x.dtype == np.float32 and labels.dtype == np.int32
+    np.testing.assert_allclose(info.mean, train.x.astype(np.float64).mean(0))
+    np.testing.assert_allclose(info.std, train.x.astype(np.float64).std(0))
+
+
+def test_columns_named_as_conditions_are_taken_out_and_standardised(file):
+    path = file(x=X[:30], x_test=X[30:], columns=["a", "b", "c"])
+    info = describe("npz", path, condition=("c", 0), bin_width=0.5)
+    assert info.columns == ("b",) and info.condition == ("c", "a") and info.shape == (1,)
+    assert info.bin_width == (0.5,) and info.splits == {"train": 30, "test": 10}
+    train, test = (load("npz", split, path, info) for split in ("train", "test"))
+    np.testing.assert_array_equal(test.x, X[30:, 1:2])
+    # Float32's rounding.
+    np.testing.assert_allclose(train.condition["vector"].mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(train.condition["vector"].std(0), 1.0, rtol=1e-5)
+    back = test.condition["vector"] * info.condition_std + info.condition_mean
+    np.testing.assert_allclose(back, X[30:, [2, 0]], rtol=1e-5, atol=1e-6)
+    assert test.condition["vector"].dtype == np.float32
+    assert load("npz", "test", path).x.shape == (10, 3)  # without a run's info all columns
+
+
+def test_what_a_run_keeps_survives_json(file):
+    info = describe("npz", file(x=X, labels=LABELS), condition=(1,))
+    for each in (info, describe("digits"), describe("moons")):
+        assert DatasetInfo.from_facts(json.loads(json.dumps(each.facts()))) == each
+    with pytest.raises(TypeError, match="unheard"):
+        DatasetInfo.from_facts({**info.facts(), "unheard": 1})
+
+
+def test_the_files_columns_must_be_the_runs(file):
+    info = describe("npz", file(x=X, columns=["a", "b", "c"]))
+    with pytest.raises(UserError, match=r"columns a, b, d.* a, b, c"):
+        load("npz", "test", file(x=X, columns=["a", "b", "d"]), info)
+
+
+GOOD = {"x": X}
+NAN = X.copy()
+NAN[7, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"y": X}, ("no array x", "y")),
+        ({"x": X[:, 0]}, ("x is float32(40,)", "(N, D)")),
+        ({"x": X[:, :0]}, ("x is float32(40, 0)",)),
+        ({"x": X.astype(str)}, ("x is <U", "numbers")),
+        ({"x": X.astype(complex)}, ("complex", "numbers")),
+        ({"x": X.astype(object)}, ("mine.npz", "allow_pickle")),
+        ({"x": X[:9]}, ("9 rows", "10")),
+        ({"x": X[:1], "x_test": X}, ("1 rows", "2")),
+        ({"x": X, "x_test": X[:0]}, ("x_test", "0 rows")),
+        ({"x": X, "x_test": X[:, :2]}, ("x_test", "(M, 3)")),
+        ({"x": NAN}, ("nan in row", "column 1", "finite")),
+        ({"x": X.astype(np.float64) * 1e300}, ("inf in row", "finite in float32")),
+        ({"x": X, "labels": LABELS[:5]}, ("labels is int64(5,)", "(40,)")),
+        ({"x": X, "labels": LABELS - 1}, ("labels", "at least 0")),
+        ({"x": X, "labels": LABELS / 2}, ("labels is float64", "integers")),
+        ({"x": X, "x_test": X, "labels": LABELS}, ("labels_test",)),
+        ({"x": X, "columns": ["a", "b"]}, ("columns", "3 different names")),
+        ({"x": X, "columns": ["a", "b", "b"]}, ("columns", "3 different names")),
+        ({"x": X * [1, 1, 0] + [0, 0, 7]}, ("column 2", "constant", "7")),
+        ({"x": X * [1, 1, 1e-5] + [0, 0, 100]}, ("column 2", "constant in float32")),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_in_one_line(file, arrays, words):
+    with pytest.raises(UserError) as caught:
+        describe("npz", file(**arrays))
+    line = str(caught.value)
+    assert line.startswith("config.data.") and "\n" not in line
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("kind", ["none", "missing", "folder", "text", "npy", "cut", "pickle"])
+def test_what_is_no_npz_file_is_refused(tmp_path, kind):
+    path = tmp_path / "mine.npz"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("1,2,3")
+    elif kind == "npy":
+        with path.open("wb") as target:
+            np.save(target, X)
+    elif kind == "pickle":
+        X.dump(path)
+    elif kind == "cut":
+        np.savez(path, x=X)
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"^config\.data\.dir.*\.npz"):
+        load("npz", "train", "" if kind == "none" else str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"condition": ("d",)}, ("data.condition", "no column d", "a, b, c", "0 to 2")),
+        ({"condition": (3,)}, ("data.condition", "no column 3")),
+        ({"condition": ("a", 0)}, ("data.condition", "different")),
+        ({"condition": ("a", "b", "c")}, ("data.condition", "not all")),
+        ({"bin_width": (1.0, 2.0)}, ("data.bin_width", "a, b, c")),
+        ({"bin_width": -1.0}, ("data.bin_width", "positive")),
+    ],
+)
+def test_conditions_and_widths_that_cannot_be_are_refused(file, settings, words):
+    with pytest.raises(UserError) as caught:
+        describe("npz", file(x=X, columns=["a", "b", "c"]), **settings)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_images_have_neither_conditions_nor_widths():
+    with pytest.raises(UserError, match=r"data\.condition.*digits"):
+        describe("digits", condition=(0,))
+    with pytest.raises(UserError, match=r"data\.bin_width.*digits"):
+        describe("digits", bin_width=1.0)
