@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -14,7 +15,7 @@ from score_sde.images import image_keys
 from score_sde.likelihood import ImageLikelihood
 from score_sde.samplers.base import start
 from score_sde.sde import SDE
-from score_sde.training.mesh import along_data, data_mesh
+from score_sde.training.mesh import along_data
 
 
 class Images(NamedTuple):
@@ -62,32 +63,33 @@ def leading(values: ImageLikelihood, number: int) -> ImageLikelihood:
     return jax.tree.map(lambda array: array[:number], values)
 
 
-def shared(number: int) -> int:
+def shared(number: int, mesh: Mesh) -> int:
     """The least multiple of the number of devices that is not below the number of images."""
-    devices = data_mesh().size
-    return -(-number // devices) * devices
+    return -(-number // mesh.size) * mesh.size
 
 
-def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 0) -> Array:
+def noise_on_devices(
+    key: Array, sde: SDE, shape: tuple[int, ...], mesh: Mesh, first: int = 0
+) -> Array:
     """The noise that a sampler starts from, (B, *shape), spread over all devices.
 
     A sampler started from it works on all of them. B is a multiple of their number.
     """
-    return on_devices(start(image_keys(key, shape[0], first), sde, None, shape))
+    return on_devices(start(image_keys(key, shape[0], first), sde, None, shape), mesh)
 
 
-def on_devices(batch: ArrayLike) -> Array:
+def on_devices(batch: ArrayLike, mesh: Mesh) -> Array:
     """The batch, a multiple of the devices, a part on each."""
-    return jax.device_put(jnp.asarray(batch), along_data(data_mesh()))
+    return jax.device_put(jnp.asarray(batch), along_data(mesh))
 
 
-def of_classes(score: Partial, labels: np.ndarray | None) -> Partial:
+def of_classes(score: Partial, labels: np.ndarray | None, mesh: Mesh) -> Partial:
     """The score of images of these classes."""
     if labels is None:
         return score
     # Not Partial(score, ...): JAX would take the parameters for constants. By keyword: a label
     # belongs to one image.
-    return Partial(score.func, *score.args, labels=on_devices(labels))
+    return Partial(score.func, *score.args, labels=on_devices(labels, mesh))
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""Feeds: where the train step's batches come from.
+
+A feed is a function of the first step: ``batches(first_step)`` yields the batches of that update
+and of those after it. A resumed run so sees what the unbroken one would have.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from score_sde.training.data_order import batch_indices
+from score_sde.training.mesh import along_data
+
+PyTree = Any
+Batches = Callable[[int], Iterator[PyTree]]
+
+
+def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batches:
+    """Batches without end from a set in the host's memory, in the order of ``batch_indices``.
+
+    Args:
+        arrays: a tree of numpy arrays with the N examples along the first axis, e.g.
+            ``{"x": (N, *shape), "condition": {"labels": (N,)}}``. They stay on the host.
+        batch_size: examples of one update over all devices, a multiple of their number.
+        seed: of the order, not negative.
+        mesh: with an axis ``data``, over which each batch is spread.
+    """
+    num_examples = len(jax.tree.leaves(arrays)[0])
+    spread = along_data(mesh)
+
+    def batch(step: int) -> PyTree:
+        rows = batch_indices(seed, step, batch_size, num_examples)
+
+        def gather(array: np.ndarray) -> Array:
+            # Each device's part is gathered by the process that the device belongs to.
+            shape = (batch_size, *array.shape[1:])
+            return jax.make_array_from_callback(shape, spread, lambda part: array[rows[part[0]]])
+
+        return jax.tree.map(gather, arrays)
+
+    return lambda first_step: map(batch, itertools.count(first_step))
