@@ -353,9 +353,7 @@ class Run:
         return classes.astype(np.int32)
 
 
-def load(
-    workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None
-) -> Run:
+def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Run:
     """Load a run from its workdir: the newest whole checkpoint, with the averaged weights.
 
     Args:

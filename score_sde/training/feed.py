@@ -37,9 +37,11 @@ def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batc
         rows = batch_indices(seed, step, batch_size, num_examples)
 
         def gather(array: np.ndarray) -> Array:
-            # Each device's part is gathered by the process that the device belongs to.
-            shape = (batch_size, *array.shape[1:])
-            return jax.make_array_from_callback(shape, spread, lambda part: array[rows[part[0]]])
+            # A process gathers only the parts of its own devices.
+            def part(index: Any) -> np.ndarray:
+                return array[rows[index[0]]]
+
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), spread, part)
 
         return jax.tree.map(gather, arrays)
 

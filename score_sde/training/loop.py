@@ -97,8 +97,7 @@ def _steps_ahead(place: Sharding) -> int:
     CPU devices of one process share its threads: with two steps under way, each may hold a thread
     that the other's sum over devices waits for (seen: a standstill after some hundred steps).
     """
-    devices = place.device_set
-    return 0 if len(devices) > 1 and next(iter(devices)).platform == "cpu" else 4
+    return 0 if place.num_devices > 1 and jax.default_backend() == "cpu" else 4
 
 
 @contextmanager

@@ -49,6 +49,8 @@ from tests.training.tiny_run import TinyRun
 run = TinyRun()
 run.train(Path({str(tmp_path)!r}), num_steps=8)
 assert run.mesh.size == 4 and run.traces == 1, (run.mesh, run.traces)
+parts = next(run.batches(3))["x"].addressable_shards
+assert [part.data.shape for part in parts] == [(2, 3, 3, 1)] * 4, parts
 """
     run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"})
     run = TinyRun()
