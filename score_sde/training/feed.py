@@ -1,7 +1,7 @@
 """Feeds: where the train step's batches come from.
 
-A feed is a function of the first step: ``batches(first_step)`` yields the batches of that update
-and of those after it. A resumed run so sees what the unbroken one would have.
+A feed is a function of the first step: ``batches(first_step)`` yields the batch of that update and
+of all after it, without end. A resumed run sees what the unbroken one would have seen.
 """
 
 import itertools
@@ -21,7 +21,7 @@ Batches = Callable[[int], Iterator[PyTree]]
 
 
 def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batches:
-    """Batches without end from a set in the host's memory, in the order of ``batch_indices``.
+    """The feed of a set in the host's memory, in the order of ``batch_indices``.
 
     Args:
         arrays: a tree of numpy arrays with the N examples along the first axis, e.g.

@@ -36,16 +36,16 @@ def train(
 
     A run is a pure function of the first state, the seed and the data: one that was killed and
     started again ends with the unbroken run's numbers, bit for bit on the same devices. SIGTERM
-    and SIGINT let the step finish, save, say so on stderr and return early (compare the ``step``
-    of what comes back with ``num_steps``); a second signal acts as it would have. Where several
-    processes train together, the loop leaves signals alone: they could not agree on a last step.
+    and SIGINT let the step finish, save, say so on stderr and return early; a second signal acts
+    as it would have. With several processes, signals are not handled: they could not agree on a
+    last step.
 
     Args:
         state: the first state, from ``create``; consumed, and not used where there is a checkpoint.
         step: from ``make_train_step``, over the state's mesh.
-        batches: the feed; ``batches(n)`` yields the batches of update number n (from 0) and later.
+        batches: the feed; ``batches(n)`` yields without end, from update number n (from 0) on.
         hooks: pairs (every, function). ``function(step, state)`` is called every so many steps and
-            after the last. It must not keep the state: the next step reuses its memory.
+            after the last; it must not keep the state, whose memory the next step reuses.
         workdir: gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
         num_steps: updates of the whole run, earlier ones included.
         seed: of the steps' keys, not negative.
@@ -53,15 +53,13 @@ def train(
         log_every: steps between lines of metrics.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite. The checkpoints are those before.
+        FloatingPointError: a loss or gradient is not finite; the checkpoints are earlier ones.
         UserError: the newest checkpoint does not fit the state, or none can be read.
     """
-    place = state.step.sharding
-    # Committed like the state, be it fresh or restored: one layout, so one trace of the step.
+    place = state.step.sharding  # a key elsewhere would be copied at every step
     key = jax.device_put(jax.random.key(seed), place)
     with _stop_signal() as stop_signal, Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state)
-        state = state if restored is None else restored
+        state = checkpoints.restore(state) or state
         done = first = int(state.step)
         with RunLog(Path(workdir), first, num_steps, _steps_ahead(place)) as log:
             for done, batch in zip(range(first + 1, num_steps + 1), batches(first), strict=False):
@@ -80,11 +78,8 @@ def train(
                 if last:
                     break
     if (name := stop_signal()) is not None:
-        print(
-            f"training stopped by {name} after step {done} of {num_steps}, saved; the same "
-            "command goes on from there",
-            file=sys.stderr,
-        )
+        stopped = f"training stopped by {name} after step {done} of {num_steps}, saved"
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
     return state
 
 
