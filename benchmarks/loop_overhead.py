@@ -1,7 +1,7 @@
 """What the training loop costs over its bare step: `python benchmarks/loop_overhead.py`.
 
 Both run in this process on the digits, in turn, 10 steps each: the loop as `--mode train` runs it
-(its own batches, metrics, progress, TensorBoard, checkpoints), and the same compiled step called on
+(its own feed, metrics, progress, TensorBoard, checkpoints), and the same compiled step called on
 batches that lie ready. It prints loop speed / bare speed, from the medians over the rounds and from
 the fastest tenth of each (what is left when other work on the machine slows most rounds). The
 project asks for 0.97. About a minute on 2 quiet cores; `--width 8` makes the steps short, the
