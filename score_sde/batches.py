@@ -15,7 +15,7 @@ from score_sde.images import image_keys
 from score_sde.likelihood import ImageLikelihood
 from score_sde.samplers.base import start
 from score_sde.sde import SDE
-from score_sde.training.mesh import along_data
+from score_sde.training.mesh import along_data, placed
 
 
 class Images(NamedTuple):
@@ -80,7 +80,7 @@ def noise_on_devices(
 
 def on_devices(batch: ArrayLike, mesh: Mesh) -> Array:
     """The batch, a multiple of the devices, a part on each."""
-    return jax.device_put(jnp.asarray(batch), along_data(mesh))
+    return placed(jnp.asarray(batch), along_data(mesh))
 
 
 def of_classes(score: Partial, labels: np.ndarray | None, mesh: Mesh) -> Partial:

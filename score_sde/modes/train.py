@@ -25,7 +25,7 @@ from score_sde.samplers import PredictorCorrector
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
-from score_sde.training.mesh import data_mesh, is_writer, replicated
+from score_sde.training.mesh import data_mesh, is_writer, placed, replicated
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import make_train_step
 
@@ -94,7 +94,7 @@ def _pictures_of_samples(
         noise = noise_on_devices(key, process, shape, mesh)
         samples = LOOK.sample(key, process, Partial(score, state.ema, labels=labels), noise)
         # Whole on every device: a process can read only what its own devices hold.
-        images = jax.device_put(pixels.to_uint8(samples.x), replicated(mesh))
+        images = placed(pixels.to_uint8(samples.x), replicated(mesh))
         if is_writer():
             picture = workdir / "samples" / f"step_{step:06d}.png"
             pictures.save_png(picture, np.asarray(images), pixels.levels)

@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.feed import Batches
 from score_sde.training.logs import RunLog
+from score_sde.training.mesh import placed
 from score_sde.training.state import TrainState
 from score_sde.training.step import TrainStep
 
@@ -57,7 +58,7 @@ def train(
         UserError: the newest checkpoint does not fit the state, or none can be read.
     """
     place = state.step.sharding  # a key elsewhere would be copied at every step
-    key = jax.device_put(jax.random.key(seed), place)
+    key = placed(jax.random.key(seed), place)
     with _stop_signal() as stop_signal, Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
         state = checkpoints.restore(state) or state
         done = first = int(state.step)

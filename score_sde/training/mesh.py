@@ -1,9 +1,12 @@
-"""The devices as one mesh with a data axis, the two layouts on it, and the process that writes."""
+"""The devices as one mesh with a data axis, the layouts on it, and which process writes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+PyTree = Any
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -26,6 +29,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def along_data(mesh: Mesh) -> NamedSharding:
     """The first axis spread over the devices: a batch. Its length is a multiple of theirs."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def placed(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Arrays that every process has, or that lie on the mesh already, laid out anew.
+
+    ``jax.device_put`` refuses devices of other processes.
+    """
+    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
 
 
 def is_writer() -> bool:
