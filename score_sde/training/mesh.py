@@ -32,10 +32,10 @@ def along_data(mesh: Mesh) -> NamedSharding:
 
 
 def placed(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Arrays that every process has, or that lie on the mesh already, laid out anew.
-
-    ``jax.device_put`` refuses devices of other processes.
-    """
+    """Arrays that every process has, or that lie on the mesh already, laid out by a sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # device_put refuses devices of other processes.
     return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
 
 
