@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from score_sde import build, networks
     from score_sde.modes import start
     from score_sde.networks import convolution
-    from score_sde.training.mesh import data_mesh
+    from score_sde.training.mesh import along_data, data_mesh
     from score_sde.training.state import create
     from score_sde.training.step import make_train_step
 
@@ -95,15 +95,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     state = create(params, optimizer, mesh)
     shape = (arguments.batch, *build.image_shape(config))
     images, labels = jnp.zeros(shape, jnp.uint8), jnp.zeros(arguments.batch, jnp.int32)
-    data, indices = {"images": images, "labels": labels}, jnp.arange(arguments.batch)
+    batch = jax.device_put({"x": images, "condition": {"labels": labels}}, along_data(mesh))
     key = jax.random.key(1)
-    jax.block_until_ready((state, data))
+    jax.block_until_ready((state, batch))
     seconds["initial weights"] = lap()
-    lowered = step.lower(state, data, indices, key)
+    lowered = step.lower(state, batch, key)
     seconds["trace"] = lap()
     compiled = lowered.compile()
     seconds["compile"] = lap()
-    jax.block_until_ready(compiled(state, data, indices, key))
+    jax.block_until_ready(compiled(state, batch, key))
     seconds["first step"] = lap()
     return seconds
 

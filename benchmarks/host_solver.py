@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from scipy.integrate import solve_ivp
 
@@ -44,7 +45,7 @@ from score_sde.samplers import ProbabilityFlow
 from score_sde.score import denoise, full_precision
 from score_sde.sde import SDE
 from score_sde.spaces import bits_per_dim, item_keys
-from score_sde.training.mesh import along_data, data_mesh
+from score_sde.training.mesh import along_data
 
 T_MIN_LIKELIHOOD = 1e-5
 
@@ -59,8 +60,8 @@ class Solved(NamedTuple):
 class Host:
     """The original's way, for one process, score and batch shape."""
 
-    def __init__(self, sde: SDE, score: Partial, tolerance: float) -> None:
-        self.sde, self.score, self.tolerance = sde, score, tolerance
+    def __init__(self, sde: SDE, score: Partial, tolerance: float, mesh: Mesh) -> None:
+        self.sde, self.score, self.tolerance, self.mesh = sde, score, tolerance, mesh
 
         def drift(score: Partial, x: Array, t: Array) -> Array:
             return sde.probability_flow(score)(x, t)
@@ -77,7 +78,7 @@ class Host:
     def on_devices(self, flat: np.ndarray, shape: tuple[int, ...], t: float) -> tuple[Array, Array]:
         """States and times, spread over the devices."""
         x = flat.reshape(shape).astype(np.float32)
-        return jax.device_put((x, np.full(shape[0], t, np.float32)), along_data(data_mesh()))
+        return jax.device_put((x, np.full(shape[0], t, np.float32)), along_data(self.mesh))
 
     def log_likelihood(self, x0: np.ndarray, probe: Array) -> Solved:
         """log p (B,) of x0 (B, H, W, C)."""
@@ -136,15 +137,15 @@ def main() -> None:
     run, tolerance = score_sde.load(arguments.workdir), arguments.tolerance
     sde, score = run.sde, run.smooth_score
     images = data.load("digits", "test", "").x[: arguments.batch]
-    shape, spread = images.shape, along_data(data_mesh())
+    shape, spread = images.shape, along_data(run.mesh)
     pixels = build.pixel_range(run.config)
     keys = item_keys(jax.random.key(0), len(images))
     one = jnp.ones(())
     dequantized = pixels.dequantized(keys, jnp.asarray(images), "uniform", one, one)
     x0 = jax.device_put(dequantized.x, spread)
     probe = jax.device_put(jax.random.rademacher(jax.random.key(1), shape, jnp.float32), spread)
-    noise = noise_on_devices(jax.random.key(2), sde, shape)
-    host = Host(sde, score, tolerance)
+    noise = noise_on_devices(jax.random.key(2), sde, shape, run.mesh)
+    host = Host(sde, score, tolerance, run.mesh)
 
     def our_likelihood() -> Solved:
         result = log_likelihood(

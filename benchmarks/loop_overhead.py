@@ -1,7 +1,7 @@
 """What the training loop costs over its bare step: `python benchmarks/loop_overhead.py`.
 
 Both run in this process on the digits, in turn, 10 steps each: the loop as `--mode train` runs it
-(its own batches, metrics, progress, TensorBoard, checkpoints), and the same compiled step called on
+(its own feed, metrics, progress, TensorBoard, checkpoints), and the same compiled step called on
 batches that lie ready. It prints loop speed / bare speed, from the medians over the rounds and from
 the fastest tenth of each (what is left when other work on the machine slows most rounds). The
 project asks for 0.97. About a minute on 2 quiet cores; `--width 8` makes the steps short, the
@@ -9,6 +9,7 @@ harder case.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import tempfile
@@ -21,9 +22,9 @@ import numpy as np
 from configs import vp_digits
 from score_sde import build, data, networks
 from score_sde.modes import start
-from score_sde.training.data_order import batch_indices
+from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
-from score_sde.training.mesh import along_data, data_mesh, replicated
+from score_sde.training.mesh import data_mesh, replicated
 from score_sde.training.state import create
 from score_sde.training.step import make_train_step
 
@@ -52,24 +53,22 @@ def main() -> None:
     optimizer = build.optimizer(config)
     step = make_train_step(build.loss(config, apply), optimizer, config.training.ema_rate, mesh)
 
-    ready = jax.device_put({"images": images, "labels": condition["labels"]}, replicated(mesh))
-    batches = [
-        jax.device_put(batch_indices(1, n, batch_size, len(images)), along_data(mesh))
-        for n in range(INTERVAL)
-    ]
+    examples = {"x": images, "condition": condition}
+    batches = in_memory(examples, batch_size=batch_size, seed=0, mesh=mesh)
+    ready = list(itertools.islice(batches(0), INTERVAL))
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     own_state = create(params, optimizer, mesh)
     bare_seconds: list[float] = []
     loop_seconds: list[float] = []
     left_at = 0.0
 
-    def measure_bare(number: int, ema: object) -> None:
+    def measure_bare(number: int, state: object) -> None:
         # Called by the loop after each interval, with all its steps done.
         nonlocal own_state, left_at
         loop_seconds.append(time.perf_counter() - left_at)
         begin = time.perf_counter()
-        for indices in batches:
-            own_state, metrics = step(own_state, ready, indices, key)
+        for batch in ready:
+            own_state, metrics = step(own_state, batch, key)
             if mesh.size > 1:  # of CPU devices one process may have one step under way, see loop.py
                 jax.block_until_ready(metrics)
         jax.block_until_ready(own_state)
@@ -78,10 +77,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as workdir:
         train(
-            create(params, optimizer, mesh), step, images, condition["labels"], num_steps=num_steps,
-            batch_size=batch_size, seed=0, mesh=mesh, checkpoint_every=CHECKPOINT_EVERY,
-            log_every=LOG_EVERY, sample_every=INTERVAL, workdir=Path(workdir),
-            on_sample=measure_bare,
+            create(params, optimizer, mesh), step, batches, [(INTERVAL, measure_bare)],
+            Path(workdir), num_steps=num_steps, seed=0, checkpoint_every=CHECKPOINT_EVERY,
+            log_every=LOG_EVERY,
         )  # fmt: skip
     # The first pair compiles.
     bare, loop = (

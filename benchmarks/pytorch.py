@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 import diffusers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import UNet2DModel
@@ -121,12 +120,10 @@ def ours(pair: Pair) -> tuple[Callable[[], None], Callable[[], None], int, Calla
     step = make_train_step(build.loss(pair.config, apply), optimizer, rate, mesh)
     shape = (pair.batch, *build.image_shape(pair.config))
     rng = np.random.default_rng(0)
-    data = {
-        "images": rng.integers(0, 17, shape, np.uint8),
-        "labels": np.zeros(pair.batch, np.int32),
-    }
-    data, key = jax.device_put((data, jax.random.key(1)), replicated(mesh))
-    indices = jax.device_put(jnp.arange(pair.batch), along_data(mesh))
+    labels = np.zeros(pair.batch, np.int32)
+    batch = {"x": rng.integers(0, 17, shape, np.uint8), "condition": {"labels": labels}}
+    batch = jax.device_put(batch, along_data(mesh))
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
     state = create(params, optimizer, mesh)
     weights = jax.device_put(params, replicated(mesh))
     x = jax.device_put(rng.standard_normal(shape, np.float32), along_data(mesh))
@@ -138,11 +135,11 @@ def ours(pair: Pair) -> tuple[Callable[[], None], Callable[[], None], int, Calla
 
     def train() -> None:
         nonlocal state
-        state, _ = step(state, data, indices, key)
+        state, _ = step(state, batch, key)
         jax.block_until_ready(state)
 
     def profile() -> str:
-        return profile_of(train, step.lower(state, data, indices, key).compile().as_text())
+        return profile_of(train, step.lower(state, batch, key).compile().as_text())
 
     return forward, train, number, profile
 

@@ -201,7 +201,7 @@ def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
 
     def draw(sampler: Sampler, seed: int) -> tuple[np.ndarray, float]:
         key = jax.random.key(seed)
-        noise = noise_on_devices(key, run.sde, (size, *images.shape[1:]))
+        noise = noise_on_devices(key, run.sde, (size, *images.shape[1:]), run.mesh)
         score = run.smooth_score if isinstance(sampler, ProbabilityFlow) else run.score
         drawn = sampler.sample(key, run.sde, score, noise)
         drawn_pixels = np.asarray(pixels.from_model(drawn.x), np.float32) / (pixels.levels - 1)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from score_sde.likelihood import ImageLikelihood
 from score_sde.samplers.base import Start
 from score_sde.score import Model
 from score_sde.sde import SDE
-from score_sde.training.mesh import along_data, data_mesh
+from score_sde.training.mesh import along_data, placed
 
 
 class Images(NamedTuple):
@@ -61,28 +62,29 @@ def leading(values: ImageLikelihood, number: int) -> ImageLikelihood:
     return jax.tree.map(lambda array: array[:number], values)
 
 
-def shared(number: int) -> int:
+def shared(number: int, mesh: Mesh) -> int:
     """The least multiple of the number of devices that is not below the number of images."""
-    devices = data_mesh().size
-    return -(-number // devices) * devices
+    return -(-number // mesh.size) * mesh.size
 
 
-def noise_on_devices(key: Array, sde: SDE, shape: tuple[int, ...], first: int = 0) -> Array:
+def noise_on_devices(
+    key: Array, sde: SDE, shape: tuple[int, ...], mesh: Mesh, first: int = 0
+) -> Array:
     """The noise that a sampler starts from, (B, *shape), spread over all devices.
 
     A sampler started from it works on all of them. B is a multiple of their number.
     """
-    return on_devices(Start(key, sde, None, first).states(shape)[1])
+    return on_devices(Start(key, sde, None, first).states(shape)[1], mesh)
 
 
-def on_devices(batch: ArrayLike) -> Array:
+def on_devices(batch: ArrayLike, mesh: Mesh) -> Array:
     """The batch, a multiple of the devices, a part on each."""
-    return jax.device_put(jnp.asarray(batch), along_data(data_mesh()))
+    return placed(jnp.asarray(batch), along_data(mesh))
 
 
-def of_classes(score: Model, labels: np.ndarray | None) -> Model:
+def of_classes(score: Model, labels: np.ndarray | None, mesh: Mesh) -> Model:
     """The score of images of these classes."""
-    return score if labels is None else score.given({"labels": on_devices(labels)})
+    return score if labels is None else score.given({"labels": on_devices(labels, mesh)})
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:

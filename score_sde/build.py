@@ -137,23 +137,23 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def loss(
     config: ConfigDict, apply: Callable[..., Array]
-) -> Callable[[Any, Mapping[str, Array], Array], Array]:
-    """Return `loss(params, batch, key)`, the loss of each example, (B,) float32.
+) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
+    """Return `loss(params, state, batch, key)`, the loss of each example, (B,) float32.
 
-    The batch is as it is stored: `images` uint8 (B, H, W, C) and `labels` int32 (B,). Flips,
-    dequantization, times, noise and dropout all come from `key`.
+    The batch is as it is stored: `x` uint8 (B, H, W, C) and `condition`, a mapping with `labels`
+    int32 (B,). Flips, dequantization, times, noise and dropout all come from `key`.
     """
     pixels = pixel_range(config)
     flip, conditional = config.data.flip, config.model.class_conditional
     score_loss = _score_loss(config)
 
-    def loss_of(params: Any, batch: Mapping[str, Array], key: Array) -> Array:
+    def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
-        images = batch["images"]
+        images = batch["x"]
         if flip:
             images = pixels.flipped(key_flip, images)
         noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
-        condition = {"labels": batch["labels"]} if conditional else {}
+        condition = {"labels": batch["condition"]["labels"]} if conditional else {}
         scored = model(config, apply, params).given(condition)
         return score_loss(key_loss, scored, pixels.to_model(images, noise), key_dropout)
 

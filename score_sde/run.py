@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -51,6 +52,7 @@ class Run:
             (`score_sde.score`).
         smooth_score: `score`, but for such a network the one that the likelihood takes, smooth in
             t.
+        mesh: the devices that share a batch.
     """
 
     config: ConfigDict
@@ -58,6 +60,7 @@ class Run:
     sde: SDE
     score: Model = field(repr=False)  # its parameters would flood a notebook
     smooth_score: Model = field(repr=False)
+    mesh: Mesh
 
     def sample(
         self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool | int = False
@@ -100,12 +103,12 @@ class Run:
         for index in range(first, n, batch):
             count = min(batch, n - index)
             part = None if classes is None else padded(classes[index : index + batch], batch)
-            noise = noise_on_devices(key, self.sde, shape, index)
+            noise = noise_on_devices(key, self.sde, shape, self.mesh, index)
             with _told_as("sampling"):
                 samples = sampler.sample(
                     key,
                     self.sde,
-                    of_classes(self.score, part),
+                    of_classes(self.score, part, self.mesh),
                     noise,
                     trajectory=trajectory,
                     first=index,
@@ -128,7 +131,7 @@ class Run:
         """How many of n images are worked on at a time: equal parts of `sampling.batch_size` at
         most, but for a multiple of the number of devices."""
         parts = -(-n // self.config.sampling.batch_size)
-        return shared(-(-n // parts))
+        return shared(-(-n // parts), self.mesh)
 
     def encode(
         self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
@@ -251,8 +254,8 @@ class Run:
             part = padded(x[first : first + batch], batch)
             given = None if classes is None else padded(classes[first : first + batch], batch)
             with _told_as("sampling"):
-                score = of_classes(self.smooth_score, given)
-                ends.append(follow(self.sde, score, on_devices(part)))
+                score = of_classes(self.smooth_score, given, self.mesh)
+                ends.append(follow(self.sde, score, on_devices(part, self.mesh)))
         x_end, nfe = (np.concatenate([np.asarray(end[i]) for end in ends]) for i in (0, 1))
         return x_end[: len(x)], nfe[: len(x)]
 
@@ -298,7 +301,7 @@ class Run:
         self, key: Array, images: np.ndarray, classes: np.ndarray | None, first: int
     ) -> Iterator[ImageLikelihood]:
         pixels, settings = build.pixel_range(self.config), self.config.likelihood
-        batch = shared(min(len(images), settings.batch_size))
+        batch = shared(min(len(images), settings.batch_size), self.mesh)
         for index in range(first, len(images), batch):
             part = images[index : index + batch]
             given = None if classes is None else padded(classes[index : index + batch], batch)
@@ -306,8 +309,8 @@ class Run:
                 values = image_log_likelihood(
                     key,
                     self.sde,
-                    of_classes(self.smooth_score, given),
-                    on_devices(padded(part, batch)),
+                    of_classes(self.smooth_score, given, self.mesh),
+                    on_devices(padded(part, batch), self.mesh),
                     pixels,
                     dequantization=settings.dequantization,
                     num_importance=settings.num_importance,
@@ -338,12 +341,13 @@ class Run:
         return classes.astype(np.int32)
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
+def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Run:
     """Load a run from its workdir: the newest whole checkpoint, with the averaged weights.
 
     Args:
         workdir: the directory that `--mode train` filled.
         config: instead of the saved config; for other sampling or likelihood settings.
+        mesh: the devices that share a batch, with an axis `data`; all of them by default.
 
     Raises:
         UserError: where there is no config or no checkpoint.
@@ -352,9 +356,10 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     apply, params = networks.abstract(build.network(config))
-    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
+    mesh = data_mesh() if mesh is None else mesh
+    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh))
     score = build.model(config, apply, ema, levels=build.sampler_levels(config))
-    return Run(config, step, score.sde, score, build.model(config, apply, ema))
+    return Run(config, step, score.sde, score, build.model(config, apply, ema), mesh)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ def test_the_loss_is_that_of_the_config(kind):
     config = changed(default(), SMALL | KINDS[kind])
     validate(config)
     batch = {
-        "images": jnp.full((16, 8, 8, 1), 8, jnp.uint8),
-        "labels": jnp.zeros(16, jnp.int32),
+        "x": jnp.full((16, 8, 8, 1), 8, jnp.uint8),
+        "condition": {"labels": jnp.zeros(16, jnp.int32)},
     }
     told = []
 
@@ -33,7 +33,7 @@ def test_the_loss_is_that_of_the_config(kind):
 
     losses = [
         build.loss(changed(config, {"training.reduce_mean": mean}), apply)(
-            0.1, batch, jax.random.key(0)
+            0.1, None, batch, jax.random.key(0)
         )
         for mean in (True, False)
     ]

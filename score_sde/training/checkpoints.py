@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from score_sde.errors import UserError
+from score_sde.training.mesh import is_writer
 from score_sde.training.state import TrainState
 
 PyTree = Any
@@ -25,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 class Checkpoints:
     """The checkpoints that a training run writes. A context manager: leaving it ends the writing.
+
+    Where several processes train together, each makes the same calls; Orbax divides the work.
 
     Args:
         directory: the place of the checkpoints, created if absent.
@@ -55,8 +59,12 @@ class Checkpoints:
         if found is None:
             return None
         stored, unreadable = found
-        for path in unreadable:
-            _set_aside(path)
+        if unreadable:
+            # No process may still be reading them, and none may count them as steps afterwards.
+            sync_global_devices("read")
+            for path in unreadable if is_writer() else ():
+                _set_aside(path)
+            sync_global_devices("set aside")
         return _from_dict(target, stored)
 
     def save(self, state: TrainState, step: int) -> None:
@@ -101,7 +109,7 @@ def restore_ema(
     Raises:
         UserError: no checkpoint, none that can be read, or one of other shapes.
     """
-    place = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
+    place = SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
 
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

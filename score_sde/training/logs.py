@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar, metrics.jsonl and TensorBoard's scalars."""
+"""What a training run reports: a progress bar, metrics.jsonl and TensorBoard's scalars."""
 
 import json
 import math
@@ -13,42 +13,36 @@ from typing import TextIO
 import jax
 from tqdm import tqdm
 
+from score_sde.training.mesh import is_writer
 from score_sde.training.step import Metrics
 
 
 class RunLog:
-    """Collects the steps' metrics and tells them at intervals; the device is read only then.
+    """Collects the steps' metrics and reports them at intervals; the device is read only then.
 
-    A context manager: leaving it closes the bar and the files.
+    A context manager: leaving it closes the bar and the files. Where several processes train
+    together, each has one, and only one of them writes.
 
     Args:
         workdir: gets ``metrics.jsonl`` and ``tensorboard/``. What an earlier, killed run wrote of
             steps after ``first_step`` is dropped, since they are made again.
         first_step: updates made before this run.
         num_steps: updates of the whole run.
-        batch_size: examples of one update.
         ahead: how many steps may be dispatched beyond those known to be finished; up to twice as
             many are. 0 waits for every step.
     """
 
-    def __init__(self, workdir: Path, first_step: int, num_steps: int, batch_size: int, ahead: int):
-        from tensorboardX import SummaryWriter  # only training pays for this import
-
+    def __init__(self, workdir: Path, first_step: int, num_steps: int, ahead: int):
         self._step = first_step
         self._num_steps = num_steps
-        self._batch_size = batch_size
         self._ahead = ahead
         self._pending: list[Metrics] = []  # on the device
-        self._values: list[dict[str, float]] = []  # read, not yet told
+        self._values: list[dict[str, float]] = []  # read, not yet reported
         self._clock: float | None = None  # when the timed steps began, pauses taken out
-        self._timed_steps = 0
-        path = workdir / "metrics.jsonl"
-        _drop_after(path, first_step)
-        self._lines = path.open("a", encoding="utf-8")
-        self._scalars = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
-        self._bar = _progress(first_step, num_steps)
+        self._timed_images = 0
+        self._report = _Report(workdir, first_step, num_steps) if is_writer() else None
 
-    def dispatched(self, metrics: Metrics) -> None:
+    def dispatched(self, metrics: Metrics, batch_size: int) -> None:
         """Takes the metrics of the next step, float32 scalars that need not be computed yet."""
         self._pending.append(metrics)
         self._step += 1
@@ -57,13 +51,14 @@ class RunLog:
             jax.block_until_ready(metrics)
             self._clock = time.perf_counter()
         else:
-            self._timed_steps += 1
+            self._timed_images += batch_size
             if len(self._pending) > self._ahead and self._step % max(self._ahead, 1) == 0:
                 self._pending[-1 - self._ahead]["loss"].block_until_ready()
-        self._bar.update()
+        if self._report:
+            self._report.bar.update()
 
     def write(self) -> None:
-        """Tells the means since the last time: a line of JSON, TensorBoard's scalars, the bar.
+        """Reports the means since the last time: a line of JSON, TensorBoard's scalars, the bar.
 
         Raises:
             FloatingPointError: as ``check``.
@@ -77,18 +72,12 @@ class RunLog:
             mean["learning_rate"] = self._values[-1]["learning_rate"]
         assert self._clock is not None  # there are values, so there was a step
         now = time.perf_counter()
-        told = f"loss {mean['loss']:.4g}"
-        if self._timed_steps:
-            rate = self._timed_steps * self._batch_size / (now - self._clock)
-            mean["images_per_second"] = rate
-            told += f", {rate:.0f} images/s"
-        self._lines.write(json.dumps({"step": self._step, **mean}) + "\n")
-        self._lines.flush()
-        for name, value in mean.items():
-            self._scalars.add_scalar(name, value, self._step)
-        self._bar.set_postfix_str(told, refresh=False)
+        if self._timed_images:
+            mean["images_per_second"] = self._timed_images / (now - self._clock)
+        if self._report:
+            self._report.write(self._step, mean)
         self._values.clear()
-        self._clock, self._timed_steps = now, 0
+        self._clock, self._timed_images = now, 0
 
     def check(self) -> None:
         """Waits for the steps dispatched and sees that their numbers are finite.
@@ -123,7 +112,34 @@ class RunLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        if self._report:
+            self._report.close()
+
+
+class _Report:
+    """What the writing process shows and keeps: the bar, metrics.jsonl, TensorBoard's scalars."""
+
+    def __init__(self, workdir: Path, first_step: int, num_steps: int):
+        from tensorboardX import SummaryWriter  # only training pays for this import
+
+        path = workdir / "metrics.jsonl"
+        _drop_after(path, first_step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._scalars = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self.bar = _progress(first_step, num_steps)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._scalars.add_scalar(name, value, step)
+        text = f"loss {values['loss']:.4g}"
+        if "images_per_second" in values:
+            text += f", {values['images_per_second']:.0f} images/s"
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
         self._scalars.close()
         self._lines.close()
 

@@ -1,117 +1,90 @@
-"""The loop around the train step: it feeds, logs, saves and samples, and does no maths."""
+"""The loop around the train step: it feeds, logs, saves and calls hooks, and does no maths."""
 
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Sharding
 
 from score_sde.training.checkpoints import Checkpoints
-from score_sde.training.data_order import batch_indices
+from score_sde.training.feed import Batches
 from score_sde.training.logs import RunLog
-from score_sde.training.mesh import along_data, replicated
+from score_sde.training.mesh import placed
 from score_sde.training.state import TrainState
 from score_sde.training.step import TrainStep
 
-PyTree = Any
-
-# Batches' indices go to the devices so many at a time: one transfer costs as much as many.
-_BATCHES_AHEAD = 16
+Hook = tuple[int, Callable[[int, TrainState], None]]
 
 
 def train(
     state: TrainState,
-    step_fn: TrainStep,
-    images: np.ndarray,
-    labels: np.ndarray,
+    step: TrainStep,
+    batches: Batches,
+    hooks: Sequence[Hook],
+    workdir: Path,
     *,
     num_steps: int,
-    batch_size: int,
     seed: int,
-    mesh: Mesh,
     checkpoint_every: int,
     log_every: int,
-    sample_every: int,
-    workdir: Path,
-    on_sample: Callable[[int, PyTree], None],
 ) -> TrainState:
     """Trains up to ``num_steps`` updates, going on from the newest checkpoint in the workdir.
 
     A run is a pure function of the first state, the seed and the data: one that was killed and
     started again ends with the unbroken run's numbers, bit for bit on the same devices. SIGTERM
-    and SIGINT let the step finish, save, say so on stderr and return early (compare the ``step``
-    of what comes back with ``num_steps``); a second signal acts as it would have.
+    and SIGINT let the step finish, save, say so on stderr and return early; a second signal acts
+    as it would have. With several processes, signals are not handled: they could not agree on a
+    last step.
 
     Args:
-        state: the first state; consumed, and not used where there is a checkpoint.
-        step_fn: from ``make_train_step``, over the same mesh.
-        images: uint8 (N, H, W, C), copied whole to every device.
-        labels: int32 (N,).
+        state: the first state, from ``create``; consumed, and not used where there is a checkpoint.
+        step: from ``make_train_step``, over the state's mesh.
+        batches: the feed; ``batches(n)`` yields without end, from update number n (from 0) on.
+        hooks: pairs (every, function). ``function(step, state)`` is called every so many steps and
+            after the last; it must not keep the state, whose memory the next step reuses.
+        workdir: gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
         num_steps: updates of the whole run, earlier ones included.
-        batch_size: examples of one update over all devices, a multiple of their number.
-        seed: of the data order and of the steps' keys, not negative.
-        mesh: with an axis ``data``.
+        seed: of the steps' keys, not negative.
         checkpoint_every: steps between checkpoints; the last step always has one.
         log_every: steps between lines of metrics.
-        sample_every: steps between calls of ``on_sample``, and one after the last; 0 for none.
-        workdir: gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
-        on_sample: called with the step and the averaged parameters, which it must not keep: the
-            next step reuses their memory.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite. The checkpoints are those before.
+        FloatingPointError: a loss or gradient is not finite; the checkpoints are earlier ones.
         UserError: the newest checkpoint does not fit the state, or none can be read.
     """
-    whole, spread = replicated(mesh), along_data(mesh)
-    # All is committed to the mesh, be it fresh or restored: one layout, so one trace of the step.
-    state = jax.device_put(state, whole)
-    data = jax.device_put({"images": images, "labels": labels}, whole)
-    key = jax.device_put(jax.random.key(seed), whole)
-
-    def batches(first: int) -> Iterator[jax.Array]:
-        for start in range(first, num_steps, _BATCHES_AHEAD):
-            steps = range(start, min(start + _BATCHES_AHEAD, num_steps))
-            indices = [batch_indices(seed, step, batch_size, len(images)) for step in steps]
-            yield from jax.device_put(indices, spread)
-
+    place = state.step.sharding  # a key elsewhere would be copied at every step
+    key = placed(jax.random.key(seed), place)
     with _stop_signal() as stop_signal, Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state)
-        state = state if restored is None else restored
-        step = int(state.step)
-        with RunLog(Path(workdir), step, num_steps, batch_size, _steps_ahead(mesh)) as log:
-            for indices in batches(step):
-                state, metrics = step_fn(state, data, indices, key)
-                step += 1
-                log.dispatched(metrics)
-                last = step == num_steps or stop_signal() is not None
-                if last or step % log_every == 0:
+        state = checkpoints.restore(state) or state
+        done = first = int(state.step)
+        with RunLog(Path(workdir), first, num_steps, _steps_ahead(place)) as log:
+            for done, batch in zip(range(first + 1, num_steps + 1), batches(first), strict=False):
+                state, metrics = step(state, batch, key)
+                log.dispatched(metrics, len(jax.tree.leaves(batch)[0]))
+                last = done == num_steps or stop_signal() is not None
+                if last or done % log_every == 0:
                     log.write()
-                if last or step % checkpoint_every == 0:
+                if last or done % checkpoint_every == 0:
                     with log.pause():
-                        checkpoints.save(state, step)
-                samples = sample_every and (step == num_steps or step % sample_every == 0)
-                if samples and stop_signal() is None:
-                    with log.pause():
-                        on_sample(step, state.ema)
+                        checkpoints.save(state, done)
+                for every, function in hooks:
+                    if stop_signal() is None and (done == num_steps or done % every == 0):
+                        with log.pause():
+                            function(done, state)
                 if last:
                     break
     if (name := stop_signal()) is not None:
-        print(
-            f"training stopped by {name} after step {step} of {num_steps}, saved; the same "
-            "command goes on from there",
-            file=sys.stderr,
-        )
+        stopped = f"training stopped by {name} after step {done} of {num_steps}, saved"
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
     return state
 
 
-def _steps_ahead(mesh: Mesh) -> int:
+def _steps_ahead(place: Sharding) -> int:
     """How many steps to dispatch ahead.
 
     A few keep the devices busy; few enough for the progress to be true, and for a SIGTERM's save
@@ -120,15 +93,16 @@ def _steps_ahead(mesh: Mesh) -> int:
     CPU devices of one process share its threads: with two steps under way, each may hold a thread
     that the other's sum over devices waits for (seen: a standstill after some hundred steps).
     """
-    return 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 4
+    return 0 if place.num_devices > 1 and jax.default_backend() == "cpu" else 4
 
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], str | None]]:
     """Yields a function that tells the name of the SIGTERM or SIGINT that came, or None."""
     received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # Python lets only the main thread handle signals
+    # Python lets only the main thread handle signals.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield lambda: None
         return
 
     def note(number: int, frame: FrameType | None) -> None:

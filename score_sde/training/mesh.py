@@ -1,16 +1,20 @@
-"""The devices as one mesh with a data axis, and the two layouts that training uses on it."""
+"""The devices as one mesh with a data axis, the layouts on it, and which process writes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+PyTree = Any
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices (or those given) along one axis, ``data``.
 
-    The axis is of type Auto: the compiler places what lies between input and output. Explicit
-    axes, the default of ``jax.make_mesh``, ask every operation for its output's sharding.
+    A mode makes it once and passes it down. The axis is of type Auto: the compiler places what
+    lies between input and output. Explicit axes, the default of ``jax.make_mesh``, ask every
+    operation for its output's sharding.
     """
     devices = jax.devices() if devices is None else devices
     auto = (jax.sharding.AxisType.Auto,)
@@ -18,10 +22,23 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device: parameters, keys, and a data set that fits."""
+    """The whole array on every device: the state, the key."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def along_data(mesh: Mesh) -> NamedSharding:
     """The first axis spread over the devices: a batch. Its length is a multiple of theirs."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def placed(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Arrays that every process has, or that lie on the mesh already, laid out by a sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # device_put refuses devices of other processes.
+    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+
+
+def is_writer() -> bool:
+    """Whether this process writes files: one does, of those that train one model together."""
+    return jax.process_index() == 0

@@ -1,6 +1,7 @@
 """The train step: a pure function of (state, batch, key), and its compiled form over a mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,10 +15,9 @@ from score_sde.training.mesh import along_data, replicated
 from score_sde.training.state import TrainState
 
 PyTree = Any
-Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
-LossFn = Callable[[PyTree, Batch, Array], Array]
-TrainStep = Callable[[TrainState, Batch, Array, Array], tuple[TrainState, Metrics]]
+LossFn = Callable[[PyTree, TrainState, PyTree, Array], Array]
+TrainStep = Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]
 
 
 def update(
@@ -25,18 +25,19 @@ def update(
     optimizer: optax.GradientTransformation,
     ema_rate: float,
     state: TrainState,
-    batch: Batch,
+    batch: PyTree,
     key: Array,
 ) -> tuple[TrainState, Metrics]:
     """One update of the state on one batch. Pure; whoever calls it compiles it.
 
     Args:
-        loss_fn: ``loss_fn(params, batch, key)`` gives one loss for each example, (B,) float32. It
-            takes the batch as it is stored (uint8 images) and draws all its chance from ``key``.
+        loss_fn: ``loss_fn(params, state, batch, key)`` gives one loss for each example, (B,)
+            float32. The gradient is that with respect to ``params``. The state before the update
+            is there for methods that use the averages or the step. All chance comes from ``key``.
         optimizer: an optax transformation.
         ema_rate: the averages' decay in the long run.
         state: the state before.
-        batch: arrays with the examples along their first axis.
+        batch: a tree of arrays with the examples along their first axis, as they are stored.
         key: the run's key. The step's own is ``fold_in(key, state.step)``, so that state and key
             say everything about what follows.
 
@@ -48,7 +49,7 @@ def update(
     key = jax.random.fold_in(key, state.step)
 
     def mean_loss(params: PyTree) -> Array:
-        return jnp.mean(loss_fn(params, batch, key))
+        return jnp.mean(loss_fn(params, state, batch, key))
 
     loss, gradient = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -65,29 +66,17 @@ def update(
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_rate: float, mesh: Mesh
 ) -> TrainStep:
-    """The compiled step on a data set that lives on the devices.
+    """The compiled step, ``step(state, batch, key) -> (state, metrics)``.
 
-    Returns ``step(state, data, indices, key) -> (state, metrics)``. ``data`` holds whole arrays,
-    e.g. ``{"images": uint8 (N, H, W, C), "labels": int32 (N,)}``, replicated; ``indices``, (B,)
-    int32, are spread over the mesh's data axis, B a multiple of its length; state and key are
-    replicated. The state is donated: the one passed in is gone after the call. The arithmetic is
-    that of one device on the whole batch, but for the order of the sums.
+    The batch's arrays are spread over the mesh's data axis, so their length is a multiple of the
+    axis'. State, key and metrics are replicated. The state is donated: the one passed in is gone
+    after the call. The arithmetic is that of one device on the whole batch, except for the order
+    of the sums.
     """
     whole, spread = replicated(mesh), along_data(mesh)
-
-    def step(
-        state: TrainState, data: Batch, indices: Array, key: Array
-    ) -> tuple[TrainState, Metrics]:
-        # The indices come from permutations: none is out of range, and none needs a check.
-        batch = {
-            name: array.at[indices].get(mode="promise_in_bounds") for name, array in data.items()
-        }
-        batch = jax.lax.with_sharding_constraint(batch, spread)
-        return update(loss_fn, optimizer, ema_rate, state, batch, key)
-
     return jax.jit(
-        step,
-        in_shardings=(whole, whole, spread, whole),
+        partial(update, loss_fn, optimizer, ema_rate),
+        in_shardings=(whole, spread, whole),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )

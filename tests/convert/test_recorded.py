@@ -221,7 +221,7 @@ def test_five_training_steps(reference_dir):
     sde = build.sde(original.config)
     score = build.score(original.config, original.apply)
 
-    def loss_of(params, batch, key):
+    def loss_of(params, state, batch, key):
         weight = jnp.ones_like(batch["t"])
         score_fn = partial(score, params)
         return weighted_error(sde, score_fn, batch["x"], batch["t"], batch["z"], weight)

@@ -10,11 +10,10 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.training.checkpoints import Checkpoints, restore_ema
-from score_sde.training.data_order import batch_indices
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import create
-from tests.training.tiny_run import IMAGES, LABELS, TinyRun
+from tests.training.tiny_run import TinyRun
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +25,10 @@ def run():
 def written(run, tmp_path_factory):
     """Checkpoints of the steps 1, 2 and 3 (of which two are kept), and the states 2 and 3."""
     directory = tmp_path_factory.mktemp("written")
-    data = {"images": IMAGES, "labels": LABELS}
-    state, states = run.state(), []
+    state, states, batches = run.state(), [], run.batches(0)
     with Checkpoints(directory) as checkpoints:
         for n in range(3):
-            state, _ = run.step(state, data, batch_indices(0, n, 8, 23), jax.random.key(0))
+            state, _ = run.step(state, next(batches), jax.random.key(0))
             checkpoints.save(state, n + 1)  # in the background, while the next step donates it
             states.append(jax.tree.map(np.array, state))
     return directory, states[1:]

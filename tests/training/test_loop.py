@@ -29,7 +29,7 @@ def lines(workdir):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     run, workdir, sampled = TinyRun(), tmp_path_factory.mktemp("unbroken"), []
-    state = run.train(workdir, sample_every=5, on_sample=lambda step, ema: sampled.append(step))
+    state = run.train(workdir, [(5, lambda step, state: sampled.append(step))])
     return run, workdir, sampled, state
 
 
@@ -60,12 +60,12 @@ def test_a_run_in_parts_is_the_run(unbroken, tmp_path, capfd):
     traces = run.traces
     interrupt_at, handler = 7, signal.getsignal(signal.SIGINT)
 
-    def interrupt(step, ema):
+    def interrupt(step, state):
         if step == interrupt_at:
             os.kill(os.getpid(), signal.SIGINT)
 
     # Stopped while the samples of step 7 are made, so it ends after step 8.
-    state = run.train(tmp_path, sample_every=1, on_sample=interrupt)
+    state = run.train(tmp_path, [(1, interrupt)])
     assert int(state.step) == interrupt_at + 1
     assert "training stopped by SIGINT after step 8 of 12" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is handler
@@ -81,7 +81,7 @@ def test_a_run_in_parts_is_the_run(unbroken, tmp_path, capfd):
     ]
     assert timeless[0] == timeless[1]
     # A run that is complete is only read.
-    assert_same(run.train(tmp_path, sample_every=1, on_sample=interrupt), whole)
+    assert_same(run.train(tmp_path, [(1, interrupt)]), whole)
 
 
 def start(workdir, num_steps):

@@ -52,16 +52,16 @@ def test_the_step_is_adam_with_averages(clip, decay, schedule):
     )  # fmt: skip
     curvature = jnp.asarray(CURVATURE, jnp.float32)
 
-    def loss_fn(params, batch, key):
-        per_example = batch["images"][:, 0].astype(jnp.float32)  # ones
+    def loss_fn(params, state, batch, key):
+        per_example = batch["x"]  # ones
         return 0.5 * jnp.sum(curvature * params**2) * per_example
 
     step = make_train_step(loss_fn, adam, EMA_RATE, mesh)
     state = create(jnp.asarray(START, jnp.float32), adam, mesh)
-    data = {"images": jnp.ones((5, 1), jnp.uint8)}
+    batch = {"x": np.ones(4 * mesh.size, np.float32)}
     norms, params, means = [], [], []
     for _ in range(STEPS):
-        state, metrics = step(state, data, np.arange(4, dtype=np.int32), jax.random.key(0))
+        state, metrics = step(state, batch, jax.random.key(0))
         norms.append(float(metrics["grad_norm"]))
         params.append(np.asarray(state.params))
         means.append(np.asarray(state.ema))

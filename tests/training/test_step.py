@@ -12,29 +12,32 @@ from score_sde.training.step import make_train_step
 from tests.training.tiny_run import TinyRun
 
 
-def test_the_step_gathers_stored_bytes_and_folds_the_step_into_the_key():
+def test_the_loss_sees_state_and_stored_bytes_and_the_folded_key():
     seen = []
 
-    def loss_fn(params, batch, key):
-        seen.append((batch["images"].dtype, batch["images"].shape))
-        pixels = batch["images"][:, 0].astype(jnp.float32)
-        return params * pixels + jax.random.uniform(key, pixels.shape)
+    def loss_fn(params, state, batch, key):
+        seen.append(jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), batch))
+        pixels = batch["x"][:, 0].astype(jnp.float32)
+        # The averages follow the parameters, 1, and carry no gradient.
+        return params * pixels + jax.random.uniform(key, pixels.shape) + state.ema + state.step
 
-    mesh, sgd = data_mesh(), optax.sgd(0.0)
+    mesh, sgd = data_mesh(jax.devices()[:1]), optax.sgd(0.0)
     step = make_train_step(loss_fn, sgd, 0.0, mesh)
     params = jnp.ones(())
     state = create(params, sgd, mesh)
-    data = {"images": np.array([[0], [10], [20], [250]], np.uint8)}
     key = jax.random.key(3)
     losses = []
-    for indices in ([3, 1], [0, 2]):
-        state, metrics = step(state, data, np.array(indices, np.int32), key)
+    for x in ([[250], [10]], [[0], [20]]):
+        batch = {"x": np.array(x, np.uint8), "condition": {}}
+        state, metrics = step(state, batch, key)
         losses.append(float(metrics["loss"]))
-        assert set(metrics) == {"loss", "grad_norm"}  # SGD's state does not tell its rate
+        assert set(metrics) == {"loss", "grad_norm"}  # SGD's state does not hold its rate
+        assert float(metrics["grad_norm"]) == np.mean(x)
     noise = [float(jnp.mean(jax.random.uniform(jax.random.fold_in(key, n), (2,)))) for n in (0, 1)]
     # Sums of a few float32 numbers up to 250: 250 * 6e-8, twice.
-    np.testing.assert_allclose(losses, [130 + noise[0], 10 + noise[1]], rtol=0, atol=3e-5)
-    assert seen == [(jnp.uint8, (2, 1))]
+    expected = [130 + noise[0] + 1, 10 + noise[1] + 2]
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=3e-5)
+    assert seen == [{"x": (jnp.uint8, (2, 1)), "condition": {}}]
     assert int(state.step) == 2
     assert float(params) == 1.0  # the caller's array outlives the donated state
 
@@ -46,6 +49,8 @@ from tests.training.tiny_run import TinyRun
 run = TinyRun()
 run.train(Path({str(tmp_path)!r}), num_steps=8)
 assert run.mesh.size == 4 and run.traces == 1, (run.mesh, run.traces)
+parts = next(run.batches(3))["x"].addressable_shards
+assert [part.data.shape for part in parts] == [(2, 3, 3, 1)] * 4, parts
 """
     run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"})
     run = TinyRun()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import optimizer
@@ -16,7 +17,7 @@ from score_sde.training.step import make_train_step
 
 # 23 images in batches of 8: every epoch ends inside a batch.
 IMAGES = np.random.default_rng(0).integers(0, 17, (23, 3, 3, 1), dtype=np.uint8)
-LABELS = np.arange(23, dtype=np.int32) % 10
+EXAMPLES = {"x": IMAGES, "condition": {"labels": np.arange(23, dtype=np.int32) % 10}}
 
 
 class TinyRun:
@@ -31,11 +32,11 @@ class TinyRun:
         )
         self.step = make_train_step(self.loss, self.optimizer, 0.9, self.mesh)
 
-    def loss(self, params, batch, key):
+    def loss(self, params, state, batch, key):
         self.traces += 1
-        x0 = batch["images"].reshape(-1, 9).astype(jnp.float32) / 16
+        x0 = batch["x"].reshape(-1, 9).astype(jnp.float32) / 16
         z = jax.random.normal(key, x0.shape)
-        hidden = jnp.tanh((x0 + z) @ params["in"] + params["labels"][batch["labels"]])
+        hidden = jnp.tanh((x0 + z) @ params["in"] + params["labels"][batch["condition"]["labels"]])
         return jnp.mean((hidden @ params["out"] - z) ** 2, axis=-1)
 
     def state(self) -> TrainState:
@@ -44,16 +45,14 @@ class TinyRun:
         params = {k: jnp.asarray(normal(0, 0.3, s), jnp.float32) for k, s in shapes.items()}
         return create(params, self.optimizer, self.mesh)
 
-    def train(self, workdir: Path, on_sample=lambda step, ema: None, **changes) -> TrainState:
-        settings = dict(
-            num_steps=self.num_steps, batch_size=8, seed=5, mesh=self.mesh, checkpoint_every=4,
-            log_every=2, sample_every=0, workdir=workdir, on_sample=on_sample,
-        )  # fmt: skip
-        return train(self.state(), self.step, IMAGES, LABELS, **(settings | changes))
+    def batches(self, first_step: int):
+        return in_memory(EXAMPLES, batch_size=8, seed=5, mesh=self.mesh)(first_step)
+
+    def train(self, workdir: Path, hooks=(), **changes) -> TrainState:
+        settings = dict(num_steps=self.num_steps, seed=5, checkpoint_every=4, log_every=2)
+        return train(self.state(), self.step, self.batches, hooks, workdir, **settings | changes)
 
 
 if __name__ == "__main__":
-    # Samples every step, slowly: leaves the parent time to act at any moment of the run.
-    TinyRun(int(sys.argv[2])).train(
-        Path(sys.argv[1]), sample_every=1, on_sample=lambda step, ema: time.sleep(0.03)
-    )
+    # A hook at every step, a slow one: leaves the parent time to act at any moment of the run.
+    TinyRun(int(sys.argv[2])).train(Path(sys.argv[1]), [(1, lambda step, state: time.sleep(0.03))])

@@ -1,0 +1,59 @@
+"""Feeds: where the train step's batches come from.
+
+A feed is a function of the first step: ``batches(first_step)`` yields the batch of that update and
+of all after it, without end. A resumed run sees what the unbroken one would have seen.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from score_sde.training.data_order import batch_indices
+from score_sde.training.mesh import along_data
+
+PyTree = Any
+Batches = Callable[[int], Iterator[PyTree]]
+
+# So many batches are placed at a time, as long as they are small. After a step the host's caches
+# are cold, and one batch takes as long as ten: 0.8 ms for the digits on two CPU devices.
+_BATCHES_AHEAD = 16
+_BYTES_AHEAD = 2**24
+
+
+def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batches:
+    """The feed of a set in the host's memory, in the order of ``batch_indices``.
+
+    Args:
+        arrays: a tree of numpy arrays with the N examples along the first axis, e.g.
+            ``{"x": (N, *shape), "condition": {"labels": (N,)}}``. They stay on the host.
+        batch_size: examples of one update over all devices, a multiple of their number.
+        seed: of the order, not negative.
+        mesh: with an axis ``data``, over which each batch is spread.
+    """
+    leaves = jax.tree.leaves(arrays)
+    num_examples, spread = len(leaves[0]), along_data(mesh)
+    batch_bytes = batch_size * sum(leaf[:1].nbytes for leaf in leaves)
+    ahead = max(1, min(_BATCHES_AHEAD, _BYTES_AHEAD // batch_bytes))
+
+    def batch(step: int) -> PyTree:
+        rows = batch_indices(seed, step, batch_size, num_examples)
+
+        def gather(array: np.ndarray) -> Array:
+            # A process gathers only the parts of its own devices.
+            def part(index: Any) -> np.ndarray:
+                return array[rows[index[0]]]
+
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), spread, part)
+
+        return jax.tree.map(gather, arrays)
+
+    def batches(first_step: int) -> Iterator[PyTree]:
+        for start in itertools.count(first_step, ahead):
+            yield from [batch(step) for step in range(start, start + ahead)]
+
+    return batches
