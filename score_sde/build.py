@@ -1,6 +1,13 @@
-"""From a config to objects. The only place that reads a config to make something."""
+"""From a config to objects. The only place that reads a config to make something.
 
-from collections.abc import Callable, Mapping
+An object checks its own settings. `check` makes the objects of a config, and adds the few rules
+that cross them.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -8,45 +15,82 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde.checks import dataset
-from score_sde.config import SAMPLER_KEYS
+from score_sde.config import flat, kind_keys, refuse, resolve, takes
+from score_sde.data import DatasetInfo
+from score_sde.errors import UserError
 from score_sde.images import PixelRange
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
-from score_sde.samplers import (
-    DDIM,
-    AnnealedLangevin,
-    ExponentialMultistep,
-    Heun,
-    PredictorCorrector,
-    ProbabilityFlow,
-)
+from score_sde.samplers import ProbabilityFlow
 from score_sde.samplers.base import Sampler
+from score_sde.schema import SCHEMA, Names
 from score_sde.score import level_score, network_score
-from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
+from score_sde.sde import SDE
 from score_sde.training import optimizers
 
-_SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "pc": PredictorCorrector,
-    "ald": AnnealedLangevin,
-    "ddim": DDIM,
-    "dpmpp": ExponentialMultistep,
-    "unipc": partial(ExponentialMultistep, corrector=True),
-    "heun": Heun,
-}
-_FAST = ("ddim", "dpmpp", "unipc", "heun")
+# --- From the names in a config to objects --------------------------------------------------------
+
+
+@contextmanager
+def errors_of(section: str) -> Iterator[None]:
+    """Turn the ValueError of an object into the UserError of the section that it is made of.
+
+    Where the error begins with a setting, as in "order = 3: allowed are ...", that is the key.
+    """
+    try:
+        yield
+    except ValueError as error:
+        setting = re.match(r"(\w+) = ", f"{error}")
+        is_key = setting is not None and f"{section}.{setting[1]}" in SCHEMA
+        raise UserError(f"config.{section}{'.' if is_key else ': '}{error}") from error
+
+
+def _made(key: str, config: ConfigDict, base: type, **more: Any) -> Any:
+    """The object that a key names, with the settings of the key's section that it takes."""
+    section, _, name = key.partition(".")
+    value = config[section][name]
+    make = resolve(key, value)
+    given = _settings(make, section, config) | {
+        name: value for name, value in more.items() if name in takes(make)
+    }
+    allowed = f"classes derived from {base.__name__}, whose settings have defaults"
+    if _is_own(key, value) and not (isinstance(make, type) and issubclass(make, base)):
+        raise refuse(key, value, allowed)
+    with errors_of(section):
+        return make(**given)
+
+
+def _settings(make: Callable[..., Any], section: str, config: ConfigDict) -> dict[str, Any]:
+    """The settings of a section that a class takes. One at the schema's default is left to the
+    class, whose default may be another."""
+    given: dict[str, Any] = {}
+    for name in takes(make) & set(config[section]):
+        key, value = f"{section}.{name}", config[section][name]
+        if value != SCHEMA[key].default:
+            given[name] = resolve(key, value) if _is_own(key, value) else value
+    return given
+
+
+def _is_own(key: str, value: Any) -> bool:
+    allowed = SCHEMA[key].allowed
+    return isinstance(allowed, Names) and allowed.is_own(value)
 
 
 def sde(config: ConfigDict) -> SDE:
     """Return the process."""
-    settings = config.sde
-    if settings.name == "ve":
-        return VESDE(settings.sigma_min, settings.sigma_max)
-    process = {"vp": VPSDE, "subvp": SubVPSDE}[settings.name]
-    return process(settings.beta_min, settings.beta_max)
+    process: SDE = _made("sde.name", config, SDE)
+    return process
+
+
+def dataset(config: ConfigDict) -> DatasetInfo:
+    """Return the facts of the config's data set, at the config's image size."""
+    info: DatasetInfo = resolve("data.name", config.data.name)
+    with errors_of("data"):
+        return info.resized(config.data.image_size)
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
@@ -60,39 +104,22 @@ def pixel_range(config: ConfigDict) -> PixelRange:
     return PixelRange(levels, config.model.centered, config.training.dequantize)
 
 
-def network(config: ConfigDict) -> partial[UNet]:
-    """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`)."""
-    info = dataset(config)
-    settings = config.model
-    return partial(
-        UNet,
-        image_size=info.image_size,
-        channels=info.channels,
-        width=settings.width,
-        multipliers=settings.multipliers,
-        num_blocks=settings.num_blocks,
-        block=settings.block,
-        resample_with_conv=settings.resample_with_conv,
-        attention_resolutions=settings.attention_resolutions,
-        decoder_attention=settings.decoder_attention,
-        dropout=settings.dropout,
-        activation=settings.activation,
-        init_scale=settings.init_scale,
-        norm_groups=settings.norm_groups,
-        conditional=settings.conditional,
-        embedding=settings.embedding,
-        fourier_scale=settings.fourier_scale,
-        skip_rescale=settings.skip_rescale,
-        fir=settings.fir,
-        progressive_input=settings.progressive_input,
-        combine=settings.combine,
-        progressive_output=settings.progressive_output,
-        num_classes=info.num_classes if settings.class_conditional else None,
-        centered=settings.centered,
-        input_frequencies=settings.input_frequencies,
-        remat=settings.remat,
-        dtype=np.dtype(jnp.dtype(settings.dtype)),
-    )
+def network(config: ConfigDict) -> partial[nnx.Module]:
+    """Return the network's constructor with all its settings, which wants `rngs` only (for
+    `networks.init, abstract`)."""
+    info, settings = dataset(config), config.model
+    make = resolve("model.name", settings.name)
+    facts = {
+        "image_size": info.image_size,
+        "channels": info.channels,
+        "num_classes": info.num_classes if settings.class_conditional else None,
+        "dtype": np.dtype(jnp.dtype(settings.dtype)),
+    }
+    given = _settings(make, "model", config)
+    given |= {name: value for name, value in facts.items() if name in takes(make)}
+    bound = inspect.signature(make.__init__).bind_partial(**given)
+    bound.apply_defaults()
+    return partial(make, **bound.arguments)
 
 
 def score(
@@ -111,13 +138,6 @@ def score(
     )
 
 
-def sampler_levels(config: ConfigDict) -> str:
-    """Return how the sampler's score takes a discrete chain's levels, as for `network_score`."""
-    if config.sampling.method == "ode":
-        return "smooth"
-    return "original" if config.sampling.method == "pc" and config.sampling.faithful else "matched"
-
-
 def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
     """Return the labels of images drawn without a wish: the classes in turn, int32 (number,).
 
@@ -130,29 +150,31 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
 
 def sampler(config: ConfigDict) -> Sampler:
     """Return the sampler; what is unset is the sampler's own default."""
-    settings = config.sampling
-    if settings.method == "ode":
-        return probability_flow(config)
-    given = {key: settings[key] for key in SAMPLER_KEYS[settings.method]}
-    given = {key: value for key, value in given.items() if value is not None}
-    if settings.method in _FAST:
-        given["num_levels"] = config.model.num_levels
-    return _SAMPLERS[settings.method](**given)
+    levels = config.model.num_levels
+    chosen: Sampler = _made("sampling.method", config, Sampler, num_levels=levels)
+    return chosen
 
 
 def probability_flow(config: ConfigDict) -> ProbabilityFlow:
-    """Return the flow that samples (`ode`), encodes and decodes; `num_steps` are those of
-    `euler`, 100 unless set."""
-    settings = config.sampling
-    return ProbabilityFlow(
-        rtol=settings.rtol,
-        atol=settings.atol,
-        solver=settings.solver,
-        step_control=settings.step_control,
-        num_steps=(settings.num_steps or 100) if settings.solver == "euler" else None,
-        denoise=settings.denoise,
-        t_min=settings.t_min,
-    )
+    """Return the flow that encodes and decodes, whatever the sampler."""
+    with errors_of("sampling"):
+        return ProbabilityFlow(**_settings(ProbabilityFlow, "sampling", config))
+
+
+def keys_read(config: ConfigDict) -> set[str]:
+    """Return the keys of the section `sampling` that the sampler reads, given the other values."""
+    make = resolve("sampling.method", config.sampling.method)
+    return (takes(make) & set(config.sampling)) - sampler(config).without_effect
+
+
+def unused(config: ConfigDict) -> set[str]:
+    """Return the keys that process, network, sampler and data set do not use, given the others."""
+    keys = {f"sampling.{name}" for name in sampler(config).without_effect}
+    for key in ("sde.name", "model.name", "sampling.method"):
+        section, _, name = key.partition(".")
+        others = kind_keys(key) - takes(resolve(key, config[section][name]))
+        keys |= {f"{section}.{other}" for other in others}
+    return keys & SCHEMA.keys() | {"data.condition", "data.bin_width"}  # of vectors
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -231,3 +253,94 @@ def _score_loss(
     score_of = score(config, apply)
     score_at = level_score(apply, config.model.parameterization)
     return discrete if config.model.num_levels else continuous
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def check(config: ConfigDict) -> None:
+    """Raise UserError for values that do not go together. Nothing is computed.
+
+    Args:
+        config: each value must be allowed by itself (`config.validate`, which calls this).
+    """
+    values, info, process = flat(config), dataset(config), sde(config)
+    rules = [*_unet_rules(config, info), *_rules(config, info, process)]
+    for key, allowed in rules:
+        raise refuse(key, values[key], allowed)
+    network(config)
+    if config.model.num_levels:
+        with errors_of("model"):
+            process.check_chain(config.model.num_levels)
+    with errors_of("sampling"):
+        sampler(config).check(process)
+    probability_flow(config)
+
+
+def _rules(config: ConfigDict, info: DatasetInfo, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts another object's or the data."""
+    model, likelihood = config.model, config.likelihood
+    if model.embedding == "fourier" and model.condition == "time":
+        yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    if model.class_conditional and not info.num_classes:
+        yield "model.class_conditional", f"False: {info.name} has no classes"
+    train, split = info.splits["train"], info.splits[likelihood.split]
+    if config.training.batch_size > train:
+        yield "training.batch_size", f"1 to {train}, the training images of {info.name}"
+    if likelihood.num_images > split:
+        yield (
+            "likelihood.num_images",
+            f"0 (all) to {split}, the {likelihood.split} images of {info.name}",
+        )
+    narrow = likelihood.dequantization == "truncated_normal"
+    if narrow and likelihood.t_min < process.t_resolved:
+        yield (
+            "likelihood.t_min",
+            f"times from {process.t_resolved:g} with config.likelihood.dequantization = "
+            f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
+            "rounding before",
+        )
+    if model.num_levels:
+        values = flat(config)
+        for key, allowed in (
+            ("model.parameterization", ("epsilon", "score")),
+            ("model.embedding", ("positional",)),  # Fourier features are of a log sigma or log SNR
+            ("model.condition", ("time",)),
+            ("training.loss", ("paper",)),
+        ):
+            if values[key] not in allowed:
+                yield key, f"{', '.join(allowed)} with config.model.num_levels = {model.num_levels}"
+
+
+# TO BE DELETED with UNetSpec, which checks the same in its `__post_init__`. `class_conditional`
+# moves to `_rules`: it is the key of `num_classes`.
+def _unet_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that the U-Net cannot have."""
+    model = config.model
+    if resolve("model.name", model.name) is not UNet:
+        return
+    levels = len(model.multipliers)
+    factor = 2 ** (levels - 1)
+    if info.image_size % factor:
+        most = (info.image_size & -info.image_size).bit_length()
+        yield (
+            "model.multipliers",
+            f"1 to {most} resolutions, as {info.name}'s {info.image_size} pixels are not divisible "
+            f"by the U-Net's factor {factor}",
+        )
+    resolutions = [info.image_size // 2**level for level in range(levels)]
+    if not set(model.attention_resolutions) <= set(resolutions):
+        yield "model.attention_resolutions", f"the levels' {', '.join(map(str, resolutions))}"
+    if model.norm_groups and model.width % model.norm_groups:
+        yield "model.norm_groups", f"0 and divisors of config.model.width = {model.width}"
+    if not model.conditional and model.class_conditional:
+        yield "model.class_conditional", "False with config.model.conditional = False"
+    if not model.conditional and model.input_frequencies:
+        yield "model.input_frequencies", "() with config.model.conditional = False"
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raise UserError unless the devices divide the training batch."""
+    size = config.training.batch_size
+    if size % devices:
+        raise refuse("training.batch_size", size, f"multiples of the {devices} devices")

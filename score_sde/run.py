@@ -26,7 +26,7 @@ from score_sde.batches import (
     padded,
     shared,
 )
-from score_sde.checks import dataset, validate
+from score_sde.config import validate
 from score_sde.errors import UserError
 from score_sde.images import image_keys
 from score_sde.integrate import SolveError
@@ -344,7 +344,7 @@ class Run:
             return None if in_turn is None else np.asarray(in_turn)
         if not self.config.model.class_conditional:
             raise ValueError("labels for a model without classes")
-        classes, number = np.asarray(labels), dataset(self.config).num_classes
+        classes, number = np.asarray(labels), build.dataset(self.config).num_classes
         if classes.shape != (n,) or not np.isin(classes, np.arange(number)).all():
             raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
         return classes.astype(np.int32)
@@ -365,7 +365,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     validate(config)
     apply, params = networks.abstract(build.network(config))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(data_mesh()))
-    score = Partial(build.score(config, apply, levels=build.sampler_levels(config)), ema)
+    score = Partial(build.score(config, apply, levels=build.sampler(config).levels), ema)
     smooth_score = Partial(build.score(config, apply), ema)
     return Run(config, step, build.sde(config), score, smooth_score)
 

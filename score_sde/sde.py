@@ -83,10 +83,12 @@ class SDE:
     Attributes:
         T: the last time of the process, where it is nearly pure noise.
         t_min: the smallest time that samplers go down to unless told otherwise.
+        t_resolved: the time before which sigma is next to float32's rounding beside the data.
     """
 
     T: ClassVar[float] = 1.0
     t_min: ClassVar[float] = 1e-3
+    t_resolved: ClassVar[float] = 0.0
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
@@ -183,6 +185,15 @@ class SDE:
         """
         raise ValueError(f"{type(self).__name__} has no discrete chain; VPSDE and VESDE have one")
 
+    def check_chain(self, num_levels: int) -> None:
+        """Raise ValueError unless there is a chain of ``num_levels`` levels; computes nothing."""
+        raise ValueError(
+            f"num_levels = {num_levels}: allowed are 0, as {type(self).__name__} has no discrete chain"
+        )
+
+    def check_discretization(self, num_steps: int) -> None:
+        """Raise ValueError unless ``discretize`` takes ``num_steps``; computes nothing."""
+
     def level(self, t: Array, num_levels: int) -> Array:
         """The level at time t, a real number between 0 and num_levels - 1: (B,) -> (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define level(t, num_levels)")
@@ -241,6 +252,9 @@ class VPSDE(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_rising(beta_min=self.beta_min, beta_max=self.beta_max)
 
     def beta(self, t: Array) -> Array:
         """beta(t), (B,) -> (B,)."""
@@ -307,6 +321,21 @@ class VPSDE(SDE):
         # The embedding gets the level as it is; only the table is read at its whole part.
         return level, jnp.trunc(level)
 
+    def check_chain(self, num_levels: int) -> None:
+        # The beta of a step of the chain is beta_max / num_levels at most, and below 1.
+        if _are_numbers(self.beta_max) and num_levels <= self.beta_max:
+            raise ValueError(
+                f"num_levels = {num_levels}: allowed are 0, integers above beta_max = "
+                f"{self.beta_max:g}, as the chain's betas are below 1"
+            )
+
+    def check_discretization(self, num_steps: int) -> None:
+        if _are_numbers(self.beta_max) and num_steps <= self.beta_max:
+            raise ValueError(
+                f"num_steps = {num_steps}: allowed are integers above beta_max = "
+                f"{self.beta_max:g} with the chain's own steps, as its betas are below 1"
+            )
+
     def prior_std(self) -> Array:
         return jnp.ones(())
 
@@ -314,6 +343,8 @@ class VPSDE(SDE):
 class SubVPSDE(VPSDE):
     """sub-VP: VP's mean with sigma = 1 - exp(-B), below VP's at every time (Song et al. 2021, eq.
     27 to 29)."""
+
+    t_resolved: ClassVar[float] = 1e-3
 
     def sigma(self, t: Array) -> Array:
         return -jnp.expm1(-self.integral(t))
@@ -343,6 +374,12 @@ class SubVPSDE(VPSDE):
     def chain(self, num_levels: int) -> Chain:
         return SDE.chain(self, num_levels)
 
+    def check_chain(self, num_levels: int) -> None:
+        SDE.check_chain(self, num_levels)
+
+    def check_discretization(self, num_steps: int) -> None:
+        SDE.check_discretization(self, num_steps)
+
 
 class VESDE(SDE):
     """Variance-exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021,
@@ -354,6 +391,9 @@ class VESDE(SDE):
     t_min: ClassVar[float] = 1e-5
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        _check_rising(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     def _log_ratio(self) -> Array:
         return jnp.log(self.sigma_max / self.sigma_min)
@@ -406,6 +446,23 @@ class VESDE(SDE):
     def snap(self, level: Array) -> tuple[Array, Array]:
         whole = jnp.round(level)  # half to even, as the original
         return whole, whole
+
+    def check_chain(self, num_levels: int) -> None:
+        pass  # of any length
+
+
+PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
+
+
+def _are_numbers(*constants: object) -> bool:
+    """Whether they are Python's: within JAX's transformations a process holds tracers and more."""
+    return all(isinstance(constant, int | float) for constant in constants)
+
+
+def _check_rising(**constants: float) -> None:
+    (low_name, low), (high_name, high) = constants.items()
+    if _are_numbers(low, high) and not low < high:
+        raise ValueError(f"{high_name} = {high!r}: allowed are numbers above {low_name} = {low!r}")
 
 
 def _derivative(function: Callable[[Array], Array], t: Array) -> Array:

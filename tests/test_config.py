@@ -4,9 +4,9 @@ import importlib
 import json
 
 import pytest
+from score_sde.checks import CHECKS, check_devices, validate
 
 from score_sde import workdirs
-from score_sde.checks import CHECKS, check_devices, validate
 from score_sde.config import changed, default, flat, keys_read
 from score_sde.errors import UserError
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from score_sde import build, networks, workdirs
-from score_sde.checks import validate
-from score_sde.config import default, flat
+from score_sde.config import default, flat, validate
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector
 
 # The 27 rows and the unconditional DDPM of the original's configuration files. Attention is at 16

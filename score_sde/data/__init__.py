@@ -6,7 +6,9 @@ Nothing here knows of models or configs, and importing it costs no more than num
 from score_sde.data.info import INFO, Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
-__all__ = ["INFO", "Arrays", "DatasetInfo", "load"]
+__all__ = ["DATASETS", "INFO", "Arrays", "DatasetInfo", "load"]
+
+DATASETS = INFO
 
 
 def load(name: str, split: str, data_dir: str | None = None) -> Arrays:

@@ -28,7 +28,16 @@ class DatasetInfo:
         return self.image_size, self.image_size, self.channels
 
     def resized(self, image_size: int) -> "DatasetInfo":
-        """The same set at another image size; 0 is its own."""
+        """The same set at another image size; 0 is its own.
+
+        Raises:
+          ValueError: another size than its own for a set that is read.
+        """
+        if self.readable and image_size not in (0, self.image_size):
+            raise ValueError(
+                f"image_size = {image_size}: allowed are 0 (its own {self.image_size} pixels) for "
+                f"{self.name}"
+            )
         return dataclasses.replace(self, image_size=image_size or self.image_size)
 
 

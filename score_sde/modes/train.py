@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from score_sde import build, data, networks, workdirs
 from score_sde.batches import noise_on_devices, shared
-from score_sde.checks import check_devices
 from score_sde.errors import UserError
 from score_sde.modes import pictures, start
 from score_sde.samplers import PredictorCorrector
@@ -35,7 +34,7 @@ UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure"
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     _end_at_once_on_interrupt()
-    check_devices(config, start(config.training.batch_size))
+    build.check_devices(config, start(config.training.batch_size))
     settings = config.training
     reached = newest_step(workdir / "checkpoints")
     if settings.num_steps < reached:

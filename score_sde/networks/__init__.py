@@ -13,7 +13,9 @@ from flax import nnx
 
 from score_sde.networks.unet import UNet
 
-__all__ = ["Apply", "UNet", "abstract", "init", "split"]
+__all__ = ["NETWORKS", "Apply", "UNet", "abstract", "init", "split"]
+
+NETWORKS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet}
 
 
 @dataclass(frozen=True)

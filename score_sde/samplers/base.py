@@ -53,6 +53,21 @@ class Sampler(ABC):
         """Whether the samples of a batch depend on one another."""
         return False
 
+    @property
+    def without_effect(self) -> set[str]:
+        """The settings that do nothing beside the others' values."""
+        return set()
+
+    @property
+    def levels(self) -> str:
+        """How a score of discrete levels takes a time, as for `score.network_score`."""
+        return "matched"
+
+    def check(self, sde: SDE) -> None:
+        """Raise ValueError, naming the setting, for one that does not go with the process; compute
+        nothing."""
+        del sde
+
     @abstractmethod
     def run(
         self, keys: Array, sde: SDE, score: ScoreFn, x: Array, keep: int

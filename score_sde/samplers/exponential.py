@@ -130,8 +130,12 @@ class ExponentialMultistep(GridSampler):
         require_fraction(eta=self.eta)
         if self.order not in (None, 1, 2, 3):
             raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3")
-        if self.eta and (self.corrector or self.order == 3):
-            raise ValueError(f"eta = {self.eta!r}: allowed is 0 with order = 3 or corrector = True")
+        if self.eta and self.corrector:
+            raise ValueError(f"eta = {self.eta!r}: allowed is 0 with corrector = True")
+        if self.eta and self.order == 3:
+            raise ValueError(
+                f"order = 3: allowed are 1, 2 with eta = {self.eta!r} (3 with eta = 0)"
+            )
 
     @property
     def lookback(self) -> int:

@@ -51,7 +51,19 @@ class GridSampler(SteppedSampler):
             raise ValueError(f"grid = {self.grid!r}: allowed are {', '.join(GRIDS)}")
         require_positive(num_steps=self.num_steps, rho=self.rho)
         if self.grid == "paper" and self.num_steps < 2:
-            raise ValueError(f"num_steps = {self.num_steps!r}: allowed are integers of at least 2")
+            raise ValueError(
+                f"num_steps = {self.num_steps!r}: allowed are integers of at least 2 with grid = "
+                "'paper'"
+            )
+        if self.num_levels and self.num_steps >= self.num_levels:
+            raise ValueError(
+                f"num_steps = {self.num_steps!r}: allowed are 1 to {self.num_levels - 1} with "
+                f"num_levels = {self.num_levels}, as each time is a level"
+            )
+
+    @property
+    def without_effect(self) -> set[str]:
+        return set() if self.grid == "karras" else {"rho"}
 
     @property
     def intervals(self) -> int:

@@ -67,6 +67,11 @@ class Heun(GridSampler):
             )
 
     @property
+    def without_effect(self) -> set[str]:
+        of_churn = {"churn_from", "churn_to", "churn_noise"}
+        return super().without_effect | (set() if self.churn else of_churn)
+
+    @property
     def nfe(self) -> int:
         """Evaluations of the score for each sample."""
         return 2 * self.intervals + int(self.denoise)

@@ -113,8 +113,8 @@ class PredictorCorrector(SteppedSampler):
 
     Attributes:
         num_steps: predictor steps.
-        predictor: ``euler_maruyama``, ``reverse_diffusion``, ``ancestral`` or ``none``.
-        corrector: ``langevin``, ``ald`` or ``none``.
+        predictor: a key of ``PREDICTORS``, or a function with the arguments of `euler_maruyama`.
+        corrector: a key of ``CORRECTORS``, or a function with the arguments of `langevin`.
         corrector_steps: corrector steps at each time.
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
@@ -125,8 +125,8 @@ class PredictorCorrector(SteppedSampler):
     """
 
     num_steps: int = 1000
-    predictor: str = "euler_maruyama"
-    corrector: str = "none"
+    predictor: str | Callable[..., tuple[Array, Array]] = "euler_maruyama"
+    corrector: str | Callable[..., tuple[Array, Array]] = "none"
     corrector_steps: int = 1
     snr: float = 0.16
     probability_flow: bool = False
@@ -139,16 +139,33 @@ class PredictorCorrector(SteppedSampler):
             ("predictor", self.predictor, PREDICTORS),
             ("corrector", self.corrector, CORRECTORS),
         ):
-            if value not in allowed:
+            if not callable(value) and value not in allowed:
                 raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
         if self.probability_flow and self.predictor in ("ancestral", "none"):
             raise ValueError(
                 f"predictor = {self.predictor!r}: allowed are euler_maruyama, reverse_diffusion "
                 "with probability_flow = True"
             )
+        if self.predictor == self.corrector == "none":
+            raise ValueError(
+                "corrector = 'none': allowed are langevin, ald with predictor = 'none'"
+            )
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
+
+    def check(self, sde: SDE) -> None:
+        # The steps of Euler and Maruyama alone do not take the chain's coefficients.
+        if self.faithful and (self.corrections or self.predictor not in ("euler_maruyama", "none")):
+            sde.check_discretization(self.num_steps)
+
+    @property
+    def levels(self) -> str:
+        return "original" if self.faithful else "matched"
+
+    @property
+    def without_effect(self) -> set[str]:
+        return {"corrector_steps", "snr"} if self.corrector == "none" else set()
 
     @property
     def coupled(self) -> bool:
@@ -222,7 +239,7 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The predictor's step at t: (next state, its mean)."""
-        predictor = PREDICTORS[self.predictor]
+        predictor = PREDICTORS.get(self.predictor, self.predictor)
         if predictor is None:
             return x, x
         if self.probability_flow:
@@ -234,7 +251,7 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The corrector's steps at t, one for each noise in z: (next state, its mean)."""
-        corrector, mean = CORRECTORS[self.corrector], x
+        corrector, mean = CORRECTORS.get(self.corrector, self.corrector), x
         for noise in z[: self.corrections]:
             assert corrector is not None
             x, mean = corrector(x, score(x, t), noise, sde.sigma(t), step, self.snr, self.faithful)
