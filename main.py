@@ -37,6 +37,7 @@ MODES = {
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
+    "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
 # Flags of single modes, with their defaults; None has to be given.
@@ -81,6 +82,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     options = _options(values)
     if values.mode == "convert":
         return _conversion(values.config, values.workdir, options, rest)
+    if values.mode == "config" and values.workdir is None:
+        given = _override(_load_preset(values.config or str(DEFAULT_PRESET)), rest)
+        configs.validate(given)
+        return Command("config", given, Path())
     command = _resolve(values.mode, values.config, values.workdir, rest)
     return command._replace(options=options)
 
@@ -265,6 +270,8 @@ def _load_preset(preset: str) -> ConfigDict:
         raise UserError(
             f"--config {preset}: no such file; presets are in {DEFAULT_PRESET.parent.name}/"
         )
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # where the user's own objects are
     spec = importlib.util.spec_from_file_location(f"preset_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config {preset}: not a Python file (NAME.py)")

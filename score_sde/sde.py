@@ -187,9 +187,8 @@ class SDE:
 
     def check_chain(self, num_levels: int) -> None:
         """Raise ValueError unless there is a chain of ``num_levels`` levels; computes nothing."""
-        raise ValueError(
-            f"num_levels = {num_levels}: allowed are 0, as {type(self).__name__} has no discrete chain"
-        )
+        name = type(self).__name__
+        raise ValueError(f"num_levels = {num_levels}: allowed are 0, as {name} has no chain")
 
     def check_discretization(self, num_steps: int) -> None:
         """Raise ValueError unless ``discretize`` takes ``num_steps``; computes nothing."""

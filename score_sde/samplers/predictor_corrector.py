@@ -147,9 +147,8 @@ class PredictorCorrector(SteppedSampler):
                 "with probability_flow = True"
             )
         if self.predictor == self.corrector == "none":
-            raise ValueError(
-                "corrector = 'none': allowed are langevin, ald with predictor = 'none'"
-            )
+            names = ", ".join(name for name in CORRECTORS if name != "none")
+            raise ValueError(f"corrector = 'none': allowed are {names} with predictor = 'none'")
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
