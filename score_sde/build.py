@@ -4,7 +4,6 @@ An object checks its own settings. `check` makes the objects of a config, and ad
 that cross them.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde.config import flat, kind_keys, refuse, resolve, takes
+from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.images import PixelRange
@@ -27,7 +26,7 @@ from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import UNet
 from score_sde.samplers import ProbabilityFlow
 from score_sde.samplers.base import Sampler
-from score_sde.schema import SCHEMA, Names
+from score_sde.schema import SCHEMA
 from score_sde.score import level_score, network_score
 from score_sde.sde import SDE
 from score_sde.training import optimizers
@@ -49,40 +48,41 @@ def errors_of(section: str) -> Iterator[None]:
         raise UserError(f"config.{section}{'.' if is_key else ': '}{error}") from error
 
 
-def _made(key: str, config: ConfigDict, base: type, **more: Any) -> Any:
-    """The object that a key names, with the settings of the key's section that it takes."""
+def _made(key: str, config: ConfigDict, **more: Any) -> Any:
+    """The object that a key names, with what it takes of the key's section and of `more`."""
     section, _, name = key.partition(".")
-    value = config[section][name]
-    make = resolve(key, value)
-    given = _settings(make, section, config) | {
-        name: value for name, value in more.items() if name in takes(make)
-    }
-    allowed = f"classes derived from {base.__name__}, whose settings have defaults"
-    if _is_own(key, value) and not (isinstance(make, type) and issubclass(make, base)):
-        raise refuse(key, value, allowed)
+    make = resolve(key, config[section][name])
     with errors_of(section):
-        return make(**given)
+        return make(**_settings(key, make, config, **more))
 
 
-def _settings(make: Callable[..., Any], section: str, config: ConfigDict) -> dict[str, Any]:
-    """The settings of a section that a class takes. One at the schema's default is left to the
-    class, whose default may be another."""
+def _settings(
+    key: str, make: Callable[..., Any], config: ConfigDict, **more: Any
+) -> dict[str, Any]:
+    """What a class takes of a key's section and of `more`. A value at the schema's default is left
+    to the class, whose own default may be another.
+
+    Raises:
+        UserError: it takes something else, too, that has no default.
+    """
+    section, _, own_name = key.partition(".")
     given: dict[str, Any] = {}
-    for name in takes(make) & set(config[section]):
-        key, value = f"{section}.{name}", config[section][name]
-        if value != SCHEMA[key].default:
-            given[name] = resolve(key, value) if _is_own(key, value) else value
+    for name, parameter in takes(make).items():
+        has_default = parameter.default is not parameter.empty
+        setting, value = f"{section}.{name}", config[section].get(name)
+        if name in more:
+            given[name] = more[name]
+        elif value is not None and not (has_default and value == SCHEMA[setting].default):
+            given[name] = resolve(setting, value) if is_own(setting, value) else value
+        elif not has_default and parameter.kind is not parameter.VAR_KEYWORD:
+            own = config[section][own_name]
+            raise UserError(f"config.{key} = {own!r}: its setting {name} has no default")
     return given
-
-
-def _is_own(key: str, value: Any) -> bool:
-    allowed = SCHEMA[key].allowed
-    return isinstance(allowed, Names) and allowed.is_own(value)
 
 
 def sde(config: ConfigDict) -> SDE:
     """Return the process."""
-    process: SDE = _made("sde.name", config, SDE)
+    process: SDE = _made("sde.name", config)
     return process
 
 
@@ -109,17 +109,18 @@ def network(config: ConfigDict) -> partial[nnx.Module]:
     `networks.init, abstract`)."""
     info, settings = dataset(config), config.model
     make = resolve("model.name", settings.name)
-    facts = {
-        "image_size": info.image_size,
-        "channels": info.channels,
-        "num_classes": info.num_classes if settings.class_conditional else None,
-        "dtype": np.dtype(jnp.dtype(settings.dtype)),
-    }
-    given = _settings(make, "model", config)
-    given |= {name: value for name, value in facts.items() if name in takes(make)}
-    bound = inspect.signature(make.__init__).bind_partial(**given)
-    bound.apply_defaults()
-    return partial(make, **bound.arguments)
+    given = _settings(
+        "model.name",
+        partial(make, rngs=None),  # which comes later
+        config,
+        image_size=info.image_size,
+        channels=info.channels,
+        num_classes=info.num_classes if settings.class_conditional else None,
+        dtype=np.dtype(jnp.dtype(settings.dtype)),
+    )
+    defaults = {name: parameter.default for name, parameter in takes(make).items()}
+    del defaults["rngs"]
+    return partial(make, **defaults | given)
 
 
 def score(
@@ -151,20 +152,20 @@ def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
 def sampler(config: ConfigDict) -> Sampler:
     """Return the sampler; what is unset is the sampler's own default."""
     levels = config.model.num_levels
-    chosen: Sampler = _made("sampling.method", config, Sampler, num_levels=levels)
+    chosen: Sampler = _made("sampling.method", config, num_levels=levels)
     return chosen
 
 
 def probability_flow(config: ConfigDict) -> ProbabilityFlow:
     """Return the flow that encodes and decodes, whatever the sampler."""
     with errors_of("sampling"):
-        return ProbabilityFlow(**_settings(ProbabilityFlow, "sampling", config))
+        return ProbabilityFlow(**_settings("sampling.method", ProbabilityFlow, config))
 
 
 def keys_read(config: ConfigDict) -> set[str]:
     """Return the keys of the section `sampling` that the sampler reads, given the other values."""
     make = resolve("sampling.method", config.sampling.method)
-    return (takes(make) & set(config.sampling)) - sampler(config).without_effect
+    return (takes(make).keys() & set(config.sampling)) - sampler(config).without_effect
 
 
 def unused(config: ConfigDict) -> set[str]:
@@ -172,7 +173,7 @@ def unused(config: ConfigDict) -> set[str]:
     keys = {f"sampling.{name}" for name in sampler(config).without_effect}
     for key in ("sde.name", "model.name", "sampling.method"):
         section, _, name = key.partition(".")
-        others = kind_keys(key) - takes(resolve(key, config[section][name]))
+        others = kind_keys(key) - takes(resolve(key, config[section][name])).keys()
         keys |= {f"{section}.{other}" for other in others}
     return keys & SCHEMA.keys() | {"data.condition", "data.bin_width"}  # of vectors
 

@@ -89,29 +89,39 @@ def resolve(key: str, value: str) -> Any:
         raise refuse(key, value, names.words)
     module, _, name = value.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
         why = " ".join(f"{error}".split())
         raise UserError(
             f"config.{key} = {value!r}: cannot be imported ({why}); allowed are modules beside the "
             "preset or on PYTHONPATH"
         ) from None
+    if not names.fits(found):
+        raise refuse(key, value, f"{names.words}, with a Name of {names.own}")
+    return found
 
 
-def takes(make: Callable[..., Any]) -> set[str]:
-    """Return the names of the settings that a class can be given, or a `partial` of one."""
-    fixed = set[str]()
+def is_own(key: str, value: object) -> bool:
+    """Return whether a key's value hands over a user's own object."""
+    allowed = SCHEMA[key].allowed
+    return isinstance(allowed, Names) and allowed.is_own(value)
+
+
+def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the settings that a class can be given, or a `partial` of one."""
+    fixed = {"self"}
     if isinstance(make, functools.partial):
-        make, fixed = make.func, set(make.keywords)
+        make, fixed = make.func, fixed | make.keywords.keys()
     call = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
-    return set(inspect.signature(call).parameters) - fixed - {"self"}
+    found = inspect.signature(call).parameters
+    return {name: found[name] for name in found if name not in fixed}
 
 
 def kind_keys(key: str) -> set[str]:
     """Return the settings that some object in a key's table takes."""
     names = SCHEMA[key].allowed
     assert isinstance(names, Names)
-    return set().union(*(takes(make) for make in names.load().values()))
+    return {name for make in names.load().values() for name in takes(make)}
 
 
 # --- Checks ---------------------------------------------------------------------------------------
@@ -140,6 +150,8 @@ def validate(config: ConfigDict) -> None:
             raise refuse(key, value, "integers below 2**31")
         if not row.allowed.ok(value):
             raise refuse(key, value, row.allowed.words)
+        if is_own(key, value):
+            resolve(key, value)
     from score_sde import build  # here, as it imports JAX and all that a config can name
 
     build.check(config)

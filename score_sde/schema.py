@@ -22,11 +22,12 @@ class Names(NamedTuple):
 
     Attributes:
         table: "module:TABLE" of a dict or tuple of names, "module:TABLE.name" of one in a dict.
-        own: a user's own object may take the place of a name, as "module:Name".
+        own: "module:Class". A user's own object, given as "module:Name" in place of a name, is a
+            class derived from it or one of its instances. Empty: names only.
     """
 
     table: str
-    own: bool = False
+    own: str = ""
 
     def load(self) -> Any:
         """The table."""
@@ -37,13 +38,19 @@ class Names(NamedTuple):
             table = table[key]
         return table
 
+    def fits(self, found: Any) -> bool:
+        """Whether an object can be a user's own."""
+        module, _, name = self.own.partition(":")
+        base: type = getattr(importlib.import_module(module), name)
+        return issubclass(found, base) if isinstance(found, type) else isinstance(found, base)
+
     def ok(self, value: str) -> bool:
         names: Collection[str] = self.load()
         return value in names or self.is_own(value)
 
     def is_own(self, value: object) -> bool:
         """Whether a value hands over a user's own object."""
-        return self.own and isinstance(value, str) and ":" in value
+        return bool(self.own) and isinstance(value, str) and ":" in value
 
     @property
     def words(self) -> str:
@@ -124,9 +131,12 @@ LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
-SAMPLERS = Names("score_sde.samplers:SAMPLERS", own=True)
-PREDICTORS = Names("score_sde.samplers.predictor_corrector:PREDICTORS", own=True)
-CORRECTORS = Names("score_sde.samplers.predictor_corrector:CORRECTORS", own=True)
+DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:DatasetInfo")
+PROCESSES = Names("score_sde.sde:PROCESSES", "score_sde.sde:SDE")
+NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
+SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
+PREDICTORS = Names("score_sde.samplers.predictor_corrector:PREDICTORS", "types:FunctionType")
+CORRECTORS = Names("score_sde.samplers.predictor_corrector:CORRECTORS", "types:FunctionType")
 SOLVERS = Names("score_sde.integrate:SOLVERS")
 STEP_CONTROLS = Names("score_sde.integrate:STEP_CONTROLS")
 GRIDS = Names("score_sde.samplers.grids:GRIDS")
@@ -147,20 +157,20 @@ _ROWS = (
     Row("name", "", TEXT, "file and variant of the preset, set by the command line"),
     Row("seed", 0, SEED, "of training: initial weights, order of the data, noise"),
 
-    Row("data.name", "digits", Names("score_sde.data:DATASETS", own=True), "the data set"),
+    Row("data.name", "digits", DATASETS, "the data set"),
     Row("data.dir", "", TEXT, "folder of the user's files and of downloads; empty: the cache"),
     Row("data.image_size", 0, at_least(0), "pixels of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
 
-    Row("sde.name", "vp", Names("score_sde.sde:PROCESSES", own=True), "the process"),
+    Row("sde.name", "vp", PROCESSES, "the process"),
     Row("sde.beta_min", 0.1, POSITIVE, "beta at t = 0"),
     Row("sde.beta_max", 20.0, POSITIVE, "beta at t = 1"),
     Row("sde.sigma_min", 0.01, POSITIVE, "sigma at t = 0"),
     Row("sde.sigma_max", 50.0, POSITIVE, "sigma at t = 1"),
 
-    Row("model.name", "unet", Names("score_sde.networks:NETWORKS", own=True), "the network"),
+    Row("model.name", "unet", NETWORKS, "the network"),
     Row("model.width", 128, FOURS, "channels of the first level"),
     Row("model.multipliers", (1, 2, 2, 2), SIZES, "each level's width over the first's"),
     Row("model.num_blocks", 4, integers(1, 100), "residual blocks per level"),
