@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
@@ -104,7 +103,7 @@ def pixel_range(config: ConfigDict) -> PixelRange:
     return PixelRange(levels, config.model.centered, config.training.dequantize)
 
 
-def network(config: ConfigDict) -> partial[nnx.Module]:
+def network(config: ConfigDict) -> partial[Any]:
     """Return the network's constructor with all its settings, which wants `rngs` only (for
     `networks.init, abstract`)."""
     info, settings = dataset(config), config.model

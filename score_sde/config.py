@@ -111,7 +111,8 @@ def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the settings that a class can be given, or a `partial` of one."""
     fixed = {"self"}
     if isinstance(make, functools.partial):
-        make, fixed = make.func, fixed | make.keywords.keys()
+        fixed |= make.keywords.keys()
+        make = make.func
     call = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
     found = inspect.signature(call).parameters
     return {name: found[name] for name in found if name not in fixed}

@@ -44,7 +44,7 @@ class Names(NamedTuple):
         base: type = getattr(importlib.import_module(module), name)
         return issubclass(found, base) if isinstance(found, type) else isinstance(found, base)
 
-    def ok(self, value: str) -> bool:
+    def ok(self, value: Any) -> bool:
         names: Collection[str] = self.load()
         return value in names or self.is_own(value)
 

@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
 
 def _state(
     config: ConfigDict,
-    make: partial[networks.UNet],
+    make: partial[Any],
     foreign: convert.Foreign,
     weights: str,
     source: Path,

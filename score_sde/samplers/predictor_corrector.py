@@ -238,7 +238,9 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The predictor's step at t: (next state, its mean)."""
-        predictor = PREDICTORS.get(self.predictor, self.predictor)
+        predictor = (
+            PREDICTORS[self.predictor] if isinstance(self.predictor, str) else self.predictor
+        )
         if predictor is None:
             return x, x
         if self.probability_flow:
@@ -250,7 +252,10 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The corrector's steps at t, one for each noise in z: (next state, its mean)."""
-        corrector, mean = CORRECTORS.get(self.corrector, self.corrector), x
+        corrector = (
+            CORRECTORS[self.corrector] if isinstance(self.corrector, str) else self.corrector
+        )
+        mean = x
         for noise in z[: self.corrections]:
             assert corrector is not None
             x, mean = corrector(x, score(x, t), noise, sde.sigma(t), step, self.snr, self.faithful)
