@@ -17,8 +17,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     del workdir
     print(f"{config.name}: * differs from the default, - is not used beside the other values\n")
     values, unused = flat(config), build.unused(config)
+    section = ""
     for key, row in SCHEMA.items():
         if key != "name":
+            if key.rpartition(".")[0] != section:
+                section = key.rpartition(".")[0]
+                print()
             mark = ("*" if values[key] != row.default else " ") + ("-" if key in unused else " ")
             print(_entry(mark, key, values[key], f"{row.help} ({row.allowed.words})"))
 

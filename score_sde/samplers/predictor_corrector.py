@@ -238,9 +238,8 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The predictor's step at t: (next state, its mean)."""
-        predictor = (
-            PREDICTORS[self.predictor] if isinstance(self.predictor, str) else self.predictor
-        )
+        chosen = self.predictor
+        predictor = PREDICTORS[chosen] if isinstance(chosen, str) else chosen
         if predictor is None:
             return x, x
         if self.probability_flow:
@@ -252,9 +251,8 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The corrector's steps at t, one for each noise in z: (next state, its mean)."""
-        corrector = (
-            CORRECTORS[self.corrector] if isinstance(self.corrector, str) else self.corrector
-        )
+        chosen = self.corrector
+        corrector = CORRECTORS[chosen] if isinstance(chosen, str) else chosen
         mean = x
         for noise in z[: self.corrections]:
             assert corrector is not None
