@@ -341,7 +341,7 @@ def _applied(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 def help_text() -> str:
     """Return what --help prints."""
     modes = "\n".join(f"  {name:<12}{does}" for name, does in MODES.items())
-    return f"{__doc__}\nmodes:\n{modes}\n\nkeys and their defaults: score_sde/config.py"
+    return f"{__doc__}\nmodes:\n{modes}\n\nkeys with their values and what they are: --mode config"
 
 
 def main(argv: Sequence[str]) -> int:
