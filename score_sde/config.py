@@ -151,7 +151,7 @@ def validate(config: ConfigDict) -> None:
             raise refuse(key, value, "integers below 2**31")
         if not row.allowed.ok(value):
             raise refuse(key, value, row.allowed.words)
-        if is_own(key, value):
+        if isinstance(value, str) and is_own(key, value):
             resolve(key, value)
     from score_sde import build  # here, as it imports JAX and all that a config can name
 

@@ -188,7 +188,8 @@ class SDE:
     def check_chain(self, num_levels: int) -> None:
         """Raise ValueError unless there is a chain of ``num_levels`` levels; computes nothing."""
         name = type(self).__name__
-        raise ValueError(f"num_levels = {num_levels}: allowed are 0, as {name} has no chain")
+        if type(self).chain is SDE.chain:
+            raise ValueError(f"num_levels = {num_levels}: allowed are 0, as {name} has no chain")
 
     def check_discretization(self, num_steps: int) -> None:
         """Raise ValueError unless ``discretize`` takes ``num_steps``; computes nothing."""
@@ -367,17 +368,9 @@ class SubVPSDE(VPSDE):
         variance = w * (jnp.square(sigma) + 2.0 * sigma * alpha2 + jnp.square(alpha2) * w)
         return jnp.exp(-0.5 * increment), jnp.sqrt(variance)
 
-    def discretize(self, t: Array, num_steps: int) -> Step:
-        return SDE.discretize(self, t, num_steps)
-
-    def chain(self, num_levels: int) -> Chain:
-        return SDE.chain(self, num_levels)
-
-    def check_chain(self, num_levels: int) -> None:
-        SDE.check_chain(self, num_levels)
-
-    def check_discretization(self, num_steps: int) -> None:
-        SDE.check_discretization(self, num_steps)
+    # Not those of VP.
+    discretize, check_discretization = SDE.discretize, SDE.check_discretization
+    chain, check_chain = SDE.chain, SDE.check_chain
 
 
 class VESDE(SDE):
@@ -445,9 +438,6 @@ class VESDE(SDE):
     def snap(self, level: Array) -> tuple[Array, Array]:
         whole = jnp.round(level)  # half to even, as the original
         return whole, whole
-
-    def check_chain(self, num_levels: int) -> None:
-        pass  # of any length
 
 
 PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
