@@ -265,13 +265,12 @@ def check(config: ConfigDict) -> None:
         config: each value must be allowed by itself (`config.validate`, which calls this).
     """
     values, info, process = flat(config), dataset(config), sde(config)
-    rules = [*_unet_rules(config, info), *_rules(config, info, process)]
-    for key, allowed in rules:
-        raise refuse(key, values[key], allowed)
-    network(config)
     if config.model.num_levels:
         with errors_of("model"):
             process.check_chain(config.model.num_levels)
+    for key, allowed in (*_unet_rules(config, info), *_rules(config, info, process)):
+        raise refuse(key, values[key], allowed)
+    network(config)
     with errors_of("sampling"):
         sampler(config).check(process)
     probability_flow(config)
