@@ -20,13 +20,14 @@ from score_sde.schema import SCHEMA, SECTIONS, Names
 def default() -> ConfigDict:
     """Return the schema's defaults, locked: setting an unknown key raises AttributeError."""
     config = ConfigDict()
-    config.name, config.seed = "", 0  # before the sections, where the config is written
-    config.update({section: ConfigDict() for section in SECTIONS})
     for key, row in SCHEMA.items():
         section, name = _split(key)
+        if section and section not in config:
+            config[section] = ConfigDict()
         unset = row.default is None
         value = config_dict.placeholder(row.kind) if unset else row.default
         (config[section] if section else config)[name] = value
+    config.update({section: ConfigDict() for section in SECTIONS if section not in config})
     return config.lock()
 
 
@@ -97,7 +98,8 @@ def resolve(key: str, value: str) -> Any:
             "preset or on PYTHONPATH"
         ) from None
     if not names.fits(found):
-        raise refuse(key, value, f"{names.words}, with a Name of {names.own}")
+        kind = "an instance of" if names.instance else "a class derived from"
+        raise refuse(key, value, f"{names.words}, where Name is {kind} {names.own}")
     return found
 
 

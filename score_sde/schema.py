@@ -22,12 +22,14 @@ class Names(NamedTuple):
 
     Attributes:
         table: "module:TABLE" of a dict or tuple of names, "module:TABLE.name" of one in a dict.
-        own: "module:Class". A user's own object, given as "module:Name" in place of a name, is a
-            class derived from it or one of its instances. Empty: names only.
+        own: "module:Class". A user's own object, given as "module:Name" in place of a name, derives
+            from it. Empty: names only.
+        instance: the user's own object is not a class, but an instance.
     """
 
     table: str
     own: str = ""
+    instance: bool = False
 
     def load(self) -> Any:
         """The table."""
@@ -42,7 +44,9 @@ class Names(NamedTuple):
         """Whether an object can be a user's own."""
         module, _, name = self.own.partition(":")
         base: type = getattr(importlib.import_module(module), name)
-        return issubclass(found, base) if isinstance(found, type) else isinstance(found, base)
+        if self.instance:
+            return isinstance(found, base)
+        return isinstance(found, type) and issubclass(found, base)
 
     def ok(self, value: Any) -> bool:
         names: Collection[str] = self.load()
@@ -131,12 +135,14 @@ LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
-DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:DatasetInfo")
+DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:DatasetInfo", instance=True)
 PROCESSES = Names("score_sde.sde:PROCESSES", "score_sde.sde:SDE")
 NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
 SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
-PREDICTORS = Names("score_sde.samplers.predictor_corrector:PREDICTORS", "types:FunctionType")
-CORRECTORS = Names("score_sde.samplers.predictor_corrector:CORRECTORS", "types:FunctionType")
+PREDICTORS = Names(
+    "score_sde.samplers.predictor_corrector:PREDICTORS", "types:FunctionType", instance=True)
+CORRECTORS = Names(
+    "score_sde.samplers.predictor_corrector:CORRECTORS", "types:FunctionType", instance=True)
 SOLVERS = Names("score_sde.integrate:SOLVERS")
 STEP_CONTROLS = Names("score_sde.integrate:STEP_CONTROLS")
 GRIDS = Names("score_sde.samplers.grids:GRIDS")

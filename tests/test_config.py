@@ -463,12 +463,12 @@ def test_a_users_own_object(tmp_path, monkeypatch):
     [
         ("sde.name", "no_such_module:X", "No module named 'no_such_module'"),
         ("sde.name", "math:no_such_name", "no_such_name"),
-        ("sde.name", "math:pi", "with a Name of score_sde.sde:SDE"),
+        ("sde.name", "math:pi", "derived from score_sde.sde:SDE"),
         ("sde.name", ":", "Empty module name"),
         ("sde.name", "own_of_errors:Needs", "its setting rate has no default"),
-        ("sampling.method", "fractions:Fraction", "with a Name of score_sde.samplers.base:Sampler"),
-        ("model.name", "math:pi", "with a Name of flax.nnx:Module"),
-        ("sampling.predictor", "math:pi", "with a Name of types:FunctionType"),
+        ("sampling.method", "fractions:Fraction", "derived from score_sde.samplers.base:Sampler"),
+        ("model.name", "math:pi", "derived from flax.nnx:Module"),
+        ("sampling.predictor", "math:pi", "an instance of types:FunctionType"),
         ("sampling.solver", "math:pi", "allowed are tsit5, dopri5"),
     ],
 )
