@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from score_sde import checks, workdirs
 from score_sde import config as configs
+from score_sde import workdirs
 from score_sde.errors import UserError
 
 MODES = {
@@ -37,6 +37,7 @@ MODES = {
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
+    "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
 # Flags of single modes, with their defaults; None has to be given.
@@ -81,6 +82,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     options = _options(values)
     if values.mode == "convert":
         return _conversion(values.config, values.workdir, options, rest)
+    if values.mode == "config" and values.workdir is None:
+        given = _override(_load_preset(values.config or str(DEFAULT_PRESET)), rest)
+        configs.validate(given)
+        return Command("config", given, Path())
     command = _resolve(values.mode, values.config, values.workdir, rest)
     return command._replace(options=options)
 
@@ -141,14 +146,14 @@ def _conversion(
             raise UserError(f"--config {preset}: {source} has its own {workdirs.FILE}")
         saved = workdirs.load(source)
         config = _override(saved, overrides)
-        checks.validate(config)
+        configs.validate(config)
         changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
         _refuse_changes("convert", changes, config, source)
     elif preset is None:
         raise UserError("--config: missing; it says the network that --source is one of")
     else:
         config = _override(_load_preset(preset), overrides)
-        checks.validate(config)
+        configs.validate(config)
     path = Path(f"runs/{config.name}" if workdir is None else workdir)
     _check_empty("workdir", path)
     return Command("convert", config, path, options)
@@ -160,7 +165,7 @@ def _check_overrides(arguments: Sequence[str]) -> None:
     for argument in arguments:
         override = OVERRIDE.fullmatch(argument)
         if override and override["key"] not in known:
-            raise checks.unknown_key(override["key"], override["value"] or "")
+            raise configs.unknown_key(override["key"], override["value"] or "")
         if argument.startswith("-") and not override and not re.fullmatch(r"-[\d.].*", argument):
             name = argument.split("=")[0]
             allowed = [*(f"--{name}" for name in FLAGS), "--help"]
@@ -191,7 +196,7 @@ def _resolve(
     if given is None and (path / workdirs.FILE).exists():  # training ended before it began
         given = workdirs.load(path)
     config = _override(given or _load_preset(str(DEFAULT_PRESET)), overrides)
-    checks.validate(config)
+    configs.validate(config)
     _check_can_be_made("workdir", path)
     return Command(mode, config, path)
 
@@ -224,9 +229,9 @@ def _merge(
         config = _override(saved, overrides)
         free = workdirs.AFTERWARDS
     _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
-    checks.validate(config)
+    configs.validate(config)
     if mode == "interpolate" and config.sampling.method != "ode":
-        raise checks.refuse(
+        raise configs.refuse(
             "sampling.method", config.sampling.method, "ode with --mode interpolate"
         )
     if given is not None and mode != "train":
@@ -265,6 +270,8 @@ def _load_preset(preset: str) -> ConfigDict:
         raise UserError(
             f"--config {preset}: no such file; presets are in {DEFAULT_PRESET.parent.name}/"
         )
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # where the user's own objects are
     spec = importlib.util.spec_from_file_location(f"preset_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config {preset}: not a Python file (NAME.py)")
@@ -281,7 +288,7 @@ def _load_preset(preset: str) -> ConfigDict:
         raise _preset_error(preset, error) from None
     except (NameError, TypeError, ValueError) as error:
         raise _preset_error(preset, error) from None
-    checks.validate(config)
+    configs.validate(config)
     return config
 
 
@@ -289,7 +296,7 @@ def _preset_error(preset: str, error: Exception) -> UserError:
     text = " ".join(f"{error}".split())
     unknown = re.search(r'Key "(\w+)" does not exist', text)  # ml_collections lists all others
     if unknown:
-        text = f"{unknown[1]!r}: no such key; {checks.closest(unknown[1])}"
+        text = f"{unknown[1]!r}: no such key; {configs.closest(unknown[1])}"
     return UserError(f"--config {preset}: {text}")
 
 
@@ -318,7 +325,7 @@ def _applied(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     except flags.IllegalFlagValueError as error:
         found = re.match(r"flag --(config\.(.+?))=(.*?): ", f"{error}", re.DOTALL)
         assert found, error  # the only flags here are ours
-        allowed = checks.type_in_words(found[2])
+        allowed = configs.type_in_words(found[2])
         raise UserError(f"{found[1]} = {found[3]!r}: allowed are {allowed}") from None
     except flags.Error as error:
         raise _flag_error(error) from None
@@ -334,7 +341,7 @@ def _applied(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 def help_text() -> str:
     """Return what --help prints."""
     modes = "\n".join(f"  {name:<12}{does}" for name, does in MODES.items())
-    return f"{__doc__}\nmodes:\n{modes}\n\nkeys and their defaults: score_sde/config.py"
+    return f"{__doc__}\nmodes:\n{modes}\n\nkeys with their values and what they are: --mode config"
 
 
 def main(argv: Sequence[str]) -> int:

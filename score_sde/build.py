@@ -1,63 +1,127 @@
-"""From a config to objects. The only place that reads a config to make something."""
+"""From a config to objects. The only place that reads a config to make something.
 
-import dataclasses
-from collections.abc import Callable, Mapping
+An object checks its own settings. `check` makes the objects of a config, and adds the few rules
+that cross them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde.checks import dataset
-from score_sde.config import SAMPLER_KEYS
+from score_sde import data
+from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
+from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
+from score_sde.errors import UserError
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import NETWORKS
-from score_sde.samplers import SAMPLERS, ProbabilityFlow, Sampler
+from score_sde.samplers import ProbabilityFlow, Sampler
+from score_sde.schema import SCHEMA
 from score_sde.score import Model
-from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
-from score_sde.spaces import Pixels
+from score_sde.sde import SDE
+from score_sde.spaces import Pixels, Space, Vectors
 from score_sde.training import optimizers
 
-_FAST = ("ddim", "dpmpp", "unipc", "heun")
+# --- From the names in a config to objects --------------------------------------------------------
+
+
+@contextmanager
+def errors_of(section: str) -> Iterator[None]:
+    """Turn the ValueError of an object into the UserError of the section that it is made of.
+
+    Where the error begins with a setting, as in "order = 3: allowed are ...", that is the key.
+    """
+    try:
+        yield
+    except ValueError as error:
+        setting = re.match(r"(\w+) = ", f"{error}")
+        is_key = setting is not None and f"{section}.{setting[1]}" in SCHEMA
+        raise UserError(f"config.{section}{'.' if is_key else ': '}{error}") from error
+
+
+def _made(key: str, config: ConfigDict, **more: Any) -> Any:
+    """The object that a key names, with what it takes of the key's section and of `more`."""
+    section, _, name = key.partition(".")
+    make = resolve(key, config[section][name])
+    with errors_of(section):
+        return make(**_settings(key, make, config, **more))
+
+
+def _settings(
+    key: str, make: Callable[..., Any], config: ConfigDict, **more: Any
+) -> dict[str, Any]:
+    """What a class takes of a key's section and of `more`. A value at the schema's default is left
+    to the class, whose own default may be another.
+
+    Raises:
+        UserError: it takes something else, too, that has no default.
+    """
+    section, _, own_name = key.partition(".")
+    given: dict[str, Any] = {}
+    for name, parameter in takes(make).items():
+        has_default = parameter.default is not parameter.empty
+        setting, value = f"{section}.{name}", config[section].get(name)
+        if name in more:
+            given[name] = more[name]
+        elif value is not None and not (has_default and value == SCHEMA[setting].default):
+            given[name] = resolve(setting, value) if is_own(setting, value) else value
+        elif not has_default and parameter.kind is not parameter.VAR_KEYWORD:
+            own = config[section][own_name]
+            raise UserError(f"config.{key} = {own!r}: its setting {name} has no default")
+    return given
 
 
 def sde(config: ConfigDict) -> SDE:
     """Return the process."""
-    settings = config.sde
-    if settings.name == "ve":
-        return VESDE(settings.sigma_min, settings.sigma_max)
-    process = {"vp": VPSDE, "subvp": SubVPSDE}[settings.name]
-    return process(settings.beta_min, settings.beta_max)
+    process: SDE = _made("sde.name", config)
+    return process
 
 
-def image_shape(config: ConfigDict) -> tuple[int, ...]:
-    """Return (H, W, C) of the data set's images."""
-    return dataset(config).shape
+def dataset(config: ConfigDict) -> DatasetInfo:
+    """Return what is known of the config's data. That of vectors is read off the training split."""
+    settings = config.data
+    return data.describe(
+        resolve("data.name", settings.name),
+        settings.dir,
+        image_size=settings.image_size,
+        condition=settings.condition,
+        bin_width=settings.bin_width,
+    )
 
 
-def pixel_range(config: ConfigDict) -> Pixels:
-    """Return how the data set's integers become the model's numbers, and back."""
-    info = dataset(config)
-    assert info.levels is not None
+def space(config: ConfigDict, info: DatasetInfo) -> Space:
+    """Return where the data live: how they become the model's numbers, and back."""
+    if info.levels is None:
+        return Vectors(info.mean, info.std, info.bin_width)
     return Pixels(info.shape, info.levels, config.model.centered, config.training.dequantize)
 
 
-def network(config: ConfigDict) -> partial[Any]:
+def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
     its one argument is the specification."""
-    info, module = dataset(config), NETWORKS["unet"]
-    settings = {
-        **config.model,
-        "image_size": info.shape[0],
-        "channels": info.shape[-1],
-        "num_classes": info.num_classes if config.model.class_conditional else 0,
-    }
-    names = [field.name for field in dataclasses.fields(module.Spec)]
-    return partial(module, module.Spec(**{key: settings[key] for key in names if key in settings}))
+    make = resolve("model.name", config.model.name)
+    given = _settings(
+        "model.name",
+        make.Spec,
+        config,
+        image_size=info.shape[0],
+        channels=info.shape[-1],
+        features=info.shape[0],
+        num_classes=info.num_classes if config.model.class_conditional else 0,
+        condition_features=len(info.condition),
+        dtype=np.dtype(jnp.dtype(config.model.dtype)),
+    )
+    with errors_of("model"):
+        return partial(make, make.Spec(**given))
 
 
 def model(
@@ -77,48 +141,51 @@ def model(
     )
 
 
-def sampler_levels(config: ConfigDict) -> str:
-    """Return how the sampler's score takes a discrete chain's levels, as of `score.Model`."""
-    if config.sampling.method == "ode":
-        return "smooth"
-    return "original" if config.sampling.method == "pc" and config.sampling.faithful else "matched"
+def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
+    """Return the names of what the model is given beside x and t."""
+    labels = ("labels",) if config.model.class_conditional else ()
+    return (*labels, "vector") if info.condition else labels
 
 
-def classes_in_turn(config: ConfigDict, number: int) -> Array | None:
-    """Return the labels of images drawn without a wish: the classes in turn, int32 (number,).
-
-    None for a model without classes.
-    """
+def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:
+    """Return the condition of items drawn without a wish: the classes in turn, `labels` int32
+    (number,); nothing for a model without classes."""
     if not config.model.class_conditional:
-        return None
-    return jnp.arange(number, dtype=jnp.int32) % dataset(config).num_classes
+        return {}
+    return {"labels": np.arange(number, dtype=np.int32) % info.num_classes}
 
 
 def sampler(config: ConfigDict) -> Sampler:
     """Return the sampler; what is unset is the sampler's own default."""
-    settings = config.sampling
-    if settings.method == "ode":
-        return probability_flow(config)
-    given = {key: settings[key] for key in SAMPLER_KEYS[settings.method]}
-    given = {key: value for key, value in given.items() if value is not None}
-    if settings.method in _FAST:
-        given["num_levels"] = config.model.num_levels
-    return SAMPLERS[settings.method](**given)
+    levels = config.model.num_levels
+    chosen: Sampler = _made("sampling.method", config, num_levels=levels)
+    return chosen
 
 
 def probability_flow(config: ConfigDict) -> ProbabilityFlow:
-    """Return the flow that samples (`ode`), encodes and decodes; `num_steps` are those of
-    `euler`, 100 unless set."""
-    settings = config.sampling
-    return ProbabilityFlow(
-        rtol=settings.rtol,
-        atol=settings.atol,
-        solver=settings.solver,
-        step_control=settings.step_control,
-        num_steps=(settings.num_steps or 100) if settings.solver == "euler" else None,
-        denoise=settings.denoise,
-        t_min=settings.t_min,
-    )
+    """Return the flow that encodes and decodes, with any sampler."""
+    with errors_of("sampling"):
+        return ProbabilityFlow(**_settings("sampling.method", ProbabilityFlow, config))
+
+
+def keys_read(config: ConfigDict) -> set[str]:
+    """Return the keys of the section `sampling` that the sampler reads, given the other values."""
+    make = resolve("sampling.method", config.sampling.method)
+    return (takes(make).keys() & set(config.sampling)) - sampler(config).without_effect
+
+
+def unused(config: ConfigDict) -> set[str]:
+    """Return the keys that process, network, sampler and data set do not use, given the others."""
+    keys = {f"sampling.{name}" for name in sampler(config).without_effect}
+    for key in ("sde.name", "model.name", "sampling.method"):
+        section, _, name = key.partition(".")
+        chosen = resolve(key, config[section][name])
+        others = kind_keys(key) - takes(getattr(chosen, "Spec", chosen)).keys()
+        keys |= {f"{section}.{other}" for other in others}
+    known = _known(config)
+    if known is not None and known.levels:
+        keys |= {"data.condition", "data.bin_width"}
+    return keys & SCHEMA.keys()
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -136,26 +203,25 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def loss(
-    config: ConfigDict, apply: Callable[..., Array]
+    config: ConfigDict, apply: Callable[..., Array], info: DatasetInfo
 ) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
     """Return `loss(params, state, batch, key)`, the loss of each example, (B,) float32.
 
-    The batch is as it is stored: `x` uint8 (B, H, W, C) and `condition`, a mapping with `labels`
-    int32 (B,). Flips, dequantization, times, noise and dropout all come from `key`.
+    The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
+    Flips, dequantization, times, noise and dropout all come from `key`.
     """
-    pixels = pixel_range(config)
-    flip, conditional = config.data.flip, config.model.class_conditional
+    where, names = space(config, info), condition_names(config, info)
     score_loss = _score_loss(config)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
-        images = batch["x"]
-        if flip:
-            images = pixels.flipped(key_flip, images)
-        noise = jax.random.uniform(key_noise, images.shape) if pixels.dequantize else None
-        condition = {"labels": batch["condition"]["labels"]} if conditional else {}
+        x = batch["x"]
+        if config.data.flip and isinstance(where, Pixels):
+            x = where.flipped(key_flip, x)
+        noise = jax.random.uniform(key_noise, x.shape) if where.dequantize else None
+        condition = {name: batch["condition"][name] for name in names}
         scored = model(config, apply, params).given(condition)
-        return score_loss(key_loss, scored, pixels.to_model(images, noise), key_dropout)
+        return score_loss(key_loss, scored, where.to_model(x, noise), key_dropout)
 
     return loss_of
 
@@ -184,3 +250,91 @@ def _score_loss(config: ConfigDict) -> Callable[[Array, Model, Array, Array], Ar
         return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
 
     return discrete if config.model.num_levels else continuous
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def _known(config: ConfigDict) -> DatasetInfo | None:
+    """What is known of the data without reading them; None for vectors from a file."""
+    known = resolve("data.name", config.data.name)
+    if isinstance(known.info, DatasetInfo) and known.info.levels:
+        return dataset(config)
+    return None
+
+
+def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
+    """Raise UserError for values that do not go together. Nothing is computed.
+
+    Args:
+        config: each value must be allowed by itself (`config.validate`, which calls this).
+        info: of the data, where it is known; that of images always is.
+    """
+    info, process = info or _known(config), sde(config)
+    if config.model.num_levels:
+        with errors_of("model"):
+            discretization(process).check("num_levels", config.model.num_levels)
+    values = flat(config)
+    for key, allowed in _rules(config, process):
+        raise refuse(key, values[key], allowed)
+    if info is not None:
+        for key, allowed in _data_rules(config, info):
+            raise refuse(key, values[key], allowed)
+        network(config, info)
+    with errors_of("sampling"):
+        sampler(config).check(process)
+    probability_flow(config)
+
+
+def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts the data."""
+    settings = config.model
+    rank = getattr(resolve("model.name", settings.name), "rank", len(info.shape))
+    if rank != len(info.shape):
+        fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
+        yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
+    if settings.class_conditional and not info.num_classes:
+        yield "model.class_conditional", f"False: {info.name} has no classes"
+    if settings.class_conditional and not settings.conditional:
+        yield "model.class_conditional", "False with config.model.conditional = False"
+    if config.data.flip and info.levels is None:
+        yield "data.flip", f"False: {info.name} are vectors"
+    train, split = info.splits["train"], info.splits[config.likelihood.split]
+    if config.training.batch_size > train:
+        yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"
+    if config.likelihood.num_images > split:
+        allowed = f"0 (all) to {split}, the {config.likelihood.split} examples of {info.name}"
+        yield "likelihood.num_images", allowed
+
+
+def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts another object's."""
+    settings, likelihood = config.model, config.likelihood
+    if settings.embedding == "fourier" and settings.condition == "time":
+        yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    narrow = likelihood.dequantization == "truncated_normal"
+    if narrow and likelihood.t_min < process.t_resolved:
+        yield (
+            "likelihood.t_min",
+            f"times from {process.t_resolved:g} with config.likelihood.dequantization = "
+            f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
+            "rounding before",
+        )
+    if settings.num_levels:
+        values = flat(config)
+        for key, allowed in (
+            ("model.parameterization", ("epsilon", "score")),
+            ("model.embedding", ("positional",)),  # Fourier features are of a log sigma or log SNR
+            ("model.condition", ("time",)),
+            ("training.loss", ("paper",)),
+        ):
+            if values[key] not in allowed:
+                given = f"with config.model.num_levels = {settings.num_levels}"
+                yield key, f"{', '.join(allowed)} {given}"
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raise UserError unless the devices divide the training batch."""
+    size = config.training.batch_size
+    if size % devices:
+        raise refuse("training.batch_size", size, f"multiples of the {devices} devices")

@@ -1,196 +1,34 @@
-"""The schema of a run: its keys with their types and defaults.
+"""The config of a run: the schema's defaults, with some of their values changed.
 
-A preset (`configs/*.py`) is `default()` with some values changed. `checks` knows what the values
-may be. Neither imports JAX: a mistake is told before anything starts.
+A preset (`configs/*.py`) is `default()` with other values. Reading this file imports no JAX.
 """
 
-from collections.abc import Mapping
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from score_sde.errors import UserError
+from score_sde.schema import SCHEMA, SECTIONS, Names
+
 
 def default() -> ConfigDict:
-    """Return the schema with its defaults, locked: setting an unknown key raises AttributeError."""
+    """Return the schema's defaults, locked: setting an unknown key raises AttributeError."""
     config = ConfigDict()
-    config.name = ""  # the preset's file and variant; the command line sets it
-    config.seed = 0  # of training: initial weights, order of the data, noise
-    config.data = ConfigDict(
-        {
-            "name": "digits",
-            "dir": "",
-            "image_size": 0,  # 0: the set's own; another one only for sets that cannot be read
-            "flip": False,
-        }
-    )
-    config.sde = ConfigDict(
-        {"name": "vp", "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0}
-    )
-    config.model = _model()
-    config.training = _training()
-    config.sampling = _sampling()
-    config.likelihood = ConfigDict(
-        {
-            "seed": 0,
-            "split": "test",
-            "num_images": 0,  # 0: all of the split
-            "batch_size": 100,
-            "dequantization": "uniform",
-            "num_importance": 1,  # dequantizations of each image, of which the bound is made
-            "divergence": "rademacher",
-            "num_probes": 1,
-            "rtol": 1e-5,
-            "atol": 1e-5,
-            "t_min": 1e-5,
-        }
-    )
-    config.eval = ConfigDict()
+    for key, row in SCHEMA.items():
+        section, name = _split(key)
+        if section and section not in config:
+            config[section] = ConfigDict()
+        unset = row.default is None
+        value = config_dict.placeholder(row.kind) if unset else row.default
+        (config[section] if section else config)[name] = value
+    config.update({section: ConfigDict() for section in SECTIONS if section not in config})
     return config.lock()
-
-
-def _model() -> ConfigDict:
-    return ConfigDict(
-        {
-            "width": 128,
-            "multipliers": (1, 2, 2, 2),
-            "num_blocks": 4,
-            "block": "biggan",
-            "resample_with_conv": True,  # for block = "ddpm"
-            "attention_resolutions": (16,),
-            "decoder_attention": "once",
-            "dropout": 0.1,
-            "activation": "swish",
-            "init_scale": 0.0,
-            "norm_groups": 0,  # 0: min(C // 4, 32) of C channels
-            "conditional": True,  # told the noise level
-            "embedding": "positional",
-            "fourier_scale": 16.0,
-            "skip_rescale": True,
-            "fir": False,
-            "progressive_input": "none",
-            "combine": "sum",  # for progressive_input = "input_skip"
-            "progressive_output": "none",
-            "input_frequencies": (),
-            "class_conditional": False,
-            "parameterization": "epsilon",
-            "condition": "time",
-            "num_levels": 0,  # 0: trained in continuous time; else N of DDPM's or SMLD's chain
-            "dtype": "float32",
-            "remat": False,
-            "centered": True,
-        }
-    )
-
-
-def _training() -> ConfigDict:
-    return ConfigDict(
-        {
-            "num_steps": 100_000,
-            "batch_size": 128,
-            "learning_rate": 2e-4,
-            "warmup_steps": 5000,
-            "schedule": "constant",
-            "gradient_clip": 1.0,
-            "beta2": 0.999,
-            "weight_decay": 0.0,
-            "ema_rate": 0.9999,
-            "loss": "paper",
-            "reduce_mean": True,  # False: half the sum over an image
-            "dequantize": False,
-            "t_min": 1e-5,
-            "checkpoint_every": 5000,
-            "log_every": 50,
-            "sample_every": 5000,  # 0: never
-        }
-    )
-
-
-def _sampling() -> ConfigDict:
-    return ConfigDict(
-        {
-            "seed": 0,
-            "method": "unipc",
-            "num_samples": 64,
-            "batch_size": 64,
-            # What is unset here and below is the sampler's own.
-            "num_steps": config_dict.placeholder(int),
-            "denoise": True,
-            "t_min": config_dict.placeholder(float),
-            "gif": False,
-            # pc
-            "predictor": "euler_maruyama",
-            "corrector": "none",
-            "corrector_steps": 1,
-            "snr": 0.16,
-            "probability_flow": False,
-            "faithful": False,
-            # ald
-            "steps_per_level": 1,
-            "step_size": config_dict.placeholder(float),
-            "consistent": True,
-            # ode
-            "solver": "dopri5",
-            "step_control": "sample",
-            "rtol": 1e-5,
-            "atol": 1e-5,
-            # ddim, dpmpp, unipc, heun
-            "grid": config_dict.placeholder(str),
-            "rho": 7.0,
-            "eta": 0.0,  # ddim, dpmpp
-            "order": config_dict.placeholder(int),  # dpmpp, unipc
-            "churn": 0.0,  # this and the next three for heun
-            "churn_from": 0.0,
-            "churn_to": config_dict.placeholder(float),
-            "churn_noise": 1.0,
-            # interpolations, which take the settings of ode too
-            "num_pairs": 8,
-            "num_between": 8,
-        }
-    )
-
-
-def check_variant(variant: str, *allowed: str) -> None:
-    """Raise ValueError unless a preset has this variant ("" is the preset itself)."""
-    if variant and variant not in allowed:
-        raise ValueError(f"variant {variant!r}: allowed are {', '.join(allowed) or 'none'}")
-
-
-def require_variant(variant: str, *allowed: str) -> None:
-    """Raise ValueError unless a preset that is nothing by itself has this variant."""
-    if not variant:
-        raise ValueError(f"a variant is missing (FILE:VARIANT): allowed are {', '.join(allowed)}")
-    check_variant(variant, *allowed)
-
-
-_FAST = ("num_steps", "grid", "rho", "denoise", "t_min")
-SAMPLER_KEYS: dict[str, tuple[str, ...]] = {
-    "pc": (
-        *("num_steps", "predictor", "corrector", "corrector_steps", "snr"),
-        *("probability_flow", "faithful", "denoise", "t_min"),
-    ),
-    "ald": ("num_steps", "steps_per_level", "step_size", "consistent", "denoise", "t_min"),
-    "ode": ("solver", "step_control", "rtol", "atol", "num_steps", "denoise", "t_min"),
-    "ddim": ("eta", *_FAST),
-    "dpmpp": ("order", "eta", *_FAST),
-    "unipc": ("order", *_FAST),
-    "heun": ("churn", "churn_from", "churn_to", "churn_noise", *_FAST),
-}
-"""The keys of the section `sampling` that each method reads beside those of all samplers."""
-
-
-def keys_read(sampling: ConfigDict) -> set[str]:
-    """Return the keys of the section `sampling` that its method reads, given the other values."""
-    keys, without = set(SAMPLER_KEYS[sampling.method]), set[str]()
-    if sampling.method == "ode":
-        without = {"rtol", "atol", "step_control"} if sampling.solver == "euler" else {"num_steps"}
-    if sampling.corrector == "none":
-        without |= {"corrector_steps", "snr"}
-    if sampling.grid != "karras" and (sampling.grid or sampling.method != "heun"):
-        without |= {"rho"}
-    if not sampling.churn:
-        without |= {"churn_from", "churn_to", "churn_noise"}
-    return keys - without
 
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -207,14 +45,157 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, 
 def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     """Return a copy of a config with the values of some of its keys, given flat, changed.
 
-    A sampler's settings are its own: with another `sampling.method` all of them begin as unset, but
-    for the time at which samples are taken.
+    Another `sampling.method` begins with its own settings: the keys that samplers read take their
+    defaults, except the time at which samples are taken.
     """
     config = deepcopy(config)  # ConfigDict(config) would share the sections
     if values.get("sampling.method", config.sampling.method) != config.sampling.method:
+        keys = set(config.sampling) & kind_keys("sampling.method") - {"t_min"}
         usual = default().sampling
-        settings = {key for keys in SAMPLER_KEYS.values() for key in keys} - {"t_min"}
         with config.unlocked():
-            config.sampling.update({key: usual[key] for key in settings})
+            config.sampling.update({key: usual[key] for key in keys})
     config.update_from_flattened_dict(values)
     return config
+
+
+def check_variant(variant: str, *allowed: str) -> None:
+    """Raise ValueError unless a preset has this variant ("" is the preset itself)."""
+    if variant and variant not in allowed:
+        raise ValueError(f"variant {variant!r}: allowed are {', '.join(allowed) or 'none'}")
+
+
+def require_variant(variant: str, *allowed: str) -> None:
+    """Raise ValueError unless a preset that is nothing by itself has this variant."""
+    if not variant:
+        raise ValueError(f"a variant is missing (FILE:VARIANT): allowed are {', '.join(allowed)}")
+    check_variant(variant, *allowed)
+
+
+# --- The objects that values name -----------------------------------------------------------------
+
+
+def resolve(key: str, value: str) -> Any:
+    """Return the object that a key's value names: one of the key's table, or as "module:Name" a
+    user's own, imported from `sys.path`.
+
+    Raises:
+        UserError: there is no such name, or the module cannot be imported or lacks it.
+    """
+    names = SCHEMA[key].allowed
+    assert isinstance(names, Names)
+    table = names.load()
+    if value in table:
+        return table[value]
+    if not names.is_own(value):
+        raise refuse(key, value, names.words)
+    module, _, name = value.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
+        why = " ".join(f"{error}".split())
+        raise UserError(
+            f"config.{key} = {value!r}: cannot be imported ({why}); allowed are modules beside the "
+            "preset or on PYTHONPATH"
+        ) from None
+    if not names.fits(found):
+        kind = "an instance of" if names.instance else "a class derived from"
+        raise refuse(key, value, f"{names.words}, where Name is {kind} {names.own}")
+    return found
+
+
+def is_own(key: str, value: object) -> bool:
+    """Return whether a key's value hands over a user's own object."""
+    allowed = SCHEMA[key].allowed
+    return isinstance(allowed, Names) and allowed.is_own(value)
+
+
+def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the settings that a class can be given, or a `partial` of one."""
+    fixed = {"self"}
+    if isinstance(make, functools.partial):
+        fixed |= make.keywords.keys()
+        make = make.func
+    call = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
+    found = inspect.signature(call).parameters
+    return {name: found[name] for name in found if name not in fixed}
+
+
+def kind_keys(key: str) -> set[str]:
+    """Return the settings that some object in a key's table takes."""
+    names = SCHEMA[key].allowed
+    assert isinstance(names, Names)
+    return {name for make in names.load().values() for name in takes(getattr(make, "Spec", make))}
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible, by
+    itself or beside the others.
+
+    What only the running machine can tell (does the number of devices divide the batch?) is left
+    to `build.check_devices`.
+    """
+    values = flat(config)
+    for key, value in values.items():
+        if key not in SCHEMA:
+            raise unknown_key(key, value)
+    for key, row in SCHEMA.items():
+        if key not in values:
+            raise UserError(f"config.{key}: missing; a config starts as score_sde.config.default()")
+        value = values[key]
+        if value is None and row.default is None:
+            continue
+        if type(value) is not row.kind:
+            raise refuse(key, value, type_in_words(key))
+        if type(value) is int and abs(value) >= 2**31 and not key.endswith("seed"):
+            raise refuse(key, value, "integers below 2**31")
+        if not row.allowed.ok(value):
+            raise refuse(key, value, row.allowed.words)
+        if isinstance(value, str) and is_own(key, value):
+            resolve(key, value)
+    from score_sde import build  # here, as it imports JAX and all that a config can name
+
+    build.check(config)
+
+
+def refuse(key: str, value: object, allowed: str) -> UserError:
+    """Return the error for a value that a key cannot have."""
+    return UserError(f"config.{key} = {value!r}: allowed are {allowed}")
+
+
+def unknown_key(key: str, value: object) -> UserError:
+    """Return the error for a key that nobody can set, with those that are close to it."""
+    if key == "name":
+        return UserError(f"config.name = {value!r}: cannot be set; it is the name of --config")
+    if key in SECTIONS:
+        names = ", ".join(sorted(name for section, name in map(_split, SCHEMA) if section == key))
+        return UserError(f"config.{key} = {value!r}: a section; its keys are {names}")
+    return UserError(f"config.{key} = {value!r}: no such key; {closest(key)}")
+
+
+def closest(key: str) -> str:
+    """Return, in words, the keys that are closest to an unknown one, or else the sections."""
+    keys = sorted(SCHEMA)
+    section, name = _split(key)
+    close = [known for known in keys if _split(known)[1] == name]
+    words = ((known, _split(known)[1].split("_")) for known in keys if len(name) > 2)
+    parts = [known for known, in_key in words if any(word.startswith(name) for word in in_key)]
+    close = close or [known for known in parts if known.startswith(f"{section}.")] or parts
+    close = close or difflib.get_close_matches(key, keys, n=1)
+    if close:
+        verb = "is" if len(close) == 1 else "are"
+        return f"closest {verb} {', '.join(f'config.{known}' for known in close)}"
+    return f"sections are {', '.join(sorted(SECTIONS))}"
+
+
+def type_in_words(key: str) -> str:
+    """Return the values of the type that a key may have, in words."""
+    words = {bool: "True, False", int: "integers", str: "text", tuple: "tuples such as (1, 2)"}
+    return words.get(SCHEMA[key].kind, "numbers")
+
+
+def _split(key: str) -> tuple[str, str]:
+    section, _, name = key.rpartition(".")
+    return section, name

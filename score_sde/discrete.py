@@ -39,6 +39,11 @@ class Chain(NamedTuple):
 class Discretization(Protocol):
     """How a process is made discrete."""
 
+    def check(self, name: str, number: int) -> None:
+        """Raise ValueError, naming the setting, unless there is a chain of as many levels or steps;
+        compute nothing."""
+        ...
+
     def chain(self, num_levels: int) -> Chain:
         """The levels that networks are trained on."""
         ...
@@ -60,17 +65,22 @@ class Discretization(Protocol):
 @dataclass(frozen=True)
 class DDPM:
     """VP: x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, beta_k linear in k from beta_min / N to
-    beta_max / N (Ho et al. 2020, eq. 2 and 4).
-
-    Raises:
-        ValueError: fewer levels or steps than beta_max, so that a beta is not below 1.
-    """
+    beta_max / N (Ho et al. 2020, eq. 2 and 4)."""
 
     sde: VPSDE
 
+    def check(self, name: str, number: int) -> None:
+        most = self.sde.beta_max
+        if isinstance(most, int | float) and number <= most:  # else it is a tracer
+            none = "0, " if name == "num_levels" else ""
+            raise ValueError(
+                f"{name} = {number}: allowed are {none}integers above beta_max = {most:g}, as the "
+                "chain's betas are below 1"
+            )
+
     def chain(self, num_levels: int) -> Chain:
         low, high = self.sde.beta_min, self.sde.beta_max
-        _require_betas("num_levels", num_levels, high)
+        self.check("num_levels", num_levels)
         betas = jnp.linspace(low / num_levels, high / num_levels, num_levels)
         log_alpha2 = jnp.cumsum(jnp.log1p(-betas))
         return Chain(jnp.exp(0.5 * log_alpha2), jnp.sqrt(-jnp.expm1(log_alpha2)))
@@ -85,7 +95,7 @@ class DDPM:
     def step(self, t: Array, num_steps: int) -> Step:
         """With the larger of DDPM's two posterior noises."""
         low, high = self.sde.beta_min, self.sde.beta_max
-        _require_betas("num_steps", num_steps, high)
+        self.check("num_steps", num_steps)
         index = jnp.trunc(t * (num_steps - 1) / self.sde.T)
         beta = (low + index * (high - low) / max(num_steps - 1, 1)) / num_steps
         return Step(jnp.expm1(0.5 * jnp.log1p(-beta)), jnp.sqrt(beta), jnp.sqrt(beta))
@@ -97,6 +107,9 @@ class SMLD:
     section 4)."""
 
     sde: VESDE
+
+    def check(self, name: str, number: int) -> None:
+        """Any number will do."""
 
     def chain(self, num_levels: int) -> Chain:
         sigma = self.sde.sigma(jnp.linspace(self.sde.T, 0.0, num_levels))
@@ -132,10 +145,16 @@ def discretization(sde: SDE) -> Discretization:
     if type(sde) not in DISCRETE:
         allowed = ", ".join(process.__name__ for process in DISCRETE)
         raise ValueError(
-            f"num_levels: {type(sde).__name__} has no discrete chain; allowed are {allowed}"
+            f"num_levels: {type(sde).__name__} has no discrete chain; with one are {allowed}"
         )
     made: Discretization = DISCRETE[type(sde)](sde)
     return made
+
+
+def check_steps(sde: SDE, num_steps: int) -> None:
+    """Raise ValueError unless ``original_step`` takes ``num_steps``; compute nothing."""
+    if type(sde) in DISCRETE:
+        discretization(sde).check("num_steps", num_steps)
 
 
 def original_step(sde: SDE, t: Array, num_steps: int) -> Step:
@@ -147,12 +166,3 @@ def original_step(sde: SDE, t: Array, num_steps: int) -> Step:
     f, G = sde.drift_rate(t) * dt, sde.diffusion(t) * math.sqrt(dt)
     s = jnp.maximum(t - dt, 0.0)
     return Step(f, G, G * sde.sigma(s) / sde.sigma(t))
-
-
-def _require_betas(name: str, number: int, beta_max: object) -> None:
-    """Raise ValueError unless the chain's betas, beta_max / number at most, are below 1."""
-    if isinstance(beta_max, int | float) and number <= beta_max:
-        raise ValueError(
-            f"{name} = {number}: allowed are integers above beta_max = {beta_max:g}, as the "
-            "chain's betas are below 1"
-        )

@@ -58,7 +58,15 @@ SUCCESS, TOO_MANY, NOT_FINITE = range(3)
 
 
 class SolveError(RuntimeError):
-    """A solve that did not succeed; the message has the reason."""
+    """A solve that did not succeed; the message has the reason.
+
+    Attributes:
+        too_tight: larger tolerances may help.
+    """
+
+    def __init__(self, message: str, too_tight: bool) -> None:
+        super().__init__(message)
+        self.too_tight = too_tight
 
 
 class Solution(NamedTuple):
@@ -306,7 +314,8 @@ def check(verdict: Array) -> None:
         f"of steps ({MAX_STEPS}), or steps below rounding",
         NOT_FINITE: "the score, or a state on the way, is not a finite number",
     }[failed.max()]
-    raise SolveError(f"the solve failed for {failed.size} of {codes.size} samples: {reason}")
+    told = f"the solve failed for {failed.size} of {codes.size} samples: {reason}"
+    raise SolveError(told, bool(failed.max() == TOO_MANY))
 
 
 def _active(state: _State, last: Array) -> Array:

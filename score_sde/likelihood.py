@@ -7,8 +7,8 @@ et al. 2019, arXiv:1810.01367, eq. 7). The probe is drawn once and held through 
 
 What is exact and what is a bound: the log density of a continuous point (`log_likelihood`) is exact
 up to the solver's tolerance and the probes, whose error averages out. The log probability of
-integer images (`image_log_likelihood`) is a lower bound, and bits/dim an upper one, exact up to the
-same two: dequantization costs what `score_sde.spaces` says, less of it the more draws there are.
+discrete data (`data_log_likelihood`) is a lower bound, and bits/dim an upper one, exact up to the
+same two: dequantization costs what `score_sde.spaces` says, and less with more draws.
 """
 
 import math
@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from score_sde.integrate import check, integrate
 from score_sde.score import as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn
-from score_sde.spaces import Dequantized, Space, bits_per_dim, item_keys
+from score_sde.spaces import Dequantized, Space, item_keys
 
 DIVERGENCES = ("rademacher", "gaussian", "exact")
 
@@ -45,21 +45,23 @@ class Likelihood(NamedTuple):
     by_probe: Array
 
 
-class ImageLikelihood(NamedTuple):
-    """Likelihoods of n integer images of D pixels and channels, K dequantizations of each.
+class DataLikelihood(NamedTuple):
+    """Likelihoods of n items of D numbers each, by K dequantizations (one where there are no bins).
 
     Attributes:
-        bits_per_dim: upper bounds of -log2 P / D, float32 (n,).
-        log_prob: log density of each dequantized image at t_min in the model's range, exact up to
+        bits_per_dim: upper bounds of -log2 P / D, float32 (n,); None for data without bins, which
+            have a density only.
+        log_prob: log density of each dequantized item at t_min in the model's units, exact up to
             solver and probes, nats, float32 (n, K).
         log_weight: log p(x_k) - log q(x_k), of which each alone, and the logarithm of the mean of
-            the exponentials of any of them, bounds log P in expectation, nats, float32 (n, K).
-        nfe: evaluations of the score for each image, over all its K solves, int32 (n,).
-        probe_error: standard error of bits_per_dim over the probes, float32 (n,); None for a single
-            probe and for the exact divergence, which has none.
+            the exponentials of any of them, bounds log P in expectation, nats, float32 (n, K). For
+            data without bins the log density in the data's units.
+        nfe: evaluations of the score for each item, over all its K solves, int32 (n,).
+        probe_error: standard error over the probes, of bits_per_dim or else of the log density,
+            float32 (n,); None for a single probe and for the exact divergence, which has none.
     """
 
-    bits_per_dim: Array
+    bits_per_dim: Array | None
     log_prob: Array
     log_weight: Array
     nfe: Array
@@ -130,103 +132,104 @@ def log_likelihood(
     return likelihood
 
 
-def image_log_likelihood(
+def data_log_likelihood(
     key: Array,
     sde: SDE,
     score: ScoreFn,
-    images: Array,
-    pixels: Space,
+    data: Array,
+    space: Space,
     *,
     dequantization: str = "uniform",
     num_importance: int = 1,
     t_min: float = 1e-5,
     first: int = 0,
     **settings: Any,
-) -> ImageLikelihood:
-    """Bound the log probability of integer images from below by dequantization.
+) -> DataLikelihood:
+    """Bound the log probability of discrete data from below by dequantization; for data without
+    bins, compute the log density in their units.
 
     With K draws x_k from q(x | v) the importance-weighted bound (Burda et al. 2016,
-    arXiv:1509.00519, eq. 8) is log P(v) >= E[log 1/K sum_k p(x_k) / q(x_k | v)]; it tightens in K
-    and tends to log P(v). The draws of an image share their probes, whose error is then nearly
-    common to all weights and averages out as with K = 1. What differs of it between the draws is
-    averaged within the logarithm, which for K > 1 adds up to half its variance in nats: with the
-    exact divergence there is none.
+    arXiv:1509.00519, eq. 8) is log P(v) >= E[log 1/K sum_k p(x_k) / q(x_k | v)]. It tightens in K
+    and tends to log P(v). The draws of an item share their probes. So the probes' error is nearly
+    common to all weights, and averages out as with K = 1. What is not common is averaged within the
+    logarithm: for K > 1 it adds up to half its variance in nats. The exact divergence has no such
+    error.
 
-    The density is that at t_min. Uniform dequantization evaluates it at the dequantized image
+    The density is that at t_min. Uniform dequantization evaluates it at the dequantized item
     itself, as published; truncated normal dequantization adds the noise of t_min.
 
     Args:
-        key: a jax key. An image's draws and probes depend on its index alone, and the first ones of
+        key: a jax key. An item's draws and probes depend on its index alone, and the first ones of
             its draws not on K.
         sde: the process.
         score: the score function, as for `log_likelihood`.
-        images: uint8 (B, H, W, C).
-        pixels: how the model sees them.
+        data: items of the space, (B, *shape).
+        space: how the model sees them.
         dequantization: ``uniform`` or ``truncated_normal``, see `score_sde.spaces`.
         num_importance: K, each draw with a solve of its own.
         t_min: the time at which the data are taken to lie.
-        first: index of the first image, for data that come in parts.
+        first: index of the first item, for data that come in parts.
         settings: the others of `log_likelihood`.
 
     Raises:
-        ValueError: for an unknown dequantization or divergence.
-        RuntimeError: with the solver's reason, if a solve did not succeed.
+        ValueError: for an unknown dequantization or divergence, or K below 1.
+        RuntimeError: with the reason, if a solve did not succeed.
     """
     if num_importance < 1:
         raise ValueError(f"num_importance = {num_importance}: allowed are integers of at least 1")
-    key_pixels, key_probes = jax.random.split(key)
+    key_data, key_probes = jax.random.split(key)
     draws, likelihoods = [], []
     for k in range(num_importance):
-        draw = _dequantize(key_pixels, sde, images, t_min, first, k, pixels, dequantization)
+        draw = _dequantize(key_data, sde, data, t_min, first, k, space, dequantization)
         draws.append(draw.log_density)
         likelihoods.append(
             log_likelihood(key_probes, sde, score, draw.x, t_min=t_min, first=first, **settings)
         )
-    return _bound(draws, likelihoods, images[0].size)
+    return _bound(draws, likelihoods, space)
 
 
 @partial(jax.jit, static_argnums=(6, 7))
 def _dequantize(
     key: Array,
     sde: SDE,
-    images: Array,
+    data: Array,
     t_min: Array,
     first: Array,
     k: Array,
-    pixels: Space,
+    space: Space,
     dequantization: str,
 ) -> Dequantized:
-    """The k-th draw of each image: the first by the image's key, the others by keys of that."""
-    keys = item_keys(key, len(images), first)
+    """The k-th draw of each item: the first by the item's key, the others by keys of that."""
+    keys = item_keys(key, len(data), first)
     keys = jnp.where(k == 0, keys, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))
     time = jnp.full(1, t_min, jnp.float32)
     alpha, sigma = sde.alpha(time)[0], sde.sigma(time)[0]
-    return pixels.dequantized(keys, images, dequantization, alpha, sigma)
+    return space.dequantized(keys, data, dequantization, alpha, sigma)
 
 
 @partial(jax.jit, static_argnums=2)
-def _bound(draws: list[Array], likelihoods: list[Likelihood], dims: int) -> ImageLikelihood:
+def _bound(draws: list[Array], likelihoods: list[Likelihood], space: Space) -> DataLikelihood:
     log_prob = jnp.stack([each.log_prob for each in likelihoods], axis=1)
     log_weight = log_prob - jnp.stack(draws, axis=1)
     bound = jax.nn.logsumexp(log_weight, axis=1) - math.log(len(draws))
     by_probe = jnp.stack([each.by_probe for each in likelihoods], axis=1)
-    return ImageLikelihood(
-        bits_per_dim(bound, dims),
+    return DataLikelihood(
+        space.figure(bound) if space.has_bins else None,
         log_prob,
         log_weight,
         jnp.sum(jnp.stack([each.nfe for each in likelihoods]), axis=0),
-        _probe_error(by_probe, log_weight, dims),
+        _probe_error(by_probe, log_weight, space),
     )
 
 
-def _probe_error(by_probe: Array, log_weight: Array, dims: int) -> Array | None:
-    """Standard error of bits/dim over the probes, (B,), from (B, K, probes) and (B, K)."""
+def _probe_error(by_probe: Array, log_weight: Array, space: Space) -> Array | None:
+    """Standard error of the figure over the probes, (B,), from (B, K, probes) and (B, K)."""
     number = by_probe.shape[-1]
     if number == 1:
         return None
     # The bound moves with each log p by the weight's share, the softmax, to first order.
     shares = jax.nn.softmax(log_weight, axis=1)[:, :, None]
-    bounds = bits_per_dim(jnp.sum(shares * by_probe, axis=1), dims)
+    bounds = space.figure(jnp.sum(shares * by_probe, axis=1))
     return jnp.std(bounds, axis=1, ddof=1) / math.sqrt(number)
 
 

@@ -1,11 +1,10 @@
 """A trained run, from its workdir."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,45 +13,41 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
-from score_sde.batches import (
-    Images,
-    Interpolation,
-    concatenated,
-    joined,
-    leading,
-    noise_on_devices,
-    of_classes,
-    on_devices,
-    padded,
-    shared,
-)
-from score_sde.checks import dataset, validate
+from score_sde.batches import Drawn, Interpolation, batch_size, in_batches, joined
+from score_sde.config import validate
+from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.integrate import SolveError
-from score_sde.likelihood import ImageLikelihood, image_log_likelihood
+from score_sde.likelihood import DataLikelihood, data_log_likelihood
+from score_sde.samplers.base import Start
 from score_sde.samplers.ode import slerp
 from score_sde.score import Model
 from score_sde.sde import SDE
-from score_sde.spaces import item_keys
+from score_sde.spaces import Space, item_keys
 from score_sde.training import checkpoints
-from score_sde.training.mesh import data_mesh, replicated
+from score_sde.training.mesh import along_data, data_mesh, placed, replicated
+
+Conditions = Mapping[str, ArrayLike]
 
 
 @dataclass(frozen=True)
 class Run:
     """What a workdir holds, ready for use.
 
+    A condition has a row for each item, under the names that the model was trained with: `labels`
+    int32 (n,), `vector` float32 (n, k), standardised (`info.standardised`).
+
     Attributes:
         config: the config, as saved.
         step: the training step of the checkpoint.
         sde: the process.
-        score: the score of the averaged weights, (x (B, H, W, C), t (B,)) -> (B, H, W, C), x in the
-            model's range; of a class-conditional model `score.given({"labels": ...})`. That of a
-            network trained on discrete levels takes them as the config's sampler does
-            (`score_sde.score`).
-        smooth_score: `score`, but for such a network the one that the likelihood takes, smooth in
-            t.
-        mesh: the devices that share a batch.
+        score: the score of the averaged weights, (x (B, *shape), t (B,)) -> (B, *shape), x in the
+            model's units; with a condition `score.given(condition)`. A network trained on discrete
+            levels takes them as the config's sampler does (`score_sde.score`).
+        smooth_score: `score`, but of such a network the one that is smooth in t, which the
+            likelihood needs.
+        info: what is known of the data.
+        mesh: the devices that batches are spread over.
     """
 
     config: ConfigDict
@@ -60,258 +55,245 @@ class Run:
     sde: SDE
     score: Model = field(repr=False)  # its parameters would flood a notebook
     smooth_score: Model = field(repr=False)
-    mesh: Mesh
+    info: DatasetInfo = field(repr=False)
+    mesh: Mesh = field(repr=False)
+
+    @property
+    def space(self) -> Space:
+        """Where the data live."""
+        return build.space(self.config, self.info)
 
     def sample(
-        self, key: Array, n: int, *, labels: ArrayLike | None = None, trajectory: bool | int = False
-    ) -> Images:
-        """Draw n images with the config's sampler; arguments as `sample_batches`."""
-        parts = list(self.sample_batches(key, n, labels=labels, trajectory=trajectory))
-        return Images(
-            images=np.concatenate([part.images for part in parts]),
-            nfe=np.concatenate([part.nfe for part in parts]),
-            labels=concatenated([part.labels for part in parts]),
-            trajectory=concatenated([part.trajectory for part in parts], axis=1),
-        )
+        self,
+        key: Array,
+        n: int,
+        *,
+        trajectory: bool | int = False,
+        **condition: ArrayLike,
+    ) -> Drawn:
+        """Draw n items with the config's sampler, of the classes in turn unless ``labels=`` says
+        otherwise; arguments as `sample_batches`."""
+        parts = self.sample_batches(key, n, condition or None, trajectory=trajectory)
+        return joined(list(parts))
 
     def sample_batches(
         self,
         key: Array,
         n: int,
+        condition: Conditions | None = None,
         *,
-        labels: ArrayLike | None = None,
         trajectory: bool | int = False,
         first: int = 0,
-    ) -> Iterator[Images]:
-        """Draw n images, `sampling.batch_size` at a time. An image depends on its index and the
-        key, not on its batch (but for `sampling.faithful` Langevin steps, and a probability flow
-        with `sampling.step_control = "batch"`).
+        progress: Callable[[float], None] | None = None,
+    ) -> Iterator[Drawn]:
+        """Draw n items, `sampling.batch_size` at a time. An item depends on its index and the key,
+        not on its batch, unless the sampler is `coupled`.
 
         Args:
             key: a jax key.
             n: how many.
-            labels: for a class-conditional model, int32 (n,); by default the classes in turn.
-            trajectory: also the states on the way from noise to image: all, or so many at most.
-            first: index of the first image to draw, where some of the n are drawn already.
+            condition: of each; by default the classes in turn.
+            trajectory: also the states on the way from noise to item: all, or so many at most.
+            first: index of the first item to draw, where some of the n are drawn already.
+            progress: called from inside a batch with the share of it that is done.
+
+        Raises:
+            ValueError: n below 1, or another condition than the model's.
+            UserError: samples that are not finite, or a solve that fails.
         """
         if n < 1:
             raise ValueError(f"n = {n}: allowed are integers of at least 1")
-        sampler, pixels = build.sampler(self.config), build.pixel_range(self.config)
-        classes = self._classes(n, labels)
-        batch = self.batch(n)
-        shape = (batch, *build.image_shape(self.config))
-        for index in range(first, n, batch):
-            count = min(batch, n - index)
-            part = None if classes is None else padded(classes[index : index + batch], batch)
-            noise = noise_on_devices(key, self.sde, shape, self.mesh, index)
-            with _told_as("sampling"):
+        sampler, space = build.sampler(self.config), self.space
+        if condition is None:
+            condition = build.classes_in_turn(self.config, self.info, n)
+        given = self.checked_condition(n, condition)
+
+        def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
+            # Drawn anew for each batch, and spread: a sampler that starts there is spread, too.
+            shape = (self.batch_size(n), *space.shape)
+            noise = placed(Start(key, self.sde, None, index).states(shape)[1], spread)
+            with _solver_errors("sampling"):
                 samples = sampler.sample(
                     key,
                     self.sde,
-                    of_classes(self.score, part, self.mesh),
+                    self.score.given(given),
                     noise,
                     trajectory=trajectory,
                     first=index,
-                )
-            finite = np.isfinite(np.asarray(samples.x)[:count]).all(axis=(1, 2, 3))
-            if not finite.all():
-                raise UserError(
-                    f"config.sampling: {count - finite.sum()} of {count} samples are not finite "
-                    f"with {sampler}; allowed are more or smaller steps"
+                    progress=progress,
                 )
             path = samples.trajectory
-            yield Images(
-                images=np.asarray(pixels.from_model(samples.x))[:count],
-                nfe=np.asarray(samples.nfe)[:count],
-                labels=None if part is None else part[:count],
-                trajectory=None if path is None else np.asarray(pixels.from_model(path))[:, :count],
-            )
+            states = None if path is None else jnp.swapaxes(space.from_model(path), 0, 1)
+            finite = jnp.isfinite(samples.x).reshape(len(samples.x), -1).all(axis=1)
+            x = space.from_model(samples.x)
+            return Drawn(x, samples.nfe, given, states), finite
 
-    def batch(self, n: int) -> int:
-        """How many of n images are worked on at a time: equal parts of `sampling.batch_size` at
-        most, but for a multiple of the number of devices."""
-        parts = -(-n // self.config.sampling.batch_size)
-        return shared(-(-n // parts), self.mesh)
+        spread, most = along_data(self.mesh), self.config.sampling.batch_size
+        for drawn, finite in in_batches(draw, given, n, most, self.mesh, first=first):
+            if not finite.all():
+                raise UserError(
+                    f"config.sampling: {(~finite).sum()} of {len(finite)} samples are not finite "
+                    f"with {sampler}; allowed are more or smaller steps"
+                )
+            yield drawn
 
-    def encode(
-        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
-    ) -> np.ndarray:
-        """Return the latents of images by the probability flow, float32 (n, H, W, C).
+    def batch_size(self, n: int) -> int:
+        """How many of n samples are drawn at a time."""
+        return batch_size(n, self.config.sampling.batch_size, self.mesh)
 
-        `sampling.solver`, `rtol`, `atol`, `step_control` and `t_min` hold, whatever
-        `sampling.method`. A model that was trained on dequantized pixels
-        (`training.dequantize`) gets such, others the pixels as they are.
+    def encode(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> np.ndarray:
+        """Return the latents of items by the probability flow, float32 (n, *shape).
+
+        `sampling.solver`, `rtol`, `atol`, `step_control` and `t_min` hold, with any
+        `sampling.method`. A model that was trained on dequantized data (`training.dequantize`)
+        gets such, others the data as they are.
 
         Args:
             key: a jax key, for dequantization.
-            images: uint8 (n, H, W, C), with the data set's own levels.
-            labels: their classes, int32 (n,), for a class-conditional model.
+            data: items of the space, (n, *shape).
+            condition: of each item, for a conditional model.
 
         Raises:
-            ValueError: other images, or labels where there should be none, or none where there
-                should be some.
-            UserError: a solve that fails, with the solver's reason.
+            ValueError: other data, or another condition than the model's.
+            UserError: a solve that fails, with the reason.
         """
-        images = build.pixel_range(self.config).check(images)
-        classes = self._required(len(images), labels)
-        return self._flow(self._to_model(key, images), classes, back=False)[0]
+        x = self._to_model(key, self.space.check(data))
+        return self._flow(x, condition, back=False)[0]
 
-    def decode(self, latents: ArrayLike, *, labels: ArrayLike | None = None) -> np.ndarray:
-        """Return the images of latents, uint8 (n, H, W, C): the inverse of `encode`, so without the
+    def decode(self, latents: ArrayLike, **condition: ArrayLike) -> np.ndarray:
+        """Return the items of latents (n, *shape): the inverse of `encode`, so without the
         denoising of `sample`. Arguments and errors as there."""
-        x, shape = np.asarray(latents, np.float32), build.image_shape(self.config)
+        x, shape = np.asarray(latents, np.float32), self.space.shape
         if x.shape[1:] != shape or not len(x):
             raise ValueError(f"latents are {x.shape}: allowed are (n, *{shape}), n of at least 1")
         if not np.isfinite(x).all():
             raise ValueError("latents: allowed are finite numbers")
-        x, _ = self._flow(x, self._required(len(x), labels), back=True)
-        return np.asarray(build.pixel_range(self.config).from_model(jnp.asarray(x)))
+        x, _ = self._flow(x, condition, back=True)
+        return np.asarray(self.space.from_model(jnp.asarray(x)))
 
     def interpolate(
-        self,
-        key: Array,
-        first: np.ndarray,
-        second: np.ndarray,
-        num: int,
-        *,
-        labels: ArrayLike | None = None,
+        self, key: Array, first: ArrayLike, second: ArrayLike, num: int, **condition: ArrayLike
     ) -> Interpolation:
         """Decode `num` latents on the great circle between those of each pair (`slerp`).
 
         Args:
             key: a jax key, for dequantization.
-            first: uint8 (n, H, W, C), with the data set's own levels.
+            first: items of the space, (n, *shape).
             second: likewise.
             num: how many between each pair, at equal angles.
-            labels: a class for each pair, int32 (n,), for a class-conditional model.
+            condition: of each pair, for a conditional model.
 
         Raises: as `encode`.
         """
-        parts = self.interpolation_batches(key, first, second, num, labels=labels)
-        return Interpolation(*map(np.concatenate, zip(*parts, strict=True)))
+        return joined(list(self.interpolation_batches(key, first, second, num, condition)))
 
     def interpolation_batches(
         self,
         key: Array,
-        first: np.ndarray,
-        second: np.ndarray,
+        first: ArrayLike,
+        second: ArrayLike,
         num: int,
-        *,
-        labels: ArrayLike | None = None,
+        condition: Conditions | None = None,
     ) -> Iterator[Interpolation]:
         """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
-        pixels = build.pixel_range(self.config)
-        first, second = pixels.check(first), pixels.check(second)
-        if num < 1 or len(first) != len(second):
+        pairs = [self.space.check(items) for items in (first, second)]
+        n = len(pairs[0])
+        if num < 1 or len(pairs[1]) != n:
             raise ValueError(
-                f"num = {num} between {len(first)} and {len(second)} images: allowed are integers "
-                "of at least 1, and as many first as second images"
+                f"num = {num} between {n} and {len(pairs[1])} items: allowed are integers of at "
+                "least 1, and as many first as second items"
             )
-        classes = self._required(len(first), labels)
-        pairs = np.stack([first, second], axis=1)
-        flat = pairs.reshape(-1, *pairs.shape[2:])  # a pair's images are neighbours
-        x0 = self._to_model(key, flat).reshape(pairs.shape)
-        return self._interpolation_batches(x0, classes, jnp.linspace(0.0, 1.0, num + 2))
+        given = self.checked_condition(n, condition)
+        x0 = np.stack(pairs, axis=1)
+        x0 = self._to_model(key, x0.reshape(-1, *self.space.shape)).reshape(x0.shape)
+        room = max(1, self.config.sampling.batch_size // (num + 2))
+        weights = jnp.linspace(0.0, 1.0, num + 2)
+        for begin in range(0, n, room):
+            part = slice(begin, min(begin + room, n))
+            yield self._between(x0[part], {k: v[part] for k, v in given.items()}, weights)
 
-    def _interpolation_batches(
-        self, x0: np.ndarray, classes: np.ndarray | None, weights: Array
-    ) -> Iterator[Interpolation]:
-        n, row, pixels = len(x0), len(weights), build.pixel_range(self.config)
-        room = max(1, self.config.sampling.batch_size // row)
-        size = -(-n // -(-n // room))  # of equal parts
-        for begin in range(0, n, size):
-            pairs = padded(x0[begin : begin + size], size)
-            given = None if classes is None else padded(classes[begin : begin + size], size)
-            latents, there = self._flow_of_rows(pairs, given, back=False)
-            ends = jnp.asarray(latents)
-            between = np.asarray(slerp(ends[:, 0], ends[:, 1], weights))
-            x, nfe = self._flow_of_rows(between, given, back=True)
-            change = np.square(x[:, [0, -1]] - pairs).mean(axis=(2, 3, 4))
-            whole = Interpolation(
-                images=np.asarray(pixels.from_model(jnp.asarray(x))),
-                latents=latents,
-                nfe=np.concatenate([there, nfe], axis=1),
-                rms=np.sqrt(change),
-            )
-            yield Interpolation(*(array[: n - begin] for array in whole))
+    def _between(
+        self, pairs: np.ndarray, given: dict[str, np.ndarray], weights: Array
+    ) -> Interpolation:
+        latents, there = self._rows(pairs, given, back=False)
+        ends = jnp.asarray(latents)
+        x, nfe = self._rows(np.asarray(slerp(ends[:, 0], ends[:, 1], weights)), given, back=True)
+        change = np.square(x[:, [0, -1]] - pairs).reshape(len(pairs), 2, -1).mean(axis=2)
+        data = np.asarray(self.space.from_model(jnp.asarray(x)))
+        return Interpolation(data, latents, np.concatenate([there, nfe], axis=1), np.sqrt(change))
 
-    def _flow_of_rows(
-        self, x: np.ndarray, classes: np.ndarray | None, *, back: bool
+    def _rows(
+        self, x: np.ndarray, given: dict[str, np.ndarray], *, back: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `_flow`, for rows of states (n, row, H, W, C) with a class for each row, (n,)."""
+        """As `_flow`, for rows of states (n, row, *shape) with a condition for each row."""
         n, row = x.shape[:2]
-        each = None if classes is None else np.repeat(classes, row)
+        each = {name: np.repeat(array, row, axis=0) for name, array in given.items()}
         ends, nfe = self._flow(x.reshape(-1, *x.shape[2:]), each, back=back)
         return ends.reshape(x.shape), nfe.reshape(n, row)
 
     def _flow(
-        self, x: np.ndarray, classes: np.ndarray | None, *, back: bool
+        self, x: np.ndarray, condition: Conditions | None, *, back: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Take states (n, H, W, C) from t_min to T, or back; also return the evaluations (n,)."""
+        """Take states (n, *shape) from t_min to T, or back; also return the evaluations (n,)."""
         flow = build.probability_flow(self.config)
-        follow, batch, ends = flow.decode if back else flow.encode, self.batch(len(x)), []
-        for first in range(0, len(x), batch):
-            part = padded(x[first : first + batch], batch)
-            given = None if classes is None else padded(classes[first : first + batch], batch)
-            with _told_as("sampling"):
-                score = of_classes(self.smooth_score, given, self.mesh)
-                ends.append(follow(self.sde, score, on_devices(part, self.mesh)))
-        x_end, nfe = (np.concatenate([np.asarray(end[i]) for end in ends]) for i in (0, 1))
-        return x_end[: len(x)], nfe[: len(x)]
+        follow = flow.decode if back else flow.encode
 
-    def _to_model(self, key: Array, images: np.ndarray) -> np.ndarray:
-        pixels, integers = build.pixel_range(self.config), jnp.asarray(images)
-        if not pixels.dequantize:
-            return np.asarray(pixels.to_model(integers))
-        keys, one = item_keys(key, len(images)), jnp.ones(())
-        return np.asarray(pixels.dequantized(keys, integers, "uniform", one, one).x)
+        def carry(part: tuple[Array, dict[str, Array]], _: int) -> tuple[Array, Array]:
+            with _solver_errors("sampling"):
+                end = follow(self.sde, self.smooth_score.given(part[1]), part[0])
+            return end.x, end.nfe
 
-    def log_likelihood(
-        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None
-    ) -> ImageLikelihood:
-        """Compute the likelihood of images with the config's settings: bounds of bits/dim, from log
-        densities that are exact up to solver and probes.
+        arrays = (x, self.checked_condition(len(x), condition))
+        most = self.config.sampling.batch_size
+        return joined(list(in_batches(carry, arrays, len(x), most, self.mesh)))
+
+    def _to_model(self, key: Array, data: np.ndarray) -> np.ndarray:
+        space, items = self.space, jnp.asarray(data)
+        if not space.dequantize:
+            return np.asarray(space.to_model(items))
+        unused = jnp.ones(())  # uniform dequantization knows no process
+        return np.asarray(
+            space.dequantized(item_keys(key, len(data)), items, "uniform", unused, unused).x
+        )
+
+    def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> DataLikelihood:
+        """Compute the likelihood of items with the config's settings. Integer images get bounds of
+        bits/dim, from log densities that are exact up to solver and probes.
 
         Args:
             key: a jax key, for dequantization and the divergence's probes.
-            images: uint8 (n, H, W, C), with the data set's own levels.
-            labels: their classes, int32 (n,), for a class-conditional model, which gives the
-                likelihood of each image given its class.
+            data: items of the space, (n, *shape).
+            condition: of each item, for a conditional model; the likelihoods are those given it.
 
         Returns:
             numpy arrays.
 
         Raises:
-            ValueError: other images, or labels where there should be none, or none where there
-                should be some.
+            ValueError: other data, or another condition than the model's.
+            UserError: a solve that fails, with the reason.
         """
-        return joined(list(self.likelihood_batches(key, images, labels=labels)))
+        return joined(list(self.likelihood_batches(key, data, condition)))
 
     def likelihood_batches(
-        self, key: Array, images: np.ndarray, *, labels: ArrayLike | None = None, first: int = 0
-    ) -> Iterator[ImageLikelihood]:
-        """As `log_likelihood`, `likelihood.batch_size` images at a time, in order, from the image
-        of index `first` on."""
-        if self.config.model.class_conditional and labels is None:
-            raise ValueError("labels: the likelihoods of this model are those given the class")
-        images = build.pixel_range(self.config).check(images)
-        return self._likelihood_batches(key, images, self._classes(len(images), labels), first)
+        self,
+        key: Array,
+        data: ArrayLike,
+        condition: Conditions | None = None,
+        *,
+        first: int = 0,
+    ) -> Iterator[DataLikelihood]:
+        """As `log_likelihood`, `likelihood.batch_size` items at a time, in order, from the item of
+        index `first` on."""
+        settings, items = self.config.likelihood, self.space.check(data)
 
-    def _likelihood_batches(
-        self, key: Array, images: np.ndarray, classes: np.ndarray | None, first: int
-    ) -> Iterator[ImageLikelihood]:
-        pixels, settings = build.pixel_range(self.config), self.config.likelihood
-        batch = shared(min(len(images), settings.batch_size), self.mesh)
-        for index in range(first, len(images), batch):
-            part = images[index : index + batch]
-            given = None if classes is None else padded(classes[index : index + batch], batch)
-            with _told_as("likelihood"):
-                values = image_log_likelihood(
+        def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> DataLikelihood:
+            with _solver_errors("likelihood"):
+                return data_log_likelihood(
                     key,
                     self.sde,
-                    of_classes(self.smooth_score, given, self.mesh),
-                    on_devices(padded(part, batch), self.mesh),
-                    pixels,
+                    self.smooth_score.given(part[1]),
+                    part[0],
+                    self.space,
                     dequantization=settings.dequantization,
                     num_importance=settings.num_importance,
                     divergence=settings.divergence,
@@ -321,24 +303,31 @@ class Run:
                     t_min=settings.t_min,
                     first=index,
                 )
-            yield leading(jax.tree.map(np.asarray, values), len(part))
 
-    def _required(self, n: int, labels: ArrayLike | None) -> np.ndarray | None:
-        """The classes of n given images or latents, which have no default."""
-        if self.config.model.class_conditional and labels is None:
-            raise ValueError("labels: the latents of this model are those given the class")
-        return self._classes(n, labels)
+        n = len(items)
+        arrays = (items, self.checked_condition(n, condition))
+        return in_batches(likelihood, arrays, n, settings.batch_size, self.mesh, first=first)
 
-    def _classes(self, n: int, labels: ArrayLike | None) -> np.ndarray | None:
-        if labels is None:
-            in_turn = build.classes_in_turn(self.config, n)
-            return None if in_turn is None else np.asarray(in_turn)
-        if not self.config.model.class_conditional:
-            raise ValueError("labels for a model without classes")
-        classes, number = np.asarray(labels), dataset(self.config).num_classes
-        if classes.shape != (n,) or not np.isin(classes, np.arange(number)).all():
-            raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
-        return classes.astype(np.int32)
+    def checked_condition(self, n: int, condition: Conditions | None) -> dict[str, np.ndarray]:
+        """The condition of n items as arrays; ValueError for another than the model's."""
+        names = build.condition_names(self.config, self.info)
+        given = {name: np.asarray(array) for name, array in (condition or {}).items()}
+        if set(given) != set(names):
+            raise ValueError(
+                f"condition of {', '.join(given) or 'nothing'}: allowed are "
+                f"{', '.join(names) or 'none, as the model has no condition'}"
+            )
+        if "labels" in given:
+            labels, number = given["labels"], self.info.num_classes
+            if labels.shape != (n,) or not np.isin(labels, np.arange(number)).all():
+                raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
+            given["labels"] = labels.astype(np.int32)
+        if "vector" in given:
+            rows, wide = given["vector"], len(self.info.condition)
+            if rows.shape != (n, wide) or rows.dtype.kind not in "fiu":
+                raise ValueError(f"vector is {rows.shape}: allowed are numbers ({n}, {wide})")
+            given["vector"] = rows.astype(np.float32)
+        return given
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Run:
@@ -347,7 +336,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     Args:
         workdir: the directory that `--mode train` filled.
         config: instead of the saved config; for other sampling or likelihood settings.
-        mesh: the devices that share a batch, with an axis `data`; all of them by default.
+        mesh: the devices to use; all of them by default.
 
     Raises:
         UserError: where there is no config or no checkpoint.
@@ -355,19 +344,21 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     workdir = Path(workdir)
     config = workdirs.load(workdir) if config is None else config
     validate(config)
-    apply, params = networks.abstract(build.network(config))
+    info = workdirs.load_info(workdir) or build.dataset(config)
     mesh = data_mesh() if mesh is None else mesh
+    apply, params = networks.abstract(build.network(config, info))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh))
-    score = build.model(config, apply, ema, levels=build.sampler_levels(config))
-    return Run(config, step, score.sde, score, build.model(config, apply, ema), mesh)
+    score = build.model(config, apply, ema, levels=build.sampler(config).levels)
+    return Run(config, step, score.sde, score, build.model(config, apply, ema), info, mesh)
 
 
 @contextmanager
-def _told_as(section: str) -> Iterator[None]:
-    """Turn a solve's failure into an error of the section whose tolerances it could not meet."""
+def _solver_errors(section: str) -> Iterator[None]:
+    """Turn a solve's failure into an error of the section whose settings it could not meet."""
     try:
         yield
     except SolveError as error:
+        allowed = "; allowed are larger ones" if error.too_tight else ""
         raise UserError(
-            f"config.{section}.rtol, config.{section}.atol: {error}; allowed are larger ones"
+            f"config.{section}.rtol, config.{section}.atol: {error}{allowed}"
         ) from error

@@ -70,10 +70,12 @@ class SDE:
     Attributes:
         T: the last time of the process, where it is nearly pure noise.
         t_min: the smallest time that samplers go down to unless told otherwise.
+        t_resolved: the time before which sigma is next to float32's rounding beside the data.
     """
 
     T: ClassVar[float] = 1.0
     t_min: ClassVar[float] = 1e-3
+    t_resolved: ClassVar[float] = 0.0
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
@@ -279,6 +281,8 @@ class VPSDE(_LinearBeta):
 class SubVPSDE(_LinearBeta):
     """sub-VP: VP's mean with sigma = 1 - exp(-B), below VP's at every time (Song et al. 2021, eq.
     27 to 29)."""
+
+    t_resolved: ClassVar[float] = 1e-3
 
     def sigma(self, t: Array) -> Array:
         return -jnp.expm1(-self.integral(t))

@@ -97,6 +97,11 @@ class Pixels:
     dequantize: bool
 
     @property
+    def has_bins(self) -> bool:
+        """Whether items are discrete, so that they have probabilities."""
+        return True
+
+    @property
     def unit(self) -> str:
         """The unit of `figure`."""
         return "bits/dim"
@@ -206,9 +211,14 @@ class Vectors:
         return (len(self.mean),)
 
     @property
+    def has_bins(self) -> bool:
+        """Whether items are discrete, so that they have probabilities."""
+        return self.bin_width is not None
+
+    @property
     def dequantize(self) -> bool:
         """Whether training spreads the values over their bins."""
-        return self.bin_width is not None
+        return self.has_bins
 
     @property
     def unit(self) -> str:

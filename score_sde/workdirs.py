@@ -8,8 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde import __version__
-from score_sde.checks import unknown_key, validate
-from score_sde.config import changed, default, flat
+from score_sde.config import changed, default, flat, unknown_key, validate
 from score_sde.errors import UserError
 
 FILE = "config.json"

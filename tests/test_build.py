@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from score_sde import build
-from score_sde.checks import validate
-from score_sde.config import changed, default
+from score_sde.config import changed, default, validate
 
 SMALL = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)}
 VE = {"sde.name": "ve", "model.parameterization": "score", "model.centered": False}

@@ -1,14 +1,15 @@
-"""The schema, the checks and the saved config: what needs no command line and no JAX."""
+"""The schema, the checks and the saved config: what needs no command line."""
 
 import importlib
+import inspect
 import json
 
 import pytest
 
-from score_sde import workdirs
-from score_sde.checks import CHECKS, check_devices, validate
-from score_sde.config import changed, default, flat, keys_read
+from score_sde import build, workdirs
+from score_sde.config import changed, default, flat, resolve, validate
 from score_sde.errors import UserError
+from score_sde.schema import SCHEMA, SWITCH, TEXT
 
 PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10")
 
@@ -25,26 +26,44 @@ def refusal(values):
     return str(caught.value)
 
 
-def test_every_check_names_a_key_and_allows_its_default():
-    values = flat(default())
-    for check in CHECKS:
-        assert check.ok(values[check.key]), check.key
-    assert len({check.key for check in CHECKS}) == len(CHECKS)
-    # A number without a check, or a word without its list, is a hole in the table.
-    unchecked = values.keys() - {check.key for check in CHECKS}
-    assert {key for key in unchecked if type(values[key]) is not bool} == {"name", "data.dir"}
+CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT)]
 
 
-# For each check one value outside; the text must be the check's own.
+def test_every_row_allows_its_default_and_says_what_it_is():
+    assert flat(default()) == {key: row.default for key, row in SCHEMA.items()}
+    for row in SCHEMA.values():
+        assert row.default is None or row.allowed.ok(row.default), row.key
+        assert (row.unset is None) == (row.default is not None), row.key
+        assert row.help and row.allowed.words, row.key
+        assert (row.allowed is SWITCH) == (row.kind is bool), row.key
+    assert {row.key for row in SCHEMA.values() if row.allowed is TEXT} == {"name", "data.dir"}
+
+
+@pytest.mark.parametrize("key", ["sde.name", "model.name", "sampling.method"])
+def test_the_schemas_defaults_are_the_objects_own(key):
+    """A value at the schema's default is left to the object."""
+    section = key.partition(".")[0]
+    for make in SCHEMA[key].allowed.load().values():
+        call = make.__init__ if inspect.isclass(make) else make
+        for name, parameter in inspect.signature(call).parameters.items():
+            row = SCHEMA.get(f"{section}.{name}")
+            if row and row.default is not None and type(parameter.default) is row.kind:
+                assert parameter.default == row.default, (make, name)
+
+
+# For each row one value outside; the text must be the row's own.
 IMPOSSIBLE = {
     "seed": -1,
     "data.name": "mnist",
     "data.image_size": -8,
+    "data.condition": (-1,),
+    "data.bin_width": 0.0,
     "sde.name": "ddpm",
     "sde.beta_min": 0.0,
     "sde.beta_max": float("inf"),
     "sde.sigma_min": -1.0,
     "sde.sigma_max": float("nan"),
+    "model.name": "resnet",
     "model.width": 6,
     "model.multipliers": (1, 0),
     "model.num_blocks": 0,
@@ -119,15 +138,15 @@ IMPOSSIBLE = {
 }
 
 
-def test_every_check_has_its_impossible_value():
-    assert set(IMPOSSIBLE) == {check.key for check in CHECKS}
+def test_every_row_has_its_impossible_value():
+    assert set(IMPOSSIBLE) == {row.key for row in CHECKED}
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.key)
-def test_an_impossible_value_is_refused(check):
-    value = IMPOSSIBLE[check.key]
-    line = refusal({check.key: value})
-    assert line == f"config.{check.key} = {value!r}: allowed are {check.allowed}"
+@pytest.mark.parametrize("row", CHECKED, ids=lambda row: row.key)
+def test_an_impossible_value_is_refused(row):
+    value = IMPOSSIBLE[row.key]
+    line = refusal({row.key: value})
+    assert line == f"config.{row.key} = {value!r}: allowed are {row.allowed.words}"
 
 
 @pytest.mark.parametrize(
@@ -135,11 +154,11 @@ def test_an_impossible_value_is_refused(check):
     [
         (
             {"sde.beta_max": 0.05},
-            "config.sde.beta_max = 0.05: allowed are numbers above config.sde.beta_min = 0.1",
+            "config.sde.beta_max = 0.05: allowed are numbers above beta_min = 0.1",
         ),
         (
-            {"sde.sigma_min": 60.0},
-            "config.sde.sigma_max = 50.0: allowed are numbers above config.sde.sigma_min = 60.0",
+            {"sde.name": "ve", "sde.sigma_min": 60.0},
+            "config.sde.sigma_max = 50.0: allowed are numbers above sigma_min = 60.0",
         ),
         (
             {"model.multipliers": (1, 1, 1, 1, 1)},
@@ -190,48 +209,43 @@ def test_an_impossible_value_is_refused(check):
                 "sampling.predictor": "ancestral",
             },
             "config.sampling.predictor = 'ancestral': allowed are euler_maruyama, "
-            "reverse_diffusion with config.sampling.probability_flow = True",
+            "reverse_diffusion with probability_flow = True",
         ),
         (
             {"sampling.method": "ald", "sampling.num_steps": 1},
-            "config.sampling.num_steps = 1: allowed are integers of at least 2 with "
-            "config.sampling.method = 'ald'",
+            "config.sampling.num_steps = 1: allowed are integers of at least 2",
         ),
         (
             {"sampling.method": "heun", "sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
-            "config.sampling.churn_to = 1.0: allowed are numbers from config.sampling.churn_from = "
-            "2 on",
+            "config.sampling.churn_to = 1.0: allowed are numbers from churn_from = 2.0 on",
         ),
         (
             {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},
-            "config.likelihood.t_min = 1e-05: allowed are times from 1e-3 with "
-            "config.likelihood.dequantization = 'truncated_normal' under sub-VP, as sigma is next "
-            "to float32's rounding before",
+            "config.likelihood.t_min = 1e-05: allowed are times from 0.001 with "
+            "config.likelihood.dequantization = 'truncated_normal' under SubVPSDE, as sigma is "
+            "next to float32's rounding before",
         ),
         (
             {"sampling.method": "dpmpp", "sampling.eta": 0.5, "sampling.order": 3},
-            "config.sampling.order = 3: allowed are 1, 2 with config.sampling.eta = 0.5 (3 with "
-            "--config.sampling.eta=0)",
+            "config.sampling.order = 3: allowed are 1, 2 with eta = 0.5 (3 with eta = 0)",
         ),
         (
             {"sampling.grid": "paper", "sampling.num_steps": 1},
-            "config.sampling.num_steps = 1: allowed are integers of at least 2 with "
-            "config.sampling.grid = 'paper'",
+            "config.sampling.num_steps = 1: allowed are integers of at least 2 with grid = 'paper'",
         ),
         (
             {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
-            "config.sampling.num_steps = 100: allowed are 1 to 99 with config.model.num_levels = "
-            "100, as each time is a level",
+            "config.sampling.num_steps = 100: allowed are 1 to 99 with num_levels = 100, as each "
+            "time is a level",
         ),
         (
             {"model.num_levels": 1000, "sde.name": "subvp"},
-            "config.model.num_levels = 1000: allowed are 0 with config.sde.name = 'subvp', which "
-            "has no discrete chain",
+            "config.model.num_levels = 1000: allowed are 0, as SubVPSDE has no chain",
         ),
         (
             {"model.num_levels": 20},
-            "config.model.num_levels = 20: allowed are 0, integers above config.sde.beta_max = "
-            "20.0, as the chain's betas are below 1",
+            "config.model.num_levels = 20: allowed are 0, integers above beta_max = 20, as the "
+            "chain's betas are below 1",
         ),
         (
             {"model.num_levels": 1000, "model.parameterization": "velocity"},
@@ -268,9 +282,18 @@ def test_an_impossible_value_is_refused(check):
             "digits",
         ),
         (
+            {
+                "sampling.method": "pc",
+                "sampling.faithful": True,
+                "sampling.predictor": "ancestral",
+                "sampling.num_steps": 20,
+            },
+            "config.sampling.num_steps = 20: allowed are integers above beta_max = 20 with the "
+            "chain's own steps, as its betas are below 1",
+        ),
+        (
             {"sampling.method": "pc", "sampling.predictor": "none"},
-            "config.sampling.corrector = 'none': allowed are langevin, ald with "
-            "config.sampling.predictor = 'none'",
+            "config.sampling.corrector = 'none': allowed are langevin, ald with predictor = 'none'",
         ),
     ],
 )
@@ -297,9 +320,9 @@ def test_a_config_made_from_scratch_is_held_to_the_schema():
 
 
 def test_the_devices_must_divide_the_batch():
-    check_devices(valid(), 8)
+    build.check_devices(valid(), 8)
     with pytest.raises(UserError) as caught:
-        check_devices(valid(), 7)
+        build.check_devices(valid(), 7)
     line = "config.training.batch_size = 128: allowed are multiples of the 7 devices"
     assert str(caught.value) == line
 
@@ -394,7 +417,7 @@ def test_another_method_begins_with_its_own_settings():
 )
 def test_the_keys_that_a_sampler_reads(values, read, unread):
     config = changed(valid(), {f"sampling.{key}": value for key, value in values.items()})
-    keys = keys_read(config.sampling)
+    keys = build.keys_read(config)
     assert read in keys and unread not in keys
 
 
@@ -402,3 +425,56 @@ def test_integers_beyond_what_is_counted_are_refused():
     for key in ("sampling.num_steps", "likelihood.num_probes", "training.num_steps"):
         said = refusal({key: 10**20})
         assert said == f"config.{key} = {10**20}: allowed are integers below 2**31"
+
+
+OWN = """
+from dataclasses import dataclass
+from score_sde.samplers import DDIM
+from score_sde.sde import SDE
+
+class Needs(SDE):
+    rate: float
+
+@dataclass(frozen=True)
+class Short(DDIM):
+    num_steps: int = 3
+    rho: float = 5.0
+"""
+
+
+def test_a_users_own_object(tmp_path, monkeypatch):
+    """Its defaults hold where the config has the schema's; what it takes is what is read."""
+    (tmp_path / "own_of_config.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"sampling.method": "own_of_config:Short"}
+    config = changed(valid(), own)
+    validate(config)
+    sampler = build.sampler(config)
+    assert (sampler.num_steps, sampler.rho, sampler.denoise) == (3, 5.0, True)
+    sampler = build.sampler(changed(config, {"sampling.num_steps": 4, "sampling.rho": 6.0}))
+    assert (sampler.num_steps, sampler.rho) == (4, 6.0)
+    assert "eta" in build.keys_read(config) and "order" not in build.keys_read(config)
+    assert type(sampler) is resolve("sampling.method", "own_of_config:Short")
+    assert flat(workdirs.from_json(workdirs.to_json(config))) == flat(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("sde.name", "no_such_module:X", "No module named 'no_such_module'"),
+        ("sde.name", "math:no_such_name", "no_such_name"),
+        ("sde.name", "math:pi", "derived from score_sde.sde:SDE"),
+        ("sde.name", ":", "Empty module name"),
+        ("sde.name", "own_of_errors:Needs", "its setting rate has no default"),
+        ("sampling.method", "fractions:Fraction", "derived from score_sde.samplers.base:Sampler"),
+        ("model.name", "math:pi", "derived from flax.nnx:Module"),
+        ("sampling.predictor", "math:pi", "an instance of types:FunctionType"),
+        ("sampling.solver", "math:pi", "allowed are tsit5, dopri5"),
+    ],
+)
+def test_a_users_own_object_that_cannot_be_taken(key, value, said, tmp_path, monkeypatch):
+    (tmp_path / "own_of_errors.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    method = {"sampling.method": "pc"} if key == "sampling.predictor" else {}
+    line = refusal(method | {key: value})
+    assert line.startswith(f"config.{key} = {value!r}: ") and said in line and "\n" not in line

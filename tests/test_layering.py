@@ -51,16 +51,17 @@ ROOMS = {
     "score_sde.evaluation": Room(4, (0, 1, 2, 3), ("jax", "flax", "scipy", "tqdm")),
     "score_sde.convert": Room(4, (0, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
-    "score_sde.config": Room(5, (), ("ml_collections",)),
-    "score_sde.checks": Room(5, (0, 3), ("ml_collections",), neighbours=("score_sde.config",)),
-    "score_sde.workdirs": Room(
-        5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.checks")
+    # Its last check makes the objects of a config, so it knows `build`, within that function.
+    "score_sde.schema": Room(5, ()),
+    "score_sde.config": Room(
+        5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
     ),
+    "score_sde.workdirs": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.config",)),
     "score_sde.build": Room(
         5,
         (0, 1, 2, 3, 4),
         ("jax", "flax", "optax", "ml_collections"),
-        neighbours=("score_sde.config", "score_sde.checks"),
+        neighbours=("score_sde.schema", "score_sde.config"),
     ),
     "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
     "score_sde.run": Room(
@@ -68,7 +69,7 @@ ROOMS = {
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
-            *("score_sde.config", "score_sde.checks", "score_sde.workdirs"),
+            *("score_sde.config", "score_sde.workdirs"),
             *("score_sde.build", "score_sde.batches"),
         ),
     ),

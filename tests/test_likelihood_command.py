@@ -127,7 +127,12 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     assert f"likelihood.json, of all {IMAGES}\n" in told
     assert values(workdir).keys() == before.keys() and len(values(workdir)["nfe"]) == IMAGES
     assert (workdir / "likelihood.json").read_text() == summary
-    # What is paid for counts in whatever batches the command was going on.
+    # What is paid for counts in whatever batches the command was going on, and keys that the schema
+    # did not have then are at their defaults.
+    settings = json.loads(str(before["depends"]))
+    del settings["data.condition"], settings["data.bin_width"]
+    older = before | {"depends": np.asarray(json.dumps(settings))}
+    np.savez(workdir / "likelihood.npz", **older)
     told = likelihood(workdir, "--config.likelihood.batch_size=5")
     assert f"{IMAGES} images of these settings; nothing to compute" in told
 

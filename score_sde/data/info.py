@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from score_sde.errors import UserError
 
@@ -61,6 +62,12 @@ class DatasetInfo:
     def __post_init__(self) -> None:
         if self.levels is None and not self.columns:
             object.__setattr__(self, "columns", tuple(map(str, range(self.shape[0]))))
+
+    def standardised(self, values: ArrayLike) -> np.ndarray:
+        """Rows of the condition's columns in the data's units, (n, k), as a model is given them:
+        float32."""
+        rows = (np.asarray(values, np.float64) - self.condition_mean) / self.condition_std
+        return rows.astype(np.float32)
 
     def facts(self) -> dict[str, Any]:
         """All fields, as what JSON keeps."""

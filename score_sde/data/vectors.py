@@ -77,8 +77,7 @@ def separated(arrays: Arrays, own: DatasetInfo, info: DatasetInfo) -> Arrays:
         return arrays
     kept = [own.columns.index(name) for name in info.columns]
     taken = [own.columns.index(name) for name in info.condition]
-    vector = (arrays.x[:, taken] - np.asarray(info.condition_mean)) / info.condition_std
-    condition = {**arrays.condition, "vector": vector.astype(np.float32)}
+    condition = {**arrays.condition, "vector": info.standardised(arrays.x[:, taken])}
     return Arrays(np.ascontiguousarray(arrays.x[:, kept]), condition)
 
 

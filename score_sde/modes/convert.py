@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
-from score_sde.checks import refuse
+from score_sde.config import refuse
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.training.checkpoints import Checkpoints

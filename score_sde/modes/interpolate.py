@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from score_sde import build, data
 from score_sde.batches import Interpolation
-from score_sde.checks import refuse
-from score_sde.config import keys_read
+from score_sde.config import refuse
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import signals_wait, whole
 from score_sde.run import Run, load
@@ -42,7 +41,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"flow: {_flow(config)}")
-    read = (keys_read(settings) | READ) - BUT
+    read = (build.keys_read(config) | READ) - BUT
     tell_unread(config, workdir, {f"sampling.{key}" for key in read})
     batches = trained.interpolation_batches(
         jax.random.key(settings.seed),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from score_sde import __version__, build, data
 from score_sde.batches import joined, leading
-from score_sde.config import flat
+from score_sde.config import default, flat
 from score_sde.errors import UserError
 from score_sde.likelihood import ImageLikelihood
 from score_sde.modes import start, tell_unread
@@ -115,6 +115,8 @@ def _stored(workdir: Path, depends: dict[str, Any]) -> tuple[ImageLikelihood | N
             values = ImageLikelihood(**{"probe_error": None} | columns)  # a single probe has none
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         return None, f"not as this version writes it ({type(error).__name__})"
+    usual = json.loads(json.dumps(flat(default())))  # of keys younger than the file
+    theirs = {key: usual[key] for key in depends if key in usual} | theirs
     keys = [key for key in {**depends, **theirs} if depends.get(key) != theirs.get(key)]
     return (None, f"of another {', '.join(keys)}") if keys else (values, None)
 

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from score_sde import build
 from score_sde.batches import Images
-from score_sde.config import keys_read
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import digest, signals_wait, whole
 from score_sde.run import Run, load
@@ -36,7 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
-    tell_unread(config, workdir, {f"sampling.{key}" for key in keys_read(settings) | READ})
+    tell_unread(config, workdir, {f"sampling.{key}" for key in build.keys_read(config) | READ})
     key, number = jax.random.key(settings.seed), settings.num_samples
     depends = _what_the_images_depend_on(trained)
     parts = [] if settings.gif else _unfinished(workdir, depends, number)

@@ -84,6 +84,7 @@ class MLP(nnx.Module):
     """
 
     Spec = MLPSpec
+    rank = 1  # axes of an item
 
     def __init__(self, spec: MLPSpec, *, rngs: nnx.Rngs):
         self.spec = spec

@@ -47,6 +47,7 @@ class UNet(nnx.Module):
     """
 
     Spec = UNetSpec
+    rank = 3  # axes of an item
 
     def __init__(self, spec: UNetSpec, *, rngs: nnx.Rngs):
         self.spec = spec

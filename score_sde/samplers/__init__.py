@@ -3,6 +3,7 @@
 A new sampler is a file here and a line in ``SAMPLERS``.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from score_sde.samplers.base import Sampler, Samples, SteppedSampler
@@ -29,13 +30,14 @@ __all__ = [
     "SteppedSampler",
 ]
 
-SAMPLERS: dict[str, type[Sampler] | partial[ExponentialMultistep]] = {
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pc": PredictorCorrector,
     "ald": AnnealedLangevin,
     "ode": ProbabilityFlow,
     "ddim": DDIM,
-    "dpmpp": ExponentialMultistep,
-    "unipc": partial(ExponentialMultistep, corrector=True),
+    "dpmpp": partial(ExponentialMultistep, corrector=False),
+    "unipc": partial(ExponentialMultistep, corrector=True, eta=0.0),
     "heun": Heun,
 }
-"""The samplers by the names that configs give them."""
+"""The samplers by the names that configs give them. The settings of each are the fields that it
+leaves open."""

@@ -81,9 +81,19 @@ class Sampler(ABC):
         return False
 
     @property
-    def unread(self) -> set[str]:
+    def without_effect(self) -> set[str]:
         """Its own settings that have no effect, given the others."""
         return set()
+
+    @property
+    def levels(self) -> str:
+        """Which level a network of discrete levels gets at a time, as of `score.Model`."""
+        return "matched"
+
+    def check(self, sde: SDE) -> None:
+        """Raise ValueError, naming the setting, for one that does not go with the process; compute
+        nothing."""
+        del sde  # most go with all
 
     def sample(
         self,

@@ -73,8 +73,8 @@ class GridSampler(SteppedSampler):
             )
 
     @property
-    def unread(self) -> set[str]:
-        return super().unread | (set() if self.grid == "karras" else {"rho"})
+    def without_effect(self) -> set[str]:
+        return super().without_effect | (set() if self.grid == "karras" else {"rho"})
 
     def times(self, sde: SDE) -> Array:
         """The times from T to t_min, (steps + 1,)."""

@@ -74,9 +74,9 @@ class Heun(GridSampler):
             )
 
     @property
-    def unread(self) -> set[str]:
+    def without_effect(self) -> set[str]:
         of_churn = set() if self.churn else {"churn_from", "churn_to", "churn_noise"}
-        return super().unread | of_churn
+        return super().without_effect | of_churn
 
     def tables(self, sde: SDE, times: Array) -> _Tables:
         nu = jnp.exp(-0.5 * sde.log_snr(times))

@@ -63,13 +63,13 @@ class AnnealedLangevin(SteppedSampler):
                 f"step_size = {self.step_size!r}: allowed are numbers above 0 and below 1"
             )
 
-    def levels(self, sde: SDE) -> Array:
+    def level_times(self, sde: SDE) -> Array:
         """The levels' times from T to t_min, uniform in log-SNR, (num_steps,)."""
         return times("log_snr", sde, self.num_steps - 1, self.last_time(sde))
 
     def times(self, sde: SDE) -> Array:
         """The time of each Langevin step, and the last level's again."""
-        levels = self.levels(sde)
+        levels = self.level_times(sde)
         return jnp.append(jnp.repeat(levels, self.steps_per_level), levels[-1])
 
     def tables(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
@@ -98,7 +98,7 @@ class AnnealedLangevin(SteppedSampler):
             return jnp.asarray(self.step_size)
         if self.consistent:
             return jnp.asarray(CONSISTENT_STEP)
-        nu = jnp.exp(-0.5 * sde.log_snr(self.levels(sde)[:2]))
+        nu = jnp.exp(-0.5 * sde.log_snr(self.level_times(sde)[:2]))
         return ncsnv2_step_size(nu[0] / nu[-1], self.steps_per_level)
 
 

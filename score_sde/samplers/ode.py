@@ -28,7 +28,7 @@ class ProbabilityFlow(Sampler):
         solver: ``dopri5``, ``tsit5``, ``dopri8``, ``heun``, whose steps adapt, or ``euler``.
         step_control: ``sample``, a step size for each, or ``batch``, one for all: then a sample
             depends on its batch-mates. Without effect for ``euler``.
-        num_steps: of ``euler``, equal in t; None for the others.
+        num_steps: of ``euler``, equal in t, 100 unless set; without effect for the others.
         denoise: return the denoised end state (one evaluation more).
         t_min: the last time; None is the process's own.
     """
@@ -43,16 +43,26 @@ class ProbabilityFlow(Sampler):
 
     def __post_init__(self) -> None:
         require_positive(rtol=self.rtol, atol=self.atol)
-        check_method(self.solver, self.step_control, self.num_steps)
+        check_method(self.solver, self.step_control, self.steps)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of ``euler``; None for the others."""
+        if self.solver != "euler":
+            return None
+        return 100 if self.num_steps is None else self.num_steps
+
+    @property
+    def levels(self) -> str:
+        return "smooth"
 
     @property
     def coupled(self) -> bool:
         return self.step_control == "batch" and self.solver != "euler"
 
     @property
-    def unread(self) -> set[str]:
-        fixed = self.solver == "euler"
-        return {"rtol", "atol", "step_control"} if fixed else {"num_steps"}
+    def without_effect(self) -> set[str]:
+        return {"num_steps"} if self.steps is None else {"rtol", "atol", "step_control"}
 
     def _draw(
         self,
@@ -116,7 +126,7 @@ class ProbabilityFlow(Sampler):
                 times=times,
                 solver=self.solver,
                 step_control=self.step_control,
-                num_steps=self.num_steps,
+                num_steps=self.steps,
             )
 
 

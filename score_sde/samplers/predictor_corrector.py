@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.discrete import original_step
+from score_sde.discrete import check_steps, original_step
 from score_sde.samplers.base import Context, SteppedSampler, require_positive
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
@@ -140,8 +140,8 @@ class PredictorCorrector(SteppedSampler):
         num_steps: predictor steps.
         denoise: return the denoised end state instead of the one at t_min.
         t_min: the last time; None is the process's own.
-        predictor: ``euler_maruyama``, ``reverse_diffusion``, ``ancestral`` or ``none``.
-        corrector: ``langevin``, ``ald`` or ``none``.
+        predictor: a key of ``PREDICTORS``, or a ``Predictor`` of one's own.
+        corrector: a key of ``CORRECTORS``, or a ``Corrector`` of one's own.
         corrector_steps: corrector steps at each time.
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
@@ -150,8 +150,8 @@ class PredictorCorrector(SteppedSampler):
     """
 
     num_steps: int = 1000
-    predictor: str = "euler_maruyama"
-    corrector: str = "none"
+    predictor: str | Predictor = "euler_maruyama"
+    corrector: str | Corrector = "none"
     corrector_steps: int = 1
     snr: float = 0.16
     probability_flow: bool = False
@@ -162,12 +162,11 @@ class PredictorCorrector(SteppedSampler):
             ("predictor", self.predictor, PREDICTORS),
             ("corrector", self.corrector, CORRECTORS),
         ):
-            if value not in allowed:
+            if not callable(value) and value not in allowed:
                 raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
         if self.predictor == self.corrector == "none":
-            raise ValueError(
-                "corrector = 'none': allowed are langevin, ald with predictor = 'none'"
-            )
+            names = ", ".join(name for name in CORRECTORS if name != "none")
+            raise ValueError(f"corrector = 'none': allowed are {names} with predictor = 'none'")
         if self.probability_flow and self.predictor in ("ancestral", "none"):
             raise ValueError(
                 f"predictor = {self.predictor!r}: allowed are euler_maruyama, reverse_diffusion "
@@ -176,6 +175,15 @@ class PredictorCorrector(SteppedSampler):
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
+
+    def check(self, sde: SDE) -> None:
+        # Euler and Maruyama's step alone does not take the chain's coefficients.
+        if self.faithful and (self.corrections or self.predictor not in ("euler_maruyama", "none")):
+            check_steps(sde, self.num_steps)
+
+    @property
+    def levels(self) -> str:
+        return "original" if self.faithful else "matched"
 
     @property
     def coupled(self) -> bool:
@@ -187,7 +195,7 @@ class PredictorCorrector(SteppedSampler):
         return 0 if self.corrector == "none" else self.corrector_steps
 
     @property
-    def unread(self) -> set[str]:
+    def without_effect(self) -> set[str]:
         return set() if self.corrections else {"corrector_steps", "snr"}
 
     def times(self, sde: SDE) -> Array:
@@ -233,7 +241,8 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The predictor's step at t: (next state, its mean)."""
-        predictor = PREDICTORS[self.predictor]
+        chosen = self.predictor
+        predictor = PREDICTORS[chosen] if isinstance(chosen, str) else chosen
         if predictor is None:
             return x, x
         if self.probability_flow:
@@ -245,7 +254,8 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The corrector's steps at t, one for each noise in z: (next state, its mean)."""
-        corrector, mean = CORRECTORS[self.corrector], x
+        chosen, mean = self.corrector, x
+        corrector = CORRECTORS[chosen] if isinstance(chosen, str) else chosen
         for noise in z[: self.corrections]:
             assert corrector is not None
             x, mean = corrector(sde, score, x, t, step, noise, self.snr, self.faithful)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 PyTree = Any
@@ -37,6 +38,13 @@ def placed(tree: PyTree, sharding: Sharding) -> PyTree:
         return jax.device_put(tree, sharding)
     # device_put refuses devices of other processes.
     return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+
+
+def on_host(array: Any, mesh: Mesh) -> np.ndarray:
+    """An array's numbers, also where other processes' devices hold a part of them."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = placed(array, replicated(mesh))
+    return np.asarray(array)
 
 
 def is_writer() -> bool:

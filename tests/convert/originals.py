@@ -12,8 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks
-from score_sde.checks import validate
-from score_sde.config import default
+from score_sde.config import default, validate
 
 NAMES = (
     "flax_subvp_ddpmpp_continuous",

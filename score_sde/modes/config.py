@@ -1,0 +1,37 @@
+"""`--mode config`: every key of a config with its value, its allowed values and what it is."""
+
+import textwrap
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_sde import build
+from score_sde.config import flat
+from score_sde.schema import SCHEMA
+
+COLUMNS, LEFT = 100, 48  # of a line; of mark, key and value
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Print the config. Nothing is written, and no device is started."""
+    del workdir
+    print(f"{config.name}: * differs from the default, - is not used beside the other values\n")
+    values, unused = flat(config), build.unused(config)
+    section = ""
+    for key, row in SCHEMA.items():
+        if key != "name":
+            if key.rpartition(".")[0] != section:
+                section = key.rpartition(".")[0]
+                print()
+            mark = ("*" if values[key] != row.default else " ") + ("-" if key in unused else " ")
+            print(_entry(mark, key, values[key], f"{row.help} ({row.allowed.words})"))
+
+
+def _entry(mark: str, key: str, value: object, text: str) -> str:
+    """One key: mark, key and value on the left, its text beside them in as many lines as it
+    needs."""
+    left = f"{mark} {key} = {'unset' if value is None else repr(value)}"
+    if len(left) >= LEFT:
+        left += f"\n{'':{LEFT}}"
+    lines = textwrap.wrap(text, COLUMNS - LEFT, break_on_hyphens=False)
+    return f"{left:{LEFT}}" + f"\n{'':{LEFT}}".join(lines)

@@ -1,0 +1,278 @@
+"""The schema of a config: one row for each key.
+
+Allowed values are a predicate with its words, or the names in a table of the package. The tables
+are imported when they are needed: reading this file imports no JAX.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+
+class Values(NamedTuple):
+    """Allowed values by a predicate."""
+
+    ok: Callable[[Any], bool]
+    words: str
+
+
+class Names(NamedTuple):
+    """Allowed values by the names in a table of the package.
+
+    Attributes:
+        table: "module:TABLE" of a dict or tuple of names, "module:TABLE.name" of one in a dict.
+        own: "module:Class". A user's own object, given as "module:Name" in place of a name, derives
+            from it. Empty: names only.
+        instance: the user's own object is not a class, but an instance.
+    """
+
+    table: str
+    own: str = ""
+    instance: bool = False
+
+    def load(self) -> Any:
+        """The table."""
+        module, _, path = self.table.partition(":")
+        name, *keys = path.split(".")
+        table: Any = getattr(importlib.import_module(module), name)
+        for key in keys:
+            table = table[key]
+        return table
+
+    def fits(self, found: Any) -> bool:
+        """Whether an object can be a user's own."""
+        module, _, name = self.own.partition(":")
+        base: type = getattr(importlib.import_module(module), name)
+        if self.instance:
+            return isinstance(found, base)
+        return isinstance(found, type) and issubclass(found, base)
+
+    def ok(self, value: Any) -> bool:
+        names: Collection[str] = self.load()
+        return value in names or self.is_own(value)
+
+    def is_own(self, value: object) -> bool:
+        """Whether a value hands over a user's own object."""
+        return bool(self.own) and isinstance(value, str) and ":" in value
+
+    @property
+    def words(self) -> str:
+        return ", ".join([*self.load(), *(["module:Name"] if self.own else [])])
+
+
+class Row(NamedTuple):
+    """One key.
+
+    Attributes:
+        key: "section.name".
+        default: None is unset.
+        allowed: the values that it may be set to.
+        help: one short sentence.
+        unset: the type of the values, where the default is None.
+    """
+
+    key: str
+    default: Any
+    allowed: Values | Names
+    help: str
+    unset: type | None = None
+
+    @property
+    def kind(self) -> type:
+        """The type of the values that are set."""
+        return self.unset or type(self.default)
+
+
+def words(names: str) -> Values:
+    """The words of a text."""
+    return Values(lambda value: value in names.split(), ", ".join(names.split()))
+
+
+def at_least(least: int) -> Values:
+    """Integers from `least` on."""
+    return Values(lambda value: value >= least, f"integers of at least {least}")
+
+
+def integers(low: int, high: int) -> Values:
+    """Integers from `low` to `high`."""
+    return Values(lambda value: low <= value <= high, f"integers from {low} to {high}")
+
+
+def between(low: float, high: float) -> Values:
+    """Numbers from `low` to `high`."""
+    return Values(lambda value: low <= value <= high, f"numbers from {low:g} to {high:g}")
+
+
+def _are_positive(value: tuple[Any, ...], types: tuple[type, ...]) -> bool:
+    return all(type(item) in types and 0 < item < math.inf for item in value)
+
+
+def _are_columns(value: tuple[Any, ...]) -> bool:
+    return all(type(item) is str or (type(item) is int and item >= 0) for item in value)
+
+
+# fmt: off
+SWITCH = Values(lambda value: True, "True, False")
+TEXT = Values(lambda value: True, "text")
+SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
+COUNT = at_least(1)
+NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
+POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
+FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
+# Below, float32's rounding is all that a step's error estimate sees.
+TOLERANCE = Values(lambda value: 1e-7 <= value < 1, "numbers from 1e-7 to below 1")
+# Below 1e-5 float32 and the networks' training end; next to 1 there is nothing left to do.
+TIME = Values(lambda value: 1e-5 <= value <= 0.9, "times from 1e-5 to 0.9")
+ABOVE_0 = Values(lambda value: value > 0, "numbers above 0")
+SMALL = Values(lambda value: 0 < value < 1, "numbers above 0 and below 1")
+CHURN_NOISE = Values(lambda value: 0 < value <= 2, "numbers above 0, up to 2")
+FOURS = Values(lambda value: value > 0 and value % 4 == 0, "positive multiples of 4")
+INTEGERS = Values(lambda value: _are_positive(value, (int,)), "tuples of positive integers")
+NUMBERS = Values(lambda value: _are_positive(value, (int, float)), "tuples of positive numbers")
+COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
+LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
+SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
+               "tuples of positive integers, one per resolution")
+
+DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
+PROCESSES = Names("score_sde.sde:PROCESSES", "score_sde.sde:SDE")
+NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
+SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
+PREDICTORS = Names(
+    "score_sde.samplers.predictor_corrector:PREDICTORS", "types:FunctionType", instance=True)
+CORRECTORS = Names(
+    "score_sde.samplers.predictor_corrector:CORRECTORS", "types:FunctionType", instance=True)
+SOLVERS = Names("score_sde.integrate:SOLVERS")
+STEP_CONTROLS = Names("score_sde.integrate:STEP_CONTROLS")
+GRIDS = Names("score_sde.samplers.grids:GRIDS")
+PARAMETERIZATIONS = Names("score_sde.score:PARAMETERIZATIONS")
+NOISE_CONDITIONS = Names("score_sde.score:NOISE_CONDITIONS")
+WEIGHTINGS = Names("score_sde.losses:WEIGHTINGS")
+DEQUANTIZATIONS = Names("score_sde.spaces:DEQUANTIZATIONS")
+DIVERGENCES = Names("score_sde.likelihood:DIVERGENCES")
+
+
+def unet(name: str) -> Names:
+    """The words of one setting of the U-Net."""
+    return Names(f"score_sde.networks.spec:CHOICES.{name}")
+
+
+_ROWS = (
+    # key, default, allowed, help, and the type where the default is None: unset
+    Row("name", "", TEXT, "file and variant of the preset, set by the command line"),
+    Row("seed", 0, SEED, "of training: initial weights, order of the data, noise"),
+
+    Row("data.name", "digits", DATASETS, "the data set"),
+    Row("data.dir", "", TEXT, "folder of the user's files and of downloads; empty: the cache"),
+    Row("data.image_size", 0, at_least(0), "pixels of a set that is only described; 0: its own"),
+    Row("data.flip", False, SWITCH, "mirror half of the images in training"),
+    Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
+    Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
+
+    Row("sde.name", "vp", PROCESSES, "the process"),
+    Row("sde.beta_min", 0.1, POSITIVE, "beta at t = 0"),
+    Row("sde.beta_max", 20.0, POSITIVE, "beta at t = 1"),
+    Row("sde.sigma_min", 0.01, POSITIVE, "sigma at t = 0"),
+    Row("sde.sigma_max", 50.0, POSITIVE, "sigma at t = 1"),
+
+    Row("model.name", "unet", NETWORKS, "the network"),
+    Row("model.width", 128, FOURS, "channels of the first level, or features of the mlp"),
+    Row("model.depth", 3, integers(1, 100), "residual blocks of the mlp"),
+    Row("model.multipliers", (1, 2, 2, 2), SIZES, "each level's width over the first's"),
+    Row("model.num_blocks", 4, integers(1, 100), "residual blocks per level"),
+    Row("model.block", "biggan", unet("block"), "kind of residual block"),
+    Row("model.resample_with_conv", True, SWITCH, "convolve where ddpm blocks resample"),
+    Row("model.attention_resolutions", (16,), INTEGERS, "image sizes that have attention"),
+    Row("model.decoder_attention", "once", unet("decoder_attention"),
+        "attention of the decoder: once a level or after every block"),
+    Row("model.dropout", 0.1, FRACTION, "probability of dropping an activation in training"),
+    Row("model.activation", "swish", unet("activation"), "the nonlinearity"),
+    Row("model.init_scale", 0.0, NOT_NEGATIVE, "variance of the initial kernels that end a block"),
+    Row("model.norm_groups", 0, at_least(0), "groups of a normalization; 0: min(C // 4, 32)"),
+    Row("model.conditional", True, SWITCH, "the network reads the noise level"),
+    Row("model.embedding", "positional", unet("embedding"), "of the noise level"),
+    Row("model.fourier_scale", 16.0, POSITIVE, "standard deviation of the Fourier frequencies"),
+    Row("model.skip_rescale", True, SWITCH, "divide the sum of block and shortcut by sqrt(2)"),
+    Row("model.fir", False, SWITCH, "resample with a [1, 3, 3, 1] filter"),
+    Row("model.progressive_input", "none", unet("progressive_input"),
+        "what each level gets of the input"),
+    Row("model.combine", "sum", unet("combine"), "how input_skip combines the input with a level"),
+    Row("model.progressive_output", "none", unet("progressive_output"),
+        "how the levels make the output"),
+    Row("model.input_frequencies", (), NUMBERS, "sin and cos of these multiples of pi x as input"),
+    Row("model.class_conditional", False, SWITCH, "condition the network on the class"),
+    Row("model.parameterization", "epsilon", PARAMETERIZATIONS, "what the network's output is"),
+    Row("model.condition", "time", NOISE_CONDITIONS, "what the network reads as the noise level"),
+    Row("model.num_levels", 0, LEVELS, "levels of a discretely trained chain; 0: continuous time"),
+    Row("model.dtype", "float32", words("float32 bfloat16"), "precision inside the network"),
+    Row("model.remat", False, SWITCH, "compute blocks twice in training: less memory, more time"),
+    Row("model.centered", True, SWITCH, "data lie in [-1, 1], else in [0, 1]"),
+
+    Row("training.num_steps", 100_000, COUNT, "updates"),
+    Row("training.batch_size", 128, COUNT, "examples of an update"),
+    Row("training.learning_rate", 2e-4, POSITIVE, "the largest, after the warm-up"),
+    Row("training.warmup_steps", 5000, at_least(0), "updates over which the rate grows linearly"),
+    Row("training.schedule", "constant", words("constant cosine"), "the rate after the warm-up"),
+    Row("training.gradient_clip", 1.0, POSITIVE, "largest norm of the gradient"),
+    Row("training.beta2", 0.999, FRACTION, "Adam's decay of the second moment"),
+    Row("training.weight_decay", 0.0, NOT_NEGATIVE, "AdamW's decay, times the rate"),
+    Row("training.ema_rate", 0.9999, FRACTION, "decay of the averaged weights"),
+    Row("training.loss", "paper", WEIGHTINGS, "weighting of the times"),
+    Row("training.reduce_mean", True, SWITCH, "mean over an example, else half the sum"),
+    Row("training.dequantize", False, SWITCH, "add uniform noise to integer pixels"),
+    Row("training.t_min", 1e-5, TIME, "smallest time of training"),
+    Row("training.checkpoint_every", 5000, COUNT, "updates between checkpoints"),
+    Row("training.log_every", 50, COUNT, "updates between lines of the log"),
+    Row("training.sample_every", 5000, at_least(0), "updates between pictures; 0: none"),
+
+    Row("sampling.seed", 0, SEED, "of the samples' noise"),
+    Row("sampling.method", "unipc", SAMPLERS, "the sampler; it reads some of the keys below"),
+    Row("sampling.num_samples", 64, COUNT, "how many samples"),
+    Row("sampling.batch_size", 64, COUNT, "samples drawn at a time"),
+    Row("sampling.num_steps", None, COUNT, "steps; unset: the sampler's own", int),
+    Row("sampling.denoise", True, SWITCH, "denoise the last state"),
+    Row("sampling.t_min", None, TIME, "time of the last state; unset: the process's own", float),
+    Row("sampling.gif", False, SWITCH, "also write a film"),
+    Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),
+    Row("sampling.corrector", "none", CORRECTORS, "steps at each time"),
+    Row("sampling.corrector_steps", 1, COUNT, "of the corrector at each time"),
+    Row("sampling.snr", 0.16, POSITIVE, "signal-to-noise ratio of a corrector step"),
+    Row("sampling.probability_flow", False, SWITCH, "predict by the flow, without noise"),
+    Row("sampling.faithful", False, SWITCH, "as the original code, else as the paper's algorithm"),
+    Row("sampling.steps_per_level", 1, COUNT, "Langevin steps at each noise level"),
+    Row("sampling.step_size", None, SMALL, "of a Langevin step; unset: the sampler's rule", float),
+    Row("sampling.consistent", True, SWITCH, "keep the noise at its level, else as NCSN"),
+    Row("sampling.solver", "dopri5", SOLVERS, "of the probability flow"),
+    Row("sampling.step_control", "sample", STEP_CONTROLS, "each sample's step, or the batch's"),
+    Row("sampling.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
+    Row("sampling.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
+    Row("sampling.grid", None, GRIDS, "the times; unset: the sampler's own", str),
+    Row("sampling.rho", 7.0, between(1, 100), "of the grid karras: larger, more late steps"),
+    Row("sampling.eta", 0.0, between(0, 1), "how much noise a step adds"),
+    Row("sampling.order", None, Values(lambda value: value in (1, 2, 3), "1, 2, 3"),
+        "of a multistep method; unset: the best", int),
+    Row("sampling.churn", 0.0, NOT_NEGATIVE, "S_churn of Heun's method"),
+    Row("sampling.churn_from", 0.0, NOT_NEGATIVE, "S_tmin: no churn below this level of noise"),
+    Row("sampling.churn_to", None, ABOVE_0, "S_tmax: no churn above this; unset: no bound", float),
+    Row("sampling.churn_noise", 1.0, CHURN_NOISE, "S_noise: standard deviation of the noise"),
+    Row("sampling.num_pairs", 8, COUNT, "pairs of an interpolation"),
+    Row("sampling.num_between", 8, integers(1, 1000), "states between a pair"),
+
+    Row("likelihood.seed", 0, SEED, "of dequantization and probes"),
+    Row("likelihood.split", "test", words("train test"), "of the data set"),
+    Row("likelihood.num_images", 0, at_least(0), "how many; 0: all of the split"),
+    Row("likelihood.batch_size", 100, COUNT, "examples at a time"),
+    Row("likelihood.dequantization", "uniform", DEQUANTIZATIONS, "of integer pixels"),
+    Row("likelihood.num_importance", 1, COUNT, "dequantizations of each image"),
+    Row("likelihood.divergence", "rademacher", DIVERGENCES, "the probes, or the exact divergence"),
+    Row("likelihood.num_probes", 1, COUNT, "probes of the divergence"),
+    Row("likelihood.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
+    Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
+    Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
+)
+# fmt: on
+
+SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood", "eval")
+SCHEMA: dict[str, Row] = {row.key: row for row in _ROWS}
+"""The rows, by their keys."""

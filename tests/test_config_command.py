@@ -1,0 +1,48 @@
+"""`--mode config`: what it prints of presets and workdirs."""
+
+import main
+from score_sde import workdirs
+from score_sde.config import changed, default
+from score_sde.schema import SCHEMA
+from tests.commands import DIGITS
+
+
+def shown(capsys, *arguments):
+    """The marks and values of all keys."""
+    assert main.main(["--mode=config", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    entries = [line for line in lines if line[3:].split(" = ")[0] in SCHEMA]
+    keys = {line[3:].split(" = ")[0]: (line[:2].strip(), line[3:48].strip()) for line in entries}
+    assert keys.keys() == SCHEMA.keys() - {"name"}
+    return keys
+
+
+def test_a_preset_with_overrides(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_preset = shown(capsys, DIGITS)
+    assert of_preset["model.width"] == ("*", "model.width = 32")
+    assert of_preset["training.beta2"] == ("", "training.beta2 = 0.999")
+    assert of_preset["sampling.grid"] == ("", "sampling.grid = unset")
+    assert of_preset["sampling.snr"][0] == of_preset["sde.sigma_max"][0] == "-"
+    assert of_preset["sampling.eta"][0] == "*"
+    of_pc = shown(capsys, DIGITS, "--config.sampling.method=pc", "--config.sampling.snr=0.2")
+    assert of_pc["sampling.snr"][0] == "*-"  # there is no corrector
+    assert of_pc["sampling.eta"][0] == "-"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_workdir(capsys, tmp_path):
+    small = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,), "name": "mine"}
+    workdirs.save(changed(default(), {**small, "sde.name": "ve"}), tmp_path)
+    of_run = shown(capsys, f"--workdir={tmp_path}")
+    assert of_run["sde.name"] == ("*", "sde.name = 've'")
+    assert of_run["sde.beta_min"][0] == "-" and of_run["sde.sigma_min"][0] == ""
+
+
+def test_no_device_is_started(run_python):
+    code = (
+        "import main; main.main(['--mode=config'])\n"
+        "from jax._src import xla_bridge; assert not xla_bridge._backends"
+    )
+    assert "sampling.method" in run_python(code).stdout
