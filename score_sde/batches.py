@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 
 from score_sde.training.mesh import along_data, on_host, placed
 
@@ -24,10 +23,10 @@ class Drawn(NamedTuple):
         trajectory: states from noise to item, like x, (n, states, ...); None unless requested.
     """
 
-    x: ArrayLike
-    nfe: ArrayLike
-    condition: Mapping[str, ArrayLike]
-    trajectory: ArrayLike | None = None
+    x: Any
+    nfe: Any
+    condition: Mapping[str, Any]
+    trajectory: Any = None
 
     @property
     def images(self) -> np.ndarray:

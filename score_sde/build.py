@@ -31,6 +31,8 @@ from score_sde.sde import SDE
 from score_sde.spaces import Pixels, Space, Vectors
 from score_sde.training import optimizers
 
+EXACT_UP_TO = 16  # columns
+
 # --- From the names in a config to objects --------------------------------------------------------
 
 
@@ -166,6 +168,14 @@ def probability_flow(config: ConfigDict) -> ProbabilityFlow:
     """Return the flow that encodes and decodes, with any sampler."""
     with errors_of("sampling"):
         return ProbabilityFlow(**_settings("sampling.method", ProbabilityFlow, config))
+
+
+def divergence(config: ConfigDict, info: DatasetInfo) -> str:
+    """Return how the likelihood takes the divergence; unset, exact for short vectors."""
+    chosen: str | None = config.likelihood.divergence
+    if chosen is not None:
+        return chosen
+    return "exact" if info.levels is None and info.shape[0] <= EXACT_UP_TO else "rademacher"
 
 
 def keys_read(config: ConfigDict) -> set[str]:

@@ -296,7 +296,7 @@ class Run:
                     self.space,
                     dequantization=settings.dequantization,
                     num_importance=settings.num_importance,
-                    divergence=settings.divergence,
+                    divergence=build.divergence(self.config, self.info),
                     num_probes=settings.num_probes,
                     rtol=settings.rtol,
                     atol=settings.atol,

@@ -130,6 +130,8 @@ CHURN_NOISE = Values(lambda value: 0 < value <= 2, "numbers above 0, up to 2")
 FOURS = Values(lambda value: value > 0 and value % 4 == 0, "positive multiples of 4")
 INTEGERS = Values(lambda value: _are_positive(value, (int,)), "tuples of positive integers")
 NUMBERS = Values(lambda value: _are_positive(value, (int, float)), "tuples of positive numbers")
+REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
+               "tuples of numbers")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
@@ -233,6 +235,7 @@ _ROWS = (
     Row("sampling.num_steps", None, COUNT, "steps; unset: the sampler's own", int),
     Row("sampling.denoise", True, SWITCH, "denoise the last state"),
     Row("sampling.t_min", None, TIME, "time of the last state; unset: the process's own", float),
+    Row("sampling.condition", (), REALS, "of all samples: a number for each condition column"),
     Row("sampling.gif", False, SWITCH, "also write a film"),
     Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),
     Row("sampling.corrector", "none", CORRECTORS, "steps at each time"),
@@ -265,7 +268,8 @@ _ROWS = (
     Row("likelihood.batch_size", 100, COUNT, "examples at a time"),
     Row("likelihood.dequantization", "uniform", DEQUANTIZATIONS, "of integer pixels"),
     Row("likelihood.num_importance", 1, COUNT, "dequantizations of each image"),
-    Row("likelihood.divergence", "rademacher", DIVERGENCES, "the probes, or the exact divergence"),
+    Row("likelihood.divergence", None, DIVERGENCES,
+        "the probes, or exact; unset: exact for vectors of up to 16 columns, else rademacher", str),
     Row("likelihood.num_probes", 1, COUNT, "probes of the divergence"),
     Row("likelihood.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
     Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key, validate
+from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 
 FILE = "config.json"
@@ -39,9 +40,10 @@ def is_free(key: str, free: tuple[str, ...]) -> bool:
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)
 
 
-def to_json(config: ConfigDict) -> str:
-    """Return the config, and the version of the package that wrote it, as JSON."""
-    return json.dumps({"version": __version__, "config": config.to_dict()}, indent=2) + "\n"
+def to_json(config: ConfigDict, info: DatasetInfo) -> str:
+    """Return the config, what is known of the data, and the version of the package, as JSON."""
+    document = {"version": __version__, "config": config.to_dict(), "data": info.facts()}
+    return json.dumps(document, indent=2) + "\n"
 
 
 def from_json(text: str, source: str = FILE) -> ConfigDict:
@@ -90,12 +92,27 @@ def missing(workdir: Path) -> UserError:
     )
 
 
-def save(config: ConfigDict, workdir: Path) -> Path:
+def load_info(workdir: Path) -> DatasetInfo | None:
+    """Return what a workdir keeps of its data; None for one of a version that kept nothing.
+
+    Raises UserError where it cannot be read.
+    """
+    path = workdir / FILE
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8")).get("data")
+    try:
+        return None if facts is None else DatasetInfo.from_facts(facts)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: data: not as a run writes it ({_one_line(error)})") from None
+
+
+def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
     """Write the config into a workdir (made where it is missing) and return the file's path."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / FILE
     partial = path.with_suffix(".partial")
-    partial.write_text(to_json(config))
+    partial.write_text(to_json(config, info))
     os.replace(partial, path)  # whole or not at all
     return path
 

@@ -32,7 +32,8 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
         weights: "averaged" or "raw", what sampling and likelihood will take.
     """
     start(1)
-    make = build.network(config)
+    info = build.dataset(config)
+    make = build.network(config, info)
     foreign = convert.read(source, *make.args)
     for steps in (foreign.step, foreign.adam_steps):
         if not 0 <= steps < 2**31 - 1:
@@ -43,7 +44,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     state = _state(config, make, foreign, weights, source)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(state, foreign.step)
-    path = workdirs.save(config, workdir)
+    path = workdirs.save(config, workdir, info)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trained = "with" if foreign.mu else "without"
     print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")

@@ -17,5 +17,5 @@ def run(config: ConfigDict, workdir: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     weights = convert.exported.write(target, arrays, loaded.step)
     print(f"weights: {weights} (averaged, after {loaded.step} steps)")
-    print(f"config: {workdirs.save(config, target)}")
+    print(f"config: {workdirs.save(config, target, loaded.info)}")
     print(f"next: --mode convert --source {target} --workdir DIR")

@@ -2,18 +2,19 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from score_sde import build, data
-from score_sde.batches import Interpolation
+from score_sde.batches import Interpolation, joined
 from score_sde.config import refuse
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import signals_wait, whole
-from score_sde.run import Run, load
+from score_sde.modes.results import progress
+from score_sde.run import Run
 from score_sde.samplers import ProbabilityFlow
 
 # Beside what the flow reads; it never denoises.
@@ -30,45 +31,51 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.sampling
     start(settings.batch_size)
-    images, condition = data.load(config.data.name, "test", config.data.dir)
-    labels = condition.get("labels", np.zeros(len(images), np.int32))
-    conditional = config.model.class_conditional
-    indices = pairs(labels if conditional else np.zeros_like(labels))
+    trained = load(workdir, config)
+    name = build.resolve("data.name", config.data.name)
+    items, known = data.load(name, "test", config.data.dir, trained.info)
+    names = build.condition_names(config, trained.info)
+    if "vector" in names:
+        raise UserError(
+            "--mode interpolate: the condition differs from vector to vector, and a pair shares "
+            "one; allowed are models without, or Run.interpolate with one for each pair"
+        )
+    labels = known.get("labels", np.zeros(len(items), np.int32))
+    indices = pairs(labels if "labels" in names else np.zeros_like(labels))
     if settings.num_pairs > len(indices):
-        found = f"1 to {len(indices)}, the pairs of the test images of {config.data.name}"
+        found = f"1 to {len(indices)}, the pairs of the test split of {config.data.name}"
         raise refuse("sampling.num_pairs", settings.num_pairs, found)
     indices = indices[: settings.num_pairs]
-    trained = load(workdir, config)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"flow: {_flow(config)}")
     read = (build.keys_read(config) | READ) - BUT
     tell_unread(config, workdir, {f"sampling.{key}" for key in read})
-    batches = trained.interpolation_batches(
-        jax.random.key(settings.seed),
-        images[indices[:, 0]],
-        images[indices[:, 1]],
-        settings.num_between,
-        labels=labels[indices[:, 0]] if conditional else None,
-    )
+    first, second = items[indices[:, 0]], items[indices[:, 1]]
+    given = {name: known[name][indices[:, 0]] for name in names}
+    key = jax.random.key(settings.seed)
+    batches = trained.interpolation_batches(key, first, second, settings.num_between, given)
     parts: list[Interpolation] = []
     try:
-        with tqdm(total=len(indices), unit="pair", desc="interpolate") as bar:
+        with progress(len(indices), 0, "pair", "interpolate") as bar:
             for part in batches:
                 parts.append(part)
-                bar.update(len(part.images))
+                bar.done(len(part.x))
     finally:
         if parts:
-            done = Interpolation(*map(np.concatenate, zip(*parts, strict=True)))
-            indices = indices[: len(done.images)]
-            _write(trained, done, images[indices], indices, labels[indices], workdir)
-    same = done.images[:, [0, -1]] == images[indices]
+            done = joined(parts)
+            indices = indices[: len(done.x)]
+            _write(trained, done, items[indices], indices, labels[indices], workdir)
     print(
         f"{len(indices)} pairs, {settings.num_between} between: NFE {done.nfe[:, :2].mean():.0f} "
         f"to the latents, {done.nfe[:, 2:].mean():.0f} back"
     )
+    same = ""
+    if trained.info.levels:
+        equal = (done.x[:, [0, -1]] == items[indices]).mean()
+        same = f"; {equal:.2%} of the pixels are the same integer"
     print(
         f"there and back: root mean square {np.sqrt(np.square(done.rms).mean()):.2e}, in the "
-        f"model's units; {same.mean():.2%} of the pixels are the same integer"
+        f"model's units{same}"
     )
     print(f"picture: {workdir / 'interpolation.png'}")
 
@@ -97,19 +104,16 @@ def _write(
     labels: np.ndarray,
     workdir: Path,
 ) -> None:
-    same = (done.images[:, [0, -1]] == real).mean(axis=(2, 3, 4))
-    flow, settings = _flow(trained.config), trained.config.sampling
-    # An image depends on those solved with it where all of them share a step.
-    coupled = {"batch_size": settings.batch_size} if flow.coupled else {}
-    rows = np.concatenate([real[:, :1], done.images[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]
-    levels = build.pixel_range(trained.config).levels
-    flat = rows.reshape(-1, *rows.shape[2:])
+    flow, settings, levels = _flow(trained.config), trained.config.sampling, trained.info.levels
+    # An item depends on those solved with it where all of them share a step.
+    coupled: dict[str, Any] = {"batch_size": settings.batch_size} if flow.coupled else {}
+    same = (done.x[:, [0, -1]] == real).reshape(len(real), 2, -1).mean(axis=2)
     with signals_wait():
         with whole(workdir / "interpolation.npz") as file:
             np.savez_compressed(
                 file,
                 **coupled,
-                images=done.images,
+                **{"images" if levels else "x": done.x},
                 real=real,
                 indices=indices,
                 labels=labels,
@@ -121,4 +125,12 @@ def _write(
                 seed=settings.seed,
                 step=trained.step,
             )
-        pictures.save_png(workdir / "interpolation.png", flat, levels, columns=rows.shape[1])
+        path = workdir / "interpolation.png"
+        if levels:
+            rows = np.concatenate([real[:, :1], done.x[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]
+            flat = rows.reshape(-1, *rows.shape[2:])
+            pictures.save_png(path, flat, levels, columns=rows.shape[1])
+        else:
+            between = done.x.reshape(-1, *done.x.shape[2:])
+            pairs = real.reshape(-1, *real.shape[2:])
+            pictures.scatter(path, between, pairs, trained.info.columns)

@@ -1,153 +1,109 @@
-"""`--mode likelihood`: bits per dimension of held-out images by the probability-flow ODE."""
+"""`--mode likelihood`: the likelihood of held-out data by the probability-flow ODE."""
 
 import json
 import math
-import os
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from score_sde import __version__, build, data
-from score_sde.batches import joined, leading
+from score_sde.batches import leading
 from score_sde.config import default, flat
-from score_sde.errors import UserError
-from score_sde.likelihood import ImageLikelihood
+from score_sde.likelihood import DataLikelihood
 from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait, whole
+from score_sde.modes.results import Table, progress
 from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 
 VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 
-# The keys of the config that the numbers depend on, but for some ("name." is a whole section). On
+# The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
 # the batch they depend as much as on rounding, and a smaller one mends a lack of memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
-BUT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
+NOT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Write `likelihood.npz`, one value for each image in the data set's order, and their summary,
+    """Write `likelihood.npz`, one value for each item in the data set's order, and their summary,
     `likelihood.json`; print it.
 
-    Both are rewritten after each batch, whole or not at all. Images that `likelihood.npz` already
+    Both are rewritten after each batch, whole or not at all. Items that `likelihood.npz` already
     holds for the same weights, data and settings are not computed again: an interrupted run goes
-    on, a complete one is printed, one of fewer images reads the first and leaves the files.
-    Values of other settings move to `likelihood.old.npz` and `likelihood.old.json` when the first
-    new ones are there.
+    on, a complete one is printed, one of fewer items reads the first and leaves the files. Values
+    of other settings are kept as `likelihood.old.npz`.
     """
     settings = config.likelihood
     start(settings.batch_size)
-    images, condition = data.load(config.data.name, settings.split, config.data.dir)
-    labels = condition.get("labels", np.zeros(len(images), np.int32))
-    wanted = settings.num_images or len(images)
-    given = labels[:wanted] if config.model.class_conditional else None
     trained = load(workdir, config)
+    name = build.resolve("data.name", config.data.name)
+    arrays = data.load(name, settings.split, config.data.dir, trained.info)
+    wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")
-    tell_unread(config, workdir, {f"likelihood.{key}" for key in _read(config)})
-    depends = _what_the_numbers_depend_on(trained, images, labels)
-    values, other = _stored(workdir, depends)
-    done = 0 if values is None else len(values.nfe)
-    if values is not None:
-        then = "going on after them" if done < wanted else "nothing to compute"
-        then = f"those of the first {wanted} follow, the files stay" if done > wanted else then
-        print(f"{workdir / VALUES}: {done} images of these settings; {then}")
-        _write_summary(workdir, trained, values, wanted)  # a kill may have come between the two
-    batches = trained.likelihood_batches(
-        jax.random.key(settings.seed), images[:wanted], labels=given, first=done
+    tell_unread(config, workdir, {f"likelihood.{key}" for key in _read(trained)})
+    names = build.condition_names(config, trained.info)
+    given = {name: arrays.condition[name] for name in names}
+    table = Table(
+        workdir / VALUES,
+        _depends(trained, arrays),
+        beside=(SUMMARY,),
+        usual=flat(default()),  # of keys younger than the file
     )
-    with tqdm(total=wanted, initial=min(done, wanted), unit="image", desc="likelihood") as bar:
+    table.report(wanted)
+    if len(table):  # a kill may have come between the two files
+        _write_summary(workdir, trained, _values(table), wanted)
+    condition = leading(given, wanted)
+    batches = trained.likelihood_batches(
+        jax.random.key(settings.seed), arrays.x[:wanted], condition, first=len(table)
+    )
+    with progress(wanted, len(table), "item", "likelihood") as bar:
         for part in batches:
-            values = part if values is None else joined([values, part])
+            table.add(part._asdict())
             with signals_wait():
-                if other:
-                    _set_aside(workdir, other)
-                    other = None
-                _write_values(workdir, values, depends)
-                summary = _write_summary(workdir, trained, values, wanted)
-            bar.set_postfix_str(f"{summary['bits_per_dim']:.4f} bits/dim")
-            bar.update(len(part.nfe))
-    assert values is not None
-    print(_in_words(_summary(trained, leading(values, wanted), wanted)))
-    stored = len(values.nfe)
+                table.save(wanted)
+                summary = _write_summary(workdir, trained, _values(table), wanted)
+            bar.done(len(part.nfe), _figure(summary))
+    print(_in_words(_summary(trained, leading(_values(table), wanted), wanted)))
+    stored = len(table)
     print(f"result: {workdir / SUMMARY}{f', of all {stored}' if stored > wanted else ''}")
 
 
 # --- What is kept ---------------------------------------------------------------------------------
 
 
-def _what_the_numbers_depend_on(
-    trained: Run, images: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-    """Return it as what JSON keeps: settings, and a digest of the weights and the whole split."""
+def _depends(trained: Run, arrays: data.Arrays) -> dict[str, Any]:
+    """Return what the numbers depend on: settings, and a digest of the weights and the split."""
     values = flat(trained.config)
-    unread = {f"likelihood.{key}" for key in set(trained.config.likelihood) - _read(trained.config)}
-    names = [key for key in values if is_free(key, DEPENDS) and key not in {*BUT, *unread}]
-    depends = {name: values[name] for name in names} | {
+    values["likelihood.divergence"] = build.divergence(trained.config, trained.info)
+    unread = {f"likelihood.{key}" for key in set(trained.config.likelihood) - _read(trained)}
+    names = [key for key in values if is_free(key, DEPENDS) and key not in {*NOT, *unread}]
+    split = (arrays.x, *(arrays.condition[name] for name in sorted(arrays.condition)))
+    return {name: values[name] for name in names} | {
         "version": __version__,
         "step": trained.step,
-        "weights and data": digest((images, labels, *jax.tree.leaves(trained.smooth_score))),
+        "weights and data": digest((*split, *jax.tree.leaves(trained.smooth_score))),
     }
-    return json.loads(json.dumps(depends))  # tuples as lists, as they will be read
 
 
-def _read(config: ConfigDict) -> set[str]:
+def _read(trained: Run) -> set[str]:
     """The keys of the section `likelihood` that are read, given the other values."""
-    exact = config.likelihood.divergence == "exact"
-    return set(config.likelihood) - ({"num_probes"} if exact else set())
+    exact = build.divergence(trained.config, trained.info) == "exact"
+    discrete = {"dequantization", "num_importance"} if not trained.space.has_bins else set()
+    return set(trained.config.likelihood) - ({"num_probes"} if exact else set()) - discrete
 
 
-def _stored(workdir: Path, depends: dict[str, Any]) -> tuple[ImageLikelihood | None, str | None]:
-    """Return the values in the workdir that are of these settings, or why those there are not."""
-    path = workdir / VALUES
-    if not path.exists():
-        return None, None
-    try:
-        with np.load(path) as arrays:
-            theirs = json.loads(str(arrays["depends"]))
-            columns = {name: arrays[name] for name in ImageLikelihood._fields if name in arrays}
-            values = ImageLikelihood(**{"probe_error": None} | columns)  # a single probe has none
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-        return None, f"not as this version writes it ({type(error).__name__})"
-    usual = json.loads(json.dumps(flat(default())))  # of keys younger than the file
-    theirs = {key: usual[key] for key in depends if key in usual} | theirs
-    keys = [key for key in {**depends, **theirs} if depends.get(key) != theirs.get(key)]
-    return (None, f"of another {', '.join(keys)}") if keys else (values, None)
-
-
-def _set_aside(workdir: Path, why: str) -> None:
-    """Move the files that are there, which are of other settings, and say so."""
-    old = _unused(workdir)
-    for name in (VALUES, SUMMARY):
-        if (workdir / name).exists():
-            try:
-                os.replace(workdir / name, workdir / name.replace(".", f".{old}."))
-            except OSError as error:
-                raise UserError(f"{workdir / name}: cannot be moved ({error.strerror})") from error
-    tqdm.write(f"{workdir / VALUES}: {why}; it is now {VALUES.replace('.', f'.{old}.')}")
-
-
-def _unused(workdir: Path) -> str:
-    """Return old, or old2, old3, ... where the files of that name are there already: what was paid
-    for is never overwritten."""
-    names = ["old", *(f"old{number}" for number in range(2, 1000))]
-    return next(name for name in names if not any(workdir.glob(f"likelihood.{name}.*")))
-
-
-def _write_values(workdir: Path, values: ImageLikelihood, depends: dict[str, Any]) -> None:
-    arrays = {name: array for name, array in values._asdict().items() if array is not None}
-    with whole(workdir / VALUES) as file:
-        np.savez(file, **arrays, depends=np.asarray(json.dumps(depends)))
+def _values(table: Table) -> DataLikelihood:
+    """The table's rows; what none of them has is None."""
+    columns: dict[str, Any] = {name: table.rows.get(name) for name in DataLikelihood._fields}
+    return DataLikelihood(**columns)
 
 
 def _write_summary(
-    workdir: Path, trained: Run, values: ImageLikelihood, wanted: int
+    workdir: Path, trained: Run, values: DataLikelihood, wanted: int
 ) -> dict[str, Any]:
     summary = _summary(trained, values, wanted)
     with whole(workdir / SUMMARY) as file:
@@ -158,39 +114,46 @@ def _write_summary(
 # --- What is said ---------------------------------------------------------------------------------
 
 
-def _summary(trained: Run, values: ImageLikelihood, wanted: int) -> dict[str, Any]:
+def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any]:
     """Return everything that the figure depends on beside the figure."""
-    config, number = trained.config, len(values.nfe)
-    settings = config.likelihood
-    bits, nats = _float64(values.bits_per_dim), _float64(values.log_prob).mean(axis=1)
+    config, number, divergence = trained.config, len(values.nfe), _divergence(trained)
+    settings, discrete = config.likelihood, trained.space.has_bins
+    nats = _float64(values.log_prob if discrete else values.log_weight).mean(axis=1)
     probes = None
     if values.probe_error is not None:  # of independent probes, so that the squares add up
         probes = math.sqrt(np.square(_float64(values.probe_error)).sum()) / number
-    up_to = "the solver" if settings.divergence == "exact" else "solver and probes"
-    solve = (
-        "float32" if config.model.dtype == "float32" else f"float32, {config.model.dtype} inside"
-    )
-    return {
-        "bits_per_dim": float(bits.mean()),
-        "bits_per_dim_is": f"upper bound by dequantization, up to {up_to}",
-        "standard_error": _standard_error(bits),
+    up_to = "the solver" if divergence == "exact" else "solver and probes"
+    points = "dequantized items, in the model's units" if discrete else "data, in their units"
+    solve = "float32"
+    if config.model.dtype != "float32":
+        solve += f", {config.model.dtype} inside"
+    summary: dict[str, Any] = {}
+    if discrete:
+        bits = _float64(values.bits_per_dim)
+        summary |= {
+            "bits_per_dim": float(bits.mean()),
+            "bits_per_dim_is": f"upper bound by dequantization, up to {up_to}",
+            "standard_error": _standard_error(bits),
+        }
+    bins = f"{trained.info.levels} levels" if trained.info.levels else "the columns' bins"
+    return summary | {
         "standard_error_probes": probes,
         "log_prob": float(nats.mean()),
         "log_prob_standard_error": _standard_error(nats),
-        "log_prob_is": f"mean log density of the dequantized images, nats, exact up to {up_to}",
+        "log_prob_is": f"mean log density of the {points}, nats, exact up to {up_to}",
         "num_images": number,
         "complete": number >= wanted,
         "data": config.data.name,
         "split": settings.split,
-        "given_class": config.model.class_conditional,
-        "nfe": float(values.nfe.mean()),
-        "divergence": settings.divergence,
-        "num_probes": None if settings.divergence == "exact" else settings.num_probes,
+        "given": ", ".join(build.condition_names(config, trained.info)) or None,
+        "nfe": float(np.mean(values.nfe)),
+        "divergence": divergence,
+        "num_probes": None if divergence == "exact" else settings.num_probes,
         "rtol": settings.rtol,
         "atol": settings.atol,
         "t_min": settings.t_min,
-        "dequantization": f"{settings.dequantization}, {build.pixel_range(config).levels} levels",
-        "num_importance": settings.num_importance,
+        "dequantization": f"{settings.dequantization}, {bins}" if discrete else None,
+        "num_importance": settings.num_importance if discrete else None,
         "precision": f"{solve}, products at highest",
         "seed": settings.seed,
         "weights": "averaged",
@@ -199,27 +162,48 @@ def _summary(trained: Run, values: ImageLikelihood, wanted: int) -> dict[str, An
     }
 
 
+def _divergence(trained: Run) -> str:
+    return build.divergence(trained.config, trained.info)
+
+
+def _figure(summary: dict[str, Any]) -> str:
+    if "bits_per_dim" in summary:
+        return f"{summary['bits_per_dim']:.4f} bits/dim"
+    return f"{summary['log_prob']:.4f} nats"
+
+
 def _in_words(summary: dict[str, Any]) -> str:
-    spread, probes = summary["standard_error"], summary["standard_error_probes"]
+    discrete = "bits_per_dim" in summary
+    spread = summary["standard_error" if discrete else "log_prob_standard_error"]
+    probes, number = summary["standard_error_probes"], summary["num_probes"]
     error = "" if spread is None else f" +- {spread:.4f}"
-    given = ", given the class" if summary["given_class"] else ""
-    errors = ["unknown of one image" if spread is None else f"{spread:.4f} over images"]
-    number = summary["num_probes"]
+    given = f", given {summary['given']}" if summary["given"] else ""
+    errors = ["unknown of one item" if spread is None else f"{spread:.4f} over items"]
     errors += [f"{probes:.4f} over probes"] if probes is not None else []
     errors += ["unknown over probes, of which there is one"] if number == 1 else []
-    log_prob = f"{summary['log_prob']:.2f}"
-    if spread is not None:
-        log_prob += f" +- {summary['log_prob_standard_error']:.2f}"
-    return (
-        f"{summary['bits_per_dim']:.4f}{error} bits/dim over {summary['num_images']} images "
-        f"({summary['data']}, {summary['split']}{given}): {summary['bits_per_dim_is']}\n"
-        f"  standard error: {', '.join(errors)}\n"
-        f"  dequantization: {summary['dequantization']}, {summary['num_importance']} an image\n"
-        f"  log p at t_min {summary['t_min']:g}: {log_prob} nats, "
-        f"divergence {summary['divergence']}{'' if number is None else f', probes {number}'}\n"
-        f"  NFE {summary['nfe']:.0f}, rtol {summary['rtol']:g}, atol {summary['atol']:g}, "
-        f"{summary['precision']}"
-    )
+    kind = summary["bits_per_dim_is" if discrete else "log_prob_is"]
+    value, unit = _figure(summary).split()
+    lines = [
+        f"{value}{error} {unit} over {summary['num_images']} items ({summary['data']}, "
+        f"{summary['split']}{given}): {kind}",
+        f"standard error: {', '.join(errors)}",
+    ]
+    if discrete:
+        log_prob = f"{summary['log_prob']:.2f}"
+        if spread is not None:
+            log_prob += f" +- {summary['log_prob_standard_error']:.2f}"
+        draws = summary["num_importance"]
+        lines += [
+            f"dequantization: {summary['dequantization']}, {draws} an item",
+            f"log p {log_prob} nats",
+        ]
+    probing = "" if number is None else f", probes {number}"
+    lines += [
+        f"density at t_min {summary['t_min']:g}, divergence {summary['divergence']}{probing}",
+        f"NFE {summary['nfe']:.0f}, rtol {summary['rtol']:g}, atol {summary['atol']:g}, "
+        f"{summary['precision']}",
+    ]
+    return "\n  ".join(lines)
 
 
 def _standard_error(values: np.ndarray) -> float | None:

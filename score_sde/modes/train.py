@@ -16,21 +16,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_sde import build, data, networks, workdirs
-from score_sde.batches import noise_on_devices, shared
-from score_sde.checks import check_devices
+from score_sde.batches import batch_size
+from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.modes import pictures, start
 from score_sde.samplers import PredictorCorrector
+from score_sde.samplers.base import Start
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
-from score_sde.training.mesh import data_mesh, is_writer, placed, replicated
+from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import make_train_step
 
 # The grids drawn on the way are a look, not a result: few steps and few images.
 LOOK = PredictorCorrector(num_steps=100, predictor="ancestral")
-LOOK_IMAGES = 16
+LOOK_IMAGES, LOOK_VECTORS = 16, 1024
 INTERRUPTED = "interrupted; what was done by then is in the workdir"
 UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure" of sysexits.h
 
@@ -38,7 +39,7 @@ UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure"
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     _end_at_once_on_interrupt()
-    check_devices(config, start(config.training.batch_size))
+    build.check_devices(config, start(config.training.batch_size))
     settings, mesh = config.training, data_mesh()
     reached = newest_step(workdir / "checkpoints")
     if settings.num_steps < reached:
@@ -46,17 +47,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
             f"config.training.num_steps = {settings.num_steps}: allowed are at least {reached}, "
             f"which {workdir} has reached"
         )
-    arrays = data.load(config.data.name, "train", config.data.dir)
+    info = build.dataset(config)
+    build.check(config, info)
+    if workdirs.load_info(workdir) not in (None, info):
+        raise UserError(f"config.data: the data are not those that {workdir} was trained on")
+    name = build.resolve("data.name", config.data.name)
+    arrays = data.load(name, "train", config.data.dir, info)
     if is_writer():
-        print(f"config: {workdirs.save(config, workdir)}")
+        print(f"config: {workdirs.save(config, workdir, info)}")
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-    apply, params = networks.init(build.network(config), key)
+    apply, params = networks.init(build.network(config, info), key)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    print(f"data: {len(arrays.x)} images of {config.data.name}; parameters: {size:,}")
-    optimizer, loss = build.optimizer(config), build.loss(config, apply)
+    kind = "images" if info.levels else "vectors"
+    print(f"data: {len(arrays.x)} {kind} of {config.data.name}; parameters: {size:,}")
+    optimizer, loss = build.optimizer(config), build.loss(config, apply, info)
     examples = {"x": arrays.x, "condition": arrays.condition}
-    look = _pictures_of_samples(config, apply, workdir, mesh)
+    look = _pictures_of_samples(config, info, apply, workdir, mesh)
     try:
         state = train(
             create(params, optimizer, mesh),
@@ -80,24 +87,31 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _pictures_of_samples(
-    config: ConfigDict, apply: Callable[..., Array], workdir: Path, mesh: Mesh
+    config: ConfigDict,
+    info: DatasetInfo,
+    apply: Callable[..., Array],
+    workdir: Path,
+    mesh: Mesh,
 ) -> Callable[[int, TrainState], None]:
-    """Return a hook for the loop, which draws a grid of samples with the averaged weights."""
-    process, pixels = build.sde(config), build.pixel_range(config)
-    shape = (shared(LOOK_IMAGES, mesh), *build.image_shape(config))
-    labels = build.classes_in_turn(config, shape[0])
+    """Return a hook for the loop, which draws samples with the averaged weights."""
+    space = build.space(config, info)
+    number = LOOK_IMAGES if info.levels else LOOK_VECTORS
+    shape = (batch_size(number, number, mesh), *space.shape)
+    given = build.classes_in_turn(config, info, shape[0])
+    if info.condition:  # the mean of the training data
+        given["vector"] = np.zeros((shape[0], len(info.condition)), np.float32)
 
     def look(step: int, state: TrainState) -> None:
-        key = jax.random.key(config.sampling.seed)
-        noise = noise_on_devices(key, process, shape, mesh)
-        score = build.model(config, apply, state.ema)
-        score = score if labels is None else score.given({"labels": labels})
-        samples = LOOK.sample(key, process, score, noise)
-        # Whole on every device: a process can read only what its own devices hold.
-        images = placed(pixels.from_model(samples.x), replicated(mesh))
-        if is_writer():
-            picture = workdir / "samples" / f"step_{step:06d}.png"
-            pictures.save_png(picture, np.asarray(images), pixels.levels)
+        key, model = jax.random.key(config.sampling.seed), build.model(config, apply, state.ema)
+        _, noise = Start(key, model.sde, None, 0).states(shape)
+        spread = placed({"noise": noise, "given": given}, along_data(mesh))
+        samples = LOOK.sample(key, model.sde, model.given(spread["given"]), spread["noise"])
+        x = on_host(space.from_model(samples.x), mesh)
+        path = workdir / "samples" / f"step_{step:06d}.png"
+        if is_writer() and info.levels:
+            pictures.save_png(path, x, info.levels)
+        elif is_writer():
+            pictures.scatter(path, x, x, info.columns)
 
     return look
 

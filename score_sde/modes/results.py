@@ -1,0 +1,207 @@
+"""A table of per-item results, saved as it fills and gone on with by the same command."""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from tqdm import tqdm
+
+from score_sde.errors import UserError
+from score_sde.modes.files import whole
+
+SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
+Rows = dict[str, np.ndarray]
+# What reading a damaged or foreign file raises.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
+
+
+class Table:
+    """The results of items 0, 1, ... of one mode in a file of numpy arrays (.npz).
+
+    The file says what its numbers depend on. Rows of the same settings are gone on with. Rows of
+    other settings move to NAME.old.npz with the files beside them, once there are new ones: what
+    was paid for is never overwritten.
+
+    Args:
+        path: of the file.
+        depends: what the numbers depend on; JSON.
+        facts: further arrays of the file, for its readers.
+        beside: names of the files that belong to it.
+        usual: of what an older file does not say, the value that it had.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        depends: Mapping[str, Any],
+        *,
+        facts: Mapping[str, Any] | None = None,
+        beside: Sequence[str] = (),
+        usual: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self.beside = path, beside
+        self.depends: dict[str, Any] = json.loads(json.dumps(depends))  # tuples as lists, as read
+        self.facts = dict(facts or {})
+        self.rows: Rows = {}
+        self.other = self._read(json.loads(json.dumps(dict(usual or {}))))
+        self._saved = len(self)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.rows.values()))) if self.rows else 0
+
+    def _read(self, usual: dict[str, Any]) -> str | None:
+        """Take the file's rows where they are of these settings; else return why not."""
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path) as arrays:
+                theirs = json.loads(str(arrays["depends"]))
+                named = json.loads(str(arrays["rows"])) if "rows" in arrays else []
+                rows = {name: arrays[name] for name in named}
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
+            return f"not as this version writes it ({type(error).__name__})"
+        theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
+        keys = {**self.depends, **theirs}
+        different = [key for key in keys if self.depends.get(key) != theirs.get(key)]
+        if different or not rows:
+            return f"of another {', '.join(different)}" if different else "without rows"
+        self.rows = rows
+        return None
+
+    def report(self, wanted: int) -> None:
+        """Print what of the wanted rows is there."""
+        if len(self):
+            then = "going on after them" if len(self) < wanted else "nothing to compute"
+            if len(self) > wanted:
+                then = f"the first {wanted} of them follow, and the file stays"
+            print(f"{self.path}: {len(self)} items of these settings; {then}")
+
+    def add(self, rows: Mapping[str, Any]) -> None:
+        """Add the results of the next items, arrays (n, ...); None is left out."""
+        new = {name: np.asarray(array) for name, array in rows.items() if array is not None}
+        self.rows = (
+            {name: np.concatenate([old, new[name]]) for name, old in self.rows.items()}
+            if self.rows
+            else new
+        )
+
+    @property
+    def changed(self) -> bool:
+        """Whether there are rows that the file does not have."""
+        return len(self) > self._saved
+
+    def save(self, wanted: int) -> None:
+        """Write the file, whole or not at all."""
+        if self.other:
+            self._set_aside()
+        arrays: dict[str, Any] = {
+            **self.rows,
+            **self.facts,
+            "rows": json.dumps(list(self.rows)),
+            "depends": json.dumps(self.depends),
+            "complete": len(self) >= wanted,
+        }
+        with whole(self.path) as file:
+            np.savez_compressed(file, **arrays)
+        self._saved = len(self)
+
+    def _set_aside(self) -> None:
+        """Move the files that are there, which are of other settings, and say so."""
+        names = [self.path.name, *self.beside]
+        folder, numbers = self.path.parent, ["", *map(str, range(2, 1000))]
+        free = next(
+            number
+            for number in numbers
+            if not any((folder / _older(name, number)).exists() for name in names)
+        )
+        for name in names:
+            if (folder / name).exists():
+                try:
+                    os.replace(folder / name, folder / _older(name, free))
+                except OSError as error:
+                    raise UserError(
+                        f"{folder / name}: cannot be moved ({error.strerror})"
+                    ) from error
+        tqdm.write(f"{self.path}: {self.other}; it is now {_older(self.path.name, free)}")
+        self.other = None
+
+
+def _older(name: str, number: str) -> str:
+    stem, _, ending = name.partition(".")
+    return f"{stem}.old{number}.{ending}"
+
+
+class Progress:
+    """A bar that counts items, and shows how much of a batch is done.
+
+    Attributes:
+        drawn: sizes of the batches done.
+        ends: when they ended, seconds; the first is the begin.
+    """
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.drawn: list[int] = []
+        self.ends = [time.perf_counter()]
+
+    def inside(self, share: float) -> None:
+        """Show the share of the batch that is done."""
+        self.bar.set_postfix_str(f"batch {share:.0%}")
+
+    def done(self, items: int, words: str = "") -> None:
+        """Count the items of a batch."""
+        self.bar.set_postfix_str(words, refresh=False)
+        self.bar.update(items)
+        self.drawn.append(items)
+        self.ends.append(time.perf_counter())
+
+    def speed(self, unit: str) -> str:
+        """Items per second in words."""
+        told = f"{sum(self.drawn) / (self.ends[-1] - self.ends[0]):.2f} {unit}/s with compilation"
+        if len(self.drawn) > 1:
+            rate = sum(self.drawn[1:]) / (self.ends[-1] - self.ends[1])
+            told += f", {rate:.2f} {unit}/s after the first batch"
+        return told
+
+
+@contextmanager
+def progress(total: int, done: int, unit: str, desc: str) -> Iterator[Progress]:
+    """Show a bar of the items to come."""
+    with tqdm(total=total, initial=min(done, total), unit=unit, desc=desc) as bar:
+        yield Progress(bar)
+
+
+@contextmanager
+def saving(changed: Callable[[], bool], save: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Give a function to call after each batch, which saves now and then; save what is left at the
+    end and with an interruption."""
+    due = time.perf_counter() + SAVE_EVERY
+
+    def maybe() -> None:
+        nonlocal due
+        begin = time.perf_counter()
+        if begin > due:
+            save()
+            now = time.perf_counter()
+            due = now + max(SAVE_EVERY, 10.0 * (now - begin))
+
+    try:
+        yield maybe
+    finally:
+        if changed():
+            save()
