@@ -56,6 +56,21 @@ ROOMS = {
     "score_sde.workdirs": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.checks")
     ),
+    "score_sde.presets": Room(
+        5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.checks")
+    ),
+    "score_sde.overrides": Room(
+        5, (0,), ("absl", "ml_collections"), neighbours=("score_sde.config", "score_sde.checks")
+    ),
+    "score_sde.commands": Room(
+        5,
+        (0,),
+        ("ml_collections",),
+        neighbours=(
+            *("score_sde.config", "score_sde.checks", "score_sde.presets"),
+            *("score_sde.overrides", "score_sde.workdirs"),
+        ),
+    ),
     "score_sde.build": Room(
         5,
         (0, 1, 2, 3, 4),
@@ -76,7 +91,9 @@ ROOMS = {
     "score_sde.modes": Room(
         6, (0, 1, 2, 3, 4, 5), ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm")
     ),
-    "main": Room(7, (0, 5, 6), ("absl", "ml_collections")),
+    "score_sde.cli": Room(7, (0, 5, 6), ("absl", "ml_collections")),
+    "score_sde.__main__": Room(7, (), neighbours=("score_sde.cli",)),
+    "main": Room(7, (), neighbours=("score_sde.cli",)),
     "configs": Room(7, (5,), ("ml_collections",)),
 }
 

@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import main
 import score_sde
 from configs import vp_digits
-from score_sde import build, workdirs
+from score_sde import build, cli, workdirs
 from score_sde.config import changed
 from score_sde.data import load
-from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, command, refused, succeed
+from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, begin, command, refused, succeed
 
 
 @pytest.fixture(scope="module")
@@ -253,22 +250,16 @@ def test_a_training_that_ended_before_it_began_may_change(tmp_path):
     """The config is written before the first step; until a checkpoint, it binds nobody."""
     workdirs.save(vp_digits.get_config(), tmp_path)
     changed_key = ["--mode=train", f"--workdir={tmp_path}", "--config.training.batch_size=32"]
-    assert main.parse(changed_key).config.training.batch_size == 32
+    assert cli.parse(changed_key).config.training.batch_size == 32
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(score_sde.UserError, match=r"batch_size = 32 \(64 in"):
-        main.parse(changed_key)
+        cli.parse(changed_key)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.8])
 def test_an_interrupt_while_training_starts_ends_it(tmp_path, seconds):
     """Wherever in JAX's start it comes, where Python's own exception can be lost."""
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", "--mode=train", DIGITS],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin("--mode=train", DIGITS, cwd=tmp_path)
     assert process.stdout.readline().startswith("devices:")
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
