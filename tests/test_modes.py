@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -311,6 +312,44 @@ def test_the_same_command_resumes_and_another_number_of_steps_goes_on(trained, w
     )
     assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "5"]
     assert workdirs.load(workdir).training.num_steps == 5
+
+
+TWO = """
+import os, signal
+from score_sde.cli import main
+numbers = (signal.SIGINT, signal.SIGTERM)
+before = [signal.getsignal(number) for number in numbers]
+for arguments in {commands!r}:
+    assert main(arguments) == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+"""
+
+
+def test_one_process_runs_many_commands_on_two_devices(workdir, tmp_path, run_python):
+    """As a notebook may. What was trained on one device goes on; the numbers are those of one."""
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("samples.*", "likelihood.*"))
+    at = f"--workdir={copy}"
+    few = ["--config.sampling.num_steps=3", "--config.sampling.num_samples=4"]
+    sample = ["--mode=sample", at, *few, "--config.sampling.method=unipc"]
+    few = ["--config.likelihood.num_images=4", "--config.likelihood.rtol=1e-2"]
+    likelihood = ["--mode=likelihood", at, *few, "--config.likelihood.atol=1e-2"]
+    train = ["--mode=train", at, "--config.training.num_steps=6"]
+    code = TWO.format(commands=[train, sample, likelihood])
+    done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    assert done.stdout.count("devices: 2 x") == 3
+    arrays = [dict(np.load(copy / f"{name}.npz")) for name in ("samples", "likelihood")]
+    for name, command in (("samples", sample), ("likelihood", likelihood)):
+        (copy / f"{name}.npz").unlink()
+        succeed(*command, cwd=tmp_path)
+    images, bits = (
+        np.load(copy / f"{name}.npz")[array].astype(np.float64)
+        for name, array in (("samples", "images"), ("likelihood", "bits_per_dim"))
+    )
+    # Rounding differs with the batch's shape: at the edge of a pixel's bin, and at the scale of the
+    # tolerance, by which the solver chooses its steps.
+    assert np.abs(images - arrays[0]["images"]).max() <= 1
+    np.testing.assert_allclose(bits, arrays[1]["bits_per_dim"], atol=1e-2)
 
 
 MAY = "sampling.*, likelihood.*, eval.*, data.dir"
