@@ -339,9 +339,9 @@ def test_one_process_runs_many_commands_on_two_devices(workdir, tmp_path, run_py
     done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
     assert done.stdout.count("devices: 2 x") == 3
     arrays = [dict(np.load(copy / f"{name}.npz")) for name in ("samples", "likelihood")]
-    for name, command in (("samples", sample), ("likelihood", likelihood)):
+    for name, arguments in (("samples", sample), ("likelihood", likelihood)):
         (copy / f"{name}.npz").unlink()
-        succeed(*command, cwd=tmp_path)
+        succeed(*arguments, cwd=tmp_path)
     images, bits = (
         np.load(copy / f"{name}.npz")[array].astype(np.float64)
         for name, array in (("samples", "images"), ("likelihood", "bits_per_dim"))
