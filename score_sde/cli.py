@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     Handlers of signals are afterwards what they were. What `start` in `score_sde.modes` sets up of
     JAX stays. A stopped training raises SystemExit(75), from where it stopped.
     """
-    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    before = [(number, signal.getsignal(number) or signal.SIG_DFL) for number in SIGNALS]
     try:
         return _run(argv)
     finally:

@@ -1,8 +1,5 @@
 """The command line as a user types it: the line that each mistake gives."""
 
-import subprocess
-import sys
-
 import pytest
 
 from configs import ve_celeba
@@ -225,20 +222,12 @@ def test_a_mistake_in_a_users_preset_is_told_in_one_line(tmp_path, text, said, r
     assert said in line
 
 
-def test_a_mistake_is_told_without_jax(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from score_sde import cli; "
-            "status = cli.main(['--mode=train', '--config.seed=x']); print(status, "
-            "{'jax', 'flax', 'numpy.random'} & set(sys.modules))",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_a_mistake_is_told_without_jax(run_python):
+    code = (
+        "import sys; from score_sde import cli; status = cli.main(['--mode=train', '--config.x=1'])"
+        "; print(status, {'jax', 'flax', 'numpy.random'} & set(sys.modules))"
     )
+    done = run_python(code)
     assert done.stdout.startswith("2 ") and "jax" not in done.stdout, done.stdout + done.stderr
 
 
