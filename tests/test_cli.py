@@ -4,7 +4,7 @@ import pytest
 
 from configs import ve_celeba
 from score_sde import workdirs
-from tests.commands import CONFIGS, DIGITS, ROOT, command, process, refused, succeed
+from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 
 def test_help_lists_the_modes(tmp_path):
