@@ -21,7 +21,7 @@ FOLDER = _WHEEL if _WHEEL.is_dir() else _PACKAGE.parent / "configs"
 DEFAULT = "vp_digits"
 
 # A file's path may hold colons, so it reaches to the last ".py" that ends or is followed by one.
-_NAME_OR_FILE = re.compile(r"(?:(?P<name>[\w-]+)|(?P<file>.*\.py))(?::(?P<variant>.*))?", re.DOTALL)
+_FILE_OR_NAME = re.compile(r"(?:(?P<file>.*\.py)|(?P<name>[\w-]+))(?::(?P<variant>.*))?", re.DOTALL)
 
 
 def names() -> list[str]:
@@ -37,7 +37,7 @@ def load(preset: str) -> ConfigDict:
     Raises:
         UserError: no such preset or variant, or a mistake in the file.
     """
-    match = _NAME_OR_FILE.fullmatch(preset)
+    match = _FILE_OR_NAME.fullmatch(preset)
     if match is None or (match["name"] and match["name"] not in names()):
         allowed = ", ".join([*names(), "FILE.py"])
         raise UserError(f"--config {preset}: no such preset; allowed are {allowed}")
