@@ -17,13 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Each worker of pytest-xdist keeps to one core, and so do the commands that it starts: threads of
-# two XLA programs on the same cores wait for each other.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if WORKER and hasattr(os, "sched_setaffinity"):
-    CORES = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
-
 import jax  # noqa: E402  (after the settings above)
 
 # A (B,) that meets a (B, H, W, C), or a float32 that meets a float64, is an error and not a guess.

@@ -325,6 +325,7 @@ for arguments in {commands!r}:
 """
 
 
+@pytest.mark.slow  # compiles everything for two devices: 80 s
 def test_one_process_runs_many_commands_on_two_devices(workdir, tmp_path, run_python):
     """As a notebook may. What was trained on one device goes on; the numbers are those of one."""
     copy = tmp_path / "run"
