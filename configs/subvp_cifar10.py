@@ -16,12 +16,12 @@ Cost: as `vp_cifar10`.
 
 from ml_collections import ConfigDict
 
-from configs import vp_cifar10
+from score_sde import presets
 from score_sde.config import check_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
     check_variant(variant, "ddpmpp", "ddpmpp_deep", "ncsnpp", "ncsnpp_deep", "ddpm")
-    config = vp_cifar10.get_config(variant)
+    config = presets.load(f"vp_cifar10:{variant}")
     config.sde.name = "subvp"
     return config

@@ -9,12 +9,12 @@ Cost: as `vp_digits`.
 
 from ml_collections import ConfigDict
 
-from configs import vp_digits
+from score_sde import presets
 from score_sde.config import check_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
     check_variant(variant)
-    config = vp_digits.get_config()
+    config = presets.load("vp_digits")
     config.sde.name = "subvp"
     return config

@@ -10,13 +10,13 @@ Cost: 2.4 million steps of 8 images, weeks on GPUs; 4000 evaluations for an imag
 
 from ml_collections import ConfigDict
 
-from configs import ve_256
+from score_sde import presets
 from score_sde.config import require_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
     require_variant(variant, "celebahq", "ffhq")
-    config = ve_256.get_config(variant)
+    config = presets.load(f"ve_256:{variant}")
     config.data.image_size = 1024
     config.sde.sigma_max = 1348.0
 

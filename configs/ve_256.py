@@ -10,7 +10,7 @@ Cost: 2.4 million steps of 64 images, weeks on GPUs; 4000 evaluations for an ima
 
 from ml_collections import ConfigDict
 
-from configs import ve_cifar10
+from score_sde import presets
 from score_sde.config import require_variant
 
 # Name of the data set and sigma_max.
@@ -24,7 +24,7 @@ SETS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     require_variant(variant, *SETS)
-    config = ve_cifar10.get_config("ncsnpp")
+    config = presets.load("ve_cifar10:ncsnpp")
     config.data.name, config.sde.sigma_max = SETS[variant]
     config.data.image_size = 256
 

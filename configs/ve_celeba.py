@@ -9,13 +9,13 @@ Cost: 1.3 million steps of 128 images, days on GPUs.
 
 from ml_collections import ConfigDict
 
-from configs import ve_cifar10
+from score_sde import presets
 from score_sde.config import check_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
     check_variant(variant)
-    config = ve_cifar10.get_config("ncsnpp_discrete")
+    config = presets.load("ve_cifar10:ncsnpp_discrete")
     config.data.name = "celeba"
     config.sde.sigma_max = 90.0
     config.sampling.snr = 0.17

@@ -22,7 +22,7 @@ Cost: 1.3 million steps of 128 images (deep: 950 thousand), days on a GPU; out o
 
 from ml_collections import ConfigDict
 
-from configs import vp_cifar10
+from score_sde import presets
 from score_sde.config import check_variant
 
 
@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
         variant, "ncsnpp", "ncsnpp_deep", "ncsnpp_discrete", "ddpm_discrete", "ncsn", "ncsnv2"
     )
     network = networks.get(variant, "ncsnpp")
-    config = vp_cifar10.get_config(network)
+    config = presets.load(f"vp_cifar10:{network}")
     config.sde.name = "ve"
     config.sde.sigma_min = 0.01
     config.sde.sigma_max = 50.0

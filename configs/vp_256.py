@@ -10,7 +10,7 @@ Cost: 2.4 million steps of 64 images, weeks on GPUs.
 
 from ml_collections import ConfigDict
 
-from configs import vp_cifar10
+from score_sde import presets
 from score_sde.config import require_variant
 
 SETS = {"bedroom": "lsun_bedroom", "church": "lsun_church", "celebahq": "celebahq"}
@@ -18,7 +18,7 @@ SETS = {"bedroom": "lsun_bedroom", "church": "lsun_church", "celebahq": "celebah
 
 def get_config(variant: str = "") -> ConfigDict:
     require_variant(variant, *SETS)
-    config = vp_cifar10.get_config("ddpm_discrete")
+    config = presets.load("vp_cifar10:ddpm_discrete")
     config.data.name = SETS[variant]
     config.data.image_size = 256
 

@@ -28,6 +28,7 @@ _HOMES = {
     "load": "score_sde.run",
     "log_likelihood": "score_sde.likelihood",
     "oracle": "score_sde.oracle",
+    "presets": "score_sde.presets",
     "samplers": "score_sde.samplers",
 }
 

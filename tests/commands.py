@@ -1,9 +1,22 @@
-"""Commands as a user types them, and the tiny model that they are about."""
+"""Commands as a user types them, and the tiny model that they are about.
 
+`command` runs one in the tests' process: Python and JAX have begun, and what an earlier command
+compiled is there. `process` and `begin` start a new one, for signals and for what a process takes
+only once.
+"""
+
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import jax
+import pytest
+
+from score_sde.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -17,31 +30,73 @@ SMALL = (
 )
 FEW = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
 
+Done = subprocess.CompletedProcess[str]
 
-def command(
-    *arguments: str | Path, cwd: Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run main.py with these arguments in a folder; output as text."""
-    return subprocess.run(
+
+@contextmanager
+def as_users_have_it() -> Iterator[None]:
+    """JAX without the strict settings of the tests (conftest.py)."""
+    strict = {
+        name: getattr(jax.config, name)
+        for name in ("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
+    }
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    try:
+        yield
+    finally:
+        for name, value in strict.items():
+            jax.config.update(name, value)
+
+
+def command(*arguments: str | Path, cwd: Path, **environment: str) -> Done:
+    """Run a command line in a folder, in this process; output as text."""
+    argv, out, err = [*map(str, arguments)], io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        as_users_have_it(),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            status = main(argv)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+def begin(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start main.py in a process of its own."""
+    return subprocess.Popen(
         [sys.executable, ROOT / "main.py", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
     )
 
 
-def succeed(*arguments: str | Path, cwd: Path) -> str:
-    """Run main.py and return what it prints; a failure fails the test with what it said."""
-    done = command(*arguments, cwd=cwd)
+def process(*arguments: str | Path, cwd: Path, **environment: str) -> Done:
+    """Run main.py in a process of its own."""
+    running = begin(*arguments, cwd=cwd, **environment)
+    out, err = running.communicate(timeout=240)
+    return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+
+def succeed(*arguments: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command and return what it prints; a failure fails the test with what it said."""
+    done = command(*arguments, cwd=cwd, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def refused(*arguments: str | Path, cwd: Path) -> str:
-    """Run main.py, which must print one line, exit with 2 and leave the folder as it was."""
+    """Run a command, which must print one line, exit with 2 and leave the folder as it was."""
     before = sorted(cwd.rglob("*"))
     done = command(*arguments, cwd=cwd)
     assert done.returncode == 2, done.stdout + done.stderr

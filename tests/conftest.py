@@ -20,9 +20,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402  (after the settings above)
 
 # A (B,) that meets a (B, H, W, C), or a float32 that meets a float64, is an error and not a guess.
-# In this process only: the commands which the tests start run as a user's do.
+# Commands run without (tests/commands.py), as a user's do.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# A process has as many devices as when JAX begins. A command that came first would set them.
+jax.config.update("jax_num_cpu_devices", 1)
+jax.devices()
 
 # A shell starts jobs in the background with SIGINT ignored, and what they start inherits that: the
 # tests that interrupt a command would wait for ever.

@@ -1,14 +1,13 @@
 """The paper's preset on the official CIFAR-10 batches, by the commands that a user types."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.commands import ROOT, succeed
+
 SIZE = ("--config.model.width=16", "--config.model.num_blocks=1")
 
 
@@ -29,22 +28,14 @@ def official(reference_dir, tmp_path_factory):
 def test_train_then_sample_with_no_workdir(official, tmp_path):
     """Nothing but the number of steps and the network's size is overridden."""
 
-    def main(*arguments):
-        done = subprocess.run(
-            [sys.executable, ROOT / "main.py", "--config", "configs/vp_cifar10.py", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "XDG_CACHE_HOME": str(official)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def run(*arguments):
+        preset = ("--config", "configs/vp_cifar10.py")
+        return succeed(*preset, *arguments, cwd=tmp_path, XDG_CACHE_HOME=str(official))
 
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    out = main("--mode", "train", "--config.training.num_steps=3", *SIZE)
+    out = run("--mode", "train", "--config.training.num_steps=3", *SIZE)
     assert "data: 50000 images of cifar10" in out
-    out = main("--mode", "sample", "--config.sampling.num_steps=5")
+    out = run("--mode", "sample", "--config.sampling.num_steps=5")
     assert "64 images, NFE 5" in out
     with np.load(tmp_path / "runs" / "vp_cifar10" / "samples.npz") as samples:
         assert samples["images"].shape == (64, 32, 32, 3)

@@ -1,13 +1,10 @@
 """The command line as a user types it: the line that each mistake gives."""
 
-import subprocess
-import sys
-
 import pytest
 
 from configs import ve_celeba
 from score_sde import workdirs
-from tests.commands import CONFIGS, DIGITS, ROOT, command, refused, succeed
+from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 
 def test_help_lists_the_modes(tmp_path):
@@ -17,6 +14,10 @@ def test_help_lists_the_modes(tmp_path):
     assert succeed("-h", cwd=tmp_path) == told
 
 
+PRESETS = (
+    "subvp_cifar10, subvp_digits, ve_1024, ve_256, ve_celeba, ve_cifar10, ve_digits, vp_256, "
+    "vp_cifar10, vp_digits, vp_fashion_mnist"
+)
 MISTAKES = {
     "no mode": (
         [],
@@ -42,7 +43,15 @@ MISTAKES = {
     ),
     "config file missing": (
         ["--mode=train", "--config=configs/vp_digit.py"],
-        "error: --config configs/vp_digit.py: no such file; presets are in configs/",
+        f"error: --config configs/vp_digit.py: no such file; the presets are {PRESETS}",
+    ),
+    "preset that does not exist": (
+        ["--mode=train", "--config=vp_digit:deep"],
+        f"error: --config vp_digit:deep: no such preset; allowed are {PRESETS}, FILE.py",
+    ),
+    "config file that is no Python": (
+        ["--mode=train", "--config=/dev/null"],
+        f"error: --config /dev/null: no such preset; allowed are {PRESETS}, FILE.py",
     ),
     "unknown variant": (
         ["--mode=train", DIGITS + ":deep"],
@@ -214,25 +223,18 @@ def test_a_mistake_in_a_users_preset_is_told_in_one_line(tmp_path, text, said, r
     assert said in line
 
 
-def test_the_help_is_told_without_jax():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import main, sys; status = main.main(['--help']); "
-            "print(status, {'jax', 'flax', 'numpy.random'} & set(sys.modules))",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_a_mistake_is_told_without_jax(run_python):
+    code = (
+        "import sys; from score_sde import cli; status = cli.main(['--mode=train', '--config.x=1'])"
+        "; print(status, {'jax', 'flax', 'numpy.random'} & set(sys.modules))"
     )
-    assert done.stdout.endswith("\n0 set()\n"), done.stdout + done.stderr
+    done = run_python(code)
+    assert done.stdout.startswith("2 ") and "jax" not in done.stdout, done.stdout + done.stderr
 
 
 def test_devices_that_do_not_divide_the_batch(tmp_path):
     flags = "--xla_force_host_platform_device_count=3"
-    done = command("--mode=train", cwd=tmp_path, XLA_FLAGS=flags)
+    done = process("--mode=train", cwd=tmp_path, XLA_FLAGS=flags)
     line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"
     assert (done.returncode, done.stderr) == (2, line)
     assert not any(tmp_path.iterdir())

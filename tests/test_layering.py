@@ -31,10 +31,13 @@ ROOMS = {
     "score_sde.errors": Room(0, ()),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
-    "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
+    "score_sde.discrete": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
+    "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
-    "score_sde.integrate": Room(1, (0,), ("jax", "diffrax")),
+    "score_sde.integrate": Room(
+        1, (0,), ("jax", "diffrax", "equinox"), neighbours=("score_sde.sde",)
+    ),
     # 2: methods. None knows another: what two of them need lives on floor 1.
     "score_sde.losses": Room(2, (0, 1), ("jax",)),
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
@@ -56,7 +59,23 @@ ROOMS = {
     "score_sde.config": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
     ),
-    "score_sde.workdirs": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.workdirs": Room(5, (0, 3), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.presets": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.overrides": Room(
+        5,
+        (0,),
+        ("absl", "ml_collections"),
+        neighbours=("score_sde.config", "score_sde.schema"),
+    ),
+    "score_sde.commands": Room(
+        5,
+        (0,),
+        ("ml_collections",),
+        neighbours=(
+            *("score_sde.config", "score_sde.presets"),
+            *("score_sde.overrides", "score_sde.workdirs"),
+        ),
+    ),
     "score_sde.build": Room(
         5,
         (0, 1, 2, 3, 4),
@@ -80,7 +99,9 @@ ROOMS = {
         ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm"),
         lazy=("matplotlib",),
     ),
-    "main": Room(7, (0, 5, 6), ("absl", "ml_collections")),
+    "score_sde.cli": Room(7, (0, 5, 6), ("absl", "ml_collections")),
+    "score_sde.__main__": Room(7, (), neighbours=("score_sde.cli",)),
+    "main": Room(7, (), neighbours=("score_sde.cli",)),
     "configs": Room(7, (5,), ("ml_collections",)),
 }
 

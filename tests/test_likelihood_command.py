@@ -1,18 +1,15 @@
 """`--mode likelihood` interrupted, started again, shortened and changed, as a user would."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.commands import ROOT, begin, succeed
+
 IMAGES = 21
 SETTINGS = (
     f"--config.likelihood.num_images={IMAGES}",
@@ -24,27 +21,8 @@ SETTINGS = (
 )
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "main.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=dict(os.environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def succeed(*arguments):
-    process = start(*arguments)
-    told, said = process.communicate(timeout=240)
-    assert process.returncode == 0, told + said
-    return told
-
-
 def likelihood(workdir, *arguments):
-    return succeed("--mode=likelihood", "--workdir", workdir, *SETTINGS, *arguments)
+    return succeed("--mode=likelihood", "--workdir", workdir, *SETTINGS, *arguments, cwd=ROOT)
 
 
 def values(workdir):
@@ -54,7 +32,7 @@ def values(workdir):
 
 def stop(workdir, number, which):
     """Send a running command the signal as soon as the file holds so many images."""
-    process = start("--mode=likelihood", "--workdir", workdir, *SETTINGS)
+    process = begin("--mode=likelihood", "--workdir", workdir, *SETTINGS, cwd=ROOT)
     deadline = time.monotonic() + 200
     while not (workdir / "likelihood.npz").exists() or len(values(workdir)["nfe"]) < number:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -72,7 +50,7 @@ def unbroken(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("likelihood") / "run"
     small = ("--config.model.width=8", "--config.training.batch_size=16")
     steps = ("--config.training.num_steps=1", "--config.training.sample_every=0")
-    succeed("--mode=train", "--workdir", workdir, *small, *steps)
+    succeed("--mode=train", "--workdir", workdir, *small, *steps, cwd=ROOT)
     told = likelihood(workdir)
     summary = json.loads((workdir / "likelihood.json").read_text())
     assert f"{summary['bits_per_dim']:.4f} +- {summary['standard_error']:.4f} bits/dim" in told
@@ -162,7 +140,7 @@ def test_what_is_there_stays_until_there_is_something_new(unbroken, tmp_path):
     shutil.copytree(unbroken, workdir)
     before = sorted(path.name for path in workdir.iterdir())
     other = (*SETTINGS, "--config.likelihood.seed=1")
-    process = start("--mode=likelihood", "--workdir", workdir, *other)
+    process = begin("--mode=likelihood", "--workdir", workdir, *other, cwd=ROOT)
     while "averaged weights" not in process.stdout.readline():  # then it compiles
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)

@@ -2,9 +2,8 @@
 
 import json
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import main
 import score_sde
 from configs import vp_digits
-from score_sde import build, workdirs
+from score_sde import build, cli, workdirs
 from score_sde.config import changed
 from score_sde.data import load
-from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, command, refused, succeed
+from tests.commands import CONFIGS, DIGITS, FEW, ROOT, SMALL, begin, command, refused, succeed
 
 
 @pytest.fixture(scope="module")
@@ -254,22 +252,16 @@ def test_a_training_that_ended_before_it_began_may_change(tmp_path):
     """The config is written before the first step; until a checkpoint, it binds nobody."""
     workdirs.save(vp_digits.get_config(), tmp_path)
     changed_key = ["--mode=train", f"--workdir={tmp_path}", "--config.training.batch_size=32"]
-    assert main.parse(changed_key).config.training.batch_size == 32
+    assert cli.parse(changed_key).config.training.batch_size == 32
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(score_sde.UserError, match=r"batch_size = 32 \(64 in"):
-        main.parse(changed_key)
+        cli.parse(changed_key)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.8])
 def test_an_interrupt_while_training_starts_ends_it(tmp_path, seconds):
     """Wherever in JAX's start it comes, where Python's own exception can be lost."""
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", "--mode=train", DIGITS],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin("--mode=train", DIGITS, cwd=tmp_path)
     assert process.stdout.readline().startswith("devices:")
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
@@ -321,6 +313,45 @@ def test_the_same_command_resumes_and_another_number_of_steps_goes_on(trained, w
     )
     assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "5"]
     assert workdirs.load(workdir).training.num_steps == 5
+
+
+TWO = """
+import os, signal
+from score_sde.cli import main
+numbers = (signal.SIGINT, signal.SIGTERM)
+before = [signal.getsignal(number) for number in numbers]
+for arguments in {commands!r}:
+    assert main(arguments) == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+"""
+
+
+@pytest.mark.slow  # compiles everything for two devices: 80 s
+def test_one_process_runs_many_commands_on_two_devices(workdir, tmp_path, run_python):
+    """As a notebook may. What was trained on one device goes on; the numbers are those of one."""
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("samples.*", "likelihood.*"))
+    at = f"--workdir={copy}"
+    few = ["--config.sampling.num_steps=3", "--config.sampling.num_samples=4"]
+    sample = ["--mode=sample", at, *few, "--config.sampling.method=unipc"]
+    few = ["--config.likelihood.num_images=4", "--config.likelihood.rtol=1e-2"]
+    likelihood = ["--mode=likelihood", at, *few, "--config.likelihood.atol=1e-2"]
+    train = ["--mode=train", at, "--config.training.num_steps=6"]
+    code = TWO.format(commands=[train, sample, likelihood])
+    done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    assert done.stdout.count("devices: 2 x") == 3
+    arrays = [dict(np.load(copy / f"{name}.npz")) for name in ("samples", "likelihood")]
+    for name, arguments in (("samples", sample), ("likelihood", likelihood)):
+        (copy / f"{name}.npz").unlink()
+        succeed(*arguments, cwd=tmp_path)
+    images, bits = (
+        np.load(copy / f"{name}.npz")[array].astype(np.float64)
+        for name, array in (("samples", "images"), ("likelihood", "bits_per_dim"))
+    )
+    # Rounding differs with the batch's shape: at the edge of a pixel's bin, and at the scale of the
+    # tolerance, by which the solver chooses its steps.
+    assert np.abs(images - arrays[0]["images"]).max() <= 1
+    np.testing.assert_allclose(bits, arrays[1]["bits_per_dim"], atol=1e-2)
 
 
 MAY = "sampling.*, likelihood.*, eval.*, data.dir"

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from score_sde import build, networks, workdirs
-from score_sde.checks import validate
-from score_sde.config import default, flat
+from score_sde.config import default, flat, validate
 from score_sde.discrete import discretization
+from score_sde.errors import UserError
+from score_sde.presets import load, names
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector
+from tests.commands import CONFIGS
 
 # The 27 rows and the unconditional DDPM of the original's configuration files. Attention is at 16
 # pixels and the images' colours are three in all of them.
@@ -133,11 +135,6 @@ FREE = {
     "sampling.num_samples",
     "sampling.batch_size",
 }
-
-
-def load(preset):
-    name, _, variant = preset.partition(":")
-    return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
 def network_keys(preset):
@@ -306,8 +303,8 @@ def test_presets_are_valid_and_survive_json(preset):
     ],
 )
 def test_defaults_and_short_names(alone, variant):
-    file = alone.partition(":")[0]
-    assert flat(load(alone)) == flat(load(f"{file}:{variant}"))
+    short, long = flat(load(alone)), flat(load(f"{alone.partition(':')[0]}:{variant}"))
+    assert short | {"name": long["name"]} == long
 
 
 def test_diffusers_ddpm_is_ddpm_with_more_attention_and_its_own_number_of_steps():
@@ -315,6 +312,7 @@ def test_diffusers_ddpm_is_ddpm_with_more_attention_and_its_own_number_of_steps(
         flat(load(f"vp_cifar10:ddpm_{variant}")) for variant in ("diffusers", "discrete")
     )
     assert {key: value for key, value in values.items() if value != ddpm[key]} == {
+        "name": "vp_cifar10-ddpm_diffusers",
         "model.decoder_attention": "every",
         "training.num_steps": 800_000,
     }
@@ -355,3 +353,32 @@ def test_ncsnv2s_step_is_what_its_technique_4_chooses():
     kept, stationary = (1 - e) ** (2 * config.sampling.steps_per_level), 2 / (2 - e)
     variance = kept * (ratio**2 - stationary) + stationary
     assert abs(e[np.argmin(np.abs(variance - 1))] - config.sampling.step_size) < 0.001
+
+
+def test_a_preset_by_name_and_by_file(tmp_path, monkeypatch):
+    """A path may hold colons: of a folder named by a time, of a drive on Windows."""
+    assert set(names()) == {path.stem for path in CONFIGS.glob("*.py")}
+    named = load("vp_cifar10:ncsnpp")
+    assert named.name == "vp_cifar10-ncsnpp"
+    assert flat(load(f"{CONFIGS / 'vp_cifar10.py'}:ncsnpp")) == flat(named)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("2026-01-01T10:00", "C:", "a.py:b"):
+        Path(folder).mkdir()
+        file = Path(folder, "mine.py")
+        file.write_text(
+            "from score_sde import presets\n"
+            "def get_config(variant=''):\n"
+            "    config = presets.load('ve_digits')\n"
+            "    config.seed = int(variant or 1)\n"
+            "    return config\n"
+        )
+        for variant, seed, name in (("", 1, "mine"), (":", 1, "mine"), (":7", 7, "mine-7")):
+            mine = load(f"{file}{variant}")
+            assert (mine.name, mine.seed, mine.sde.name) == (name, seed, "ve")
+        assert [path.name for path in file.parent.iterdir()] == ["mine.py"]  # and no bytecode
+
+
+@pytest.mark.parametrize("preset", ["vp_digit", "configs/vp_digits", "", "none.py", "none.py:x"])
+def test_a_preset_that_does_not_exist(preset):
+    with pytest.raises(UserError, match=f"^--config {preset}: no such .* ve_celeba, .*vp_digits"):
+        load(preset)

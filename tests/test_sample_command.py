@@ -4,14 +4,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from score_sde.modes.files import signals_wait, whole
-from tests.commands import DIGITS, ROOT, SMALL, command, succeed
+from tests.commands import DIGITS, ROOT, SMALL, begin, command, succeed
 
 IMAGES = 120
 SETTINGS = (
@@ -40,12 +38,7 @@ def unbroken(tmp_path_factory):
 
 def terminated(workdir, number):
     """Send a running command SIGTERM as soon as it says that it has drawn so many images."""
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", "--mode=sample", "--workdir", workdir, *SETTINGS],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = begin("--mode=sample", "--workdir", workdir, *SETTINGS, cwd=ROOT)
     said = b""
     while not any(int(n) >= number for n in re.findall(rb"(\d+)/%d" % IMAGES, said)):
         more = os.read(process.stderr.fileno(), 4096)
@@ -53,8 +46,8 @@ def terminated(workdir, number):
         said += more
     process.terminate()
     told, more = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"Traceback" not in said + more
-    return told.decode()
+    assert process.returncode == 130 and "Traceback" not in said.decode() + more
+    return told
 
 
 def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(unbroken, tmp_path):

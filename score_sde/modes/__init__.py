@@ -1,9 +1,12 @@
-"""What `main.py --mode` can be: one module each, with a function `run(config, workdir)`."""
+"""What `--mode` can be: one module each, with a function `run(config, workdir)`.
+
+Only `start` imports JAX, so that a mode that needs no devices does without.
+"""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -15,6 +18,7 @@ def start(batch_size: int) -> int:
     """Do what every mode begins with: keep compiled programs on disk, set up and print the devices.
 
     JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME move the programs from `~/.cache/score_sde/jax`.
+    A process that has used JAX before keeps its devices.
 
     Args:
         batch_size: images that the devices share.
@@ -22,6 +26,8 @@ def start(batch_size: int) -> int:
     Returns:
         the number of devices.
     """
+    import jax
+
     _cores_as_devices(batch_size)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # which JAX reads itself
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -64,9 +70,12 @@ def _cores_as_devices(batch_size: int) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
+    import jax
+
     # Not all systems tell how many of the cores this process may use.
     available = getattr(os, "sched_getaffinity", None)
     cores = len(available(0)) if available else os.cpu_count() or 1
     most = max(1, min(cores, batch_size // 8))
     number = max(n for n in range(1, most + 1) if batch_size % n == 0)
-    jax.config.update("jax_num_cpu_devices", number)
+    with suppress(RuntimeError):  # JAX has begun, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", number)

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from score_sde import build, data
 from score_sde.batches import Interpolation, joined
 from score_sde.config import refuse
+from score_sde.errors import UserError
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import signals_wait, whole
 from score_sde.modes.results import progress
-from score_sde.run import Run
+from score_sde.run import Run, load
 from score_sde.samplers import ProbabilityFlow
 
 # Beside what the flow reads; it never denoises.
@@ -106,25 +107,24 @@ def _write(
 ) -> None:
     flow, settings, levels = _flow(trained.config), trained.config.sampling, trained.info.levels
     # An item depends on those solved with it where all of them share a step.
-    coupled: dict[str, Any] = {"batch_size": settings.batch_size} if flow.coupled else {}
     same = (done.x[:, [0, -1]] == real).reshape(len(real), 2, -1).mean(axis=2)
+    arrays: dict[str, Any] = {
+        **({"batch_size": settings.batch_size} if flow.coupled else {}),
+        "images" if levels else "x": done.x,
+        "real": real,
+        "indices": indices,
+        "labels": labels,
+        "latents": done.latents,
+        "nfe": done.nfe,
+        "rms": done.rms,
+        "same": same,
+        "flow": str(flow),
+        "seed": settings.seed,
+        "step": trained.step,
+    }
     with signals_wait():
         with whole(workdir / "interpolation.npz") as file:
-            np.savez_compressed(
-                file,
-                **coupled,
-                **{"images" if levels else "x": done.x},
-                real=real,
-                indices=indices,
-                labels=labels,
-                latents=done.latents,
-                nfe=done.nfe,
-                rms=done.rms,
-                same=same,
-                flow=str(flow),
-                seed=settings.seed,
-                step=trained.step,
-            )
+            np.savez_compressed(file, **arrays)
         path = workdir / "interpolation.png"
         if levels:
             rows = np.concatenate([real[:, :1], done.x[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]

@@ -129,6 +129,7 @@ def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any
         solve += f", {config.model.dtype} inside"
     summary: dict[str, Any] = {}
     if discrete:
+        assert values.bits_per_dim is not None
         bits = _float64(values.bits_per_dim)
         summary |= {
             "bits_per_dim": float(bits.mean()),

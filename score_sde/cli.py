@@ -1,0 +1,160 @@
+"""Train a score model, sample from it, compute likelihoods, interpolate.
+
+  score-sde --mode MODE [--config PRESET] [--workdir DIR] [--config.section.key=value ...]
+
+PRESET is NAME[:variant], of those that come with the package, or FILE.py[:variant]. Without
+--config and --workdir it is vp_digits; without --workdir the workdir is runs/NAME[-variant]. A
+workdir keeps its config: the other modes need nothing but --workdir, and the same --mode train
+again resumes. `python main.py` in a checkout and `python -m score_sde` are the same command.
+
+  score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
+  score-sde --mode export --workdir DIR --target FOLDER
+"""
+
+import importlib
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from score_sde import commands, overrides, presets
+from score_sde.errors import UserError
+
+# A mode that needs no devices imports no JAX.
+MODES = {
+    "train": "train the model of --config, or resume the training of --workdir",
+    "sample": "draw images: samples.png, samples.npz, on request samples.gif",
+    "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
+    "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
+    "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
+    "config": "print every key of --config or --workdir: value, allowed values, help",
+    "export": "averaged weights and config as model.safetensors and config.json in --target",
+}
+# Flags of single modes, with their defaults; None has to be given.
+OPTIONS: dict[str, dict[str, str | None]] = {
+    "convert": {"source": None, "weights": "averaged"},
+    "export": {"target": None},
+}
+WEIGHTS = ("averaged", "raw")
+FLAGS = ("mode", "config", "workdir", *(name for flags in OPTIONS.values() for name in flags))
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Command(NamedTuple):
+    """What a command line asks for: a mode with its config, valid and merged with the saved one."""
+
+    mode: str
+    config: ConfigDict
+    workdir: Path
+    options: Mapping[str, Any] = MappingProxyType({})  # of the mode alone
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+    """Read a command line (without the program's name); None asks for the help.
+
+    Raises:
+        UserError: for everything that can be known to be wrong before JAX is imported.
+    """
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow positional arguments, which are refused later
+    flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    for name in FLAGS:
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    try:
+        rest = values(["", *argv], known_only=True)[1:]
+    except flags.Error as error:
+        raise overrides.flag_error(error) from None
+    if values.help:
+        return None
+    overrides.check(rest, [*FLAGS, "help"])
+    mode = values.mode
+    if mode not in MODES:
+        mistake = "--mode: missing;" if mode is None else f"--mode = {mode!r}:"
+        raise UserError(f"{mistake} allowed are {', '.join(MODES)}")
+    options = _options(values)
+    if mode == "convert":
+        found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
+    else:
+        found = commands.of_run(mode, values.config, values.workdir, rest)
+    return Command(mode, *found, options)
+
+
+def _options(values: flags.FlagValues) -> dict[str, Any]:
+    """Return the mode's own flags, files as paths; refuse those of other modes."""
+    for mode, names in OPTIONS.items():
+        for name in names:
+            if mode != values.mode and values[name].value is not None:
+                raise UserError(f"--{name} = {values[name].value!r}: goes with --mode {mode} only")
+    options: dict[str, Any] = {}
+    for name, default in OPTIONS.get(values.mode, {}).items():
+        value = values[name].value or default
+        if not value:
+            raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
+        options[name] = value if name == "weights" else Path(value)
+    if options.get("weights", "raw") not in WEIGHTS:
+        raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
+    if "target" in options:
+        commands.check_empty("target", options["target"])
+    return options
+
+
+def help_text() -> str:
+    """Return what --help prints."""
+    modes = "\n".join(f"  {name:<12}{does}" for name, does in MODES.items())
+    named = ", ".join(presets.names())
+    keys = "keys, their values and what they are: --mode config"
+    return f"{__doc__}\nmodes:\n{modes}\n\npresets: {named}\n{keys}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line in this process, any number of times; return the exit status.
+
+    Handlers of signals are afterwards what they were. What `start` in `score_sde.modes` sets up of
+    JAX stays. A stopped training raises SystemExit(75), from where it stopped.
+    """
+    before = [(number, signal.getsignal(number) or signal.SIG_DFL) for number in SIGNALS]
+    try:
+        return _run(argv)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def end_with_main() -> NoReturn:
+    """Run the process's own command line, and end the process."""
+    status = _run(sys.argv[1:])
+    _ignore_signals()  # nothing is left but to end
+    sys.exit(status)
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        command = parse(argv)
+        if command is None:
+            print(help_text())
+            return 0
+        if command.mode != "train":  # which has its own
+            # Schedulers and `timeout` send it: as with Ctrl-C, what was done is kept.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        mode = importlib.import_module(f"score_sde.modes.{command.mode}")
+        mode.run(command.config, command.workdir, **command.options)
+    except UserError as error:
+        for line in error.details:
+            print(line)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        _ignore_signals()  # once is enough
+        print("interrupted; what was done by then is in the workdir", file=sys.stderr)
+        return 130  # as shells report SIGINT
+    return 0
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

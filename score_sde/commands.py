@@ -1,0 +1,133 @@
+"""The config and the workdir of a command: what a workdir keeps, and what may change in it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_sde import overrides, presets, workdirs
+from score_sde.config import changed, flat, refuse, validate
+from score_sde.errors import UserError
+
+EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
+
+
+def of_run(
+    mode: str, preset: str | None, workdir: str | None, typed: Sequence[str]
+) -> tuple[ConfigDict, Path]:
+    """Find the workdir, and merge the preset, the config saved there and what was typed."""
+    given = None if preset is None else presets.load(preset)
+    if mode == "config" and workdir is None:
+        config = overrides.apply(given or presets.load(presets.DEFAULT), typed)
+        validate(config)
+        return config, Path()
+    if workdir is None:
+        given = given or presets.load(presets.DEFAULT)
+        workdir = f"runs/{given.name}"
+    path = Path(workdir)
+    if not workdir or (path.exists() and not path.is_dir()):
+        raise UserError(f"--workdir = {workdir!r}: not a directory")
+    saved = (path / workdirs.FILE).exists()
+    begun = any((path / "checkpoints").glob("[0-9]*"))
+    if saved and (begun or mode != "train"):
+        if mode != "config":
+            _check_can_be_made("workdir", path)
+        return _merged(mode, given, workdirs.load(path), path, typed), path
+    if mode != "train":
+        raise workdirs.missing(path)
+    if begun:
+        raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
+    if given is None:  # a training that ended before its first checkpoint left its config
+        given = workdirs.load(path) if saved else presets.load(presets.DEFAULT)
+    config = overrides.apply(given, typed)
+    validate(config)
+    _check_can_be_made("workdir", path)
+    return config, path
+
+
+def of_conversion(
+    source: Path, preset: str | None, workdir: str | None, typed: Sequence[str]
+) -> tuple[ConfigDict, Path]:
+    """Find the config of a conversion, the preset's or that of an export of ours, and its workdir,
+    which must be new or empty."""
+    if not source.exists():
+        raise UserError(f"--source = '{source}': no such file or folder")
+    if source.name == EXPORTED:
+        raise UserError(f"--source = '{source}': a file of an export; allowed is its folder")
+    if (source / "checkpoints").is_dir():
+        raise UserError(
+            f"--source = '{source}': a run; --mode export makes of it what convert reads"
+        )
+    if (source / EXPORTED).is_file():
+        if not (source / workdirs.FILE).is_file():
+            raise UserError(f"--source = '{source}': an export without its {workdirs.FILE}")
+        if preset is not None:
+            raise UserError(f"--config {preset}: {source} has its own {workdirs.FILE}")
+        saved = workdirs.load(source)
+        config = overrides.apply(saved, typed)
+        validate(config)
+        changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
+        _refuse_changes("convert", changes, config, source)
+    elif preset is None:
+        raise UserError("--config: missing; it says the network that --source is one of")
+    else:
+        config = overrides.apply(presets.load(preset), typed)
+        validate(config)
+    path = Path(f"runs/{config.name}" if workdir is None else workdir)
+    check_empty("workdir", path)
+    return config, path
+
+
+def check_empty(flag: str, path: Path) -> None:
+    """Raise UserError unless the path is a new or empty directory that can be made."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"--{flag} = '{path}': not empty; allowed are new or empty directories")
+    _check_can_be_made(flag, path)
+
+
+def _check_can_be_made(flag: str, path: Path) -> None:
+    """Raise UserError unless one may write into this directory, there or not yet."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag} = '{path}': {existing} is not a directory one may write to")
+
+
+def _merged(
+    mode: str, given: ConfigDict | None, saved: ConfigDict, path: Path, typed: Sequence[str]
+) -> ConfigDict:
+    """Return the config for a workdir that has one; refuse changes that it does not allow.
+
+    For training the given config holds, where its changes are allowed. Afterwards the saved one
+    holds, with what was typed, and a given preset only names the workdir.
+    """
+    if mode == "interpolate":  # by the flow, whatever the config's own sampler is
+        saved = changed(saved, {"sampling.method": "ode"})
+        given = given and changed(given, {"sampling.method": "ode"})
+    if mode != "train" and given is not None and given.name != saved.name:
+        changes = workdirs.changes(saved, given, workdirs.WHEN_TRAINING)
+        _refuse_changes(mode, changes, given, path)
+    config = overrides.apply(given if given is not None and mode == "train" else saved, typed)
+    free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
+    _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
+    validate(config)
+    if mode == "interpolate" and config.sampling.method != "ode":
+        raise refuse("sampling.method", config.sampling.method, "ode with --mode interpolate")
+    if mode != "train" and given is not None:
+        differ = workdirs.changes(config, given, ()).items()
+        set_here = overrides.keys(typed)
+        held = [f"config.{key} = {value!r}" for key, value in differ if key not in set_here]
+        if held:
+            print(f"note: {path / workdirs.FILE} holds: {', '.join(held)}", file=sys.stderr)
+    return config
+
+
+def _refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, path: Path) -> None:
+    """Raise UserError where there are changes, {key: value saved in the path}."""
+    if changes:
+        now = flat(config)
+        found = [f"config.{key} = {now[key]!r} ({was!r} in {path})" for key, was in changes.items()]
+        free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
+        allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
+        raise UserError(f"{', '.join(found)}: --mode {mode} may change {allowed}")
