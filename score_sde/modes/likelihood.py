@@ -143,6 +143,7 @@ def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any
         "log_prob_standard_error": _standard_error(nats),
         "log_prob_is": f"mean log density of the {points}, nats, exact up to {up_to}",
         "num_images": number,
+        "items": "images" if trained.info.levels else "vectors",
         "complete": number >= wanted,
         "data": config.data.name,
         "split": settings.split,
@@ -179,13 +180,13 @@ def _in_words(summary: dict[str, Any]) -> str:
     probes, number = summary["standard_error_probes"], summary["num_probes"]
     error = "" if spread is None else f" +- {spread:.4f}"
     given = f", given {summary['given']}" if summary["given"] else ""
-    errors = ["unknown of one item" if spread is None else f"{spread:.4f} over items"]
+    errors = ["unknown of one" if spread is None else f"{spread:.4f} over {summary['items']}"]
     errors += [f"{probes:.4f} over probes"] if probes is not None else []
     errors += ["unknown over probes, of which there is one"] if number == 1 else []
     kind = summary["bits_per_dim_is" if discrete else "log_prob_is"]
     value, unit = _figure(summary).split()
     lines = [
-        f"{value}{error} {unit} over {summary['num_images']} items ({summary['data']}, "
+        f"{value}{error} {unit} over {summary['num_images']} {summary['items']} ({summary['data']}, "
         f"{summary['split']}{given}): {kind}",
         f"standard error: {', '.join(errors)}",
     ]
@@ -195,7 +196,7 @@ def _in_words(summary: dict[str, Any]) -> str:
             log_prob += f" +- {summary['log_prob_standard_error']:.2f}"
         draws = summary["num_importance"]
         lines += [
-            f"dequantization: {summary['dequantization']}, {draws} an item",
+            f"dequantization: {summary['dequantization']}, {draws} each",
             f"log p {log_prob} nats",
         ]
     probing = "" if number is None else f", probes {number}"

@@ -158,10 +158,14 @@ class Progress:
         self.bar = bar
         self.drawn: list[int] = []
         self.ends = [time.perf_counter()]
+        self._shown = self.ends[0]
 
     def inside(self, share: float) -> None:
-        """Show the share of the batch that is done."""
-        self.bar.set_postfix_str(f"batch {share:.0%}")
+        """Show the share of the batch that is done, once a second at most."""
+        now = time.perf_counter()
+        if now > self._shown + 1.0:
+            self.bar.set_postfix_str(f"batch {share:.0%}")
+            self._shown = now
 
     def done(self, items: int, words: str = "") -> None:
         """Count the items of a batch."""
