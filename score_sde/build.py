@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from score_sde import data
 from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
-from score_sde.discrete import discretization
+from score_sde.discrete import DISCRETE, discretization
 from score_sde.errors import UserError
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import NETWORKS
@@ -47,7 +47,8 @@ def errors_of(section: str) -> Iterator[None]:
     except ValueError as error:
         setting = re.match(r"(\w+) = ", f"{error}")
         is_key = setting is not None and f"{section}.{setting[1]}" in SCHEMA
-        raise UserError(f"config.{section}{'.' if is_key else ': '}{error}") from error
+        text = " ".join(f"{error}".split())
+        raise UserError(f"config.{section}{'.' if is_key else ': '}{text}") from error
 
 
 def _made(key: str, config: ConfigDict, **more: Any) -> Any:
@@ -110,7 +111,10 @@ def space(config: ConfigDict, info: DatasetInfo) -> Space:
 def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
     its one argument is the specification."""
-    make = resolve("model.name", config.model.name)
+    name = config.model.name
+    make = resolve("model.name", name)
+    if not hasattr(make, "Spec"):
+        raise refuse("model.name", name, "networks that have a Spec (see score_sde.networks)")
     given = _settings(
         "model.name",
         make.Spec,
@@ -280,11 +284,9 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
         config: each value must be allowed by itself (`config.validate`, which calls this).
         info: of the data, where it is known; that of images always is.
     """
-    info, process = info or _known(config), sde(config)
+    info, process, values = info or _known(config), sde(config), flat(config)
     if config.model.num_levels:
-        with errors_of("model"):
-            discretization(process).check("num_levels", config.model.num_levels)
-    values = flat(config)
+        _check_chain(process, config.model.num_levels)
     for key, allowed in _rules(config, process):
         raise refuse(key, values[key], allowed)
     if info is not None:
@@ -294,6 +296,16 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
     with errors_of("sampling"):
         sampler(config).check(process)
     probability_flow(config)
+
+
+def _check_chain(process: SDE, num_levels: int) -> None:
+    if type(process) not in DISCRETE:
+        chains = ", ".join(each.__name__ for each in DISCRETE)
+        why = f"{type(process).__name__} has no discrete chain"
+        allowed = f"0, as {why}; score_sde.discrete.DISCRETE has those of {chains}"
+        raise refuse("model.num_levels", num_levels, allowed)
+    with errors_of("model"):
+        discretization(process).check("num_levels", num_levels)
 
 
 def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
