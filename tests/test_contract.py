@@ -15,7 +15,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde import oracle
-from score_sde.likelihood import image_log_likelihood, log_likelihood
+from score_sde.likelihood import data_log_likelihood, log_likelihood
 from score_sde.samplers import SAMPLERS, PredictorCorrector, ProbabilityFlow
 from score_sde.score import denoise
 from score_sde.sde import VPSDE, expand
@@ -133,7 +133,7 @@ def test_importance_draws():
         return (alpha * mean - x) / (jnp.square(alpha * 0.25) + jnp.square(sigma))
 
     pixels = Pixels((1, 1, 1), 4, centered=True, dequantize=True)
-    found = image_log_likelihood(
+    found = data_log_likelihood(
         jax.random.key(0), SDE, score, levels, pixels, num_importance=2, divergence="exact"
     )
     # The bin around each one's mean is two standard deviations wide and has 0.68 of the mass. The

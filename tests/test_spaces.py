@@ -210,7 +210,9 @@ def test_the_error_over_probes_is_the_probes_error(images_of_a_mixture):
 def test_the_error_over_two_probes_is_half_their_difference():
     """Std with ddof 1, over sqrt(2)."""
     log_prob = np.asarray([[[1.0, 4.0]], [[-2.0, -2.0]]], np.float32)  # (B, K, probes)
-    error = _probe_error(jnp.asarray(log_prob), jnp.zeros((2, 1)), 3)
+    error = _probe_error(
+        jnp.asarray(log_prob), jnp.zeros((2, 1)), Pixels((1, 3, 1), 2, False, True)
+    )
     np.testing.assert_allclose(error, [1.5 / (3 * np.log(2.0)), 0.0], rtol=1e-6)
 
 
