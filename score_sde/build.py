@@ -111,10 +111,7 @@ def space(config: ConfigDict, info: DatasetInfo) -> Space:
 def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
     its one argument is the specification."""
-    name = config.model.name
-    make = resolve("model.name", name)
-    if not hasattr(make, "Spec"):
-        raise refuse("model.name", name, "networks that have a Spec (see score_sde.networks)")
+    make = _network_class(config)
     given = _settings(
         "model.name",
         make.Spec,
@@ -128,6 +125,14 @@ def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     )
     with errors_of("model"):
         return partial(make, make.Spec(**given))
+
+
+def _network_class(config: ConfigDict) -> Any:
+    name = config.model.name
+    make = resolve("model.name", name)
+    if not hasattr(make, "Spec"):
+        raise refuse("model.name", name, "networks that have a Spec (see score_sde.networks)")
+    return make
 
 
 def model(
@@ -270,7 +275,7 @@ def _score_loss(config: ConfigDict) -> Callable[[Array, Model, Array, Array], Ar
 
 
 def _known(config: ConfigDict) -> DatasetInfo | None:
-    """What is known of the data without reading them; None for vectors from a file."""
+    """What is known of the data without reading them: that of images; None for vectors."""
     known = resolve("data.name", config.data.name)
     if isinstance(known.info, DatasetInfo) and known.info.levels:
         return dataset(config)
@@ -310,14 +315,18 @@ def _check_chain(process: SDE, num_levels: int) -> None:
 
 def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts the data."""
-    settings = config.model
-    rank = getattr(resolve("model.name", settings.name), "rank", len(info.shape))
+    settings, make = config.model, _network_class(config)
+    rank, reads = getattr(make, "rank", len(info.shape)), takes(make.Spec)
     if rank != len(info.shape):
         fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
         yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
     if settings.class_conditional and not info.num_classes:
         yield "model.class_conditional", f"False: {info.name} has no classes"
-    if settings.class_conditional and not settings.conditional:
+    if settings.class_conditional and "num_classes" not in reads:
+        yield "model.class_conditional", f"False with config.model.name = {settings.name!r}"
+    if info.condition and "condition_features" not in reads:
+        yield "data.condition", f"() with config.model.name = {settings.name!r}"
+    if settings.class_conditional and "conditional" in reads and not settings.conditional:
         yield "model.class_conditional", "False with config.model.conditional = False"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"

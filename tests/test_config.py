@@ -24,10 +24,16 @@ def as_json(config):
 
 
 def refusal(values):
-    """What `validate` says to the valid config with these values."""
+    """What is said to the valid config with these values, by itself or beside its data."""
     with pytest.raises(UserError) as caught:
-        validate(changed(valid(), values))
+        checked(changed(valid(), values))
     return str(caught.value)
+
+
+def checked(config):
+    """As a training checks it."""
+    validate(config)
+    build.check(config, build.dataset(config))
 
 
 CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT)]
@@ -270,7 +276,7 @@ def test_keys_that_contradict_each_other_are_refused(case):
 
 
 def test_settings_that_a_network_does_not_read_contradict_nothing():
-    validate(changed(valid(), MLP | {"model.multipliers": (1,) * 9, "model.norm_groups": 48}))
+    checked(changed(valid(), MLP | {"model.multipliers": (1,) * 9, "model.norm_groups": 48}))
 
 
 def test_a_config_made_from_scratch_is_held_to_the_schema():
@@ -399,11 +405,26 @@ def test_integers_beyond_what_is_counted_are_refused():
 
 OWN = """
 from dataclasses import dataclass
+from flax import nnx
 from score_sde.samplers import DDIM
-from score_sde.sde import SDE
+from score_sde.sde import SDE, VPSDE
 
 class Needs(SDE):
     rate: float
+
+class Mine(VPSDE):
+    pass
+
+class NoSpec(nnx.Module):
+    pass
+
+class Plain(nnx.Module):
+    @dataclass(frozen=True)
+    class Spec:
+        channels: int
+
+    def __init__(self, spec, *, rngs):
+        pass
 
 @dataclass(frozen=True)
 class Short(DDIM):
@@ -438,6 +459,7 @@ def test_a_users_own_object(tmp_path, monkeypatch):
         ("sde.name", "own_of_errors:Needs", "its setting rate has no default"),
         ("sampling.method", "fractions:Fraction", "derived from score_sde.samplers.base:Sampler"),
         ("model.name", "math:pi", "derived from flax.nnx:Module"),
+        ("model.name", "own_of_errors:NoSpec", "networks that have a Spec"),
         ("sampling.predictor", "math:pi", "an instance of types:FunctionType"),
         ("sampling.solver", "math:pi", "allowed are tsit5, dopri5"),
     ],
@@ -448,3 +470,18 @@ def test_a_users_own_object_that_cannot_be_taken(key, value, said, tmp_path, mon
     method = {"sampling.method": "pc"} if key == "sampling.predictor" else {}
     line = refusal(method | {key: value})
     assert line.startswith(f"config.{key} = {value!r}: ") and said in line and "\n" not in line
+
+
+def test_what_a_users_own_object_lacks(tmp_path, monkeypatch):
+    """No chain is taken from the class that it derives from, and no condition is lost on it."""
+    (tmp_path / "own_of_lacks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    process = {"sde.name": "own_of_lacks:Mine"}
+    validate(changed(valid(), process))
+    line = refusal(process | DISCRETE)
+    assert line.startswith("config.model.num_levels = 1000: allowed are 0, as Mine has no discrete")
+    assert "score_sde.discrete.DISCRETE" in line
+    network = {"model.name": "own_of_lacks:Plain"}
+    validate(changed(valid(), network))
+    line = refusal(network | {"model.class_conditional": True})
+    assert line.startswith("config.model.class_conditional = True: allowed are False with")
