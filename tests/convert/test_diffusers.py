@@ -259,7 +259,7 @@ def test_arrays_that_do_not_fit_are_all_listed(tmp_path: Path):
         ({"width": 64}, "width = 32 (not 64)"),
         ({"multipliers": (1, 1)}, "multipliers = (1, 2) (not (1, 1))"),
         ({"attention_resolutions": (8,)}, "attention_resolutions = (4,) (not (8,))"),
-        ({"image_size": 16}, "image_size = 8 (not 16)"),
+        ({"image_size": 16, "attention_resolutions": (8,)}, "image_size = 8 (not 16)"),
         ({"decoder_attention": "once"}, "decoder_attention = 'every' (not 'once')"),
         ({"block": "biggan"}, "block = 'ddpm' (not 'biggan')"),
         ({"fir": True}, "fir = False (not True)"),
