@@ -37,8 +37,7 @@ import numpy as np
 from samplers_table import TRUTH, Judge, Row, picture, read, report, words, write
 
 import score_sde
-from score_sde import build, data
-from score_sde.batches import noise_on_devices
+from score_sde import data
 from score_sde.modes import start
 from score_sde.oracle import GaussianMixture, gaussian_mixture
 from score_sde.samplers import (
@@ -49,8 +48,9 @@ from score_sde.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
-from score_sde.samplers.base import Sampler
+from score_sde.samplers.base import Sampler, Start
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
+from score_sde.training.mesh import along_data, placed
 
 SEEDS = 5
 FEW = (5, 7, 10, 15, 20, 30, 50)
@@ -193,7 +193,7 @@ def on_digits(workdirs: list[str]) -> Iterator[tuple[str, Judge, list[np.ndarray
 def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
     """As ``on_mixture``, for one trained run."""
     run = score_sde.load(workdir)
-    pixels = build.pixel_range(run.config)
+    pixels = run.space
     images = np.concatenate([data.load("digits", split, "").x for split in ("train", "test")])
     vectors = images.reshape(len(images), -1).astype(np.float32) / (pixels.levels - 1)
     size = len(vectors) // 4
@@ -201,7 +201,8 @@ def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
 
     def draw(sampler: Sampler, seed: int) -> tuple[np.ndarray, float]:
         key = jax.random.key(seed)
-        noise = noise_on_devices(key, run.sde, (size, *images.shape[1:]), run.mesh)
+        _, noise = Start(key, run.sde, None, 0).states((size, *images.shape[1:]))
+        noise = placed(noise, along_data(run.mesh))
         score = run.smooth_score if isinstance(sampler, ProbabilityFlow) else run.score
         drawn = sampler.sample(key, run.sde, score, noise)
         drawn_pixels = np.asarray(pixels.from_model(drawn.x), np.float32) / (pixels.levels - 1)
