@@ -100,8 +100,7 @@ def test_all_from_one_config():
     """Data set, network, key, process and sampler by their names, down to a loss and samples."""
     config = default()
     config.data.name, config.model.name = "rings", "shallow"
-    with config.unlocked():
-        config.model.hidden = 8
+    config.model.hidden = 8
     config.sde.name, config.sampling.method = "hyperbolic", "euler"
     config.sampling.num_steps = 2
     validate(config)
