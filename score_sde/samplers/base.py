@@ -1,8 +1,7 @@
 """What all samplers share: their one method, their loop, their noise and where they start.
 
-Every sample has a key of its own, folded from the caller's key and the sample's index, so the
-samples do not depend on how many are drawn at a time. The score is always evaluated on the whole
-batch.
+Every sample has its own key, folded from the caller's key and the sample's index. So samples do not
+depend on how many are drawn at a time. The score is always evaluated on the whole batch.
 """
 
 import sys
@@ -63,13 +62,13 @@ class Start(NamedTuple):
 
 
 class Sampler(ABC):
-    """A sampler is a frozen dataclass of its settings. Its fields are the keys of the section
-    `sampling` that it reads.
+    """A frozen dataclass of settings. Its fields are the keys of the section `sampling` that it
+    reads.
 
     Attributes:
         t_min: the last time; None is the process's own.
-        denoised_only: the denoised data are all that it needs of the model, so that it starts
-            where alpha(T) = 0, too.
+        denoised_only: it needs the denoised data alone of the model. So it starts where alpha(T) =
+            0, too.
     """
 
     t_min: float | None
@@ -87,13 +86,13 @@ class Sampler(ABC):
 
     @property
     def levels(self) -> str:
-        """Which level a network of discrete levels gets at a time, as of `score.Model`."""
+        """Which level a network of discrete levels gets at a time (`score.Model`)."""
         return "matched"
 
     def check(self, sde: SDE) -> None:
-        """Raise ValueError, naming the setting, for one that does not go with the process; compute
+        """Raise ValueError, naming the setting, if one does not fit the process. Compute
         nothing."""
-        del sde  # most go with all
+        del sde  # most fit all
 
     def sample(
         self,
@@ -115,19 +114,20 @@ class Sampler(ABC):
             sde: the process.
             score: the score function, (x (B, *shape), t (B,)) -> (B, *shape).
             x_init: states at T, (B, *shape); drawn from the prior by default.
-            shape: (B, *shape), where x_init is not given.
-            trajectory: also return the states on the way: all of them, or a number of at least 2
-                for so many at most, evenly chosen (the adaptive flow's are 50 unless said).
+            shape: (B, *shape), if x_init is not given.
+            trajectory: also return the states on the way. True is all of them (50 of the adaptive
+                flow); a number of at least 2 is so many at most, evenly chosen.
             first: index of the first sample, for samples that are drawn in parts.
-            project: applied after each step, with the time reached; not by the adaptive flow.
-            progress: called now and then with the share of the steps done, up to 1.
+            project: applied after each step, at the time reached. The adaptive flow refuses it.
+            progress: called at times with the share of the steps done, up to 1. The adaptive flow
+                never calls it.
 
         Raises:
             ValueError: neither x_init nor shape, or both and they differ; a trajectory of one
-                state; a process or score with which the sampler cannot start; ``project`` where
-                there are no steps of the sampler's own.
+                state; a process or score with which the sampler cannot start; ``project`` with the
+                adaptive flow.
             RuntimeError: with the reason, if an adaptive solve did not succeed. Within a jitted
-                function nothing is raised: the samples of such a solve are not numbers.
+                function nothing is raised: the samples of such a solve are nan.
         """
         self.check_start(sde, score)
         shape = batch_shape(x_init, shape)
@@ -148,15 +148,15 @@ class Sampler(ABC):
         keep: int,
         progress: Callable[[float], None] | None,
     ) -> Samples:
-        """Draw from a checked start; score and projection are pytrees, and ``keep`` is the most
-        states of the trajectory."""
+        """Draw from a checked start. Score and projection are pytrees. ``keep`` is the largest
+        number of states in the trajectory."""
 
     def last_time(self, sde: SDE) -> float:
         """The time at which samples are taken."""
         return sde.t_min if self.t_min is None else self.t_min
 
     def check_start(self, sde: SDE, score: ScoreFn) -> None:
-        """Raise ValueError where the sampler cannot start at T; within a jitted function do
+        """Raise ValueError if the sampler cannot start at T; within a jitted function do
         nothing."""
         if not self.denoised_only:
             sde.check()
@@ -174,7 +174,7 @@ class Context(NamedTuple):
         sde: the process.
         score: the score function.
         times: of the grid, falling, (steps + 1,).
-        tables: what the sampler computes of all times at once.
+        tables: of all times, as ``SteppedSampler.tables`` computes them.
         keys: one for each sample, (B,).
     """
 
@@ -198,8 +198,8 @@ class Context(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A stepped sampler between two steps: the states, what its steps remember, the evaluations
-    made and the trajectory so far."""
+    """A stepped sampler between two steps: the states, the memory of its steps, the evaluations so
+    far and the trajectory so far."""
 
     x: Array
     memory: Any
@@ -209,7 +209,7 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class SteppedSampler(Sampler):
-    """A sampler whose steps are counted beforehand. It adds ``times`` and ``step``.
+    """A sampler with a fixed number of steps. A subclass adds ``times`` and ``step``.
 
     Attributes:
         num_steps: steps.
@@ -229,20 +229,20 @@ class SteppedSampler(Sampler):
         """The times at which the steps begin, and the one at which the last ends."""
 
     def tables(self, sde: SDE, times: Array) -> Any:
-        """What the steps need of all times, computed once."""
+        """Quantities of all times that the steps need, computed once."""
         return None
 
     def memory(self, x: Array) -> Any:
-        """What the first step remembers, for states x at T."""
+        """The memory before the first step, for states x at T."""
         return None
 
     @abstractmethod
     def step(self, x: Array, memory: Any, i: Array, c: Context) -> tuple[Array, Any]:
-        """The step from the i-th time to the next: the states reached, and what the next step
-        remembers. Every evaluation of ``c.score`` is counted."""
+        """The step from the i-th time to the next: the states reached, and the memory for the next
+        step. Every evaluation of ``c.score`` is counted."""
 
     def end(self, x: Array, memory: Any, c: Context) -> Array:
-        """What is returned for the states at the last time."""
+        """The samples, from the states at the last time."""
         return c.denoised(x, len(c.times) - 1) if self.denoise else x
 
     def _draw(
@@ -275,7 +275,7 @@ class SteppedSampler(Sampler):
     def _step(
         self, state: _State, i: Array, context: Context, calls: list[None], project: Any, keep: int
     ) -> _State:
-        """One step with all that belongs to it."""
+        """One step, with its projection, its evaluations and its place in the trajectory."""
         calls.clear()
         x, memory = self.step(state.x, state.memory, i, context)
         if project is not None:
@@ -343,7 +343,7 @@ def _steps(
     sampler: SteppedSampler,
     keep: int,
 ) -> _State:
-    """The steps begin ... stop - 1, whose number is no structure: one program for all parts."""
+    """The steps begin ... stop - 1. Both are arguments, so that one program runs all parts."""
     context, calls = sampler._context(keys, sde, score)
 
     def body(i: Array, state: _State) -> _State:
@@ -358,7 +358,7 @@ def _end(state: _State, keys: Array, sde: SDE, score: Any, sampler: SteppedSampl
 
 
 class _Counted:
-    """A score that notes each of its evaluations."""
+    """A score that counts its evaluations."""
 
     def __init__(self, score: ScoreFn, calls: list[None]) -> None:
         self._score, self._calls = score, calls
