@@ -133,8 +133,8 @@ class SamplerCase(NamedTuple):
 # Bias: first order in 1 / steps for the predictors (test_against_oracle.py). The corrector's snr
 # rule leaves a variance between v and (1 + 2 / D) (1 + snr^2) v, in D = 16 dimensions. The others
 # by what test_convergence.py finds at 40 steps: the stochastic ones' variance is off by 0.28 for
-# DDIM with eta = 1 and by 0.04 for the SDE variant (sub-VP, the largest), the flow's states by 0.06 for
-# DDIM and by less than 0.01 for the others; all of it shrinks with their order.
+# DDIM with eta = 1 and by 0.04 for the SDE variant (sub-VP, the largest), the flow's states by
+# 0.06 for DDIM and by less than 0.01 for the others; all of it shrinks with their order.
 SNR_BIAS = (1 + 2 / 16) * (1 + 0.16**2) - 1
 _PC, _MULTISTEP = PredictorCorrector, ExponentialMultistep
 # Of full order to the last step.
