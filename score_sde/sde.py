@@ -181,8 +181,8 @@ class SDE:
         if not (self.keeps_data() and bool(jnp.isfinite(diffusion[0]))):
             raise ValueError(
                 f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; "
-                "allowed are samplers that need the denoised image alone (ddim, dpmpp, unipc), or "
-                "a T a little lower"
+                "allowed are samplers that need the denoised image alone (ddim, dpmpp, "
+                "unipc, ipndm, deis), or a T a little lower"
             )
 
     def reverse(self, score: ScoreFn) -> Dynamics:
