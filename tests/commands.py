@@ -24,6 +24,7 @@ DIGITS = f"--config={CONFIGS / 'vp_digits.py'}"
 SMALL = (
     "--config.model.width=8",
     "--config.model.multipliers=(1,)",
+    "--config.model.attention_resolutions=(8,)",
     "--config.model.num_blocks=1",
     "--config.training.batch_size=16",
     "--config.training.log_every=2",

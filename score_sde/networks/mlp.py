@@ -59,15 +59,15 @@ class MLPSpec:
                 f"features {self.features}, depth {self.depth}: allowed are integers of at least 1"
             )
         if self.width < 16 or self.width % 4:
-            raise ValueError(f"width {self.width}: allowed are multiples of 4 of at least 16")
+            raise ValueError(f"width = {self.width}: allowed are multiples of 4 of at least 16")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout}: allowed are numbers from 0 to below 1")
+            raise ValueError(f"dropout = {self.dropout}: allowed are numbers from 0 to below 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(
-                f"activation {self.activation!r}: allowed are {', '.join(ACTIVATIONS)}"
+                f"activation = {self.activation!r}: allowed are {', '.join(ACTIVATIONS)}"
             )
         if self.condition_features < 0:
-            raise ValueError(f"condition_features {self.condition_features}: allowed are 0 and up")
+            raise ValueError(f"condition_features = {self.condition_features}: allowed are 0 and up")
 
 
 class MLP(nnx.Module):
