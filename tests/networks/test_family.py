@@ -124,8 +124,7 @@ def test_a_drawn_architecture_builds_and_has_the_parameters_it_should(seed):
     assert count(params) == expected_count(spec)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     x, noise, condition = inputs(spec)
-    key = jax.random.key(0)
-    for options in ({}, {"dropout_key": key}, {"dropout_key": key, "reverse_only": True}):
+    for options in ({}, {"dropout_key": jax.random.key(0), "reverse_only": True}):
         out = jax.eval_shape(partial(apply, **options), params, x, noise, condition)
         assert (out.shape, out.dtype) == (x.shape, jnp.float32)
 
