@@ -339,7 +339,7 @@ def test_churn_where_it_is_wanted(mixture):
         (lambda: DDIM(eta=1.5), r"eta = 1\.5: allowed are numbers from 0 to 1"),
         (lambda: DDIM(0), "num_steps = 0: allowed are numbers above 0"),
         (lambda: DDIM(1, grid="paper"), "num_steps = 1: allowed are .* at least 2"),
-        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, log_snr"),
+        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, quadratic"),
         (lambda: Heun(rho=0.0), r"rho = 0\.0: allowed are numbers above 0"),
         (lambda: Heun(churn=-1.0), r"churn = -1\.0: allowed are numbers of at least 0"),
         (lambda: ExponentialMultistep(order=4), "order = 4: allowed are 1, 2, 3"),
