@@ -32,8 +32,8 @@ SMALL = (
 )
 FEW = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
 
-# What a tiny run of each kind is trained with (fixture `tiny_run`): with large steps and fast
-# averages, so that a few of them change what the network says. Except for `unet` they have a network that
+# What a tiny run of each kind is trained with (fixture `tiny_run`): large steps and fast averages,
+# so that a few of them change what the network says. All kinds except `unet` have a network that
 # compiles in a moment; a U-Net of any size takes some 5 s for each sampler.
 FAST = (
     *SMALL,
