@@ -83,17 +83,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     config = importlib.import_module(f"configs.{file}").get_config(variant)
     config.model.remat = arguments.remat
     if arguments.row == "plain gradients":
-        convolution.convolve_for_training = convolution.convolve
+        convolution.convolve_reverse_only = convolution.convolve
     start(arguments.batch)
     if arguments.row == "default cache, again":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     seconds = {"import": lap()}
-    apply, params = networks.init(build.network(config), jax.random.key(0))
+    info = build.dataset(config)
+    apply, params = networks.init(build.network(config, info), jax.random.key(0))
     optimizer, mesh = build.optimizer(config), data_mesh()
-    step = make_train_step(build.loss(config, apply), optimizer, config.training.ema_rate, mesh)
+    loss = build.loss(config, apply, info)
+    step = make_train_step(loss, optimizer, config.training.ema_rate, mesh)
     state = create(params, optimizer, mesh)
-    shape = (arguments.batch, *build.image_shape(config))
+    shape = (arguments.batch, *info.shape)
     images, labels = jnp.zeros(shape, jnp.uint8), jnp.zeros(arguments.batch, jnp.int32)
     batch = jax.device_put({"x": images, "condition": {"labels": labels}}, along_data(mesh))
     key = jax.random.key(1)

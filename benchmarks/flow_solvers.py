@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import score_sde
-from score_sde import build
 from score_sde.samplers import ProbabilityFlow
 
 
 def main(workdir: str) -> None:
     """Print the table."""
     run = score_sde.load(workdir)
-    shape = (32, *build.image_shape(run.config))
+    shape = (32, *run.space.shape)
     latents = run.sde.prior_std() * jax.random.normal(jax.random.key(5), shape)
 
     def solve(**settings: Any) -> tuple[np.ndarray, np.ndarray, float]:

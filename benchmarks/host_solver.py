@@ -33,19 +33,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from scipy.integrate import solve_ivp
 
 import score_sde
-from score_sde import build, data
-from score_sde.batches import noise_on_devices
+from score_sde import data
 from score_sde.likelihood import log_likelihood
 from score_sde.modes import start
 from score_sde.samplers import ProbabilityFlow
-from score_sde.score import denoise, full_precision
+from score_sde.samplers.base import Start
+from score_sde.score import Model, denoise, full_precision
 from score_sde.sde import SDE
 from score_sde.spaces import bits_per_dim, item_keys
-from score_sde.training.mesh import along_data
+from score_sde.training.mesh import along_data, placed
 
 T_MIN_LIKELIHOOD = 1e-5
 
@@ -60,13 +59,13 @@ class Solved(NamedTuple):
 class Host:
     """The original's way, for one process, score and batch shape."""
 
-    def __init__(self, sde: SDE, score: Partial, tolerance: float, mesh: Mesh) -> None:
+    def __init__(self, sde: SDE, score: Model, tolerance: float, mesh: Mesh) -> None:
         self.sde, self.score, self.tolerance, self.mesh = sde, score, tolerance, mesh
 
-        def drift(score: Partial, x: Array, t: Array) -> Array:
+        def drift(score: Model, x: Array, t: Array) -> Array:
             return sde.probability_flow(score)(x, t)
 
-        def divergence(score: Partial, x: Array, t: Array, probe: Array) -> Array:
+        def divergence(score: Model, x: Array, t: Array, probe: Array) -> Array:
             gradient = jax.grad(lambda x: jnp.sum(drift(score, x, t) * probe))(x)
             return jnp.sum(gradient * probe, axis=(1, 2, 3))
 
@@ -138,13 +137,14 @@ def main() -> None:
     sde, score = run.sde, run.smooth_score
     images = data.load("digits", "test", "").x[: arguments.batch]
     shape, spread = images.shape, along_data(run.mesh)
-    pixels = build.pixel_range(run.config)
+    pixels = run.space
     keys = item_keys(jax.random.key(0), len(images))
     one = jnp.ones(())
     dequantized = pixels.dequantized(keys, jnp.asarray(images), "uniform", one, one)
     x0 = jax.device_put(dequantized.x, spread)
     probe = jax.device_put(jax.random.rademacher(jax.random.key(1), shape, jnp.float32), spread)
-    noise = noise_on_devices(jax.random.key(2), sde, shape, run.mesh)
+    _, noise = Start(jax.random.key(2), sde, None, 0).states(shape)
+    noise = placed(noise, spread)
     host = Host(sde, score, tolerance, run.mesh)
 
     def our_likelihood() -> Solved:

@@ -49,9 +49,11 @@ def main() -> None:
     start(batch_size)
     mesh = data_mesh()
     images, condition = data.load("digits", "train", "")
-    apply, params = networks.init(build.network(config), jax.random.key(0))
+    info = build.dataset(config)
+    apply, params = networks.init(build.network(config, info), jax.random.key(0))
     optimizer = build.optimizer(config)
-    step = make_train_step(build.loss(config, apply), optimizer, config.training.ema_rate, mesh)
+    loss = build.loss(config, apply, info)
+    step = make_train_step(loss, optimizer, config.training.ema_rate, mesh)
 
     examples = {"x": images, "condition": condition}
     batches = in_memory(examples, batch_size=batch_size, seed=0, mesh=mesh)

@@ -113,12 +113,13 @@ def ours(pair: Pair) -> tuple[Callable[[], None], Callable[[], None], int, Calla
     The calls wait for their results.
     """
     mesh = data_mesh()
-    apply, params = networks.init(build.network(pair.config), jax.random.key(0))
+    info = build.dataset(pair.config)
+    apply, params = networks.init(build.network(pair.config, info), jax.random.key(0))
     number = sum(leaf.size for leaf in jax.tree.leaves(params))
     optimizer = build.optimizer(pair.config)
     rate = pair.config.training.ema_rate
-    step = make_train_step(build.loss(pair.config, apply), optimizer, rate, mesh)
-    shape = (pair.batch, *build.image_shape(pair.config))
+    step = make_train_step(build.loss(pair.config, apply, info), optimizer, rate, mesh)
+    shape = (pair.batch, *info.shape)
     rng = np.random.default_rng(0)
     labels = np.zeros(pair.batch, np.int32)
     batch = {"x": rng.integers(0, 17, shape, np.uint8), "condition": {"labels": labels}}
@@ -151,7 +152,7 @@ def pytorch(pair: Pair, memory_format: torch.memory_format) -> tuple[Any, Any, i
     params = list(model.parameters())
     averages = [parameter.detach().clone() for parameter in params]
     optimizer = torch.optim.Adam(params, lr=2e-4, fused=True)
-    height, width, channels = build.image_shape(pair.config)
+    height, width, channels = build.dataset(pair.config).shape
     images = torch.randn(pair.batch, channels, height, width).to(memory_format=memory_format)
     middle = torch.full((pair.batch,), 500.0)
 

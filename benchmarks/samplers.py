@@ -37,12 +37,13 @@ import numpy as np
 from samplers_table import TRUTH, Judge, Row, picture, read, report, words, write
 
 import score_sde
-from score_sde import build, data
-from score_sde.batches import noise_on_devices
+from score_sde import data
 from score_sde.modes import start
 from score_sde.oracle import GaussianMixture, gaussian_mixture
 from score_sde.samplers import (
     DDIM,
+    DEIS,
+    IPNDM,
     AnnealedLangevin,
     ExponentialMultistep,
     Heun,
@@ -54,6 +55,7 @@ from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
 
 SEEDS = 5
 FEW = (5, 7, 10, 15, 20, 30, 50)
+FEWEST = (5, 7, 10, 15)  # all that is asked of methods for the fewest evaluations
 HEUNS = (37,)  # its default
 OTHER_GRIDS = (5, 10, 15, 20)  # each setting is a program to compile
 MANY = (20, 50, 100, 200, 500)
@@ -88,10 +90,13 @@ FAST: dict[str, tuple[Callable, Callable[..., Sampler]]] = {
     "DPM-Solver++ 2M": (_steps, partial(ExponentialMultistep, order=2)),
     "DPM-Solver++ 3M": (_steps, partial(ExponentialMultistep, order=3)),
     "DPM-Solver++ SDE": (_steps, partial(ExponentialMultistep, eta=1.0)),
+    "iPNDM": (_steps, IPNDM),
+    "DEIS": (_steps, DEIS),
     "DDIM": (_steps, DDIM),
     "DDIM eta 1": (_steps, partial(DDIM, eta=1.0)),
     "Heun": (_pairs, Heun),
 }
+OF_FEWEST = ("iPNDM", "DEIS")
 
 
 def default_curves() -> dict[str, Curve]:
@@ -106,7 +111,9 @@ def default_curves() -> dict[str, Curve]:
             TOLERANCES, lambda tolerance: ProbabilityFlow(rtol=tolerance, atol=tolerance)
         ),
         **{
-            f"{name}, {sampler().grid}": kind(FEW + HEUNS * (sampler is Heun), sampler)
+            f"{name}, {sampler().grid}": kind(
+                FEWEST if name in OF_FEWEST else FEW + HEUNS * (sampler is Heun), sampler
+            )
             for name, (kind, sampler) in FAST.items()
         },
     }
@@ -118,12 +125,16 @@ def curves() -> dict[str, Curve]:
         "UniPC": ("log_snr", "karras", "uniform"),
         "DPM-Solver++ 2M": ("log_snr", "karras"),
         "DPM-Solver++ SDE": ("log_snr",),
+        "iPNDM": ("angle", "quadratic"),
+        "DEIS": ("angle", "karras"),
         "DDIM": ("log_snr", "uniform"),
         "Heun": ("log_snr", "karras", "angle"),
     }
     return default_curves() | {
         f"{name}, {grid}": FAST[name][0](
-            OTHER_GRIDS + HEUNS * (name == "Heun"), FAST[name][1], grid=grid
+            FEWEST if name in OF_FEWEST else OTHER_GRIDS + HEUNS * (name == "Heun"),
+            FAST[name][1],
+            grid=grid,
         )
         for name, grids in others.items()
         for grid in grids
@@ -193,7 +204,7 @@ def on_digits(workdirs: list[str]) -> Iterator[tuple[str, Judge, list[np.ndarray
 def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
     """As ``on_mixture``, for one trained run."""
     run = score_sde.load(workdir)
-    pixels = build.pixel_range(run.config)
+    pixels = run.space
     images = np.concatenate([data.load("digits", split, "").x for split in ("train", "test")])
     vectors = images.reshape(len(images), -1).astype(np.float32) / (pixels.levels - 1)
     size = len(vectors) // 4
@@ -201,9 +212,8 @@ def on_run(workdir: str) -> tuple[str, Judge, list[np.ndarray], Callable]:
 
     def draw(sampler: Sampler, seed: int) -> tuple[np.ndarray, float]:
         key = jax.random.key(seed)
-        noise = noise_on_devices(key, run.sde, (size, *images.shape[1:]), run.mesh)
         score = run.smooth_score if isinstance(sampler, ProbabilityFlow) else run.score
-        drawn = sampler.sample(key, run.sde, score, noise)
+        drawn = sampler.sample(key, run.sde, score, shape=(size, *pixels.shape))
         drawn_pixels = np.asarray(pixels.from_model(drawn.x), np.float32) / (pixels.levels - 1)
         return drawn_pixels.reshape(size, -1), float(np.mean(drawn.nfe))
 
@@ -275,13 +285,16 @@ def for_a_network(name: str, setting: float) -> bool:
         return setting in (50, 200)
     if name.startswith("Heun"):  # whose grid is the open question
         return setting in (10, 15, 20, *HEUNS)
+    if setting == 7:  # beside the methods for the fewest evaluations
+        return name.startswith(("UniPC, angle", "DPM-Solver++ 3M, angle", "iPNDM", "DEIS"))
     return name in default_curves() and setting in (5, 10, 15, 20, 30)
 
 
 def for_the_claim(name: str, setting: float) -> bool:
     """Whether a curve has this setting where it is only asked what few evaluations reach."""
     converged = name.startswith("probability flow") and setting == 1e-4
-    return converged or (name, setting) == BASELINE or (name.startswith("UniPC, angle"))
+    fewest = name.startswith(("DPM-Solver++ 3M", "iPNDM", "DEIS")) and setting in FEWEST
+    return converged or fewest or (name, setting) == BASELINE or name.startswith("UniPC, angle")
 
 
 if __name__ == "__main__":

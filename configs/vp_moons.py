@@ -4,6 +4,10 @@
     python main.py --mode sample --workdir runs/vp_moons
     python main.py --mode likelihood --workdir runs/vp_moons
 
+Expected: -1.016 nats of log density on the 2000 held-out points. A Gaussian kernel density estimate
+has -1.022, a mixture of 10 Gaussians -1.024, and the density that the points are drawn from -1.009.
+Cost: 4000 steps of 512 points, some 20 seconds on a CPU core.
+
 Your own vectors, the rows of an array `x` in a .npz file: --config.data.name=npz
 --config.data.dir=FILE.npz, with --config.data.condition="('a', 'b')" for p(x | a, b).
 """
@@ -32,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     training = config.training
     training.num_steps = 4000
     training.batch_size = 512
-    training.learning_rate = 6e-3
+    training.learning_rate = 3e-3
     training.warmup_steps = 100
     training.schedule = "cosine"
     training.ema_rate = 0.999

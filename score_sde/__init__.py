@@ -15,8 +15,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "AnnealedLangevin": "score_sde.samplers",
     "DDIM": "score_sde.samplers",
+    "DEIS": "score_sde.samplers",
     "ExponentialMultistep": "score_sde.samplers",
     "Heun": "score_sde.samplers",
+    "IPNDM": "score_sde.samplers",
     "PredictorCorrector": "score_sde.samplers",
     "ProbabilityFlow": "score_sde.samplers",
     "Run": "score_sde.run",

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from score_sde import data
 from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
-from score_sde.discrete import discretization
+from score_sde.discrete import DISCRETE, discretization
 from score_sde.errors import UserError
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import NETWORKS
@@ -47,7 +47,8 @@ def errors_of(section: str) -> Iterator[None]:
     except ValueError as error:
         setting = re.match(r"(\w+) = ", f"{error}")
         is_key = setting is not None and f"{section}.{setting[1]}" in SCHEMA
-        raise UserError(f"config.{section}{'.' if is_key else ': '}{error}") from error
+        text = " ".join(f"{error}".split())
+        raise UserError(f"config.{section}{'.' if is_key else ': '}{text}") from error
 
 
 def _made(key: str, config: ConfigDict, **more: Any) -> Any:
@@ -110,7 +111,7 @@ def space(config: ConfigDict, info: DatasetInfo) -> Space:
 def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
     its one argument is the specification."""
-    make = resolve("model.name", config.model.name)
+    make = _network_class(config)
     given = _settings(
         "model.name",
         make.Spec,
@@ -124,6 +125,14 @@ def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     )
     with errors_of("model"):
         return partial(make, make.Spec(**given))
+
+
+def _network_class(config: ConfigDict) -> Any:
+    name = config.model.name
+    make = resolve("model.name", name)
+    if not hasattr(make, "Spec"):
+        raise refuse("model.name", name, "networks that have a Spec (see score_sde.networks)")
+    return make
 
 
 def model(
@@ -266,7 +275,7 @@ def _score_loss(config: ConfigDict) -> Callable[[Array, Model, Array, Array], Ar
 
 
 def _known(config: ConfigDict) -> DatasetInfo | None:
-    """What is known of the data without reading them; None for vectors from a file."""
+    """What is known of the data without reading them: that of images; None for vectors."""
     known = resolve("data.name", config.data.name)
     if isinstance(known.info, DatasetInfo) and known.info.levels:
         return dataset(config)
@@ -280,11 +289,9 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
         config: each value must be allowed by itself (`config.validate`, which calls this).
         info: of the data, where it is known; that of images always is.
     """
-    info, process = info or _known(config), sde(config)
+    info, process, values = info or _known(config), sde(config), flat(config)
     if config.model.num_levels:
-        with errors_of("model"):
-            discretization(process).check("num_levels", config.model.num_levels)
-    values = flat(config)
+        _check_chain(process, config.model.num_levels)
     for key, allowed in _rules(config, process):
         raise refuse(key, values[key], allowed)
     if info is not None:
@@ -296,16 +303,30 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
     probability_flow(config)
 
 
+def _check_chain(process: SDE, num_levels: int) -> None:
+    if type(process) not in DISCRETE:
+        chains = ", ".join(each.__name__ for each in DISCRETE)
+        why = f"{type(process).__name__} has no discrete chain"
+        allowed = f"0, as {why}; score_sde.discrete.DISCRETE has those of {chains}"
+        raise refuse("model.num_levels", num_levels, allowed)
+    with errors_of("model"):
+        discretization(process).check("num_levels", num_levels)
+
+
 def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts the data."""
-    settings = config.model
-    rank = getattr(resolve("model.name", settings.name), "rank", len(info.shape))
+    settings, make = config.model, _network_class(config)
+    rank, reads = getattr(make, "rank", len(info.shape)), takes(make.Spec)
     if rank != len(info.shape):
         fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
         yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
     if settings.class_conditional and not info.num_classes:
         yield "model.class_conditional", f"False: {info.name} has no classes"
-    if settings.class_conditional and not settings.conditional:
+    if settings.class_conditional and "num_classes" not in reads:
+        yield "model.class_conditional", f"False with config.model.name = {settings.name!r}"
+    if info.condition and "condition_features" not in reads:
+        yield "data.condition", f"() with config.model.name = {settings.name!r}"
+    if settings.class_conditional and "conditional" in reads and not settings.conditional:
         yield "model.class_conditional", "False with config.model.conditional = False"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"

@@ -1,7 +1,7 @@
 """Discrete chains: the noise levels of networks trained on N levels, and the original code's steps.
 
-A network trained on a chain gets a level in the place of a time. Levels are counted as the
-published networks do, which differ: DDPM's level 0 has the least noise, SMLD's the most.
+A network trained on a chain gets a level instead of a time. Levels are counted as the published
+networks count them: DDPM's level 0 has the least noise, SMLD's level 0 the most.
 
 References:
     Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (DDPM).
@@ -40,8 +40,8 @@ class Discretization(Protocol):
     """How a process is made discrete."""
 
     def check(self, name: str, number: int) -> None:
-        """Raise ValueError, naming the setting, unless there is a chain of as many levels or steps;
-        compute nothing."""
+        """Raise ValueError, naming the setting, unless a chain can have this number of levels or
+        steps. Compute nothing."""
         ...
 
     def chain(self, num_levels: int) -> Chain:
@@ -53,8 +53,8 @@ class Discretization(Protocol):
         ...
 
     def snap(self, level: Array) -> tuple[Array, Array]:
-        """What the original code makes of a level, each (B,): the level that its network gets, and
-        the whole level whose row of the chain it reads."""
+        """The original code's two roundings of a level, each (B,): the level that its network gets,
+        and the integer level whose row of the chain it uses."""
         ...
 
     def step(self, t: Array, num_steps: int) -> Step:
@@ -89,7 +89,7 @@ class DDPM:
         return t / self.sde.T * (num_levels - 1)
 
     def snap(self, level: Array) -> tuple[Array, Array]:
-        # The embedding gets the level as it is; only the table is read at its whole part.
+        # The embedding gets the level as it is. The table's row is its integer part.
         return level, jnp.trunc(level)
 
     def step(self, t: Array, num_steps: int) -> Step:
@@ -158,8 +158,8 @@ def check_steps(sde: SDE, num_steps: int) -> None:
 
 
 def original_step(sde: SDE, t: Array, num_steps: int) -> Step:
-    """The original code's forward step at time t (B,) on a grid of ``num_steps``: the chain's own,
-    and for a process without a chain Euler-Maruyama's with 1 / num_steps."""
+    """The original code's forward step at time t (B,) on a grid of ``num_steps``: the chain's step,
+    or Euler and Maruyama's over 1 / num_steps for a process without a chain."""
     if type(sde) in DISCRETE:
         return discretization(sde).step(t, num_steps)
     dt = 1.0 / num_steps

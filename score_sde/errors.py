@@ -8,10 +8,10 @@ class UserError(Exception):
 
     `main.py` prints it and exits with status 2; everything else is a bug and keeps its traceback.
 
-    What cannot be printed, a line's end among it, is escaped: names in it may come from files.
+    Characters that cannot be printed are escaped, a line's end too: names may come from files.
 
     Attributes:
-        details: further lines, printed before it, where the one line has to leave something out.
+        details: further lines, printed before the one line, with what it leaves out.
     """
 
     def __init__(self, line: str, details: Sequence[str] = ()) -> None:

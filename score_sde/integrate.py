@@ -1,14 +1,14 @@
 """Integration of the probability flow of a whole batch, inside XLA.
 
-An explicit Runge-Kutta step of all B samples at once, each with a time and a step size of its own
-(Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, section II.4). The field
-is always evaluated on the whole batch, so it may hold arrays of the batch. A sample's result and
-its number of evaluations do not depend on its batch-mates, as long as the field acts on each sample
-by itself. The loop runs until the slowest sample is done.
+An explicit Runge-Kutta step advances all B samples at once. Each sample has its own time and step
+size (Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, section II.4). The
+field is always evaluated on the whole batch, so it may hold arrays of the batch. A sample's result
+and its number of evaluations do not depend on its batch-mates, as long as the field acts on each
+sample by itself. The loop runs until the slowest sample is done.
 
-The end state can be differentiated in reverse mode with respect to everything that the field holds:
-the gradient is that of the steps taken, with their sizes held fixed. Forward mode is refused by JAX
-except with fixed steps.
+The end state can be differentiated in reverse mode, with respect to everything that the field
+holds. The gradient is that of the steps taken, with their sizes held fixed. JAX refuses forward
+mode, except with fixed steps.
 """
 
 from collections.abc import Callable
@@ -36,22 +36,23 @@ SOLVERS: dict[str, Any] = {
     "euler": None,
 }
 STEP_CONTROLS = ("sample", "batch")
-# A step's length follows from the errors of the last two (Soederlind 2002, section 3). In sqrt(t)
-# some 15 steps suffice, and the cautious gains of 0.4 and 0.2 took 15 % more evaluations for the
-# same error (benchmarks/README.md).
+# A step's length follows from the errors of the last two steps (Soederlind 2002, section 3). In
+# sqrt(t) some 15 steps suffice. The more cautious gains 0.4 and 0.2 took 15 % more evaluations for
+# the same error (benchmarks/README.md).
 INTEGRAL, PROPORTIONAL = 0.7, 0.4
 MIN_STEPS, MAX_STEPS = 10, 4096
-# The first step is given. A guess from the field would divide a difference of two evaluations by a
-# tiny step: rounding, and so the batch's shape, would decide it and with it every later step. From
-# noise the flow is smooth and takes the longest step; from data it takes a quarter of it.
+# The length of the first step, over the longest. A guess from the field would divide a difference
+# of two evaluations by a tiny step. Then rounding, and so the batch's shape, would decide the first
+# step and every later one. From noise the flow is smooth and takes the longest step; from data, a
+# quarter.
 FROM_NOISE, FROM_DATA = 1.0, 0.25
-GROWTH = 2.0  # of a step over the one before: an error that vanishes by chance says little
+GROWTH = 2.0  # of a step over the one before, at most: an error may vanish by chance
 SHRINKAGE = 0.2  # at most, of a rejected step
-# Of the step that the tolerance would allow. Fewer are rejected than at the usual 0.9, and the
-# image that needs the most steps, for which its batch waits, needs an eighth fewer.
+# Of the step that the tolerance would allow. Fewer steps are rejected than at the usual 0.9. A
+# batch waits for its slowest image, which needs an eighth fewer steps.
 SAFETY = 0.8
-# In units of the tolerance. Far below it there is nothing but rounding, which must not decide how
-# long the next step is: a sample's steps would depend on how its batch is computed.
+# The least error, in units of the tolerance. Far below the tolerance errors are rounding. Rounding
+# must not decide the next step: a sample's steps would depend on how its batch is computed.
 NEGLIGIBLE = 1e-5
 
 SUCCESS, TOO_MANY, NOT_FINITE = range(3)
@@ -101,20 +102,20 @@ def integrate(
 ) -> Solution:
     """Integrate dy/dt = field(t, y) of a batch from ``start`` to ``end``.
 
-    A step's error is the root mean square over each leaf of a sample, and the largest of these over
-    the leaves, so that a scalar leaf (a log density) counts as much as an image.
+    A step's error is the root mean square over a leaf of a sample, and the largest of these over
+    the leaves. So a scalar leaf (a log density) counts as much as an image.
 
     Args:
         field: of the whole batch; t may differ from sample to sample.
-        y: a pytree whose leaves have a leading batch axis and one float dtype, which times take.
+        y: a pytree whose leaves have a leading batch axis and one float dtype. Times have it too.
         start: the first time.
         end: the last time, before or after ``start``.
         rtol: relative tolerance of a step's error; without effect for ``euler``.
         atol: absolute tolerance of a step's error; likewise.
         times: (n,) times from start to end at which states are kept, by cubic interpolation.
         solver: a key of ``SOLVERS``.
-        step_control: ``sample``, a step size for each, or ``batch``, one for all by the root mean
-            square over the whole batch: then a sample depends on its batch-mates.
+        step_control: ``sample``, a step size for each sample, or ``batch``, one step size for all,
+            by the root mean square over the whole batch. Then a sample depends on its batch-mates.
         num_steps: of ``euler``, equal in t; None for the others.
         max_steps: steps at most of the others, rejected ones included.
 
@@ -127,14 +128,14 @@ def integrate(
     times = None if times is None else jnp.asarray(times, dtype)
     if num_steps is not None:
         return _euler(field, y, start, end, num_steps, times)
-    # In u = sqrt(t): where sigma grows as sqrt(t), as under VP, the flow changes so too, and steps
-    # in t become tiny towards 0. A trained network needs half the evaluations.
+    # In u = sqrt(t). Where sigma grows as sqrt(t), as with VP, the flow does so too, and steps in t
+    # become tiny towards 0. In u a trained network needs half the evaluations.
     first, last = jnp.sqrt(start), jnp.sqrt(end)
     method = _Method.of(SOLVERS[solver], dtype)
     sign = jnp.sign(last - first)
-    # A bound on the step: on smooth flows the error estimate of a step over a third of the interval
-    # can vanish by chance (seen: an error of 3e-3 at a tolerance of 1e-5). A trained network takes
-    # more steps than this anyway, except at tolerances of 1e-4 and above.
+    # A bound on the step. On smooth flows the error estimate of a step over a third of the interval
+    # can vanish by chance (an error of 3e-3 occurred at a tolerance of 1e-5). A trained network
+    # takes more steps than the bound asks for, except at tolerances of 1e-4 and above.
     longest = jnp.abs(last - first) / MIN_STEPS
     size = len(jax.tree.leaves(y)[0])
 
@@ -162,7 +163,7 @@ def integrate(
         )
         finite = jnp.isfinite(scaled)
         following = jnp.abs(h) * jnp.where(finite, factor, SHRINKAGE)
-        # Below the rounding of u a step goes nowhere: what is not finite stays so.
+        # A step below the rounding of u goes nowhere. A value that is not finite stays so.
         stuck = active & ~accepted & (following < 4.0 * jnp.finfo(dtype).eps * jnp.abs(state.u))
         failure = jnp.where(finite, TOO_MANY, NOT_FINITE)
         path = state.path
@@ -268,13 +269,13 @@ class _Method(NamedTuple):
 def _euler(
     field: Field, y: Any, start: Array, end: Array, num_steps: int, times: Array | None
 ) -> Solution:
-    """Steps equal in t, by their number: a sum of steps may end short of the end."""
+    """Steps equal in t. Times follow from the step's number, as a sum of steps may miss the end."""
     size, step = len(jax.tree.leaves(y)[0]), (end - start) / num_steps
 
     def body(carry: tuple[Any, Any], i: Array) -> tuple[tuple[Any, Any], None]:
         y, path = carry
         t, h = jnp.full(size, start + step * i), jnp.full(size, step)
-        after = jnp.where(i == num_steps - 1, end, t + h)  # the last one is the end, unrounded
+        after = jnp.where(i == num_steps - 1, end, t + h)  # exact: sums may round
         slope = field(t, y)
         new = jax.tree.map(lambda y, slope: y + step * slope, y, slope)
         if times is not None:
@@ -289,7 +290,7 @@ def _euler(
 
 
 def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
-    """Raise ValueError for what ``integrate`` does not take."""
+    """Raise ValueError for settings that ``integrate`` refuses."""
     if solver not in SOLVERS:
         raise ValueError(f"solver = {solver!r}: allowed are {', '.join(SOLVERS)}")
     if step_control not in STEP_CONTROLS:
@@ -301,8 +302,8 @@ def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
 
 
 def check(verdict: Array) -> None:
-    """Raise SolveError with the reason if a solve failed. Within a jitted function nothing can be
-    raised; the end states are nan there."""
+    """Raise SolveError with the reason if a solve failed. Within a jitted function nothing is
+    raised: the end states are nan."""
     if isinstance(verdict, jax.core.Tracer):
         return
     codes = np.asarray(verdict)
@@ -325,8 +326,8 @@ def _active(state: _State, last: Array) -> Array:
 def _scaled(
     error: Any, old: Any, new: Any, rtol: float | Array, atol: float | Array, together: bool
 ) -> Array:
-    """Each sample's error in units of the tolerance, (B,). The gradient does not pass: the steps'
-    sizes are held fixed."""
+    """Each sample's error in units of the tolerance, (B,). No gradient passes through it: the sizes
+    of the steps are held fixed."""
 
     def mean_square(error: Array, old: Array, new: Array) -> Array:
         size = jnp.maximum(jnp.abs(old), jnp.abs(new))
@@ -339,7 +340,7 @@ def _scaled(
 
 
 def _begun(y: Any, times: Array | None, start: Array) -> Any | None:
-    """Room for the states at the times, with the first state at those that are the start."""
+    """Zeros for the states at the times; at times equal to the start, the first state."""
     if times is None:
         return None
 
@@ -362,8 +363,8 @@ def _kept(
     new: Any,
     slopes: Any,
 ) -> Any:
-    """The path with the states at the times within an accepted step, by the cubic that has the
-    values and slopes of its ends (Hairer et al. 1993, eq. II.6.7)."""
+    """The path, with the states at the times within an accepted step filled in. They lie on the
+    cubic with the step's values and slopes at both ends (Hairer et al. 1993, eq. II.6.7)."""
     inside = sign * (times[None] - begin[:, None]) > 0
     inside &= (sign * (times[None] - end[:, None]) <= 0) & accepted[:, None]
     theta = (times[None] - begin[:, None]) / jnp.where(h == 0, 1, h)[:, None]  # (B, times)
@@ -388,7 +389,7 @@ def _where(mask: Array, new: Any, old: Any) -> Any:
 
 
 def _solution(y: Any, nfe: Array, verdict: Array, path: Any | None) -> Solution:
-    """The solution, with nan for the end of what failed: nobody can take it for a result."""
+    """The solution. The end of a failed solve is nan, so that nobody takes it for a result."""
     ends = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(y)]
     finite = jnp.stack(ends).all(axis=0)
     verdict = jnp.where(finite | (verdict != SUCCESS), verdict, NOT_FINITE).astype(jnp.int32)

@@ -5,10 +5,10 @@ Value and divergence come out of one forward-mode pass: jax.jvp(f)(eps) returns 
 together, and eps . J eps is Hutchinson's unbiased estimate of the trace (Hutchinson 1990; Grathwohl
 et al. 2019, arXiv:1810.01367, eq. 7). The probe is drawn once and held through the solve.
 
-What is exact and what is a bound: the log density of a continuous point (`log_likelihood`) is exact
-up to the solver's tolerance and the probes, whose error averages out. The log probability of
-discrete data (`data_log_likelihood`) is a lower bound, and bits/dim an upper one, exact up to the
-same two: dequantization costs what `score_sde.spaces` says, and less with more draws.
+The log density of a continuous point (`log_likelihood`) is exact up to the solver's tolerance and
+the probes' error, which averages out. The log probability of discrete data (`data_log_likelihood`)
+is a lower bound, and bits/dim is an upper bound, up to the same two errors. The gap of the bound is
+that of the dequantization (`score_sde.spaces`). More draws make it smaller.
 """
 
 import math
@@ -53,12 +53,12 @@ class DataLikelihood(NamedTuple):
             have a density only.
         log_prob: log density of each dequantized item at t_min in the model's units, exact up to
             solver and probes, nats, float32 (n, K).
-        log_weight: log p(x_k) - log q(x_k), of which each alone, and the logarithm of the mean of
-            the exponentials of any of them, bounds log P in expectation, nats, float32 (n, K). For
-            data without bins the log density in the data's units.
+        log_weight: log p(x_k) - log q(x_k), nats, float32 (n, K). Each bounds log P in expectation;
+            so does the logarithm of the mean of the exponentials of several. For data without bins,
+            the log density in the data's units.
         nfe: evaluations of the score for each item, over all its K solves, int32 (n,).
-        probe_error: standard error over the probes, of bits_per_dim or else of the log density,
-            float32 (n,); None for a single probe and for the exact divergence, which has none.
+        probe_error: standard error over the probes, float32 (n,): of bits_per_dim, or of the log
+            density of data without bins. None for a single probe and for the exact divergence.
     """
 
     bits_per_dim: Array | None
@@ -85,17 +85,18 @@ def log_likelihood(
 ) -> Likelihood:
     """Log density of continuous data at t_min under the model, one adaptive solve for each point.
 
-    Runs at ``highest`` matrix precision. A point has a solve of its own, with probes drawn from
-    ``key`` and its index, so its result does not depend on its batch-mates. It does on the size of
-    the batch, as much as a network's sums are rounded otherwise in another: near t = 0 that is a
-    part of the tolerance, which decides on a step now and then (benchmarks/README.md).
+    Runs at ``highest`` matrix precision. Each point has its own step sizes, and its probes are
+    drawn from ``key`` and its index. So its result does not depend on its batch-mates. It depends
+    on the size of the batch by rounding: a network's sums round differently in another batch. Near
+    t = 0 this difference is a part of the tolerance, and sometimes changes a step
+    (benchmarks/README.md).
 
     Args:
         key: a jax key.
         sde: the process.
         score: the score function, (x (B, *shape), t (B,)) -> (B, *shape). It is evaluated on all
-            points at once, so it may hold arrays of them, such as labels (B,): the density is then
-            that given the labels.
+            points at once, so it may hold arrays with a row for each, such as labels (B,). The
+            density is then that given the labels.
         x0: points (B, *shape), float, in the model's range; images dequantized.
         divergence: ``rademacher`` or ``gaussian`` probes, or ``exact``: as many tangents as x has
             elements.
@@ -103,14 +104,14 @@ def log_likelihood(
         rtol: relative tolerance of the solver, for x and for log p / dims by each probe.
         atol: absolute tolerance, likewise.
         t_min: the time at which the data are taken to lie.
-        terminal_log_prob: log density at T, (x, t) -> (B,); the process's prior by default. That is
-            not quite p_T: with m the mean of the data, log p is off by a normal deviate of standard
-            deviation alpha(T) |m| / sigma(T) from point to point, and by half its square on
-            average. At the paper's constants this is 0.0066 |m| (VP, sub-VP) or 0.02 |m| (VE): for
-            |m| = sqrt(dims), which is much, below 1e-2 nats/dim from 16 dims on.
+        terminal_log_prob: log density at T, (x, t) -> (B,); the process's prior by default. The
+            prior differs slightly from p_T. With m the mean of the data, the error of log p varies
+            from point to point as a normal deviate of standard deviation alpha(T) |m| / sigma(T),
+            around half the square of that. At the paper's constants the deviation is 0.0066 |m|
+            (VP, sub-VP) or 0.02 |m| (VE). Even for a large mean, |m| = sqrt(dims), this is below
+            1e-2 nats/dim from 16 dims on.
         first: index of the first point, for data that come in parts.
-        probes: probes (B, number, *shape) to estimate the divergence with, instead of drawn ones,
-            as another code's.
+        probes: probes (B, number, *shape) in place of drawn ones, to compare with another code.
 
     Raises:
         ValueError: for an unknown divergence, or no probes.
@@ -150,23 +151,23 @@ def data_log_likelihood(
 
     With K draws x_k from q(x | v) the importance-weighted bound (Burda et al. 2016,
     arXiv:1509.00519, eq. 8) is log P(v) >= E[log 1/K sum_k p(x_k) / q(x_k | v)]. It tightens in K
-    and tends to log P(v). The draws of an item share their probes. So the probes' error is nearly
-    common to all weights, and averages out as with K = 1. What is not common is averaged within the
-    logarithm: for K > 1 it adds up to half its variance in nats. The exact divergence has no such
-    error.
+    and tends to log P(v). The draws of an item share their probes. So most of the probes' error is
+    common to all weights, and averages out as with K = 1. The rest of it lies inside the logarithm:
+    for K > 1 it raises the bound by at most half its variance in nats. The exact divergence has no
+    such error.
 
     The density is that at t_min. Uniform dequantization evaluates it at the dequantized item
     itself, as published; truncated normal dequantization adds the noise of t_min.
 
     Args:
-        key: a jax key. An item's draws and probes depend on its index alone, and the first ones of
-            its draws not on K.
+        key: a jax key. An item's draws and probes depend on the key and its index. A larger K keeps
+            the draws of a smaller one.
         sde: the process.
         score: the score function, as for `log_likelihood`.
         data: items of the space, (B, *shape).
         space: how the model sees them.
         dequantization: ``uniform`` or ``truncated_normal``, see `score_sde.spaces`.
-        num_importance: K, each draw with a solve of its own.
+        num_importance: K. Each draw costs a solve.
         t_min: the time at which the data are taken to lie.
         first: index of the first item, for data that come in parts.
         settings: the others of `log_likelihood`.
@@ -262,8 +263,8 @@ def _solve(
         return value, (jnp.sum(traces, axis=1, keepdims=True) if exact else traces) / dims
 
     with full_precision():
-        # The error of the columns counts by its root mean square, which is never below the error of
-        # their mean: log p keeps the tolerance that it has with one probe.
+        # The error of the columns counts by its root mean square. This is never below the error of
+        # their mean, so log p keeps the tolerance that it has with one probe.
         start = (x0, jnp.zeros((len(x0), 1 if exact else probes.shape[1]), x0.dtype))
         solution = integrate(
             field, start, start=times[0], end=times[1], rtol=tolerances[0], atol=tolerances[1]

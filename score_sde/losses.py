@@ -9,11 +9,11 @@ z. Two weightings of |e|^2 over t in [t_min, T] matter:
                  a constant (importance sampling, ibid.; Kingma et al. 2021,
                  arXiv:2107.00630, section 5).
 
-A ``mixture`` draws every other time of a batch by the one and by the other, with weight 1 for both:
-the paper's weighting makes the samples, the likelihood's the bits/dim.
+A ``mixture`` draws the times of a batch alternately by the one and by the other, with weight 1 for
+both. The paper's weighting makes good samples, the likelihood's good bits/dim.
 
-On the levels of a discrete chain the same |e|^2 with weight 1 is, up to the form in which it is
-usually written,
+On the levels of a discrete chain the same |e|^2 with weight 1 is the published loss. It is usually
+written as
 
     DDPM:  |network - z|^2                            (Ho et al. 2020, arXiv:2006.11239, eq. 14)
     SMLD:  sigma^2 |score + (x - x0) / sigma^2|^2     (Song, Ermon 2019, arXiv:1907.05600, eq. 6).
@@ -117,8 +117,8 @@ def denoising_score_matching(
     t_min: float = 1e-5,
     reduce_mean: bool = True,
 ) -> Array:
-    """A Monte Carlo estimate of the loss for each example of a batch, (B,): one time and one noise
-    for each.
+    """A Monte Carlo estimate of the loss for each example of a batch, (B,), by one time and one
+    noise.
 
     Args:
         key: a jax key for times and noise.
@@ -150,7 +150,7 @@ def discrete_score_matching(
     """
     key_level, key_z = jax.random.split(key)
     num_levels = len(chain.sigma)
-    # Spread as the continuous times are. u < 1, but its product with N may be rounded up to N.
+    # Evenly spread, like the continuous times. u < 1, and its product with N may round up to N.
     level = (low_discrepancy(key_level, len(x0)) * num_levels).astype(jnp.int32)
     level = jnp.minimum(level, num_levels - 1)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)

@@ -1,10 +1,8 @@
 """Distributions whose score and log density are known exactly under any process.
 
-A Gaussian mixture with weights w_k, means m_k and covariances S_k stays one: at time t the
-    components are
-N(alpha m_k, alpha^2 S_k + sigma^2 I). With S_k = U_k diag(v_k) U_k^T everything is a product with
-U_k, at any t, so samplers and likelihoods can be compared with the truth instead of with one
-another.
+A Gaussian mixture with weights w_k, means m_k and covariances S_k stays a mixture. At time t its
+components are N(alpha m_k, alpha^2 S_k + sigma^2 I). With S_k = U_k diag(v_k) U_k^T everything is a
+product with U_k, at any t. So samplers and likelihoods can be compared with the truth.
 """
 
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from score_sde.sde import SDE
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of Gaussians over vectors of D components.
+    """A mixture of Gaussians over vectors of D numbers.
 
     States may have any shape (B, *shape) with D elements after the batch axis: they are flattened
     inside. Build it with ``gaussian_mixture`` or ``gaussian``.
@@ -66,7 +64,7 @@ class GaussianMixture:
         return jax.nn.softmax(self._components(sde, x, t)[0], axis=-1)
 
     def score(self, sde: SDE) -> "MixtureScore":
-        """The exact score under ``sde``, which offers the denoised data too."""
+        """The exact score under ``sde``. It has a method ``denoised``."""
         return MixtureScore(self, sde)
 
     def moments(self, sde: SDE, t: float) -> tuple[Array, Array]:

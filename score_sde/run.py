@@ -345,6 +345,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     info = workdirs.load_info(workdir) or build.dataset(config)
+    build.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh))

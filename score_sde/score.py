@@ -5,21 +5,22 @@ the denoised data E[x0 | x_t], as
 
     c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t)),      score = -epsilon / sigma.
 
-Each has its own two coefficients. The score goes by epsilon, which does not cancel at small t; the
-denoised data go by their own row, which does not divide by alpha where the network's output says
-what they are.
+Both estimates have their own two coefficients. The score follows from epsilon, which does not
+cancel at small t. The denoised data have their own row of the table. Under `velocity` it does not
+divide by alpha.
 
 A network trained on the N levels of a discrete chain (`score_sde.discrete`) gets a level as its
 noise condition. Three ways lead from a time to its level:
 
-    smooth    the level is a real number and sigma the process's, both continuous in t. Solvers with
-              step control and the likelihood need that: a score that jumps between levels makes an
-              ODE solver's steps collapse, and the original too leaves the chain's table there.
+    smooth    the level is a real number, and sigma is the process's: both are continuous in t.
+              Solvers with step control and the likelihood need that. If a score jumps between
+              levels, an adaptive solver's steps collapse. The original code also leaves the
+              chain's table for them.
     original  the table's sigma at the level that the original code picks, to sample as it did.
-    matched   the level whose log-SNR in the chain is the process's at t, between two levels a
-              number between them. With times that are levels' own (`samplers.grids`) the network
-              is evaluated where it was trained, by every sampler. (DDPM's chain runs a step
-              ahead of the process: by `smooth` its network gets a level too little.)
+    matched   the level whose log-SNR in the chain is the process's at t: between two levels, a real
+              number. If the times are those of levels (`samplers.grids`), every sampler evaluates
+              the network where it was trained. (DDPM's chain is one step ahead of the process: by
+              `smooth` its network gets a level that is too low by one.)
 
 References:
     Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (epsilon, levels).
@@ -84,7 +85,7 @@ PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
 }
 
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
-    "time": lambda sde, t: 999.0 * t,  # 999 whatever the number of steps, as the original
+    "time": lambda sde, t: 999.0 * t,  # 999 for any number of steps, as in the original
     "log_sigma": lambda sde, t: jnp.log(sde.sigma(t)),
     "log_snr": lambda sde, t: sde.log_snr(t),
 }
@@ -92,7 +93,7 @@ LEVELS = ("smooth", "original", "matched")
 
 
 class Noise(NamedTuple):
-    """A noise level of each sample, (B,) each: what the network gets, alpha and sigma."""
+    """The noise level of each sample, (B,) each: the network's noise condition, alpha and sigma."""
 
     condition: Array
     alpha: Array
@@ -105,18 +106,18 @@ class Model:
     """A network with its parameters under a process: a score function, and a pytree.
 
     Its leaves are the parameters, the process's constants and the condition's arrays. The rest is
-    structure, equal for equal networks, so that the same run loaded twice compiles once.
+    structure. It is equal for equal networks, so a run that is loaded twice compiles once.
 
     Attributes:
         params: the network's parameters.
         sde: the process that the network is trained under.
         apply: ``apply(params, x (B, *shape), noise (B,), condition, **options) -> (B, *shape)``.
         parameterization: a key of ``PARAMETERIZATIONS``.
-        noise_condition: a key of ``NOISE_CONDITIONS``: what the network gets of the noise level.
-            Without effect where ``num_levels`` is not 0: then it gets the level.
+        noise_condition: a key of ``NOISE_CONDITIONS``: the number that tells the network the noise
+            level. If ``num_levels`` is not 0, the network gets the level instead.
         num_levels: 0 for a network trained in continuous time, else N of its discrete chain.
         levels: ``smooth``, ``original`` or ``matched``: which level such a network gets at a time
-            (see above). Without effect where ``num_levels`` is 0.
+            (see above). Without effect if ``num_levels`` is 0.
         condition: what the network is given beside x and t.
 
     Raises:
@@ -147,7 +148,7 @@ class Model:
         return self._estimate("denoised", x, noise)
 
     def score_at(self, x: Array, noise: Noise, **options: Any) -> Array:
-        """The score at noise levels that are given outright."""
+        """The score at given noise levels."""
         return -self._estimate("epsilon", x, noise, **options) / expand(noise.sigma, x)
 
     def _estimate(self, what: str, x: Array, noise: Noise, **options: Any) -> Array:
@@ -182,8 +183,8 @@ class Model:
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:
-    """A callable that jit takes as an argument: a pytree stays what it is, with its arrays as
-    leaves; any other callable becomes one without leaves."""
+    """The function as an argument that jit takes. A pytree is returned unchanged: its arrays are
+    leaves. Any other callable becomes a pytree without leaves."""
     leaves = jax.tree.leaves(function)
     if len(leaves) != 1 or leaves[0] is not function:
         return function
@@ -195,7 +196,7 @@ def as_pytree(function: Callable[..., Any]) -> Any:
 
 
 def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
-    """E[x0 | x_t], of shape (B, *shape): the model's own ``denoised`` where it offers one, else by
+    """E[x0 | x_t], of shape (B, *shape): by the score's method ``denoised`` if it has one, else by
     Tweedie's formula (x_t + sigma^2 score) / alpha."""
     denoised = getattr(score, "denoised", None)
     if denoised is not None:
@@ -205,6 +206,6 @@ def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
 
 
 def full_precision() -> Any:
-    """The context in which likelihoods, solvers and comparisons run: float32 products are TF32 on
-    GPUs otherwise."""
+    """The context in which likelihoods, solvers and comparisons run. Without it, float32 products
+    are TF32 on recent GPUs."""
     return jax.default_matmul_precision("highest")

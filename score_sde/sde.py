@@ -36,8 +36,8 @@ def expand(coefficient: Array, x: Array) -> Array:
 
 
 class Dynamics(NamedTuple):
-    """A stochastic differential equation dx = drift(x, t) dt + diffusion(t) dw, whatever the
-    direction of time."""
+    """A stochastic differential equation dx = drift(x, t) dt + diffusion(t) dw, in either direction
+    of time."""
 
     drift: Callable[[Array, Array], Array]
     diffusion: Callable[[Array], Array]
@@ -69,8 +69,8 @@ class SDE:
 
     Attributes:
         T: the last time of the process, where it is nearly pure noise.
-        t_min: the smallest time that samplers go down to unless told otherwise.
-        t_resolved: the time before which sigma is next to float32's rounding beside the data.
+        t_min: the time at which samplers end by default.
+        t_resolved: before this time sigma is hardly larger than float32's rounding of the data.
     """
 
     T: ClassVar[float] = 1.0
@@ -83,9 +83,9 @@ class SDE:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
         def flatten(process: SDE) -> tuple[tuple[object, ...], Hashable]:
-            # With the class beside the leaves. JAX's own registration of a dataclass takes two of
-            # as many fields for the same structure (jax 0.10.2: VPSDE's == VESDE's), and jit then
-            # by chance, where their hashes meet, the program compiled for the other.
+            # The class stands beside the leaves. JAX's registration of dataclasses takes two
+            # classes with as many fields for the same structure (jax 0.10.2: VPSDE's == VESDE's).
+            # If their hashes meet, jit then runs the program that was compiled for the other class.
             return tuple(getattr(process, name) for name in names), cast(Hashable, cls)
 
         jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves))
@@ -98,7 +98,7 @@ class SDE:
         """Standard deviation of the noise in x_t, (B,) -> (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define sigma(t)")
 
-    # What follows from the pair. A process overrides what it knows in closed form.
+    # The rest follows from the pair. A process overrides what it has in closed form.
 
     def log_alpha(self, t: Array) -> Array:
         """log alpha(t), (B,) -> (B,); a large negative number where alpha is 0 or rounds below."""
@@ -112,8 +112,8 @@ class SDE:
     def inverse_log_snr(self, log_snr: Array) -> Array:
         """The time in [0, T] at which the process has this log-SNR, by bisection, (B,) -> (B,).
 
-        Its derivatives, with respect to the process's constants too, are those of the implicit
-        function: dt = (d log_snr - the change of log_snr(t) at fixed t) / log_snr'(t).
+        Its derivatives are those of the implicit function, with respect to the process's constants
+        too: dt = (d log_snr - the change of log_snr(t) at fixed t) / log_snr'(t).
         """
         process, wanted = jax.tree.map(_constant, (self, log_snr))
 
@@ -127,7 +127,7 @@ class SDE:
         low, high = jax.lax.fori_loop(0, 60, halve, bracket)
         t = 0.5 * (low + high)
         slope = _derivative(process.log_snr, t)
-        offset = log_snr - self.log_snr(t)  # its value is of no use, its derivatives are
+        offset = log_snr - self.log_snr(t)  # only its derivatives count
         return t + (offset - jax.lax.stop_gradient(offset)) / slope
 
     def drift_rate(self, t: Array) -> Array:
@@ -163,14 +163,14 @@ class SDE:
         return Step(factor - 1.0, std, std * self.sigma(s) / self.sigma(t))
 
     def keeps_data(self) -> bool:
-        """Whether alpha(T) is above 0, so that the state at T still depends on the data. Where it
-        does not, score and drift at T say nothing of the data; the denoised image still does.
-        Within a jitted function this is taken for granted."""
+        """Whether alpha(T) is above 0, so that the state at T still depends on the data. Otherwise
+        neither score nor drift at T depend on the data; the denoised data still do. Within a jitted
+        function the answer is always True."""
         alpha = self.alpha(jnp.full((1,), self.T))
         return isinstance(alpha, jax.core.Tracer) or bool(alpha[0] > jnp.finfo(alpha.dtype).eps)
 
     def check(self) -> None:
-        """See that the process can be run back from T; within a jitted function do nothing.
+        """Check that the process can be run back from T; within a jitted function do nothing.
 
         Raises:
             ValueError: alpha(T) is 0, or the diffusion at T is not finite.
@@ -181,8 +181,8 @@ class SDE:
         if not (self.keeps_data() and bool(jnp.isfinite(diffusion[0]))):
             raise ValueError(
                 f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; "
-                "allowed are samplers that need the denoised image alone (ddim, dpmpp, unipc), or "
-                "a T a little lower"
+                "allowed are samplers that need the denoised image alone (ddim, dpmpp, "
+                "unipc, ipndm, deis), or a T a little lower"
             )
 
     def reverse(self, score: ScoreFn) -> Dynamics:
@@ -356,8 +356,8 @@ PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
 
 
 def _require_rising(**constants: object) -> None:
-    """Raise ValueError unless 0 < first < second. What is no number yet (a tracer, or the
-    placeholder of an abstract tree) passes."""
+    """Raise ValueError unless 0 < first < second. Values that are not numbers yet pass: tracers,
+    and the placeholders of an abstract tree."""
     (low, least), (high, most) = constants.items()
     for name, value in constants.items():
         if isinstance(value, int | float) and not 0.0 < value < math.inf:

@@ -13,8 +13,8 @@ of the two its data are. A space has the members
     figure(log_prob)              a log probability in the unit
 
 A likelihood takes the density p of the model, in the model's units. `dequantized` returns points x
-and a log density, and log p(x) - log_density belongs to the data. For bins it is a bound of the log
-probability of the data. Without bins it is the log density in the data's own units.
+and a log density. For data with bins, log p(x) - log_density bounds the log probability of the
+data. For data without bins it is the log density in the data's units.
 
 **Pixels.** There are ``levels`` grey levels: 256 for 8-bit images, 17 for scikit-learn's digits. A
 dequantized pixel v is spread over its bin: (v + u) / levels, u uniform in [0, 1). Otherwise it is

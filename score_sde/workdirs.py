@@ -36,7 +36,7 @@ def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dic
 
 
 def is_free(key: str, free: tuple[str, ...]) -> bool:
-    """Tell whether a key is among the free ones ("name." stands for a whole section)."""
+    """Return whether a key is among the free ones ("name." stands for a whole section)."""
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)
 
 

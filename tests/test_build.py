@@ -7,6 +7,7 @@ import pytest
 
 from score_sde import build
 from score_sde.config import changed, default, validate
+from score_sde.data import describe
 
 SMALL = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)}
 VE = {"sde.name": "ve", "model.parameterization": "score", "model.centered": False}
@@ -31,7 +32,7 @@ def test_the_loss_is_that_of_the_config(kind):
         return params * x
 
     losses = [
-        build.loss(changed(config, {"training.reduce_mean": mean}), apply)(
+        build.loss(changed(config, {"training.reduce_mean": mean}), apply, describe("digits"))(
             0.1, None, batch, jax.random.key(0)
         )
         for mean in (True, False)

@@ -11,7 +11,7 @@ from score_sde.config import changed, default, flat, resolve, validate
 from score_sde.errors import UserError
 from score_sde.schema import SCHEMA, SWITCH, TEXT
 
-PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10")
+PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10", "vp_moons")
 
 
 def valid():
@@ -19,11 +19,21 @@ def valid():
     return changed(default(), {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)})
 
 
+def as_json(config):
+    return workdirs.to_json(config, build.dataset(config))
+
+
 def refusal(values):
-    """What `validate` says to the valid config with these values."""
+    """What is said to the valid config with these values, by itself or beside its data."""
     with pytest.raises(UserError) as caught:
-        validate(changed(valid(), values))
+        checked(changed(valid(), values))
     return str(caught.value)
+
+
+def checked(config):
+    """As a training checks it."""
+    validate(config)
+    build.check(config, build.dataset(config))
 
 
 CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT)]
@@ -44,6 +54,7 @@ def test_the_schemas_defaults_are_the_objects_own(key):
     """A value at the schema's default is left to the object."""
     section = key.partition(".")[0]
     for make in SCHEMA[key].allowed.load().values():
+        make = getattr(make, "Spec", make)
         call = make.__init__ if inspect.isclass(make) else make
         for name, parameter in inspect.signature(call).parameters.items():
             row = SCHEMA.get(f"{section}.{name}")
@@ -65,6 +76,7 @@ IMPOSSIBLE = {
     "sde.sigma_max": float("nan"),
     "model.name": "resnet",
     "model.width": 6,
+    "model.depth": 0,
     "model.multipliers": (1, 0),
     "model.num_blocks": 0,
     "model.attention_resolutions": ("4",),
@@ -110,6 +122,7 @@ IMPOSSIBLE = {
     "sampling.steps_per_level": 0,
     "sampling.step_size": 0.0,
     "sampling.t_min": 1.0,
+    "sampling.condition": ("a",),
     "sampling.solver": "rk45",
     "sampling.step_control": "image",
     "sampling.num_pairs": 0,
@@ -149,163 +162,128 @@ def test_an_impossible_value_is_refused(row):
     assert line == f"config.{row.key} = {value!r}: allowed are {row.allowed.words}"
 
 
-@pytest.mark.parametrize(
-    ("values", "line"),
-    [
-        (
-            {"sde.beta_max": 0.05},
-            "config.sde.beta_max = 0.05: allowed are numbers above beta_min = 0.1",
-        ),
-        (
-            {"sde.name": "ve", "sde.sigma_min": 60.0},
-            "config.sde.sigma_max = 50.0: allowed are numbers above sigma_min = 60.0",
-        ),
-        (
-            {"model.multipliers": (1, 1, 1, 1, 1)},
-            "config.model.multipliers = (1, 1, 1, 1, 1): allowed are 1 to 4 resolutions, as "
-            "digits's 8 pixels are not divisible by the U-Net's factor 16",
-        ),
-        (
-            {"data.name": "fashion_mnist", "model.multipliers": (1, 1, 1, 1)},
-            "config.model.multipliers = (1, 1, 1, 1): allowed are 1 to 3 resolutions, as "
-            "fashion_mnist's 28 pixels are not divisible by the U-Net's factor 8",
-        ),
-        (
-            {"model.attention_resolutions": (16,)},
-            "config.model.attention_resolutions = (16,): allowed are the levels' 8, 4",
-        ),
-        (
-            {"model.embedding": "fourier"},
-            "config.model.condition = 'time': allowed are log_sigma, log_snr with "
-            "config.model.embedding = 'fourier'",
-        ),
-        (
-            {"model.norm_groups": 48},
-            "config.model.norm_groups = 48: allowed are 0 and divisors of config.model.width = 128",
-        ),
-        (
-            {"model.conditional": False, "model.class_conditional": True},
-            "config.model.class_conditional = True: allowed are False with "
-            "config.model.conditional = False",
-        ),
-        (
-            {"model.conditional": False, "model.input_frequencies": (17.0,)},
-            "config.model.input_frequencies = (17.0,): allowed are () with "
-            "config.model.conditional = False",
-        ),
-        (
-            {"data.image_size": 16},
-            "config.data.image_size = 16: allowed are 0 (its own 8 pixels) for digits",
-        ),
-        (
-            {"data.name": "celeba", "data.image_size": 12, "model.multipliers": (1, 1, 1, 1)},
-            "config.model.multipliers = (1, 1, 1, 1): allowed are 1 to 3 resolutions, as celeba's "
-            "12 pixels are not divisible by the U-Net's factor 8",
-        ),
-        (
-            {
-                "sampling.method": "pc",
-                "sampling.probability_flow": True,
-                "sampling.predictor": "ancestral",
-            },
-            "config.sampling.predictor = 'ancestral': allowed are euler_maruyama, "
-            "reverse_diffusion with probability_flow = True",
-        ),
-        (
-            {"sampling.method": "ald", "sampling.num_steps": 1},
-            "config.sampling.num_steps = 1: allowed are integers of at least 2",
-        ),
-        (
-            {"sampling.method": "heun", "sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
-            "config.sampling.churn_to = 1.0: allowed are numbers from churn_from = 2.0 on",
-        ),
-        (
-            {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},
-            "config.likelihood.t_min = 1e-05: allowed are times from 0.001 with "
-            "config.likelihood.dequantization = 'truncated_normal' under SubVPSDE, as sigma is "
-            "next to float32's rounding before",
-        ),
-        (
-            {"sampling.method": "dpmpp", "sampling.eta": 0.5, "sampling.order": 3},
-            "config.sampling.order = 3: allowed are 1, 2 with eta = 0.5 (3 with eta = 0)",
-        ),
-        (
-            {"sampling.grid": "paper", "sampling.num_steps": 1},
-            "config.sampling.num_steps = 1: allowed are integers of at least 2 with grid = 'paper'",
-        ),
-        (
-            {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
-            "config.sampling.num_steps = 100: allowed are 1 to 99 with num_levels = 100, as each "
-            "time is a level",
-        ),
-        (
-            {"model.num_levels": 1000, "sde.name": "subvp"},
-            "config.model.num_levels = 1000: allowed are 0, as SubVPSDE has no chain",
-        ),
-        (
-            {"model.num_levels": 20},
-            "config.model.num_levels = 20: allowed are 0, integers above beta_max = 20, as the "
-            "chain's betas are below 1",
-        ),
-        (
-            {"model.num_levels": 1000, "model.parameterization": "velocity"},
-            "config.model.parameterization = 'velocity': allowed are epsilon, score with "
-            "config.model.num_levels = 1000",
-        ),
-        (
-            {
-                "model.num_levels": 1000,
-                "model.embedding": "fourier",
-                "model.condition": "log_sigma",
-            },
-            "config.model.embedding = 'fourier': allowed are positional with "
-            "config.model.num_levels = 1000",
-        ),
-        (
-            {"model.num_levels": 1000, "model.condition": "log_snr"},
-            "config.model.condition = 'log_snr': allowed are time with "
-            "config.model.num_levels = 1000",
-        ),
-        (
-            {"model.num_levels": 1000, "training.loss": "mixture"},
-            "config.training.loss = 'mixture': allowed are paper with "
-            "config.model.num_levels = 1000",
-        ),
-        (
-            {"training.batch_size": 1501},
-            "config.training.batch_size = 1501: allowed are 1 to 1500, the training images of "
-            "digits",
-        ),
-        (
-            {"likelihood.num_images": 298},
-            "config.likelihood.num_images = 298: allowed are 0 (all) to 297, the test images of "
-            "digits",
-        ),
-        (
-            {
-                "sampling.method": "pc",
-                "sampling.faithful": True,
-                "sampling.predictor": "ancestral",
-                "sampling.num_steps": 20,
-            },
-            "config.sampling.num_steps = 20: allowed are integers above beta_max = 20 with the "
-            "chain's own steps, as its betas are below 1",
-        ),
-        (
-            {"sampling.method": "pc", "sampling.predictor": "none"},
-            "config.sampling.corrector = 'none': allowed are langevin, ald with predictor = 'none'",
-        ),
-    ],
-)
-def test_keys_that_contradict_each_other_are_refused(values, line):
-    assert refusal(values) == line
+DISCRETE = {"model.num_levels": 1000}
+CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
+MLP = {"data.name": "moons", "model.name": "mlp"}
+OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
+
+# Values, the key that is named, and what is said of the allowed values.
+CONTRADICTIONS = [
+    ({"sde.beta_max": 0.05}, "sde.beta_max", "above beta_min = 0.1"),
+    ({"sde.name": "ve", "sde.sigma_min": 60.0}, "sde.sigma_max", "above sigma_min = 60"),
+    ({"model.multipliers": (1,) * 5}, "model.multipliers", "1 to 4 ", "8"),
+    (
+        {"data.name": "fashion_mnist", "model.multipliers": (1, 1, 1, 1)},
+        *("model.multipliers", "1 to 3 ", "28"),
+    ),
+    (OWN_SIZE | {"model.multipliers": (1, 1, 1, 1)}, "model.multipliers", "1 to 3 ", "12"),
+    ({"model.attention_resolutions": (16,)}, "model.attention_resolutions", "8, 4"),
+    (
+        {"model.embedding": "fourier"},
+        *("model.condition", "log_sigma, log_snr with", "embedding = 'fourier'"),
+    ),
+    (
+        MLP | {"model.embedding": "fourier"},
+        *("model.condition", "log_sigma, log_snr with", "embedding = 'fourier'"),
+    ),
+    ({"model.norm_groups": 48}, "model.norm_groups", "0 and divisors of", "width = 128"),
+    (
+        {"model.conditional": False, "model.class_conditional": True},
+        *("model.class_conditional", "False with", "conditional = False"),
+    ),
+    (
+        {"model.conditional": False, "model.input_frequencies": (17.0,)},
+        *("model.input_frequencies", "() with", "conditional = False"),
+    ),
+    (
+        {"data.name": "lsun_church", "model.class_conditional": True},
+        "model.class_conditional",
+        "False",
+    ),
+    ({"data.image_size": 16}, "data.image_size", "0 (its own 8 pixels) for digits"),
+    ({"data.condition": ("a",)}, "data.condition", "vectors"),
+    ({"data.bin_width": 1.0}, "data.bin_width", "vectors"),
+    ({"model.name": "mlp"}, "model.name", "unet", "digits"),
+    ({"data.name": "moons"}, "model.name", "mlp", "moons"),
+    (MLP | {"model.width": 12}, "model.width", "multiples of 4 of at least 16"),
+    (MLP | {"data.flip": True}, "data.flip", "False", "vectors"),
+    (MLP | {"data.image_size": 8}, "data.image_size", "0", "vectors"),
+    (
+        {
+            "sampling.method": "pc",
+            "sampling.probability_flow": True,
+            "sampling.predictor": "ancestral",
+        },
+        *("sampling.predictor", "euler_maruyama, reverse_diffusion with probability_flow = True"),
+    ),
+    (
+        {"sampling.method": "pc", "sampling.predictor": "none"},
+        "sampling.corrector",
+        "langevin, ald",
+    ),
+    ({"sampling.method": "ald", "sampling.num_steps": 1}, "sampling.num_steps", "at least 2"),
+    (
+        {"sampling.method": "heun", "sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
+        *("sampling.churn_to", "numbers from churn_from = 2.0 on"),
+    ),
+    (
+        {"sampling.method": "dpmpp", "sampling.eta": 0.5, "sampling.order": 3},
+        *("sampling.order", "1, 2 with eta = 0.5", "3 with eta = 0"),
+    ),
+    (
+        {"sampling.grid": "paper", "sampling.num_steps": 1},
+        *("sampling.num_steps", "at least 2 with grid = 'paper'"),
+    ),
+    (
+        {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
+        *("sampling.num_steps", "1 to 99 with num_levels = 100"),
+    ),
+    (CHAIN | {"sampling.num_steps": 20}, "sampling.num_steps", "above beta_max = 20"),
+    (
+        {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},
+        *("likelihood.t_min", "from 0.001 with", "'truncated_normal'", "SubVPSDE"),
+    ),
+    (
+        DISCRETE | {"sde.name": "subvp", "model.parameterization": "velocity"},
+        *("model.num_levels", "0, as SubVPSDE has no discrete chain", "VPSDE, VESDE"),
+    ),
+    ({"model.num_levels": 20}, "model.num_levels", "0, integers above beta_max = 20"),
+    (
+        DISCRETE | {"model.parameterization": "velocity"},
+        *("model.parameterization", "epsilon, score with", "num_levels = 1000"),
+    ),
+    (
+        DISCRETE | {"model.embedding": "fourier", "model.condition": "log_sigma"},
+        *("model.embedding", "positional with", "num_levels = 1000"),
+    ),
+    (
+        DISCRETE | {"model.condition": "log_snr"},
+        *("model.condition", "time with", "num_levels = 1000"),
+    ),
+    (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
+    ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
+    ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
+]
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS, ids=lambda case: " ".join(case[0]))
+def test_keys_that_contradict_each_other_are_refused(case):
+    values, key, *said = case
+    line = refusal(values)
+    value = flat(changed(valid(), values))[key]
+    assert line.startswith(f"config.{key} = {value!r}: allowed ")
+    assert all(words in line for words in said), line
+
+
+def test_settings_that_a_network_does_not_read_contradict_nothing():
+    checked(changed(valid(), MLP | {"model.multipliers": (1,) * 9, "model.norm_groups": 48}))
 
 
 def test_a_config_made_from_scratch_is_held_to_the_schema():
     config = valid()
     with config.unlocked():
-        config.model.depth = 3
-    with pytest.raises(UserError, match=r"^config\.model\.depth = 3: no such key; closest is"):
+        config.model.height = 3
+    with pytest.raises(UserError, match=r"^config\.model\.height = 3: no such key; closest is"):
         validate(config)
     config = valid()
     with config.unlocked():
@@ -321,23 +299,21 @@ def test_a_config_made_from_scratch_is_held_to_the_schema():
 
 def test_the_devices_must_divide_the_batch():
     build.check_devices(valid(), 8)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"^config\.training\.batch_size = 128: .*the 7 devices$"):
         build.check_devices(valid(), 7)
-    line = "config.training.batch_size = 128: allowed are multiples of the 7 devices"
-    assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_survive_json(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     validate(config)
-    assert flat(workdirs.from_json(workdirs.to_json(config))) == flat(config)
+    assert flat(workdirs.from_json(as_json(config))) == flat(config)
 
 
 def test_an_optional_number_survives_json():
     config = changed(valid(), {"sampling.t_min": 1e-4})
-    assert workdirs.from_json(workdirs.to_json(config)).sampling.t_min == 1e-4
-    again = workdirs.from_json(workdirs.to_json(valid()))
+    assert workdirs.from_json(as_json(config)).sampling.t_min == 1e-4
+    again = workdirs.from_json(as_json(valid()))
     assert again.sampling.t_min is None
     assert changed(again, {"sampling.t_min": 1e-4}).sampling.t_min == 1e-4
 
@@ -349,7 +325,7 @@ def test_changing_a_copy_leaves_the_config_alone():
 
 
 def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
-    document = json.loads(workdirs.to_json(valid()))
+    document = json.loads(as_json(valid()))
     del document["config"]["sampling"]["gif"]
     assert workdirs.from_json(json.dumps(document)).sampling.gif is False
 
@@ -429,11 +405,26 @@ def test_integers_beyond_what_is_counted_are_refused():
 
 OWN = """
 from dataclasses import dataclass
+from flax import nnx
 from score_sde.samplers import DDIM
-from score_sde.sde import SDE
+from score_sde.sde import SDE, VPSDE
 
 class Needs(SDE):
     rate: float
+
+class Mine(VPSDE):
+    pass
+
+class NoSpec(nnx.Module):
+    pass
+
+class Plain(nnx.Module):
+    @dataclass(frozen=True)
+    class Spec:
+        channels: int
+
+    def __init__(self, spec, *, rngs):
+        pass
 
 @dataclass(frozen=True)
 class Short(DDIM):
@@ -455,7 +446,7 @@ def test_a_users_own_object(tmp_path, monkeypatch):
     assert (sampler.num_steps, sampler.rho) == (4, 6.0)
     assert "eta" in build.keys_read(config) and "order" not in build.keys_read(config)
     assert type(sampler) is resolve("sampling.method", "own_of_config:Short")
-    assert flat(workdirs.from_json(workdirs.to_json(config))) == flat(config)
+    assert flat(workdirs.from_json(as_json(config))) == flat(config)
 
 
 @pytest.mark.parametrize(
@@ -468,6 +459,7 @@ def test_a_users_own_object(tmp_path, monkeypatch):
         ("sde.name", "own_of_errors:Needs", "its setting rate has no default"),
         ("sampling.method", "fractions:Fraction", "derived from score_sde.samplers.base:Sampler"),
         ("model.name", "math:pi", "derived from flax.nnx:Module"),
+        ("model.name", "own_of_errors:NoSpec", "networks that have a Spec"),
         ("sampling.predictor", "math:pi", "an instance of types:FunctionType"),
         ("sampling.solver", "math:pi", "allowed are tsit5, dopri5"),
     ],
@@ -478,3 +470,18 @@ def test_a_users_own_object_that_cannot_be_taken(key, value, said, tmp_path, mon
     method = {"sampling.method": "pc"} if key == "sampling.predictor" else {}
     line = refusal(method | {key: value})
     assert line.startswith(f"config.{key} = {value!r}: ") and said in line and "\n" not in line
+
+
+def test_what_a_users_own_object_lacks(tmp_path, monkeypatch):
+    """No chain is taken from the class that it derives from, and no condition is lost on it."""
+    (tmp_path / "own_of_lacks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    process = {"sde.name": "own_of_lacks:Mine"}
+    validate(changed(valid(), process))
+    line = refusal(process | DISCRETE)
+    assert line.startswith("config.model.num_levels = 1000: allowed are 0, as Mine has no discrete")
+    assert "score_sde.discrete.DISCRETE" in line
+    network = {"model.name": "own_of_lacks:Plain"}
+    validate(changed(valid(), network))
+    line = refusal(network | {"model.class_conditional": True})
+    assert line.startswith("config.model.class_conditional = True: allowed are False with")

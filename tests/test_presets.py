@@ -250,9 +250,10 @@ def count(spec):
 def test_a_preset_has_the_published_number_of_parameters(preset):
     config = load(preset)
     expected = 35_746_307 if "diffusers" in preset else int(table(NETWORKS)[preset][-1])
-    assert count(*build.network(config).args) == expected
+    info = build.dataset(config)
+    assert count(*build.network(config, info).args) == expected
     size = 32 if "diffusers" in preset else int(table(NETWORKS)[preset][0])
-    assert build.image_shape(config) == (size, size, 3)
+    assert info.shape == (size, size, 3)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -289,7 +290,7 @@ def test_sampling_is_the_originals(preset):
 def test_presets_are_valid_and_survive_json(preset):
     config = load(preset)
     validate(config)
-    assert flat(workdirs.from_json(workdirs.to_json(config))) == flat(config)
+    assert flat(workdirs.from_json(workdirs.to_json(config, build.dataset(config)))) == flat(config)
     json.dumps(config.to_dict())
 
 

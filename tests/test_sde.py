@@ -205,7 +205,7 @@ def test_snapping_is_the_originals():
 @pytest.mark.parametrize("name", ["subvp", "cosine"])
 def test_other_processes_have_no_chain(name):
     with pytest.raises(
-        ValueError, match=r"num_levels: .* has no discrete chain; allowed are VPSDE, VESDE"
+        ValueError, match=r"num_levels: .* has no discrete chain; with one are VPSDE, VESDE"
     ):
         discretization(PROCESSES[name]).chain(1000)
 

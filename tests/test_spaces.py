@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from score_sde import oracle
-from score_sde.likelihood import _probe_error, image_log_likelihood
+from score_sde.likelihood import _probe_error, data_log_likelihood
 from score_sde.spaces import Pixels, Vectors, bits_per_dim
 from tests.cases import PUBLISHED, overlapping_mixture
 
@@ -69,7 +69,7 @@ def test_the_bound_tightens_in_the_number_of_draws(case):
         jnp.full((2, 1, 1), 0.01),
     )
     images = jnp.repeat(jnp.arange(LEVELS, dtype=jnp.uint8), COPIES).reshape(-1, 1, 1, 1)
-    values = image_log_likelihood(
+    values = data_log_likelihood(
         jax.random.key(0),
         sde,
         mixture.score(sde),
@@ -132,7 +132,7 @@ def test_truncated_normal_is_tight_for_data_that_are_not_dequantized(name, cente
     data = oracle.gaussian_mixture(shares, points, jnp.zeros((3, 4, 4)))
 
     def bound(dequantization):
-        values = image_log_likelihood(
+        values = data_log_likelihood(
             jax.random.key(1),
             sde,
             data.score(sde),
@@ -188,7 +188,7 @@ def images_of_a_mixture():
     images = pixels.from_model(x0)
 
     def values(images=images, **settings):
-        return image_log_likelihood(
+        return data_log_likelihood(
             jax.random.key(1), sde, mixture.score(sde), images, pixels, **settings
         )
 
@@ -210,7 +210,9 @@ def test_the_error_over_probes_is_the_probes_error(images_of_a_mixture):
 def test_the_error_over_two_probes_is_half_their_difference():
     """Std with ddof 1, over sqrt(2)."""
     log_prob = np.asarray([[[1.0, 4.0]], [[-2.0, -2.0]]], np.float32)  # (B, K, probes)
-    error = _probe_error(jnp.asarray(log_prob), jnp.zeros((2, 1)), 3)
+    error = _probe_error(
+        jnp.asarray(log_prob), jnp.zeros((2, 1)), Pixels((1, 3, 1), 2, False, True)
+    )
     np.testing.assert_allclose(error, [1.5 / (3 * np.log(2.0)), 0.0], rtol=1e-6)
 
 
@@ -362,7 +364,7 @@ def test_the_density_of_vectors_is_in_their_own_units():
     vectors, sde = Vectors(mean, std), PUBLISHED["vp"]
     data = mean + std * np.random.default_rng(0).standard_normal((8, 2))
     exact = -0.5 * (((data - mean) / std) ** 2).sum(1) - np.log(2 * np.pi * std.prod())
-    values = image_log_likelihood(
+    values = data_log_likelihood(
         jax.random.key(0),
         sde,
         oracle.gaussian(jnp.zeros(2), jnp.eye(2)).score(sde),

@@ -1,6 +1,6 @@
 """Checkpoints of other code bases in, ours out.
 
-What a source is, its content tells:
+The content of a source says what it is:
 
     a folder with model.safetensors                  an export of ours
     another folder                                   a diffusers UNet2DModel
@@ -23,10 +23,11 @@ __all__ = ["Foreign", "exported", "fit", "flattened", "read"]
 
 
 def read(source: Path, spec: object) -> Foreign:
-    """Read a checkpoint for the network of these settings: a U-Net, or any where it is an export.
+    """Read a checkpoint for the network of these settings. An export may be of any network; the
+    others are of U-Nets.
 
     Raises:
-        UserError: one line: a source that is missing, damaged, hostile or of something else.
+        UserError: one line: a source that is missing, damaged, hostile or no checkpoint.
     """
     if (source / exported.FILE).is_file():
         return exported.read(source)

@@ -1,13 +1,12 @@
 """Reads the folder of a diffusers `UNet2DModel`: config.json, diffusion_pytorch_model.safetensors.
 
-Two of its networks are ours: that of google/ddpm-cifar10-32 and its like (Ho et al. 2020) and that
-of google/ncsnpp-church-256 and its like (Song et al. 2021 at 256 and 1024 pixels). `architecture`
-says in the words of our network which one config.json describes, `names` where each of its arrays
+Two of its networks are ours: that of google/ddpm-cifar10-32 (Ho et al. 2020), and that of
+google/ncsnpp-church-256 and its kin (Song et al. 2021 at 256 and 1024 pixels). `architecture`
+returns the settings of our network that config.json describes. `names` returns where each array
 belongs.
 
-What the class does beyond our network is the score's here: with Fourier features it takes the
-logarithm of sigma itself and divides its output by sigma, which are the condition `log_sigma` and
-the parameterization `score`.
+With Fourier features the class also takes the logarithm of sigma and divides its output by sigma.
+Here these belong to the score: the condition `log_sigma` and the parameterization `score`.
 """
 
 import itertools
@@ -31,7 +30,7 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 MOST_BYTES = 2**20
 DTYPES = ("F32", "F64", "F16", "BF16")  # in the words of safetensors
 
-# What a key that is not in config.json stands for: the defaults of the class.
+# Values of keys that config.json lacks: the defaults of the class.
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -61,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
 }
 
-# The two networks: their blocks (without attention) and what those are as settings of ours.
+# The two networks: their blocks (without attention), and the same as settings of ours.
 PLAIN, SKIP = ("DownBlock2D", "UpBlock2D"), ("SkipDownBlock2D", "SkipUpBlock2D")
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     PLAIN: {
@@ -109,12 +108,11 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         spec: of our network; config.json must describe the same.
 
     Returns:
-        one set of parameters, as `ema`, float32. An array that our network has no place for keeps
-        its name, so that the comparison with the network lists it.
+        one set of parameters, as `ema`, float32. An array without a place in our network keeps its
+        name, so that the comparison with the network lists it.
 
     Raises:
-        UserError: a file that is missing or damaged, a network that is none of ours, or another
-            one than `spec`.
+        UserError: a file that is missing or damaged, or another network than that of `spec`.
     """
     config = source / CONFIG
     theirs = architecture(_settings(config), str(config), spec.image_size)
@@ -140,15 +138,15 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
 
 
 def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> dict[str, Any]:
-    """Return the settings of our `UNetSpec` that a `UNet2DModel` has, those that differ by network.
+    """Return the settings of our `UNetSpec` that describe a `UNet2DModel`.
 
     Args:
         settings: the content of config.json.
         where: its path, for messages.
-        image_size: of the network where config.json does not say it.
+        image_size: of the network, if config.json does not say it.
 
     Raises:
-        UserError: ours cannot be made such a network; all reasons in one line.
+        UserError: our network cannot be that one; all reasons in one line.
     """
     get = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if key in settings}}
     kind, attends = _blocks(get, where)
@@ -215,7 +213,7 @@ def _blocks(get: Mapping[str, Any], where: str) -> tuple[tuple[str, str], list[b
 def _allowed(
     get: Mapping[str, Any], kind: tuple[str, str], attends: list[bool]
 ) -> dict[str, tuple[Any, ...]]:
-    """The values that ours can be, for each key that is no setting of ours."""
+    """The values that our network allows, for each key that is no setting of ours."""
     widths = get["block_out_channels"]
     attended = {width for width, attention in zip(widths, attends, strict=True) if attention}
     attended.add(widths[-1])  # the middle
@@ -248,14 +246,14 @@ def _allowed(
 
 
 def _same(value: Any, right: Any) -> bool:
-    """Equal, numbers up to the digits that a file drops."""
+    """Whether two values are equal, numbers up to the digits that a file drops."""
     if type(value) in (int, float) and type(right) in (int, float):
         return math.isclose(value, right, rel_tol=1e-6)
     return bool(value == right)
 
 
 def names(spec: UNetSpec) -> dict[str, str]:
-    """Return for each module of the `UNet2DModel` with these settings the path of ours.
+    """Return the path of ours for each module of the `UNet2DModel` with these settings.
 
     Both generations of attention names are in it.
     """

@@ -1,8 +1,8 @@
 """The modules of the original code bases' networks, in their order, with their names and ours.
 
-Their modules stand in one order: a list in PyTorch (`all_modules.17`), a counter for each class in
-Flax (`ResnetBlockDDPMpp_3`). It is the order of our plan. Whoever reads a checkpoint gets from
-`arrays` where each array belongs.
+PyTorch keeps the modules in a list (`all_modules.17`). Flax counts them for each class
+(`ResnetBlockDDPMpp_3`). Both follow the order of our plan. `arrays` yields where each array of a
+checkpoint belongs.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Module(NamedTuple):
 class Array(NamedTuple):
     """One array: its keys in the two code bases, its path in ours ("" for none) and its kind.
 
-    `layer` tells how it is laid out: "conv", "dense", "nin", "norm" or "fourier".
+    `layer` says how it is laid out: "conv", "dense", "nin", "norm" or "fourier".
     """
 
     torch: str
@@ -75,7 +75,7 @@ ATTENTION = (
 def modules(spec: UNetSpec) -> Iterator[Module]:
     """The modules of the original's network of these settings, in the original's order.
 
-    It has neither classes nor input frequencies: their blocks are left out.
+    It has neither classes nor input frequencies, so their blocks are left out.
     """
     if spec.embedding == "fourier":
         yield Module("fourier", "condition" if spec.conditional else "", _layer("fourier"))
@@ -113,7 +113,7 @@ def _layer(layer: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def _residual(block: Block, spec: UNetSpec) -> Module:
-    # PyTorch's blocks have the Dense layer even where they do not read the noise level.
+    # PyTorch's blocks have the Dense layer even if they ignore the noise level.
     parts = [("GroupNorm_0", "norm", "norm0"), ("Conv_0", "conv", "conv0")]
     parts += [("Dense_0", "dense", "embedding" if spec.conditional else "")]
     parts += [("GroupNorm_1", "norm", "norm1"), ("Conv_1", "conv", "conv1")]

@@ -35,7 +35,7 @@ BROKEN = (
 
 
 def read(source: Path, spec: UNetSpec) -> Foreign:
-    """Read a checkpoint; as `score_sde_pytorch.read`."""
+    """Read a checkpoint. Arguments, result and errors are those of `score_sde_pytorch.read`."""
     try:
         with source.open("rb") as file:
             if not _opens_a_map(file.read(1)):  # before all of a large file is read

@@ -1,8 +1,9 @@
 """Reads what `torch.save` wrote, without PyTorch and without running anything that it names.
 
 Such a file is a zip of one pickle and of the tensors' bytes. A pickle is a program: it may call
-whatever can be imported. Those of checkpoints name a handful of things; here each is an inert
-stand-in, and any other name ends the reading. All sizes are bounded by that of the file.
+anything that can be imported. The pickles of checkpoints name a handful of functions and classes.
+Each is an inert stand-in here, and any other name ends the reading. The file's size bounds all
+others.
 """
 
 import io
@@ -21,7 +22,7 @@ import numpy as np
 
 from score_sde.errors import UserError
 
-# That of 200 arrays with moments has 72 kB; a byte may make an empty dict, of 72 in memory.
+# The pickle of 200 arrays with moments has 72 kB. One byte may make an empty dict of 72 in memory.
 MOST_PICKLE_BYTES = 2**24
 MOST_FILES = 100_000
 
@@ -58,7 +59,7 @@ BROKEN = (
 
 
 class Refused(Exception):
-    """Why a file is not read; the message is for the user."""
+    """A file is refused. The message gives the user the reason."""
 
 
 class _Dtype:
@@ -81,7 +82,7 @@ class _Call:
 
 
 def _ordered_dict() -> OrderedDict[Any, Any]:
-    """An empty one, as pickles make it; what is in it comes item by item."""
+    """An empty dict, as pickles make it. Its items follow one by one."""
     return OrderedDict()
 
 
@@ -124,7 +125,7 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
     members = {info.filename: info for info in archive.infolist()}
     if len(members) > MOST_FILES:
         raise Refused(f"it has more than {MOST_FILES} parts")
-    # Never unpacked, so that a path out of the folder leads nowhere; but nothing good has one.
+    # Nothing is unpacked, so such a path does no harm. No honest file has one.
     if any(name.startswith("/") or ".." in name.split("/") for name in members):
         raise Refused("it names a path outside of itself")
     if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
@@ -143,18 +144,18 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
 
 
 def _plain_key(key: object) -> None:
-    """Refuse all keys of dicts but texts and small numbers: a small tuple of tuples can take for
-    ever to hash, and large numbers can be chosen to have one hash."""
+    """Refuse keys of dicts that are neither texts nor small numbers. A small tuple of tuples can
+    take for ever to hash, and large numbers can be chosen to share a hash."""
     if type(key) is not str and not (type(key) is int and 0 <= key < 2**31):
         raise Refused("it holds a dict whose keys are not names or numbers")
 
 
-_InPython: Any = pickle._Unpickler  # whose type does not tell of its steps
+_InPython: Any = pickle._Unpickler  # its type does not declare its steps
 
 
 class _Reader(_InPython):
-    """Python's own unpickler, written in Python: its steps can be watched, and its memo is a dict,
-    which a number far out does not enlarge."""
+    """Python's unpickler that is written in Python. Its steps can be watched. Its memo is a dict,
+    so a large index does not enlarge it."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
 
@@ -179,8 +180,8 @@ class _Reader(_InPython):
         raise Refused("it holds a bytearray")  # room is made for any size before a byte is read
 
     def load_build(self) -> None:
-        """Attributes of a dict, which could hide its methods, and a dtype's byte order: neither is
-        needed, as PyTorch's pickles are little-endian."""
+        """Drop a state: attributes of a dict, which could hide its methods, or a dtype's byte
+        order, which is little-endian in PyTorch's pickles."""
         self.stack.pop()
         if not isinstance(self.stack[-1], OrderedDict | _Dtype):
             raise Refused("it gives a state to something that has none")
@@ -239,7 +240,7 @@ class _Reader(_InPython):
         return self._storages[key]
 
     def _encode(self, text: object, encoding: object = "latin1") -> bytes:
-        """Stands for `codecs.encode`, by which pickles of protocol 2 hold bytes."""
+        """Stands for `codecs.encode`: pickles of protocol 2 keep bytes as texts."""
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise Refused("it encodes a text in another way than as bytes")
         self._left -= len(text)  # the same text may be encoded again and again

@@ -185,9 +185,9 @@ def _in_words(summary: dict[str, Any]) -> str:
     errors += ["unknown over probes, of which there is one"] if number == 1 else []
     kind = summary["bits_per_dim_is" if discrete else "log_prob_is"]
     value, unit = _figure(summary).split()
-    what = f"{summary['num_images']} {summary['items']} ({summary['data']}, {summary['split']}"
+    items = f"{summary['num_images']} {summary['items']} ({summary['data']}, {summary['split']}"
     lines = [
-        f"{value}{error} {unit} over {what}{given}): {kind}",
+        f"{value}{error} {unit} over {items}{given}): {kind}",
         f"standard error: {', '.join(errors)}",
     ]
     if discrete:

@@ -45,29 +45,25 @@ class MLPSpec:
     features: int
     width: int = 128
     depth: int = 3
-    dropout: float = 0.0
+    dropout: float = 0.1
     activation: str = "swish"
-    embedding: str = "fourier"
-    fourier_scale: float = 0.03
+    embedding: str = "positional"
+    fourier_scale: float = 16.0
     num_classes: int = 0
     condition_features: int = 0
     dtype: np.dtype = _FLOAT32
 
     def __post_init__(self) -> None:
-        if self.features < 1 or self.depth < 1:
-            raise ValueError(
-                f"features {self.features}, depth {self.depth}: allowed are integers of at least 1"
-            )
-        if self.width < 16 or self.width % 4:
-            raise ValueError(f"width = {self.width}: allowed are multiples of 4 of at least 16")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: allowed are numbers from 0 to below 1")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation = {self.activation!r}: allowed are {', '.join(ACTIVATIONS)}"
-            )
-        if self.condition_features < 0:
-            raise ValueError(f"condition_features = {self.condition_features}: allowed are 0 and up")
+        for name, ok, allowed in (
+            ("features", self.features > 0, "positive integers"),
+            ("depth", self.depth > 0, "positive integers"),
+            ("width", self.width >= 16 and self.width % 4 == 0, "multiples of 4 of at least 16"),
+            ("dropout", 0 <= self.dropout < 1, "numbers from 0 to below 1"),
+            ("activation", self.activation in ACTIVATIONS, ", ".join(ACTIVATIONS)),
+            ("condition_features", self.condition_features >= 0, "integers of at least 0"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are {allowed}")
 
 
 class MLP(nnx.Module):

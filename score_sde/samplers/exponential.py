@@ -1,16 +1,16 @@
 """Fast solvers in log-SNR time: DDIM and exponential multistep methods (DPM-Solver++, UniPC).
 
-With lambda = log(alpha / sigma), half the log-SNR, the probability flow and a family of reverse
-SDEs with the same marginals are linear in x but for the denoised image D(x, lambda) = E[x0 | x],
-under any process. From lambda_t to lambda_s = lambda_t + h they have the solution
+Let lambda = log(alpha / sigma), half the log-SNR. Under any process, the probability flow and a
+family of reverse SDEs with the same marginals are linear in x, except for the denoised image
+D(x, lambda) = E[x0 | x]. From lambda_t to lambda_s = lambda_t + h they have the solution
 
     x_s = (sigma_s / sigma_t) e^(-eta^2 h) x_t  +  alpha_s int_0^h k e^(-k (h - tau)) D dtau
           + sigma_s sqrt(1 - e^(-2 eta^2 h)) z,                   k = 1 + eta^2,
 
 with eta = 0 for the probability flow and 1 for the reverse SDE of the paper (Lu et al. 2022, eq. 9
-and 14; Xue et al. 2023, SA-Solver, arXiv:2309.05019, prop. 4.2). A multistep method puts the
-polynomial through its last values of D into the integral, which then is a sum over these values
-whose weights know only the times.
+and 14; Xue et al. 2023, SA-Solver, arXiv:2309.05019, prop. 4.2). A multistep method replaces D in
+the integral by the polynomial through its last values. The integral is then a weighted sum of these
+values, and the weights depend on the times alone.
 
 References:
     Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, arXiv:2010.02502 (DDIM).
@@ -24,8 +24,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Context, require_fraction
+from score_sde.samplers.base import require_fraction
 from score_sde.samplers.grids import GridSampler
+from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE
 
 
@@ -76,24 +77,24 @@ class _Tables(NamedTuple):
 class ExponentialMultistep(GridSampler):
     """DPM-Solver++ of order 1 to 3 (multistep), its SDE variant, and UniPC.
 
-    The weights are those of the polynomial's exact integral, but for two values of D, where the
-    papers take half of the slope's first-order weight instead. So DPM-Solver++ (2M) is algorithm 2
-    of Lu et al. 2022, SDE-DPM-Solver++ (2M) eq. 18 there, and of order 3 UniP-3 and the 3M solver
-    are one and the same, of third order. (Public code of the 3M solver halves the second-order
-    term, and is of second order.)
+    The weights are those of the polynomial's exact integral, except for two values of D: the papers
+    take half of the slope's first-order weight instead. So DPM-Solver++ (2M) is algorithm 2 of Lu
+    et al. 2022, and SDE-DPM-Solver++ (2M) is eq. 18 there. With order 3, UniP-3 and the 3M solver
+    are the same, of third order. (Public code of the 3M solver halves the second-order term, and is
+    of second order.)
 
-    The first steps have less to look back on. Those of order 3 stay of third order in all by
-    correcting the state after the first step, which needs no evaluation more. The last steps, which
-    are the longest in log-SNR, look back on less by default: there D comes to rest, and a parabola
-    overshoots (Lu et al. 2022; ``lower_order_final``).
+    The first steps have fewer values to look back on. With order 3 the whole stays of third order:
+    the state after the first step is corrected, at no further evaluation. The last steps are the
+    longest in log-SNR. D comes to rest there, and a parabola overshoots. So by default these steps
+    look back on fewer values (Lu et al. 2022; ``lower_order_final``).
 
     Attributes:
-        order: values of D that a step looks back on, 1 to 3; None is the best: 3, but 2 with noise
-            and in fewer than 8 steps, over which a parabola overshoots.
+        order: values of D that a step looks back on, 1 to 3. None is the best: 2 with noise or
+            below 8 steps, where a parabola overshoots, and 3 otherwise.
         corrector: UniPC: once D is evaluated at a step's end, take the step again with it (UniC,
             no evaluation more).
-        eta: noise, above: 0 for the probability flow, 1 for the reverse SDE. Above 0 for order 1
-            and 2 without a corrector.
+        eta: noise (see above): 0 is the probability flow, 1 the reverse SDE. Above 0 it goes with
+            order 1 and 2, without a corrector.
         lower_order_final: the last step is of order 1 and the one before it of 2 at most; without
             it the order holds to the end.
         num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
@@ -152,8 +153,8 @@ class ExponentialMultistep(GridSampler):
         return end, (x, values)
 
     def num_corrections(self, num_steps: int) -> int:
-        """Steps whose end is corrected, from the first on. The last one's is not: D is not
-        evaluated there but to denoise."""
+        """Steps whose end is corrected, from the first on. The end of the last step is not: D is
+        evaluated there to denoise only."""
         if self.corrector:
             return num_steps - 1
         return 1 if self.lookback == 3 else 0
@@ -190,7 +191,7 @@ def _integrals(lambdas: Array, k: float, number: int, at_end: bool) -> Array:
     h, steps = jnp.diff(lambdas), jnp.arange(len(lambdas) - 1)
     offsets = jnp.arange(1 if at_end else 0, -number, -1)
     index = steps[:, None] + offsets[None]
-    # Before the first time there is none; these weights are not taken, but must be finite.
+    # There are no times before the first. These weights are never used, yet must be finite.
     nodes = jnp.where(index >= 0, lambdas[index], lambdas[0] + index.astype(lambdas.dtype))
     r = (nodes - lambdas[:-1, None]) / h[:, None]
     powers = jnp.stack([r**j for j in range(len(offsets))], axis=1)

@@ -1,20 +1,22 @@
 """Grids: the times between T and t_min that a sampler with a fixed number of steps takes.
 
-Any process's times are its noise levels: with nu = sigma / alpha = exp(-log_snr / 2), which rises
-in t, a grid of noise levels becomes one of times by the process's inverse log-SNR.
+The times of a process are its noise levels nu = sigma / alpha = exp(-log_snr / 2), which rise in t.
+The process's inverse log-SNR turns a grid of noise levels into times.
 
     uniform    t_i = T + i/N (t_min - T)
     paper      the original code's: N times from T to t_min, so N - 1 steps, and the last of its N
                evaluations is the denoising at t_min
+    quadratic  uniform in sqrt(t): t_i = (sqrt(T) + i/N (sqrt(t_min) - sqrt(T)))^2 (Zhang and Chen
+               2022, arXiv:2204.13902)
     log_snr    uniform in log-SNR (Lu et al. 2022, DPM-Solver, arXiv:2206.00927, section 3.3)
     karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
     angle      uniform in arctan((nu / c)^(1/r)), c = 1/2, r = 3/2
 
 The last is the angle of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, where c
-and r are 1), shifted and stretched: long steps in log-SNR both where nothing is left but noise and
-where none is, and short ones about c, where the image is decided. The others spend steps where the
-denoised image does not move any more, most of all under sub-VP, whose sigma falls to 1e-4. c and r
-were compared on mixtures and on digits (benchmarks/README.md).
+and r are 1), shifted and stretched. Its steps in log-SNR are long in nearly pure noise and in
+nearly clean images, and short about c, where the image is decided. The other grids spend steps
+where the denoised image hardly changes. Under sub-VP, whose sigma falls to 1e-4, they do so most. c
+and r were compared on mixtures and on digits (benchmarks/README.md).
 """
 
 from dataclasses import dataclass, field
@@ -24,10 +26,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import discretization
-from score_sde.samplers.base import SteppedSampler, require_positive
+from score_sde.samplers.base import require_positive
+from score_sde.samplers.stepped import SteppedSampler
 from score_sde.sde import SDE, ScoreFn
 
-GRIDS = ("uniform", "paper", "log_snr", "karras", "angle")
+GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle")
 ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
 
 
@@ -40,8 +43,8 @@ class GridSampler(SteppedSampler):
         denoise, t_min: as of every ``SteppedSampler``.
         grid: the times, one of ``GRIDS``.
         rho: of the grid `karras`.
-        num_levels: of the chain that a network was trained on, whose levels are the times; 0
-            without one.
+        num_levels: of the chain that a network was trained on. The times are then levels of the
+            chain. 0 without a chain.
     """
 
     grid: str = field(default="angle", kw_only=True)
@@ -68,8 +71,8 @@ class GridSampler(SteppedSampler):
         super().check_start(sde, score)
         if self.grid in ("log_snr", "karras") and not sde.keeps_data():
             raise ValueError(
-                f"grid = {self.grid!r}: allowed are uniform, paper, angle where alpha(T) = 0, a "
-                "log-SNR of minus infinity"
+                f"grid = {self.grid!r}: allowed are uniform, paper, quadratic, angle where "
+                "alpha(T) = 0, a log-SNR of minus infinity"
             )
 
     @property
@@ -93,14 +96,17 @@ def times(
         num_steps: steps; for `paper`, times.
         t_min: the last time.
         rho: of `karras`: the larger, the more steps at low noise.
-        num_levels: 0, or the number of levels of the chain that a network was trained on: then the
-            times are moved to such levels, each to one of its own.
+        num_levels: 0, or the number of levels of the chain that a network was trained on. Then each
+            time is moved to a level, and no two times to the same.
 
     """
     if grid == "uniform":
         times = jnp.linspace(sde.T, t_min, num_steps + 1)
     elif grid == "paper":
         times = jnp.linspace(sde.T, t_min, num_steps)
+    elif grid == "quadratic":
+        times = jnp.square(jnp.linspace(sde.T**0.5, t_min**0.5, num_steps + 1))
+        times = times.at[0].set(sde.T).at[-1].set(t_min)  # where the square has rounded
     else:
         ends = sde.log_snr(jnp.asarray([sde.T, t_min]))
         if grid == "log_snr":
@@ -119,7 +125,7 @@ def times(
 
 
 def _at_levels(sde: SDE, times: Array, num_levels: int) -> Array:
-    """The times of the levels that lie nearest, made distinct."""
+    """The times of the nearest levels, all of them different."""
     levels = _chain(sde, num_levels)
     index, steps = _nearest(levels, sde.log_snr(times)), jnp.arange(len(times))
     # Each at least one level further than the one before, and all of them within the chain.

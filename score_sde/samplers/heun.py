@@ -5,7 +5,7 @@ In y = x / alpha and nu = sigma / alpha the probability flow of every process is
 
     dy/dnu = (y - D) / nu,     D = E[x0 | x]                                            (eq. 3),
 
-so the algorithm, written for alpha = 1, is one for them all.
+so the algorithm for alpha = 1 serves them all.
 """
 
 from dataclasses import dataclass, field
@@ -14,15 +14,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Context, require_positive
+from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import GridSampler, nearest_levels
+from score_sde.samplers.stepped import Context
 from score_sde.score import denoise
 from score_sde.sde import SDE
 
 
 class _Tables(NamedTuple):
-    """Of the times: alpha and nu. Of the steps: where each begins after churn, nu_hat and its time,
-    and the noise that lifts the state there."""
+    """Of the times: alpha and nu. Of the steps: nu_hat, the noise level after churn, its time, and
+    the noise that lifts the state there."""
 
     alpha: Array
     nu: Array
@@ -35,10 +36,10 @@ class _Tables(NamedTuple):
 class Heun(GridSampler):
     """Heun's second-order steps, each from a little above its noise level where there is churn.
 
-    The grid is the paper's: with some 37 evaluations none is nearer to the truth by more than the
-    standard errors, under any process, on a mixture and on digits (benchmarks/README.md). With
-    fewer, `log_snr` is on digits under VP. The first steps of `angle` are too long in nu for
-    Euler's.
+    The grid is the paper's. With some 37 evaluations no other is nearer to the truth by more than
+    the standard errors, under any process, on a mixture and on digits (benchmarks/README.md). With
+    fewer evaluations `log_snr` is nearer, on digits under VP. The first steps of `angle` are too
+    long in nu for Euler's method.
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
     at D. Churn does not lift a state above the level of T, where the network was not trained.
@@ -82,14 +83,14 @@ class Heun(GridSampler):
         nu = jnp.exp(-0.5 * sde.log_snr(times))
         churned = (nu >= self.churn_from) & (nu <= self.churn_to)
         most = min(self.churn / (len(times) - 1), 2.0**0.5 - 1.0)
-        # Not above the level of T, where the network was not trained.
+        # Not above the level of T: the network was not trained there.
         gamma = jnp.minimum(jnp.where(churned, most, 0.0), jnp.maximum(nu[0] / nu - 1.0, 0.0))
-        if self.num_levels:  # to a level that the network knows, perhaps the same
+        if self.num_levels:  # to a level of the chain, perhaps the same
             levels = nearest_levels(sde, -2.0 * jnp.log(nu * (1.0 + gamma)), self.num_levels)
             known = jnp.maximum(jnp.exp(-0.5 * levels) / nu - 1.0, 0.0)
             gamma = jnp.where(gamma > 0.0, known, 0.0)
         nu_hat = nu * (1.0 + gamma)
-        # The inverse rounds: where nothing is lifted, the grid's own times.
+        # The inverse rounds. Without a lift the times are those of the grid.
         t_hat = jnp.where(gamma > 0.0, sde.inverse_log_snr(-2.0 * jnp.log(nu_hat)), times)
         lift = nu * jnp.sqrt(gamma * (2.0 + gamma))  # sqrt(nu_hat^2 - nu^2) without cancellation
         return _Tables(sde.alpha(times), nu, nu_hat, t_hat, lift)

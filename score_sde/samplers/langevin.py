@@ -12,16 +12,18 @@ with one of two rules for the noise:
 The first is that of Jolicoeur-Martineau et al. 2021, arXiv:2009.05475, algorithm 2; the second the
 paper's, whose alpha_i / 2 is e sigma_i^2.
 
-A step shrinks the noise in x to (1 - e) sigma; the consistent rule fills it up to r sigma, where r
-sigma is the next level's noise for a level's last step and r = 1 for those before. So the noise is
-what the score takes it for at every step. (A level's last e is 1 - r at least; at b = 0 the step is
-that of DDIM.) By the paper's rule the noise settles at a variance 1 / (1 - e / 2) times too large,
-and comes down from the level before with a delay, against which only more steps help; in these the
+A step shrinks the noise in x to (1 - e) sigma. The consistent rule fills it up to r sigma. In a
+level's last step, r sigma is the noise of the next level; before, r = 1. So the noise always has
+the size that the score expects. (A level's last e is 1 - r at least. With b = 0 the step is that of
+DDIM.)
+
+By the paper's rule the noise settles at a variance 1 / (1 - e / 2) times too large. It also comes
+down from the level before with a delay. Only more steps help against that, and over more steps the
 errors of a learned score add up.
 
-Under any process this is the algorithm for x / alpha, whose law is the data's with noise of sigma /
-alpha: levels are uniform in log-SNR, the paper's geometric ladder, and between levels x is rescaled
-by the ratio of their alphas.
+Under any process this is the algorithm for x / alpha, which has the law of the data with noise of
+sigma / alpha. Levels are uniform in log-SNR, the paper's geometric ladder. Between levels x is
+rescaled by the ratio of their alphas.
 """
 
 from dataclasses import dataclass
@@ -29,8 +31,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Context, SteppedSampler, require_positive
+from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import times
+from score_sde.samplers.stepped import Context, SteppedSampler
 from score_sde.sde import SDE
 
 CONSISTENT_STEP = 0.1
@@ -46,7 +49,8 @@ class AnnealedLangevin(SteppedSampler):
         steps_per_level: Langevin steps at each, an evaluation each.
         step_size: e, below 1; the bias of a step's stationary variance is O(step_size). None is 0.1
             with the consistent rule and ``ncsnv2_step_size`` without.
-        consistent: how much noise a step adds, above. False is NCSN's and NCSNv2's algorithm.
+        consistent: how much noise a step adds (see above). False is the algorithm of NCSN and
+        NCSNv2.
     """
 
     num_steps: int = 400
@@ -80,7 +84,7 @@ class AnnealedLangevin(SteppedSampler):
         if not self.consistent:
             e = jnp.full(len(times) - 1, e)
             return rescaling, e, jnp.sqrt(2.0 * e)
-        r = nu[1:] / nu[:-1]  # 1 but for a level's last step
+        r = nu[1:] / nu[:-1]  # 1 except in a level's last step
         e = jnp.maximum(e, 1.0 - r)
         # Where e = 1 - r this is 0, or less by a rounding.
         return rescaling, e, jnp.sqrt(jnp.maximum(jnp.square(r) - jnp.square(1.0 - e), 0.0))
@@ -105,11 +109,12 @@ class AnnealedLangevin(SteppedSampler):
 def ncsnv2_step_size(ratio: Array, steps_per_level: int) -> Array:
     """The step size by technique 4 of NCSNv2 (Song, Ermon 2020, arXiv:2006.09011, eq. 4), ().
 
-    Noise that comes from the level before with ``ratio`` squared times the right variance has
+    Noise from the level before has ``ratio`` squared times the right variance. After T steps of
+    size e it has
 
         (1 - e)^(2 T) (ratio^2 - v) + v,    v = 1 / (1 - e / 2),
 
-    times the right one after T steps of size e: the e that brings this nearest to 1.
+    times the right one. The step size is the e that brings this nearest to 1.
     """
     e = jnp.geomspace(1e-5, 0.99, 20_001)
     v = 1.0 / (1.0 - 0.5 * e)

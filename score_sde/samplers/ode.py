@@ -15,7 +15,7 @@ from score_sde.samplers.base import ALL, Sampler, Samples, Start, require_positi
 from score_sde.score import as_pytree, denoise, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 
-FRAMES = 50  # of a trajectory, evenly in t, unless said
+FRAMES = 50  # of a trajectory by default, evenly in t
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class ProbabilityFlow(Sampler):
         rtol: relative tolerance of a step's error; without effect for ``euler``.
         atol: absolute tolerance of a step's error; likewise.
         solver: ``dopri5``, ``tsit5``, ``dopri8``, ``heun``, whose steps adapt, or ``euler``.
-        step_control: ``sample``, a step size for each, or ``batch``, one for all: then a sample
-            depends on its batch-mates. Without effect for ``euler``.
-        num_steps: of ``euler``, equal in t, 100 unless set; without effect for the others.
+        step_control: ``sample``, a step size for each sample, or ``batch``, one for all. Then a
+            sample depends on its batch-mates. Without effect for ``euler``.
+        num_steps: of ``euler``, equal in t; None is 100. Without effect for the others.
         denoise: return the denoised end state (one evaluation more).
         t_min: the last time; None is the process's own.
     """
@@ -80,12 +80,12 @@ class ProbabilityFlow(Sampler):
         return samples
 
     def encode(self, sde: SDE, score: ScoreFn, x0: Array) -> Samples:
-        """The latents at T of data taken to lie at t_min: the flow from there, nothing drawn.
+        """The latents at T of data: the end of the flow that starts at the data at t_min.
 
         Args:
             sde: the process.
             score: the score function. It is evaluated on all samples at once, so it may hold arrays
-                of them, such as labels (B,).
+                with a row for each, such as labels (B,).
             x0: float (B, *shape), in the model's range.
 
         Returns:
@@ -104,8 +104,8 @@ class ProbabilityFlow(Sampler):
         """The states at t_min of latents at T, (B, *shape): the inverse of ``encode``, up to the
         tolerance.
 
-        So it never denoises; ``sample`` with ``x_init`` does, where the settings say so. Arguments
-        and errors as for ``encode``.
+        It never denoises. ``sample`` with ``x_init`` denoises if the settings say so. Arguments and
+        errors are those of ``encode``.
         """
         unused = jax.random.key(0)  # nothing is drawn
         return replace(self, denoise=False).sample(unused, sde, score, latents)
@@ -156,15 +156,14 @@ def _encode(sde: SDE, score: Any, x0: Array, flow: ProbabilityFlow) -> tuple[Sam
 def slerp(a: Array, b: Array, weights: Array) -> Array:
     """States between two on the great circle through both (Shoemake 1985).
 
-    A latent is nearly all direction: its norm is about that of every other, sqrt(D) times the
-    prior's standard deviation, while a straight line between two cuts through norms that hardly
-    occur. So the direction turns at equal angles for equal weights, about the origin, which is the
-    prior's mean, and the norm, whatever its unit (under VE that of sigma_max), changes linearly:
+    All latents have nearly the same norm, sqrt(D) times the prior's standard deviation. A straight
+    line between two latents passes through norms that hardly occur. So the direction turns about
+    the origin, the prior's mean, by equal angles for equal weights. The norm changes linearly:
 
         |x| = (1 - w) |a| + w |b|,    x / |x| = (sin((1 - w) angle) u + sin(w angle) v) / sin(angle)
 
-    with u = a / |a| and v = b / |b|. Equal directions are kept; opposite ones have no one circle
-    between them, and the result is not defined.
+    with u = a / |a| and v = b / |b|. Equal directions are kept. For opposite directions the circle
+    is not unique, and the result is not defined.
 
     Args:
         a: (B, *shape), none of them 0.
@@ -180,7 +179,7 @@ def slerp(a: Array, b: Array, weights: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
 
     u, v = a / expand(norm(a), a), b / expand(norm(b), b)
-    # By both sums, as an arc cosine loses small angles to rounding (Kahan 2006).
+    # By sum and difference: an arc cosine loses small angles to rounding (Kahan 2006).
     angle = 2.0 * jnp.arctan2(norm(u - v), norm(u + v))[:, None]
 
     def share(w: Array) -> Array:  # sin(w angle) / sin(angle), which is w where the angle is 0

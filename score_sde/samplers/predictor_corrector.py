@@ -6,12 +6,12 @@ Between two times t -> s the forward step is x_t = (1 + f) x_s + G z. The predic
     reverse_diffusion   x - f x + G^2 score         + G z               eq. 46
     ancestral           (x + G^2 score) / (1 + f)   + posterior_std z   Ho et al. 2020, eq. 7
 
-The last is the mean of the Gaussian posterior q(x_s | x_t, x0) at Tweedie's x0, under any process:
-with a = 1 + f and x0 = (x + sigma_t^2 score) / alpha_t, that mean,
+Under any process, the last is the mean of the Gaussian posterior q(x_s | x_t, x0) at Tweedie's x0:
+with a = 1 + f and x0 = (x + sigma_t^2 score) / alpha_t, the posterior's mean
 
-    (a sigma_s^2 / sigma_t^2) x + (alpha_s G^2 / sigma_t^2) x0,
+    (a sigma_s^2 / sigma_t^2) x + (alpha_s G^2 / sigma_t^2) x0
 
-simplifies to it. The correctors are Langevin steps x + e score + sqrt(2 e) z that leave p_t as it
+simplifies to it. The correctors are Langevin steps x + e score + sqrt(2 e) z, which leave p_t as it
 is:
 
     langevin            e = 2 (1 + f)^2 (snr |z| / |score|)^2           algorithms 4 and 5
@@ -25,13 +25,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import check_steps, original_step
-from score_sde.samplers.base import Context, SteppedSampler, require_positive
+from score_sde.samplers.base import require_positive
+from score_sde.samplers.stepped import Context, SteppedSampler
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
 Predictor = Callable[[SDE, ScoreFn, Array, Array, Array, Step, Array], tuple[Array, Array]]
-"""(sde, score, x, t, dt, step, z) -> the next state and its mean: from t over dt (B,) by the
-forward step's coefficients and noise z (B, *shape). It may evaluate the score as often as it likes:
-each call is counted."""
+"""(sde, score, x, t, dt, step, z) -> the next state, at t - dt, and its mean. dt is (B,), ``step``
+has the forward step's coefficients, and z (B, *shape) is the noise. A predictor may evaluate the
+score any number of times: each call is counted."""
 Corrector = Callable[[SDE, ScoreFn, Array, Array, Step, Array, float, bool], tuple[Array, Array]]
 """(sde, score, x, t, step, z, snr, faithful) -> the next state at t and its mean."""
 
@@ -48,7 +49,7 @@ def euler_maruyama(
 def reverse_diffusion(
     sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
 ) -> tuple[Array, Array]:
-    """The forward chain's step with its sign turned, and the score's part."""
+    """The forward chain's step with the opposite sign, and the score's part."""
     mean = x - expand(step.f, x) * x + expand(jnp.square(step.G), x) * score(x, t)
     return mean + expand(step.G, x) * z, mean
 
@@ -73,10 +74,11 @@ def langevin(
 ) -> tuple[Array, Array]:
     """A Langevin step whose size follows from the ratio of the norms of noise and score.
 
-    A size that varies with the sample moves the law: towards p |score|^2, and further if it varies
-    with z. So |z| is its root mean square sqrt(D), which leaves a variance (1 + 2 / D) (1 + snr^2)
-    times the right one for a Gaussian in D dimensions. This rule is one for images: in a few
-    dimensions a sample near a mode has a score near 0, and its step no bound; `ald` has one.
+    A step size that varies with the sample changes the law: towards p |score|^2, and further if it
+    varies with z. So |z| is replaced by its root mean square sqrt(D). For a Gaussian in D
+    dimensions this leaves (1 + 2 / D) (1 + snr^2) times the right variance. The rule is for images.
+    In a few dimensions a sample near a mode has a score near 0, and its step has no bound; the step
+    of `ald` has one.
     """
     gradient = score(x, t)
     if faithful:  # the original averages both norms over the batch
@@ -129,24 +131,28 @@ class PredictorCorrector(SteppedSampler):
     """Alternate a predictor over a grid uniform in t from T to t_min and a corrector at the time
     reached.
 
-    ``faithful`` follows the original code instead of the paper's algorithm box: the corrector comes
-    first and at the predictor's time, steps are those of ``discrete.original_step`` with 1 /
-    num_steps in place of the grid's distance, Langevin's norms are averaged over the batch (so a
-    sample depends on its batch-mates), and ``denoise`` returns the last predictor's mean. Otherwise
-    the process's own transitions between the grid's times are used, norms are per sample, and
-    ``denoise`` is the denoised state at t_min, one evaluation more.
+    ``faithful`` follows the original code instead of the paper's algorithm box:
+
+    - The corrector comes first, at the predictor's time.
+    - Steps are those of ``discrete.original_step``, with 1 / num_steps in place of the grid's
+      distance.
+    - Langevin's norms are averaged over the batch, so a sample depends on its batch-mates.
+    - ``denoise`` returns the last predictor's mean.
+
+    Otherwise steps are the process's exact transitions between the grid's times. Norms are per
+    sample. ``denoise`` returns the denoised state at t_min, at one evaluation more.
 
     Attributes:
         num_steps: predictor steps.
         denoise: return the denoised end state instead of the one at t_min.
         t_min: the last time; None is the process's own.
-        predictor: a key of ``PREDICTORS``, or a ``Predictor`` of one's own.
-        corrector: a key of ``CORRECTORS``, or a ``Corrector`` of one's own.
+        predictor: a key of ``PREDICTORS``, or any ``Predictor``.
+        corrector: a key of ``CORRECTORS``, or any ``Corrector``.
         corrector_steps: corrector steps at each time.
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
             and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral`.
-        faithful: as the original code, above.
+        faithful: as the original code (see above).
     """
 
     num_steps: int = 1000
@@ -177,7 +183,7 @@ class PredictorCorrector(SteppedSampler):
         )
 
     def check(self, sde: SDE) -> None:
-        # Euler and Maruyama's step alone does not take the chain's coefficients.
+        # All steps use the chain's coefficients, except Euler and Maruyama's.
         if self.faithful and (self.corrections or self.predictor not in ("euler_maruyama", "none")):
             check_steps(sde, self.num_steps)
 

@@ -89,10 +89,16 @@ def describe(directory: Path, name: str) -> ConfigDict:
     return config
 
 
+def spec_of(config: ConfigDict) -> networks.UNetSpec:
+    """The network of a config."""
+    (spec,) = build.network(config, build.dataset(config)).args
+    return spec
+
+
 def load(directory: Path, name: str, dtype: Any = jnp.float32) -> Original:
     """A recorded network, its parameters and computation in `dtype`."""
     config = describe(directory, name)
-    (spec,) = build.network(config).args
+    spec = spec_of(config)
     apply, expected = networks.abstract(partial(networks.UNet, replace(spec, dtype=dtype)))
     path = source(directory, name)
     foreign = convert.read(path, spec)

@@ -63,6 +63,9 @@ def test_a_converted_workdir_is_a_run_like_any_other(converted):
     assert "3 images, NFE 4" in out
     with np.load(converted / "samples.npz") as samples:
         assert samples["images"].shape == (3, 16, 16, 3)
+    done = run_command("--mode", "likelihood", "--workdir", converted, cwd=converted.parent)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: config.data.name = 'celeba': ")
 
 
 def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_path):
@@ -84,7 +87,7 @@ def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_pat
 def test_everything_that_training_goes_on_from_is_in_it(converted, pth):
     """Step, schedule, Adam's count and moments, trained and averaged parameters."""
     config = workdirs.load(converted)
-    _, params = networks.init(build.network(config), jax.random.key(0))
+    _, params = networks.init(build.network(config, build.dataset(config)), jax.random.key(0))
     state = create(params, build.optimizer(config), data_mesh())
     state = Checkpoints(converted / "checkpoints").restore(state)
     _, adam, descent = state.opt_state
@@ -104,13 +107,13 @@ def test_everything_that_training_goes_on_from_is_in_it(converted, pth):
 def test_an_export_and_back(converted, tmp_path):
     out = succeed("--mode", "export", "--workdir", converted, "--target", "out", cwd=tmp_path)
     assert "averaged, after 1301 steps" in out
-    params = score_sde.load(converted).score.args[0]
+    params = score_sde.load(converted).score.params
     exported = load_file(tmp_path / "out" / "model.safetensors")
     assert exported.keys() == convert.flattened(params).keys()
     succeed("--mode", "convert", "--source", "out", "--workdir", "back", cwd=tmp_path)
     back = score_sde.load(tmp_path / "back")
     assert back.step == 1301
-    jax.tree.map(np.testing.assert_array_equal, back.score.args[0], params)
+    jax.tree.map(np.testing.assert_array_equal, back.score.params, params)
     again = ("--mode", "export", "--workdir", converted, "--target", "out")
     assert "--target = 'out': not empty" in refused(*again, cwd=tmp_path)
     named = ("--mode", "convert", "--source", "out", "--config", PRESETS / "vp_digits.py")
@@ -124,7 +127,7 @@ def test_raw_weights_on_request(pth, tmp_path):
         cwd=tmp_path,
     )
     raw = torch_zip.load(pth)["model"]["module.all_modules.3.weight"].transpose(2, 3, 1, 0)
-    params = score_sde.load(tmp_path / "run").score.args[0]
+    params = score_sde.load(tmp_path / "run").score.params
     np.testing.assert_array_equal(params["stem"]["kernel"], raw)
 
 

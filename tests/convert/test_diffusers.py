@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import ve_256, ve_1024, vp_cifar10
-from score_sde import build, networks
+from score_sde import networks
 from score_sde.convert import diffusers
 from score_sde.convert.fit import fit
 from score_sde.errors import UserError
 from score_sde.networks import UNet, UNetSpec
+from tests.convert.originals import spec_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,7 +62,7 @@ NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 def small(config: Any, **changes: Any) -> UNetSpec:
     """A preset's network, with two levels of one block and attention on the second."""
     small = {"image_size": 8, "width": 32, "num_blocks": 1, "attention_resolutions": (4,)}
-    return replace(*build.network(config).args, **small | changes)
+    return replace(spec_of(config), **small | changes)
 
 
 def ddpm_spec(**changes: Any) -> UNetSpec:
@@ -258,7 +259,7 @@ def test_arrays_that_do_not_fit_are_all_listed(tmp_path: Path):
         ({"width": 64}, "width = 32 (not 64)"),
         ({"multipliers": (1, 1)}, "multipliers = (1, 2) (not (1, 1))"),
         ({"attention_resolutions": (8,)}, "attention_resolutions = (4,) (not (8,))"),
-        ({"image_size": 16}, "image_size = 8 (not 16)"),
+        ({"image_size": 16, "attention_resolutions": (8,)}, "image_size = 8 (not 16)"),
         ({"decoder_attention": "once"}, "decoder_attention = 'every' (not 'once')"),
         ({"block": "biggan"}, "block = 'ddpm' (not 'biggan')"),
         ({"fir": True}, "fir = False (not True)"),
@@ -380,7 +381,7 @@ def test_narrow_attention_of_skip_blocks_is_refused(tmp_path: Path):
 def test_the_published_folders_are_our_presets(tmp_path: Path, settings: Any, config: Any):
     """Up to the weights, which are not there: that is the first thing that is missed."""
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    told = refusal(tmp_path, *build.network(config).args)
+    told = refusal(tmp_path, spec_of(config))
     assert told.startswith(f"{tmp_path / 'diffusion_pytorch_model.safetensors'} is missing")
 
 

@@ -24,7 +24,7 @@ from score_sde.losses import level_error, weighted_error
 from score_sde.training import step as training_step
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import TrainState
-from tests.convert.originals import NAMES, describe, load, source
+from tests.convert.originals import NAMES, describe, load, source, spec_of
 
 # What the original could not run has no record.
 LIKELIHOODS = tuple(
@@ -41,8 +41,12 @@ def named(request, reference_dir):
 def score_errors(original):
     """The largest error of the score at each recorded time, and of each image of the mixed batch,
     relative to the largest value; and that of the raw weights."""
-    arrays = original.arrays
-    score = jax.jit(build.score(original.config, original.apply, levels="original"))
+    arrays, config = original.arrays, original.config
+
+    @jax.jit
+    def score(params, x, t):
+        return build.model(config, original.apply, params, levels="original")(x, t)
+
     dtype = jax.tree.leaves(original.params)[0].dtype
 
     def error(params, t, x, expected):
@@ -219,12 +223,11 @@ def test_five_training_steps(reference_dir):
     original = load(reference_dir, "vp_ddpmpp_continuous")
     recorded = dict(np.load(reference_dir / "train_steps.npz"))
     sde = build.sde(original.config)
-    score = build.score(original.config, original.apply)
 
     def loss_of(params, state, batch, key):
         weight = jnp.ones_like(batch["t"])
-        score_fn = partial(score, params)
-        return weighted_error(sde, score_fn, batch["x"], batch["t"], batch["z"], weight)
+        score = build.model(original.config, original.apply, params)
+        return weighted_error(sde, score, batch["x"], batch["t"], batch["z"], weight)
 
     adam = optimizer(5e-3, num_steps=1000, warmup_steps=4, gradient_clip=1.0)
     params = original.raw_params
@@ -243,7 +246,7 @@ def test_five_training_steps(reference_dir):
             metrics["grad_norm"], recorded["grad_norm_f64"][index], rtol=1e-5
         )
         np.testing.assert_allclose(metrics["learning_rate"], recorded["lr"][index], rtol=1e-6)
-    known = list(original_arrays(*build.network(original.config).args))
+    known = list(original_arrays(spec_of(original.config)))
     flat = {"after": state.params, "ema": state.ema}
     order = json.loads((reference_dir / "train_steps.json").read_text())["parameter_order"]
     assert [f"module.{array.torch}" for array in known] == order

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from score_sde import build, convert, networks
+from score_sde import convert, networks
 from score_sde.convert import exported, score_sde_pytorch, torch_zip
 from score_sde.errors import UserError
-from tests.convert.originals import describe, source
+from tests.convert.originals import describe, source, spec_of
 
 # --- Files as torch.save writes them, made by hand ------------------------------------------------
 
@@ -300,7 +300,7 @@ def make(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def spec(reference_dir):
-    return build.network(describe(reference_dir, "vp_ddpmpp_continuous")).args[0]
+    return spec_of(describe(reference_dir, "vp_ddpmpp_continuous"))
 
 
 @pytest.mark.parametrize(("hostile", "says"), HOSTILE.values(), ids=HOSTILE.keys())
@@ -398,7 +398,7 @@ def test_a_count_of_updates_that_is_none_is_never_taken_for_0(count, reference_d
     """By 0 the moments' bias would be corrected once more; `--mode convert` refuses -1."""
     path = source(reference_dir, "ve_ncsnpp_continuous")
     state = torch_zip.load(path)
-    (spec,) = build.network(describe(reference_dir, "ve_ncsnpp_continuous")).args
+    spec = spec_of(describe(reference_dir, "ve_ncsnpp_continuous"))
     assert score_sde_pytorch.from_state(state, spec, path).adam_steps == 3
     state["optimizer"]["state"][5]["step"] = count
     assert score_sde_pytorch.from_state(state, spec, path).adam_steps == -1

@@ -37,6 +37,7 @@ SMALL = {
         | {"attention_resolutions": ()},
         (4, 4, 2),
     ),
+    "mlp": ({"features": 3, "width": 16, "depth": 1}, (3,)),
     "own": ({"channels": 3}, (3,)),
 }
 

@@ -11,7 +11,16 @@ from flax import nnx
 
 from score_sde.networks.mlp import MLP, MLPSpec
 
-SPEC = MLPSpec(features=2, width=16, depth=2, dropout=0.5, num_classes=3, condition_features=4)
+SPEC = MLPSpec(
+    features=2,
+    width=16,
+    depth=2,
+    dropout=0.5,
+    embedding="fourier",
+    fourier_scale=0.03,
+    num_classes=3,
+    condition_features=4,
+)
 X = jax.random.normal(jax.random.key(1), (3, 2))
 NOISE = jnp.asarray([-10.0, 0.5, 9.0])
 LABELS = jnp.asarray([0, 2, -1], jnp.int32)  # the last one is none
@@ -138,8 +147,8 @@ def test_equal_specifications_make_equal_functions():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"features": 0}, ("features", "at least 1")),
-        ({"depth": 0}, ("depth", "at least 1")),
+        ({"features": 0}, ("features", "positive")),
+        ({"depth": 0}, ("depth", "positive")),
         ({"width": 18}, ("18", "multiples of 4")),
         ({"width": 12}, ("12", "at least 16")),
         ({"dropout": 1.0}, ("dropout", "below 1")),

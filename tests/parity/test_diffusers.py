@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from configs import ve_256, vp_cifar10
-from score_sde import build, networks
+from score_sde import networks
 from score_sde.convert import diffusers as reader
 from score_sde.networks import UNet, UNetSpec
+from tests.convert.originals import spec_of
 
 torch = pytest.importorskip("torch", reason="make test-parity installs torch and diffusers")
 UNet2DModel = pytest.importorskip("diffusers", reason="make test-parity").UNet2DModel
@@ -102,7 +103,7 @@ def check(ours: np.ndarray, expected: np.ndarray) -> None:
 def test_the_network_of_ddpm_cifar10(tmp_path: Path):
     model = perturbed(DDPM)
     assert sum(parameter.numel() for parameter in model.parameters()) == 35_746_307
-    (spec,) = build.network(vp_cifar10.get_config("ddpm_diffusers")).args
+    spec = spec_of(vp_cifar10.get_config("ddpm_diffusers"))
     apply, params = converted(model, spec, tmp_path)
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     outputs = []
@@ -117,7 +118,7 @@ def test_the_network_of_ddpm_cifar10(tmp_path: Path):
 def test_the_network_of_ncsnpp_256(tmp_path: Path):
     model = perturbed(NCSNPP)
     assert sum(parameter.numel() for parameter in model.parameters()) == 65_574_549
-    apply, params = converted(model, *build.network(ve_256.get_config("church")).args, tmp_path)
+    apply, params = converted(model, spec_of(ve_256.get_config("church")), tmp_path)
     rng = np.random.default_rng(0)
     for sigma in (0.01, 0.5, 10.0, 380.0):
         x = rng.random((1, 256, 256, 3)) + sigma * rng.standard_normal((1, 256, 256, 3))
@@ -135,7 +136,7 @@ def test_several_sigmas_in_one_batch_of_a_small_ncsnpp(tmp_path: Path):
     }
     model = perturbed(settings)
     spec = replace(
-        *build.network(ve_256.get_config("church")).args,
+        spec_of(ve_256.get_config("church")),
         image_size=16,
         width=32,
         multipliers=(1, 4),
@@ -160,7 +161,7 @@ def test_a_small_ddpm_with_classes(tmp_path: Path):
     }
     model = perturbed(settings)
     spec = replace(
-        *build.network(vp_cifar10.get_config("ddpm_diffusers")).args,
+        spec_of(vp_cifar10.get_config("ddpm_diffusers")),
         image_size=8,
         width=32,
         multipliers=(1, 2),

@@ -7,7 +7,7 @@ affine, and a mixture of two, whose flow keeps the value of the distribution fun
 
 import json
 import sys
-from functools import partial
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,10 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtr
 
-from score_sde.samplers import DDIM, ExponentialMultistep, Heun, PredictorCorrector
-from score_sde.sde import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE
+from score_sde.sde import SDE
+from tests.cases import PROCESSES, SAMPLER_CASES, process_of, run_with
 
-PROCESSES = {
-    "vp": VPSDE(0.1, 20.0),
-    "subvp": SubVPSDE(0.1, 20.0),
-    "ve": VESDE(0.01, 50.0),
-}
-NUM_STEPS = (40, 80, 160)
+NUM_STEPS = (40, 160)
 
 MEANS, VARIANCES = np.asarray([0.5, -1.0]), np.asarray([1.0, 0.01])
 WEIGHTS, MODES, MODE_VARIANCES = (
@@ -32,33 +27,8 @@ WEIGHTS, MODES, MODE_VARIANCES = (
     np.asarray([0.2, 0.05]),
 )
 
-# Of full order to the last step.
-FULL = partial(ExponentialMultistep, lower_order_final=False, denoise=False)
-PC = partial(PredictorCorrector, denoise=False)
 
-DETERMINISTIC = {
-    "euler": lambda n: PC(n, probability_flow=True),
-    "ddim": lambda n: DDIM(n, denoise=False),
-    "dpmpp-2": lambda n: FULL(n, 2),
-    "dpmpp-3": lambda n: FULL(n, 3),
-    "unipc-2": lambda n: FULL(n, 2, corrector=True),
-    "unipc-3": lambda n: FULL(n, 3, corrector=True),
-    "heun": lambda n: Heun(n, denoise=False),
-}
-STOCHASTIC = {
-    "ddim": lambda n: DDIM(n, eta=1.0, denoise=False),
-    "ddim-half": lambda n: DDIM(n, eta=0.5, denoise=False),
-    "sde-dpmpp-1-half": lambda n: FULL(n, 1, eta=0.5),
-    "sde-dpmpp-2-half": lambda n: FULL(n, 2, eta=0.5),
-    "sde-dpmpp-1": lambda n: FULL(n, 1, eta=1.0),
-    "sde-dpmpp-2": lambda n: FULL(n, 2, eta=1.0),
-    "heun": lambda n: Heun(n, churn=4.0, denoise=False),
-    **{name: partial(PC, predictor=name) for name in ("ancestral", "reverse_diffusion")},
-    "euler_maruyama": PC,
-}
-
-
-def _scales(sde: SDE, t: float) -> tuple[float, float]:
+def _scales(sde: SDE, t: float | Array) -> tuple[float, float]:
     times = jnp.asarray([t])
     return float(sde.alpha(times)[0]), float(sde.sigma(times)[0])
 
@@ -68,7 +38,7 @@ def _distribution(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
     return np.asarray(ndtr((x[:, None] - alpha * MODES) / stds)) @ WEIGHTS
 
 
-def exact_flow(sde: SDE, x: np.ndarray, end: float) -> np.ndarray:
+def exact_flow(sde: SDE, x: np.ndarray, end: float | Array) -> np.ndarray:
     """Where the probability flow takes x (B, 3) from T to ``end``."""
     (a, s), (b, r) = _scales(sde, sde.T), _scales(sde, end)
     stretch = np.sqrt((b**2 * VARIANCES + r**2) / (a**2 * VARIANCES + s**2))
@@ -82,11 +52,18 @@ def exact_flow(sde: SDE, x: np.ndarray, end: float) -> np.ndarray:
     return np.concatenate([gaussians, low[:, None]], axis=1)
 
 
-def score_of(sde: SDE) -> ScoreFn:
-    """The exact score of the data above under a process."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DataScore:
+    """The exact score of the data above."""
 
-    def log_density(x: Array, t: Array) -> Array:
-        alpha, sigma = sde.alpha(t[None])[0], sde.sigma(t[None])[0]
+    sde: SDE
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return jax.vmap(jax.grad(self.log_density))(x, t)
+
+    def log_density(self, x: Array, t: Array) -> Array:
+        alpha, sigma = self.sde.alpha(t[None])[0], self.sde.sigma(t[None])[0]
         variances = alpha**2 * VARIANCES + sigma**2
         mode_variances = alpha**2 * MODE_VARIANCES + sigma**2
         terms = jnp.log(WEIGHTS) - 0.5 * jnp.log(mode_variances)
@@ -94,21 +71,35 @@ def score_of(sde: SDE) -> ScoreFn:
         gaussians = -0.5 * jnp.sum(jnp.square(x[:2] - alpha * MEANS) / variances)
         return gaussians + jax.nn.logsumexp(terms)
 
-    return jax.vmap(jax.grad(log_density))
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GaussianScore:
+    """The exact score of N(0.7, 0.25)."""
+
+    sde: SDE
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        alpha, sigma = self.sde.alpha(t)[:, None], self.sde.sigma(t)[:, None]
+        return -(x - alpha * 0.7) / (alpha**2 * 0.25 + sigma**2)
 
 
 def errors() -> dict[str, dict[str, list[float]]]:
     """{process/solver: {data: root mean square error for each of NUM_STEPS}}, and the NFE."""
     found: dict[str, dict[str, list[float]]] = {}
-    for name, sde in PROCESSES.items():
-        score, (alpha, sigma) = score_of(sde), _scales(sde, sde.T)
+    for name in PROCESSES:
+        sde = process_of(name)
+        alpha, sigma = _scales(sde, sde.T)
         noise = np.random.default_rng(0).normal(size=(256, 3))
         x = sigma * noise + alpha * np.asarray([*MEANS, 0.0])
         truth = exact_flow(sde, x, sde.t_min)
-        for solver, make in DETERMINISTIC.items():
+        for solver, case in SAMPLER_CASES.items():
+            if not case.order:
+                continue
             row: dict[str, list[float]] = {"gaussian": [], "mixture": [], "nfe": []}
             for num in NUM_STEPS:
-                out = make(num).sample(jax.random.key(0), sde, score, jnp.asarray(x))
+                sampler = case.make(num_steps=num, denoise=False)
+                out = sampler.sample(jax.random.key(0), sde, DataScore(sde), jnp.asarray(x))
                 squares = np.mean(np.square(np.asarray(out.x) - truth), axis=0)
                 row["gaussian"].append(float(np.sqrt(squares[:2].mean())))
                 row["mixture"].append(float(np.sqrt(squares[2])))
@@ -124,23 +115,18 @@ def weak_errors() -> dict[str, dict[str, list[float]]]:
     give all the slopes, and these the mean and variance at the end.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for name, sde in PROCESSES.items():
-
-        def score(x: Array, t: Array, sde: SDE = sde) -> Array:
-            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-            return -(x - alpha * 0.7) / (alpha**2 * 0.25 + sigma**2)
-
+    for name in PROCESSES:
+        sde = process_of(name)
         (a, s), (b, r) = _scales(sde, sde.T), _scales(sde, sde.t_min)
-        for solver, make in STOCHASTIC.items():
+        for solver, case in SAMPLER_CASES.items():
+            if not case.weak_order:
+                continue
             row: dict[str, list[float]] = {"mean": [], "variance": []}
             for num in NUM_STEPS:
-                sampler = make(num)
-                still = jnp.zeros((num + 2, 1))
-                end = jax.jit(
-                    lambda x, sampler=sampler, sde=sde, score=score, still=still: (
-                        sampler.solve(sde, score, x, lambda i: still.at[i + 2, 0].set(1.0)).x
-                    )
-                )(still.at[1, 0].set(1.0))
+                sampler = case.make(num_steps=num, denoise=False)
+                x = jnp.zeros((num + 2, 1)).at[1, 0].set(1.0)
+                noises = jnp.eye(num + 2, num, -2)[..., None]  # row i + 2 has the i-th noise
+                end = run_with(sampler, sde, GaussianScore(sde), x, noises)[-1]
                 offset, at_one, *at_noise = np.asarray(end)[:, 0]
                 mean = offset + (at_one - offset) * a * 0.7
                 variance = (at_one - offset) ** 2 * (a**2 * 0.25 + s**2)

@@ -1,4 +1,4 @@
-"""The order of every fast solver, against exact flows in float64 (by `convergence.py`, a process
+"""The orders in ``SAMPLER_CASES``, against exact flows in float64 (by `convergence.py`, a process
 of its own)."""
 
 import json
@@ -6,29 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from tests.samplers.convergence import DETERMINISTIC, NUM_STEPS, PROCESSES, STOCHASTIC
+from tests.cases import PROCESSES, SAMPLER_CASES
+from tests.samplers.convergence import NUM_STEPS
 
-ORDERS = {
-    "euler": 1,
-    "ddim": 1,
-    "dpmpp-2": 2,
-    "dpmpp-3": 3,  # which is UniP-3
-    "unipc-2": 3,  # the corrector adds an order (Zhao et al. 2023, theorem 3.1)
-    "unipc-3": 4,
-    "heun": 2,
-}
-WEAK_ORDERS = {
-    "ddim": 1,
-    "ddim-half": 1,
-    "sde-dpmpp-1": 1,
-    "sde-dpmpp-1-half": 1,
-    "sde-dpmpp-2": 2,
-    "sde-dpmpp-2-half": 2,
-    "heun": 2,
-    "ancestral": 1,
-    "reverse_diffusion": 1,
-    "euler_maruyama": 1,
-}
+ORDERS = {name: case.order for name, case in SAMPLER_CASES.items() if case.order}
+WEAK_ORDERS = {name: case.weak_order for name, case in SAMPLER_CASES.items() if case.weak_order}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +26,7 @@ def slope(errors):
 
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("solver", DETERMINISTIC)
+@pytest.mark.parametrize("solver", ORDERS)
 def test_the_error_falls_with_the_order(found, solver, process, data):
     """Over 40 to 160 steps (NFE 40 to 160; Heun's 80 to 320), the lower-order finish off."""
     row = found["errors"][f"{process}/{solver}"]
@@ -53,13 +35,13 @@ def test_the_error_falls_with_the_order(found, solver, process, data):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("solver", STOCHASTIC)
+@pytest.mark.parametrize("solver", WEAK_ORDERS)
 def test_the_weak_order_of_stochastic_solvers(found, solver, process):
     """On a Gaussian and by exact moments. The mean of a run that starts at the right one is exact
     where steps are linear in x and D, as D of a state on the mean's path is the data's mean at all
     times; Euler's and the chain's reversal know no D."""
     row = found["weak"][f"{process}/{solver}"]
-    if solver in ("reverse_diffusion", "euler_maruyama") and process != "ve":
+    if solver in ("reverse_diffusion", "pc") and process != "ve":
         assert slope(row["mean"]) > WEAK_ORDERS[solver] - 0.3, row["mean"]
     else:
         assert max(row["mean"]) < 1e-12

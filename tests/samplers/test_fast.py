@@ -1,4 +1,7 @@
-"""DDIM, exponential multistep and Heun: what their papers say that they are, and their grids."""
+"""DDIM, the multistep methods and Heun: what their papers say that they are, and their grids."""
+
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +9,17 @@ import numpy as np
 import pytest
 
 from score_sde.discrete import discretization
-from score_sde.samplers import DDIM, ExponentialMultistep, Heun, PredictorCorrector, grids
+from score_sde.samplers import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    ExponentialMultistep,
+    Heun,
+    PredictorCorrector,
+    grids,
+)
 from score_sde.score import Model
-from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
+from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture, process_of, run_with
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +30,26 @@ def mixture():
 def end(sampler, sde, mixture, num=8):
     sample = sampler.sample(jax.random.key(3), sde, mixture.score(sde), shape=(num, 4))
     return np.asarray(sample.x)
+
+
+@jax.jit
+def exact_score(mixture, sde, x, t):
+    return mixture.score(sde)(x, t)
+
+
+def beside(sampler, name, mixture, written_again):
+    """The samples at t_min, and those of the same method written a second time, from one noise:
+    ``written_again(sde, score, x, times)`` works in float64, its score's values are float32."""
+    sde = process_of(name)
+    x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
+    ours = sampler.sample(jax.random.key(0), sde, mixture.score(sde), x).x
+
+    def score(x, t):
+        t = jnp.full(len(x), t, jnp.float32)
+        return np.asarray(exact_score(mixture, sde, jnp.asarray(x, jnp.float32), t), np.float64)
+
+    times = jax.jit(sampler.times)(sde)
+    return ours, written_again(PROCESSES[name], score, np.asarray(x, np.float64), times)
 
 
 def assert_same(first, second):
@@ -32,7 +63,7 @@ def test_ddim_with_all_its_noise_is_ancestral_sampling(name, mixture):
     """eta = 1 is the posterior q(x_s | x_t, x0) at Tweedie's x0, on the same times and noise."""
     ddim = DDIM(20, eta=1.0, grid="uniform", denoise=False)
     ancestral = PredictorCorrector(20, "ancestral", denoise=False)
-    sde = PROCESSES[name]
+    sde = process_of(name)
     assert_same(end(ddim, sde, mixture), end(ancestral, sde, mixture))
 
 
@@ -40,7 +71,7 @@ def test_ddim_with_all_its_noise_is_ancestral_sampling(name, mixture):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_one_step_multistep_is_ddim(name, eta, mixture):
     first = ExponentialMultistep(12, 1, eta=eta, denoise=False)
-    sde = PROCESSES[name]
+    sde = process_of(name)
     assert_same(end(first, sde, mixture), end(DDIM(12, eta=eta, denoise=False), sde, mixture))
 
 
@@ -49,8 +80,7 @@ def dpm_solver_pp_2m(sde, score, x, times):
     alpha, sigma = np.asarray(sde.alpha(times)), np.asarray(sde.sigma(times))
     lambdas, before = np.log(alpha / sigma), None
     for i in range(len(times) - 1):
-        slope = np.asarray(score(jnp.asarray(x), jnp.full(len(x), times[i])))
-        x0 = (x + sigma[i] ** 2 * slope) / alpha[i]
+        x0 = (x + sigma[i] ** 2 * score(x, times[i])) / alpha[i]
         h, estimate = lambdas[i + 1] - lambdas[i], x0
         if i:
             r = (lambdas[i] - lambdas[i - 1]) / h
@@ -63,12 +93,8 @@ def dpm_solver_pp_2m(sde, score, x, times):
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("grid", ["log_snr", "karras", "angle"])
 def test_order_two_is_dpm_solver_pp_2m(name, grid, mixture):
-    sde = PUBLISHED[name]
     sampler = ExponentialMultistep(10, 2, grid=grid, lower_order_final=False, denoise=False)
-    x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
-    ours = sampler.sample(jax.random.key(0), sde, mixture.score(sde), x).x
-    theirs = dpm_solver_pp_2m(sde, mixture.score(sde), np.asarray(x), sampler.times(sde))
-    assert_same(ours, theirs)
+    assert_same(*beside(sampler, name, mixture, dpm_solver_pp_2m))
 
 
 def multistep(sde, score, x, times, order, corrector, lower_order_final):
@@ -101,8 +127,7 @@ def multistep(sde, score, x, times, order, corrector, lower_order_final):
 
     known, start = {}, x
     for i in range(num):
-        slope = np.asarray(score(jnp.asarray(x, jnp.float32), jnp.full(len(x), times[i])))
-        d = (x + sigma[i] ** 2 * slope) / alpha[i]
+        d = (x + sigma[i] ** 2 * score(x, times[i])) / alpha[i]
         if i and (corrector or (order == 3 and i == 1)):
             back = min(order, i) if not lower_order_final else min(order, i, num - i + 1)
             before = dict(list(known.items())[-back:])
@@ -114,22 +139,60 @@ def multistep(sde, score, x, times, order, corrector, lower_order_final):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("corrector", [True, False])
-@pytest.mark.parametrize("lower_order_final", [True, False])
+@pytest.mark.parametrize(
+    ("order", "corrector", "lower_order_final"),
+    [(1, True, True), *itertools.product((2, 3), (True, False), (True, False))],
+)
 def test_multistep_is_the_papers(name, order, corrector, lower_order_final, mixture):
-    sde = PUBLISHED[name]
     sampler = ExponentialMultistep(
         9, order, corrector, lower_order_final=lower_order_final, denoise=False
     )
-    x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
-    score = mixture.score(sde)
-    ours = sampler.sample(jax.random.key(0), sde, score, x).x
-    theirs = multistep(
-        sde, score, np.asarray(x, np.float64), sampler.times(sde), order, corrector,
-        lower_order_final,
-    )  # fmt: skip
-    assert_same(ours, theirs)
+    again = partial(
+        multistep, order=order, corrector=corrector, lower_order_final=lower_order_final
+    )
+    assert_same(*beside(sampler, name, mixture, again))
+
+
+def adams(sde, score, x, times, order, variable):
+    """Adams and Bashforth's method in y = x / alpha and nu = sigma / alpha, written a second time
+    by quadrature: the polynomial in ``variable`` (of nu's times) through the values of epsilon,
+    integrated over nu."""
+    alpha, sigma = (np.asarray(f(times), np.float64) for f in (sde.alpha, sde.sigma))
+    y, nu, known = x / alpha[0], sigma / alpha, []
+    for i in range(len(times) - 1):
+        known.insert(0, -sigma[i] * score(alpha[i] * y, times[i]))
+        known = known[:order]
+        nodes, at, mass = variable(sde, np.asarray(times, np.float64), nu, i, len(known))
+        for j, value in enumerate(known):
+            lagrange = np.ones_like(at)
+            for other in range(len(known)):
+                if other != j:
+                    lagrange *= (at - nodes[other]) / (nodes[j] - nodes[other])
+            y = y + (lagrange @ mass) * value
+    return alpha[-1] * y
+
+
+def steps_taken_for_equal(sde, times, nu, i, number):
+    """iPNDM's: the number of the step, in which the nodes are 0, -1, ..."""
+    at, mass = np.polynomial.legendre.leggauss(4)
+    return -np.arange(number), 0.5 * (at + 1.0), 0.5 * mass * (nu[i + 1] - nu[i])
+
+
+def the_time(sde, times, nu, i, number):
+    """DEIS's: t, by small steps in nu."""
+    fine = np.square(np.linspace(np.sqrt(times[i]), np.sqrt(times[i + 1]), 2001))
+    t = jnp.asarray(fine, jnp.float32)
+    mass = np.diff(np.asarray(sde.sigma(t) / sde.alpha(t), np.float64))
+    return times[i - np.arange(number)], 0.5 * (fine[1:] + fine[:-1]), mass
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("order", [2, 4])  # which begin with the lower ones' steps
+@pytest.mark.parametrize("method, variable", [(IPNDM, steps_taken_for_equal), (DEIS, the_time)])
+def test_multistep_in_epsilon_is_the_papers(name, order, method, variable, mixture):
+    sampler = method(9, order, denoise=False)
+    again = partial(adams, order=order, variable=variable)
+    assert_same(*beside(sampler, name, mixture, again))
 
 
 def karras_heun(sde, score, x, times, z, churn, churn_from, churn_to, churn_noise):
@@ -142,8 +205,9 @@ def karras_heun(sde, score, x, times, z, churn, churn_from, churn_to, churn_nois
     def slope(y, nu):
         t = sde.inverse_log_snr(jnp.asarray([-2.0 * np.log(nu)]))
         alpha, nu = at(t[0])
-        gradient = np.asarray(score(jnp.asarray(alpha * y, jnp.float32), jnp.full(len(y), t[0])))
-        return -nu * alpha * gradient  # (y - D) / nu with D = (x + sigma^2 score) / alpha
+        return (
+            -nu * alpha * score(alpha * y, t[0])
+        )  # (y - D) / nu with D = (x + sigma^2 score) / alpha
 
     alphas, nus = zip(*(at(t) for t in times), strict=True)
     y, states = np.asarray(x, np.float64) / alphas[0], []
@@ -162,14 +226,21 @@ def karras_heun(sde, score, x, times, z, churn, churn_from, churn_to, churn_nois
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_heun_is_karras_and_others(name, mixture):
-    sde, score = PUBLISHED[name], mixture.score(PUBLISHED[name])
+    sde = process_of(name)
     sampler = Heun(12, 6.0, 0.05, 3.0, 1.1, grid="karras", denoise=False)
     x = sde.prior_std() * jax.random.normal(jax.random.key(0), (8, 4))
-    z = jax.random.normal(jax.random.key(1), (12, 8, 4))
-    out = sampler.solve(sde, score, x, lambda i: z[i], keep=13)
-    theirs = karras_heun(sde, score, x, sampler.times(sde), np.asarray(z), 6.0, 0.05, 3.0, 1.1)
+    z = jax.random.normal(jax.random.key(1), (8, 12, 4))
+    states = run_with(sampler, sde, mixture.score(sde), x, z)
+
+    def score(x, t):
+        t = jnp.full(len(x), t)
+        return np.asarray(exact_score(mixture, sde, jnp.asarray(x, jnp.float32), t), np.float64)
+
+    times = jax.jit(sampler.times)(sde)
+    noises = np.moveaxis(np.asarray(z), 1, 0)
+    theirs = karras_heun(PROCESSES[name], score, x, times, noises, 6.0, 0.05, 3.0, 1.1)
     # States of up to sigma_max = 50 in float32, whose levels come through the inverse log-SNR.
-    for ours, state in zip(out.trajectory[1:], theirs, strict=True):
+    for ours, state in zip(states, theirs, strict=True):
         np.testing.assert_allclose(ours, state, atol=1e-3 * max(1.0, np.abs(state).max()))
 
 
@@ -190,6 +261,7 @@ def test_grids_fall_from_end_to_end(name, grid, rho):
     assert np.all(np.diff(times) < 0)
     nu = np.exp(-0.5 * np.asarray(sde.log_snr(jnp.asarray(times)), float))
     spaced = {"uniform": times, "paper": times, "log_snr": np.log(nu), "karras": nu ** (1 / rho)}
+    spaced["quadratic"] = np.sqrt(times)
     spaced["angle"] = np.arctan(np.cbrt(2 * nu) ** 2)
     steps = np.diff(spaced[grid])
     # The inverse log-SNR of a process that has none in closed form is a bisection in float32, off
@@ -269,13 +341,14 @@ def test_churn_where_it_is_wanted(mixture):
         (lambda: DDIM(eta=1.5), r"eta = 1\.5: allowed are numbers from 0 to 1"),
         (lambda: DDIM(0), "num_steps = 0: allowed are numbers above 0"),
         (lambda: DDIM(1, grid="paper"), "num_steps = 1: allowed are .* at least 2"),
-        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, log_snr"),
+        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, quadratic"),
         (lambda: Heun(rho=0.0), r"rho = 0\.0: allowed are numbers above 0"),
         (lambda: Heun(churn=-1.0), r"churn = -1\.0: allowed are numbers of at least 0"),
         (lambda: ExponentialMultistep(order=4), "order = 4: allowed are 1, 2, 3"),
+        (lambda: IPNDM(order=5), "order = 5: allowed are 1, 2, 3, 4"),
         (
             lambda: ExponentialMultistep(order=3, eta=1.0),
-            r"order = 3: allowed are 1, 2 with eta = 1\.0",
+            "order = 3: allowed are 1, 2 with eta above 0",
         ),
         (
             lambda: ExponentialMultistep(order=2, corrector=True, eta=0.5),

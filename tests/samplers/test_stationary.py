@@ -1,12 +1,14 @@
 """Correctors leave the distribution at their time where it is."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from score_sde.samplers import PredictorCorrector
-from tests.cases import PROCESSES, overlapping_mixture
+from tests.cases import PROCESSES, overlapping_mixture, process_of
 
 DIMS, NUM, STEPS = 16, 4096, 12
 
@@ -14,6 +16,18 @@ DIMS, NUM, STEPS = 16, 4096, 12
 @pytest.fixture(scope="module")
 def mixture():
     return overlapping_mixture(DIMS)
+
+
+@partial(jax.jit, static_argnums=0)
+def correct(sampler, sde, score, x, t, z):
+    """The state after the corrector's steps, and the mean size of a step."""
+    step = sde.reverse_step(0.999 * t, t)
+    size = 2.0 * jnp.square((1.0 + step.f) * 0.16)
+    if sampler.corrector == "ald":
+        size = size * jnp.square(sde.sigma(t))
+    else:
+        size = size * DIMS / jnp.square(score(x, t)).sum(1)
+    return sampler.correct(sde, score, x, t, step, z)[0], jnp.mean(size)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -25,30 +39,21 @@ def test_langevin_is_stationary(name, corrector, mixture):
     narrow directions widen by more. With Langevin's snr rule for each sample e varies with the
     sample, which is stationary at p |score|^2: 1 + 2 / D times the variance. Nothing shrinks.
     """
-    sde = PROCESSES[name]
     sampler = PredictorCorrector(
         num_steps=1000,
         corrector=corrector.split(",")[0],
         corrector_steps=STEPS,
         faithful="faithful" in corrector,
     )
-    score = mixture.score(sde)
-
-    @jax.jit
-    def correct(x, t, z):
-        step = sde.reverse_step(0.999 * t, t)
-        gradient = jnp.square(score(x, t)).sum(1)
-        size = 2.0 * jnp.square((1.0 + step.f) * 0.16)
-        size = size * (jnp.square(sde.sigma(t)) if corrector == "ald" else DIMS / gradient)
-        return sampler.correct(sde, score, x, t, step, z)[0], jnp.mean(size)
-
+    sde = process_of(name)  # the corrector gets its coefficients, by which the original's differ
     for index, time in enumerate((0.05, 0.3, 0.6, 0.95)):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3)
         t = jnp.full(NUM, time)
         x0 = mixture.sample(keys[0], NUM)
         mean, std = sde.marginal(x0, t)
         start = mean + std[:, None] * jax.random.normal(keys[1], (NUM, DIMS))
-        x, size = correct(start, t, jax.random.normal(keys[2], (STEPS, NUM, DIMS)))
+        noises = jax.random.normal(keys[2], (STEPS, NUM, DIMS))
+        x, size = correct(sampler, sde, mixture.score(sde), start, t, noises)
 
         truth_mean, truth = (np.asarray(a, float) for a in mixture.moments(sde, time))
         alpha, sigma = float(sde.alpha(t)[0]), float(sde.sigma(t)[0])

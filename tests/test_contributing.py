@@ -1,0 +1,124 @@
+"""The examples of CONTRIBUTING.md: they run, and they are as short as promised."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde import build, data, likelihood, networks, oracle
+from score_sde.config import default, validate
+from score_sde.data import DATASETS
+from score_sde.networks import NETWORKS
+from score_sde.samplers import DDIM, PREDICTORS, SAMPLERS, PredictorCorrector
+from score_sde.schema import SCHEMA
+from score_sde.sde import PROCESSES
+from tests.commands import ROOT
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.S | re.M)
+LISTS = (PROCESSES, PREDICTORS, SAMPLERS, DATASETS, NETWORKS, SCHEMA)
+KEY, SHAPE = jax.random.key(0), (256, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def added() -> Iterator[None]:
+    """All examples, as one process runs them; the lists are left as they were."""
+    before = [dict(table) for table in LISTS]
+    for block in BLOCKS:
+        exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
+    assert [len(table) - len(old) for table, old in zip(LISTS, before, strict=True)] == [1] * 6
+    yield
+    for table, old in zip(LISTS, before, strict=True):
+        table.clear()
+        table.update(old)
+
+
+def lines(name: str) -> int:
+    """Lines of a class or function, without docstring and blank ones."""
+    [found] = [
+        node
+        for block in BLOCKS
+        for node in ast.parse(block).body
+        if getattr(node, "name", "") == name
+    ]
+    if ast.get_docstring(found) is not None:
+        found.body = found.body[1:]
+    return sum(1 for line in ast.unparse(found).splitlines() if line.strip())
+
+
+def test_each_is_as_short_as_promised():
+    assert lines("Hyperbolic") <= 5
+    assert lines("improved_euler") <= 15
+    # One file and one line: the last statement is the line in a list, and the only such.
+    for block in BLOCKS:
+        *rest, last = ast.parse(block).body
+        assert isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Subscript)
+        assert not any(isinstance(getattr(node, "targets", [0])[0], ast.Subscript) for node in rest)
+
+
+@pytest.fixture(scope="module")
+def target() -> oracle.GaussianMixture:
+    return oracle.gaussian(jnp.asarray([0.5, -0.5]), 0.1 * jnp.eye(2))
+
+
+def test_the_process(target):
+    sde = PROCESSES["hyperbolic"]()
+    sde.check()
+    score = target.score(sde)
+    drawn = DDIM(20).sample(KEY, sde, score, shape=SHAPE)
+    close_to(target, drawn.x)
+    found = likelihood.log_likelihood(KEY, sde, score, drawn.x[:4], divergence="exact")
+    exact = target.log_prob(sde, drawn.x[:4], jnp.full(4, 1e-5))
+    # The prior's mean is off by alpha(T) |m| = 0.0135 x 0.7 standard deviations: some hundredths.
+    np.testing.assert_allclose(found.log_prob, exact, atol=0.05)
+
+
+def test_the_predictor(target):
+    sde = PROCESSES["vp"]()
+    sampler = PredictorCorrector(30, predictor="improved_euler")
+    drawn = sampler.sample(KEY, sde, target.score(sde), shape=SHAPE)
+    close_to(target, drawn.x)
+    assert (np.asarray(drawn.nfe) == 2 * 30 + 1).all()  # and the denoising
+
+
+def test_the_sampler_is_ddim(target):
+    """Euler's steps in nu are DDIM's, on the same grid (Song, Meng, Ermon 2021, section 4.3)."""
+    sde = PROCESSES["vp"]()
+    drawn, expected = (
+        make(num_steps=6).sample(KEY, sde, target.score(sde), shape=SHAPE)
+        for make in (SAMPLERS["euler"], DDIM)
+    )
+    # Up to rounding, which division by alpha(T) = 0.0066 makes larger.
+    np.testing.assert_allclose(drawn.x, expected.x, atol=1e-4)
+    np.testing.assert_array_equal(drawn.nfe, expected.nfe)
+
+
+def test_all_from_one_config():
+    """Data set, network, key, process and sampler by their names, down to a loss and samples."""
+    config = default()
+    config.data.name, config.model.name = "rings", "shallow"
+    config.model.hidden = 8
+    config.sde.name, config.sampling.method = "hyperbolic", "euler"
+    config.sampling.num_steps = 2
+    validate(config)
+    info = build.dataset(config)
+    build.check(config, info)
+    apply, params = networks.init(build.network(config, info), KEY)
+    assert params["first"]["kernel"].shape == (3, 8)
+    arrays = data.load("rings", "train", None, info)
+    batch = {"x": arrays.x[:4], "condition": {"labels": arrays.condition["labels"][:4]}}
+    loss = build.loss(config, apply, info)(params, None, batch, KEY)
+    # The network is 0 at the start: the loss is the mean square of the noise, over 2 dimensions.
+    assert loss.shape == (4,) and 0.1 < float(loss.mean()) < 3.0
+    model = build.model(config, apply, params)
+    drawn = build.sampler(config).sample(KEY, model.sde, model, shape=(4, 2))
+    assert np.isfinite(drawn.x).all() and drawn.nfe.tolist() == [3] * 4
+
+
+def close_to(target: oracle.GaussianMixture, x: jax.Array) -> None:
+    """Mean and deviation of 256 draws: their scatter is 0.02, and the solvers' error below 0.05."""
+    np.testing.assert_allclose(np.mean(x, axis=0), target.means[0], atol=0.1)
+    np.testing.assert_allclose(np.std(x, axis=0), np.sqrt(0.1), atol=0.08)
