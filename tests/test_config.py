@@ -4,6 +4,8 @@ import importlib
 import inspect
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from score_sde import build, workdirs
@@ -485,3 +487,18 @@ def test_what_a_users_own_object_lacks(tmp_path, monkeypatch):
     validate(changed(valid(), network))
     line = refusal(network | {"model.class_conditional": True})
     assert line.startswith("config.model.class_conditional = True: allowed are False with")
+
+
+def test_euler_maruyamas_steps_need_no_chain():
+    """The original code's with few steps: the chain's betas, which would be above 1, are not
+    used."""
+    few = {"sampling.method": "pc", "sampling.faithful": True, "sampling.num_steps": 6}
+    config = changed(valid(), few)
+    validate(config)
+    samples = build.sampler(config).sample(
+        jax.random.key(0), build.sde(config), lambda x, t: -x, shape=(2, 3)
+    )
+    assert np.isfinite(samples.x).all()
+    ancestral = build.sampler(changed(config, {"sampling.predictor": "ancestral"}))
+    with pytest.raises(ValueError, match=r"^num_steps = 6: .* above beta_max = 20"):
+        ancestral.sample(jax.random.key(0), build.sde(config), lambda x, t: -x, shape=(2, 3))

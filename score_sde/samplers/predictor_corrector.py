@@ -187,6 +187,10 @@ class PredictorCorrector(SteppedSampler):
         if self.faithful and (self.corrections or self.predictor not in ("euler_maruyama", "none")):
             check_steps(sde, self.num_steps)
 
+    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+        super().check_start(sde, score)
+        self.check(sde)
+
     @property
     def levels(self) -> str:
         return "original" if self.faithful else "matched"
