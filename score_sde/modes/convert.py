@@ -91,7 +91,7 @@ def _state(
 
 
 def _untold(config: ConfigDict) -> str:
-    """What the config says of the network's training that no array can contradict, in words."""
+    """Settings of the training that follow from the config alone, not from the arrays, in words."""
     sde, model = config.sde, config.model
     if sde.name == "ve":
         process = f"sde.name = ve with sigma {sde.sigma_min:g} to {sde.sigma_max:g}"
