@@ -141,6 +141,11 @@ def test_a_density_given_classes_and_columns(table, tmp_path):
         line = done.stderr.rstrip("\n").splitlines()[-1]
         assert done.returncode == 2 and line.startswith("error: config.sampling.condition = ")
         assert line.endswith("allowed are a number for each of c")
+    done = command(*sample, "--config.sampling.condition=(1e999,)", cwd=tmp_path)
+    assert done.returncode == 2 and "config.sampling.condition = (inf,): allowed" in done.stderr
+    run = score_sde.load(workdir)
+    with pytest.raises(ValueError, match="vector: allowed are numbers that are finite"):
+        run.sample(jax.random.key(0), 1, labels=[0], vector=[[np.nan]])
     done = command(*likelihood, "--config.likelihood.seed=1", cwd=tmp_path)
     assert done.returncode == 2 and f"config.data.dir = '{data}'" in done.stderr
 
