@@ -102,7 +102,7 @@ def _merged(
     For training the given config holds, where its changes are allowed. Afterwards the saved one
     holds, with what was typed, and a given preset only names the workdir.
     """
-    if mode == "interpolate":  # by the flow, whatever the config's own sampler is
+    if mode == "interpolate":  # by the flow, with any sampler in the config
         saved = changed(saved, {"sampling.method": "ode"})
         given = given and changed(given, {"sampling.method": "ode"})
     if mode != "train" and given is not None and given.name != saved.name:

@@ -109,7 +109,7 @@ class Run:
         given = self.checked_condition(n, condition)
 
         def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
-            # Drawn anew for each batch, and spread: a sampler that starts there is spread, too.
+            # Drawn for each batch, and spread over the devices: so the sampler runs on all of them.
             shape = (self.batch_size(n), *space.shape)
             noise = placed(Start(key, self.sde, None, index).states(shape)[1], spread)
             with _solver_errors("sampling"):

@@ -57,7 +57,8 @@ def describe(
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       data_dir: as for `load`.
-      image_size: height and width of the models' images, for a set that is not read; 0: its own.
+      image_size: height and width of the models' images, for a set that is only described; 0: its
+        own.
       condition: names or indices of the columns of vectors that become the condition.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.

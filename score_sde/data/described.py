@@ -9,8 +9,8 @@ def _photographs(name: str, image_size: int, train: int, test: int) -> DatasetIn
     return DatasetInfo(name, (image_size, image_size, 3), 256, 0, splits)
 
 
-# Sizes are those of the published models' images, where the set has none of its own (LSUN) or
-# other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ have none.
+# Sizes are those of the published models' images: LSUN's images have no common size, CelebA's have
+# another. LSUN has only a validation set to test on, CelebA-HQ and FFHQ have none.
 INFOS = (
     _photographs("celeba", 64, 162_770, 19_962),
     _photographs("lsun_bedroom", 256, 3_033_042, 300),

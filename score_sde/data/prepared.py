@@ -18,11 +18,11 @@ from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.errors import UserError
 
 _READ_AT_ONCE = 1000  # images
-# Preparing CIFAR-10 takes a minute once downloaded, TFDS retries a dead network for 3.5 minutes:
-# whatever takes longer than this hangs.
+# Preparing CIFAR-10 takes a minute once downloaded. TFDS retries a dead network for 3.5 minutes. A
+# process that takes longer than this hangs.
 _PREPARE_LIMIT = 1800.0  # seconds
 
-# Run in a process of its own: TensorFlow would take the accelerator's memory from JAX.
+# Run in another process: TensorFlow would take the accelerator's memory from JAX.
 _PREPARE = """
 import sys
 import tensorflow_datasets as tfds

@@ -61,7 +61,7 @@ def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
 
 
 def _cores_as_devices(batch_size: int) -> None:
-    """Make each CPU core a device of its own, as far as that divides the batch.
+    """Make each CPU core a device, as far as their number divides the batch.
 
     XLA spreads a large convolution over the cores, but runs the many small operations of a network
     on one: with a part of the batch for each of two cores the digits' step takes about 0.7 of the
@@ -72,7 +72,7 @@ def _cores_as_devices(batch_size: int) -> None:
         return
     import jax
 
-    # Not all systems tell how many of the cores this process may use.
+    # Not all systems report how many of the cores this process may use.
     available = getattr(os, "sched_getaffinity", None)
     cores = len(available(0)) if available else os.cpu_count() or 1
     most = max(1, min(cores, batch_size // 8))

@@ -51,7 +51,7 @@ def signals_wait() -> Iterator[None]:
 
 
 def digest(arrays: Iterable[ArrayLike]) -> str:
-    """What tells these arrays from others."""
+    """A digest of the arrays: equal for equal arrays."""
     found = hashlib.sha256()
     for array in arrays:
         found.update(np.ascontiguousarray(array).data)

@@ -1,4 +1,4 @@
-"""`--mode sample`: draw from a trained run. Of the data it needs nothing."""
+"""`--mode sample`: draw from a trained run. Only pictures of vectors look for the data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,8 +30,8 @@ GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 def run(config: ConfigDict, workdir: Path) -> None:
     """Write `samples.npz`, a picture and, where `sampling.gif` asks for it, `samples.gif`.
 
-    The batches drawn are saved every minute, and with an interruption. The same command then goes
-    on after them; one with a film begins anew. Samples of other settings are kept as
+    The batches drawn are saved every minute, and at an interruption. The same command then
+    continues after them; a command with a film starts again. Samples of other settings are kept as
     `samples.old.npz`.
     """
     settings, number = config.sampling, config.sampling.num_samples

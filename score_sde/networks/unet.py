@@ -86,7 +86,7 @@ class UNet(nnx.Module):
             (B, H, W, C), float32 (float64 if that is the dtype of the computation).
 
         Raises:
-            ValueError: a condition that the network does not read, such as labels without classes.
+            ValueError: a condition that the network does not take, such as labels without classes.
         """
         x = x.astype(statistics_dtype(self.spec.dtype))
         if not self.spec.centered:

@@ -98,7 +98,7 @@ def _steps_ahead(place: Sharding) -> int:
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], str | None]]:
-    """Yields a function that tells the name of the SIGTERM or SIGINT that came, or None."""
+    """Yields a function that returns the name of the SIGTERM or SIGINT that came, or None."""
     received: list[str] = []
     # Python lets only the main thread handle signals.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
