@@ -57,6 +57,11 @@ class Interpolation(NamedTuple):
     nfe: np.ndarray
     rms: np.ndarray
 
+    @property
+    def images(self) -> np.ndarray:
+        """x, by the name that suits images."""
+        return self.x
+
 
 def in_batches(
     function: Callable[[PyTree, int], PyTree],

@@ -80,7 +80,7 @@ def load(workdir: Path) -> ConfigDict:
         raise missing(workdir)
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a config written by a run ({_one_line(error)})") from None
     return from_json(text, str(path))
 

@@ -24,7 +24,7 @@ from score_sde.samplers import (
     Sampler,
     SteppedSampler,
 )
-from score_sde.samplers.base import Context
+from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, expand
 
 

@@ -23,12 +23,39 @@ CONFIGS = ROOT / "configs"
 DIGITS = f"--config={CONFIGS / 'vp_digits.py'}"
 SMALL = (
     "--config.model.width=8",
+    "--config.model.multipliers=(1,)",
+    "--config.model.attention_resolutions=(8,)",
     "--config.model.num_blocks=1",
     "--config.training.batch_size=16",
     "--config.training.log_every=2",
     "--config.training.checkpoint_every=2",
 )
 FEW = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
+
+# What a tiny run of each kind is trained with (fixture `tiny_run`): large steps and fast averages,
+# so that a few of them change what the network says. All kinds except `unet` have a network that
+# compiles in a moment; a U-Net of any size takes some 5 s for each sampler.
+FAST = (
+    *SMALL,
+    "--config.training.num_steps=4",
+    "--config.training.warmup_steps=0",
+    "--config.training.ema_rate=0.5",
+    "--config.training.sample_every=0",
+)
+TINY = (*FAST, "--config.model.name=tests.tiny:Tiny")
+KINDS = {
+    "unet": FAST,
+    "digits": (*TINY, "--config.training.sample_every=4"),
+    "classes": (*TINY, "--config.model.class_conditional"),
+    "discrete": (
+        *TINY,
+        "--config.model.num_levels=100",
+        "--config.model.parameterization=epsilon",
+        "--config.model.embedding=positional",
+        "--config.model.condition=time",
+        "--config.training.loss=paper",
+    ),
+}
 
 Done = subprocess.CompletedProcess[str]
 

@@ -1,6 +1,8 @@
 """What all tests share: JAX's strict settings, the compilation cache, references, subprocesses."""
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # zero keeps small programs too: at JAX's own threshold, 1 s, a network's set-up is compiled anew.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Most programs run once: to optimize their code takes twice the time that it saves. A number moves
+# by rounding at most, and every tolerance has room for that.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Each test process on a core to itself: two that share the cores wait for each other's threads.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER) % len(CORES)]})
 
 import jax  # noqa: E402  (after the settings above)
 
@@ -44,14 +56,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
+TinyRun = Callable[[str, Path], Path]
+
+MOST_MAPS = 15_000  # at the end of a file; none adds as many as 50000
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """Drop a file's compiled programs with its end. They are mapped into memory, a process has room
-    for 65530 such maps (vm.max_map_count), and beyond that XLA's compiler ends it."""
+    """Drop compiled programs with the end of a file, where there are many. They are mapped into
+    memory, a process has room for 65530 such maps (vm.max_map_count), and beyond that XLA's
+    compiler ends it. Up to there the next file may use them again."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Function that puts a copy of a tiny run's workdir into a folder, where a command without
+    --workdir looks for it, and returns its path. `tiny_run("digits", folder)`; the kinds are those
+    of `tests/commands.py`. Each is trained once for all processes of the tests."""
+    from tests.commands import DIGITS, KINDS, succeed
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of all workers
+
+    def copy(kind: str, folder: Path) -> Path:
+        trained, unfinished = base / f"trained_{kind}", base / f"training_{kind}"
+        with (base / f"{kind}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not trained.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                succeed("--mode=train", DIGITS, "--workdir", unfinished, *KINDS[kind], cwd=base)
+                unfinished.rename(trained)
+        return shutil.copytree(trained, folder / "runs" / "vp_digits")
+
+    return copy
 
 
 @pytest.fixture(scope="session")

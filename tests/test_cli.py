@@ -2,8 +2,6 @@
 
 import pytest
 
-from configs import ve_celeba
-from score_sde import build, workdirs
 from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 
@@ -208,8 +206,17 @@ PRESETS_OF_USERS = {
         "    config = default()\n"
         "    config.training.num_steps = 'many'\n"
         "    return config\n",
-        "'num_steps' (reference). many is of original type <class 'str'>",
+        "num_steps = many: allowed are integers",
     ),
+    "a value for a section": (
+        "from score_sde.config import default\n"
+        "def get_config():\n"
+        "    config = default()\n"
+        "    config.sde = 'vp'\n"
+        "    return config\n",
+        "sde = vp: allowed are its keys",
+    ),
+    "missing file": ("open('gone.txt')\n", "No such file or directory: 'gone.txt'"),
 }
 
 
@@ -239,18 +246,13 @@ def test_devices_that_do_not_divide_the_batch(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("mode", ["train", "likelihood"])
-def test_a_set_that_is_only_described_cannot_be_read(tmp_path, mode):
-    arguments = [f"--config={CONFIGS / 've_celeba.py'}", f"--mode={mode}"]
-    if mode == "likelihood":
-        config = ve_celeba.get_config()
-        workdirs.save(config, tmp_path / "runs" / "ve_celeba", build.dataset(config))
-    before = sorted(tmp_path.rglob("*"))
-    done = command(*arguments, cwd=tmp_path)
+def test_a_set_that_is_only_described_cannot_be_read(tmp_path):
+    """In tests/convert/test_commands.py by a mode that has a checkpoint."""
+    done = command(f"--config={CONFIGS / 've_celeba.py'}", "--mode=train", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: config.data.name = 'celeba': ")
     assert "digits, cifar10, fashion_mnist, moons" in done.stderr
-    assert sorted(tmp_path.rglob("*")) == before
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_missing_data_set_is_told_in_one_line(tmp_path):

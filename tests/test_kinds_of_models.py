@@ -8,22 +8,12 @@ import score_sde
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
-from tests.commands import DIGITS, SMALL, succeed
-
-DISCRETE = (
-    "--config.model.num_levels=100",
-    "--config.model.parameterization=epsilon",
-    "--config.model.embedding=positional",
-    "--config.model.condition=time",
-    "--config.training.loss=paper",
-)
+from tests.commands import succeed
 
 
-def test_discrete_training_then_sampling(tmp_path):
+def test_discrete_training_then_sampling(tiny_run, tmp_path):
     """DDPM's training by the command line; its own sampler, and those that take any score."""
-    steps = ("--config.training.num_steps=4", "--config.training.sample_every=0")
-    succeed("--mode=train", DIGITS, *SMALL, *DISCRETE, *steps, cwd=tmp_path)
-    workdir = tmp_path / "runs" / "vp_digits"
+    workdir = tiny_run("discrete", tmp_path)
     sampling = ("--config.sampling.method=pc", "--config.sampling.faithful=True")
     sampling = (*sampling, "--config.sampling.num_steps=100")
     succeed("--mode=sample", *sampling, "--config.sampling.num_samples=3", cwd=tmp_path)
@@ -44,14 +34,10 @@ def test_discrete_training_then_sampling(tmp_path):
         assert run.sample(jax.random.key(0), 3).images.shape == (3, 8, 8, 1)
 
 
-def test_a_class_conditional_model(tmp_path):
+def test_a_class_conditional_model(tiny_run, tmp_path):
     """Trained and given likelihoods by the command line; by every sampler, with the labels that it
     is asked for. An image depends on its own label only."""
-    steps = ("--config.training.num_steps=40", "--config.training.sample_every=0")
-    succeed(
-        "--mode=train", DIGITS, *SMALL, "--config.model.class_conditional", *steps, cwd=tmp_path
-    )
-    workdir = tmp_path / "runs" / "vp_digits"
+    workdir = tiny_run("classes", tmp_path)
     few = ("--config.likelihood.num_images=3", "--config.likelihood.rtol=1e-2")
     out = succeed("--mode=likelihood", *few, "--config.likelihood.atol=1e-2", cwd=tmp_path)
     assert "over 3 images (digits, test, given the class)" in out
@@ -66,7 +52,7 @@ def test_a_class_conditional_model(tmp_path):
         assert drawn.labels.tolist() == [3, 1, 4]
         np.testing.assert_array_equal(drawn.images[:2], other.images[:2])
     images = load("digits", "test", "").x[:3]
-    with pytest.raises(ValueError, match="labels: the likelihoods of this model"):
+    with pytest.raises(ValueError, match="condition of nothing: allowed are labels"):
         run.log_likelihood(jax.random.key(0), images)
 
     few = ("--config.sampling.num_pairs=2", "--config.sampling.num_between=1")
@@ -78,5 +64,5 @@ def test_a_class_conditional_model(tmp_path):
     other = run.encode(jax.random.key(0), images, labels=[3, 1, 5])
     np.testing.assert_array_equal(latents[:2], other[:2])
     assert not np.array_equal(latents[2], other[2])
-    with pytest.raises(ValueError, match="labels: the latents of this model"):
+    with pytest.raises(ValueError, match="condition of nothing: allowed are labels"):
         run.encode(jax.random.key(0), images)

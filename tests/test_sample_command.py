@@ -1,39 +1,38 @@
-"""`--mode sample` interrupted, started again and unable to write, as a user would."""
+"""`--mode sample` interrupted, started again, changed and unable to write, as a user would."""
 
 import os
 import re
-import shutil
 import signal
 
 import numpy as np
 import pytest
 
 from score_sde.modes.files import signals_wait, whole
-from tests.commands import DIGITS, ROOT, SMALL, begin, command, succeed
+from tests.commands import ROOT, begin, command, succeed
 
-IMAGES = 120
+IMAGES = 40
 SETTINGS = (
     f"--config.sampling.num_samples={IMAGES}",
     "--config.sampling.batch_size=4",
     "--config.sampling.method=pc",
     "--config.sampling.num_steps=200",
 )
+SHORT = ("--config.sampling.num_steps=2", "--config.sampling.batch_size=4")
 
 
-def values(workdir):
-    with np.load(workdir / "samples.npz") as arrays:
+def values(workdir, name="samples.npz"):
+    with np.load(workdir / name) as arrays:
         return dict(arrays)
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The workdir of a tiny run with its images, drawn in one go."""
-    workdir = tmp_path_factory.mktemp("sample") / "run"
-    few = ("--config.training.num_steps=1", "--config.training.sample_every=0")
-    succeed("--mode=train", DIGITS, "--workdir", workdir, *SMALL, *few, cwd=ROOT)
-    told = succeed("--mode=sample", "--workdir", workdir, *SETTINGS, cwd=ROOT)
-    assert f"{IMAGES} images, NFE 201, " in told and values(workdir)["complete"]
-    return workdir
+def sample(workdir, *arguments):
+    return succeed("--mode=sample", "--workdir", workdir, *arguments, cwd=ROOT)
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def terminated(workdir, number):
@@ -47,45 +46,79 @@ def terminated(workdir, number):
     process.terminate()
     told, more = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said.decode() + more
+    assert "interrupted; what was done by then is in the workdir" in more
     return told
 
 
-def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(unbroken, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("samples.*"))
-    told = terminated(workdir, 8)
+def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(tiny_run, tmp_path):
+    unbroken, workdir = (tiny_run("digits", tmp_path / name) for name in ("unbroken", "broken"))
+    told = sample(unbroken, *SETTINGS)
+    assert f"{IMAGES} images, NFE 201, " in told and values(unbroken)["complete"]
+    terminated(workdir, 8)
     left = values(workdir)
     drawn = len(left["images"])
     assert 8 <= drawn < IMAGES and not left["complete"]
-    assert f"samples.npz: {drawn} of {IMAGES} images; the same command goes on" in told
-    told = succeed("--mode=sample", "--workdir", workdir, *SETTINGS, cwd=ROOT)
-    assert f"{drawn} images of these settings; going on after them" in told
-    once, again = values(unbroken), values(workdir)
-    assert once.keys() == again.keys()
-    for name in once:
-        np.testing.assert_array_equal(once[name], again[name], err_msg=name)
-    # Those of other settings are drawn anew, and so is what cannot be read.
-    np.savez(workdir / "samples.npz", **left)
-    few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=4")
-    told = succeed("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
-    assert f"{drawn} unfinished images of other settings, replaced" in told
-    assert len(values(workdir)["images"]) == 4
-    np.save(workdir / "samples.npz", left["images"])
-    (workdir / "samples.npz.npy").replace(workdir / "samples.npz")
-    succeed("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
-    assert len(values(workdir)["images"]) == 4
+    assert (workdir / "samples.png").exists()
+    told = sample(workdir, *SETTINGS)
+    assert f"{drawn} items of these settings; going on after them" in told
+    assert_equal(values(unbroken), values(workdir))
 
 
-def test_a_file_that_cannot_be_written_is_told_in_one_line(unbroken, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("samples.*"))
+def test_what_was_drawn_is_gone_on_with_or_kept(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    sample(workdir, *SHORT, "--config.sampling.num_samples=4")
+    four = values(workdir)
+    assert four["complete"] and len(four["images"]) == len(four["nfe"]) == 4
+
+    # More of the same settings: those that are there, and the next.
+    told = sample(workdir, *SHORT, "--config.sampling.num_samples=8")
+    assert "4 items of these settings; going on after them" in told
+    eight = values(workdir)
+    np.testing.assert_array_equal(eight["images"][:4], four["images"])
+    assert len(eight["images"]) == 8 and not np.array_equal(eight["images"][4:], four["images"])
+
+    # Fewer: the file stays.
+    before = (workdir / "samples.npz").read_bytes()
+    told = sample(workdir, *SHORT, "--config.sampling.num_samples=2")
+    assert "8 items of these settings; the first 2 of them follow" in told
+    assert "2 images, NFE 3\n" in told and "images/s" not in told
+    assert (workdir / "samples.npz").read_bytes() == before
+
+    # Other settings: the finished ones are kept with their picture.
+    picture = (workdir / "samples.png").read_bytes()
+    four = (*SHORT, "--config.sampling.num_samples=4")
+    told = sample(workdir, *four, "--config.sampling.seed=1")
+    assert "of another seed; it is now samples.old.npz" in told
+    assert_equal(values(workdir, "samples.old.npz"), eight)
+    assert (workdir / "samples.old.png").read_bytes() == picture
+    assert values(workdir)["seed"] == 1 and len(values(workdir)["images"]) == 4
+
+    # A film is of all its images, so they are drawn anew; they are the same.
+    one = values(workdir)
+    told = sample(workdir, *four, "--config.sampling.seed=1", "--config.sampling.gif")
+    assert "going on" not in told and f"film: {workdir / 'samples.gif'}" in told
+    assert_equal(values(workdir), one)
+    told = sample(workdir, *four, "--config.sampling.seed=1")
+    assert f"{workdir / 'samples.gif'}: the film of an earlier command" in told
+
+    # What cannot be read is kept, too; its picture and film go with it.
+    (workdir / "samples.npz").write_bytes(b"of another program")
+    told = sample(workdir, *four)
+    assert "not as this version writes it" in told and "it is now samples.old2.npz" in told
+    assert (workdir / "samples.old2.npz").read_bytes() == b"of another program"
+    assert (workdir / "samples.old2.gif").exists() and not (workdir / "samples.gif").exists()
+    np.testing.assert_array_equal(values(workdir)["images"], eight["images"][:4])
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
     (workdir / "samples.npz").mkdir()
-    few = ("--config.sampling.num_samples=1", "--config.sampling.num_steps=2")
+    few = (*SHORT, "--config.sampling.num_samples=4")
     done = command("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     line = f"error: {workdir / 'samples.npz'}: cannot be written (Is a directory)"
     assert done.stderr.splitlines()[-1] == line
-    assert sorted(path.name for path in workdir.glob("samples*")) == ["samples.npz"]
+    assert sorted(path.name for path in workdir.glob("samples.*")) == ["samples.npz"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -20,6 +20,8 @@ GRID = 64  # points along a side, where contours are drawn
 MASSES = (0.95, 0.8, 0.5)  # probabilities inside the contours
 DATA, DRAWN = "0.55", "tab:blue"
 
+Clouds = dict[str, tuple[np.ndarray, str]]  # title: points and their colour
+
 
 def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndarray:
     """Lay images out in a grid, magnified so that small ones can be read.
@@ -71,9 +73,9 @@ def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
 def scatter(
     path: Path,
     drawn: np.ndarray,
-    data: np.ndarray,
+    data: np.ndarray | None,
     columns: Sequence[str],
-    density: Callable[[np.ndarray], np.ndarray] | None = None,
+    density: Callable[[np.ndarray], np.ndarray | None] | None = None,
 ) -> None:
     """Write a picture of drawn vectors and of data: two panels side by side for two columns, else a
     corner plot of the first eight: pairs of columns, and histograms on the diagonal.
@@ -81,21 +83,23 @@ def scatter(
     Args:
         path: of the PNG; the folder is made where it is missing.
         drawn: (n, D), in the data's units.
-        data: (N, D). The axes are theirs: a drawn vector may lie outside.
+        data: (N, D). The axes are theirs: a drawn vector may lie outside. None: without.
         columns: names of the D columns.
-        density: for two columns: points float32 (M, 2) to log densities (M,) in the data's units.
-            Its contours hold 50, 80 and 95 % of the probability.
+        density: for two columns: points float32 (M, 2) to log densities (M,) in the data's units,
+            or to None where there are none. Its contours hold 50, 80 and 95 % of the probability.
     """
     from matplotlib.figure import Figure  # without pyplot, which keeps a state and wants a screen
 
-    limits = [_limits(column) for column in data.T]
-    if data.shape[1] == 2:
-        figure = Figure(figsize=(10, 5), layout="constrained")
-        _panels(figure, drawn, data, columns, limits, density)
+    clouds = {} if data is None else {"data": (data, DATA)}
+    clouds["drawn"] = (drawn, DRAWN)
+    limits = [_limits(column) for column in (drawn if data is None else data).T]
+    if drawn.shape[1] == 2:
+        figure = Figure(figsize=(5 * len(clouds), 5), layout="constrained")
+        _panels(figure, clouds, columns, limits, density)
     else:
-        shown = min(data.shape[1], MOST_COLUMNS)
+        shown = min(drawn.shape[1], MOST_COLUMNS)
         figure = Figure(figsize=(max(4, 1.8 * shown),) * 2, layout="constrained")
-        _corner(figure, drawn[:, :shown], data[:, :shown], columns, limits)
+        _corner(figure, clouds, columns, limits[:shown])
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         figure.savefig(file, format="png", dpi=100)
@@ -124,39 +128,33 @@ def _limits(column: np.ndarray) -> tuple[float, float]:
 
 def _panels(
     figure: Any,
-    drawn: np.ndarray,
-    data: np.ndarray,
+    clouds: Clouds,
     columns: Sequence[str],
     limits: Sequence[tuple[float, float]],
-    density: Callable[[np.ndarray], np.ndarray] | None,
+    density: Callable[[np.ndarray], np.ndarray | None] | None,
 ) -> None:
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    panels = zip(axes, (data, drawn), (DATA, DRAWN), ("data", "drawn"), strict=True)
-    for axis, points, colour, title in panels:
+    axes = figure.subplots(1, len(clouds), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, (title, (points, colour)) in zip(axes, clouds.items(), strict=True):
         axis.set(xlim=limits[0], ylim=limits[1], xlabel=columns[0], title=title)
         _points(axis, points, colour)
     axes[0].set_ylabel(columns[1])
-    if density is None:
-        return
     sides = [np.linspace(*each, GRID) for each in limits]
-    points = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2).astype(np.float32)
-    log_density = np.asarray(density(points)).reshape(GRID, GRID)
+    grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2).astype(np.float32)
+    log_density = None if density is None else density(grid)
+    if log_density is None:
+        return
     levels = np.unique(contour_levels(log_density))
     for axis in axes:
         style = {"colors": "black", "linewidths": 0.8, "linestyles": "solid"}
-        axis.contour(*sides, log_density, levels=levels, **style)
+        axis.contour(*sides, log_density.reshape(GRID, GRID), levels=levels, **style)
     percents = ", ".join(f"{mass:.0%}" for mass in MASSES)
     figure.suptitle(f"contours that hold {percents} of the learned density")
 
 
 def _corner(
-    figure: Any,
-    drawn: np.ndarray,
-    data: np.ndarray,
-    columns: Sequence[str],
-    limits: Sequence[tuple[float, float]],
+    figure: Any, clouds: Clouds, columns: Sequence[str], limits: Sequence[tuple[float, float]]
 ) -> None:
-    shown = data.shape[1]
+    shown = len(limits)
     axes = figure.subplots(shown, shown, squeeze=False, sharex="col")
     for row in range(shown):
         for column in range(shown):
@@ -167,14 +165,15 @@ def _corner(
             axis.set_xlim(limits[column])
             if column == row:
                 bins = np.linspace(*limits[row], 40)
-                axis.hist(data[:, row], bins, density=True, color=DATA, label="data")
-                style = {"histtype": "step", "color": DRAWN, "label": "drawn"}
-                axis.hist(drawn[:, row], bins, density=True, **style)
+                for title, (points, colour) in clouds.items():
+                    filled = "step" if title == "drawn" else "bar"
+                    style = {"histtype": filled, "color": colour, "label": title}
+                    axis.hist(points[:, row], bins, density=True, **style)
                 axis.set_yticks([])
             else:
                 axis.set_ylim(limits[row])
-                _points(axis, data[:, [column, row]], DATA)
-                _points(axis, drawn[:, [column, row]], DRAWN)
+                for points, colour in clouds.values():
+                    _points(axis, points[:, [column, row]], colour)
             if row == shown - 1:
                 axis.set_xlabel(columns[column])
             if column == 0 and row:

@@ -58,28 +58,19 @@ class Table:
 
     def _read(self, usual: dict[str, Any]) -> str | None:
         """Take the file's rows where they are of these settings; else return why not."""
-        if not self.path.exists():
+        if not self.path.is_file():  # a folder of this name is an error of `save`
             return None
         try:
             with np.load(self.path) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
-                named = json.loads(str(arrays["rows"])) if "rows" in arrays else []
-                rows = {name: arrays[name] for name in named}
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            EOFError,
-            BadZipFile,
-            zlib.error,
-        ) as error:
+                rows = {name: arrays[name] for name in json.loads(str(arrays["rows"]))}
+        except DAMAGE as error:
             return f"not as this version writes it ({type(error).__name__})"
         theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
         keys = {**self.depends, **theirs}
         different = [key for key in keys if self.depends.get(key) != theirs.get(key)]
-        if different or not rows:
-            return f"of another {', '.join(different)}" if different else "without rows"
+        if different:
+            return f"of another {', '.join(different)}"
         self.rows = rows
         return None
 
@@ -107,8 +98,7 @@ class Table:
 
     def save(self, wanted: int) -> None:
         """Write the file, whole or not at all."""
-        if self.other:
-            self._set_aside()
+        self.set_aside()
         arrays: dict[str, Any] = {
             **self.rows,
             **self.facts,
@@ -120,8 +110,10 @@ class Table:
             np.savez_compressed(file, **arrays)
         self._saved = len(self)
 
-    def _set_aside(self) -> None:
-        """Move the files that are there, which are of other settings, and say so."""
+    def set_aside(self) -> None:
+        """Move the files that are there where they are of other settings, and say so."""
+        if not self.other:
+            return
         names = [self.path.name, *self.beside]
         folder, numbers = self.path.parent, ["", *map(str, range(2, 1000))]
         free = next(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from score_sde import __version__, build, data
 from score_sde.batches import Drawn
@@ -21,6 +22,7 @@ from score_sde.run import Run, load
 VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
 # Beside what the sampler reads.
 READ = {"method", "seed", "num_samples", "batch_size", "gif", "condition"}
+DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 
@@ -39,14 +41,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise refuse("sampling.gif", True, "False with vectors")
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
-    tell_unread(config, workdir, {f"sampling.{key}" for key in build.keys_read(config) | READ})
     given = _condition(trained, number)
+    read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
+    if _shows_density(trained):
+        read |= DENSITY
+    tell_unread(config, workdir, read)
     unit = "image" if trained.info.levels else "vector"
     name = "images" if trained.info.levels else "x"
     table = Table(
         workdir / VALUES,
-        _depends(trained, given),
-        facts={"seed": settings.seed, "sampler": str(build.sampler(config)), "step": trained.step},
+        _depends(trained),
+        facts=_facts(trained),
         beside=(PICTURE, FILM),
     )
     if settings.gif and len(table):  # the film is of states that are not kept
@@ -73,6 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         ):
             table.add({name: part.x, "nfe": part.nfe, **part.condition})
             if film:
+                table.set_aside()  # with the film that is there
                 film.add(part)
             bar.done(len(part.nfe))
             saved()
@@ -107,7 +113,8 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
     """What the samples are drawn for: the classes in turn, and `sampling.condition`, one for all.
 
     Raises:
-        UserError: another number of values than there are condition columns.
+        UserError: another number of values than there are condition columns, or a value that is
+            not finite in float32.
     """
     info, values = trained.info, trained.config.sampling.condition
     given = build.classes_in_turn(trained.config, info, number)
@@ -116,50 +123,70 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
         allowed = f"a number for each of {columns}" if columns else "(), as there is no condition"
         raise refuse("sampling.condition", values, allowed)
     if values:
-        given["vector"] = np.repeat(info.standardised([values]), number, axis=0)
+        with np.errstate(over="ignore"):
+            row = info.standardised([values])
+        if not np.isfinite(row).all():
+            raise refuse("sampling.condition", values, "numbers that float32 holds, standardised")
+        given["vector"] = np.repeat(row, number, axis=0)
     return given
 
 
-def _depends(trained: Run, given: dict[str, np.ndarray]) -> dict[str, Any]:
-    config, sampler = trained.config, build.sampler(trained.config)
-    depends = {
+def _facts(trained: Run) -> dict[str, Any]:
+    settings, sampler = trained.config.sampling, build.sampler(trained.config)
+    facts = {"seed": settings.seed, "sampler": str(sampler), "step": trained.step}
+    if sampler.coupled:  # then an item depends on those drawn with it
+        facts["batch_size"] = trained.batch_size(settings.num_samples)
+    return facts
+
+
+def _depends(trained: Run) -> dict[str, Any]:
+    settings, facts = trained.config.sampling, _facts(trained)
+    if "batch_size" in facts:  # the last batch may be filled up
+        facts["num_samples"] = settings.num_samples
+    return facts | {
         "version": __version__,
-        "sampler": str(sampler),
-        "seed": config.sampling.seed,
-        "condition": config.sampling.condition,
-        "step": trained.step,
+        "condition": settings.condition,
         "weights": digest(jax.tree.leaves(trained.score)),
     }
-    if sampler.coupled:  # then an item depends on those drawn with it
-        depends["batch_size"] = trained.batch_size(config.sampling.num_samples)
-    return depends
+
+
+def _shows_density(trained: Run) -> bool:
+    """Whether the picture has contours: of vectors in the plane, all of one condition."""
+    return trained.info.shape == (2,) and not trained.config.model.class_conditional
 
 
 def _picture(trained: Run, x: np.ndarray, given: dict[str, np.ndarray], path: Path) -> None:
-    """Write a grid of images; or vectors beside the data, with the density where it can be seen."""
-    info = trained.info
+    """Write a grid of images; or vectors beside the data, with the density where it can be seen.
+
+    Data that cannot be read, and a density that cannot be solved for, are reported and left out.
+    """
+    info, settings = trained.info, trained.config.data
     if info.levels:
         pictures.save_png(path, x[:GRID_IMAGES], info.levels)
         return
-    settings = trained.config.data
+    real = None
     try:
         real = data.load(build.resolve("data.name", settings.name), "test", settings.dir, info).x
     except UserError as error:
-        print(f"the picture is without the data: {error}")
-        real = x
-    plane = info.shape == (2,) and "labels" not in given
-    pictures.scatter(path, x, real, info.columns, _density(trained, given) if plane else None)
+        tqdm.write(f"the picture is without the data: {error}")
+    density = _density(trained, given) if _shows_density(trained) else None
+    pictures.scatter(path, x, real, info.columns, density)
 
 
-def _density(trained: Run, given: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+def _density(
+    trained: Run, given: dict[str, np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray | None]:
     """The learned log density of points in the plane, given the one condition of the samples."""
     settings = {"likelihood.divergence": "exact", "likelihood.batch_size": 4096}
     exact = dataclasses.replace(trained, config=changed(trained.config, settings))
 
-    def density(points: np.ndarray) -> np.ndarray:
+    def density(points: np.ndarray) -> np.ndarray | None:
         condition = {name: np.repeat(a[:1], len(points), axis=0) for name, a in given.items()}
-        return np.asarray(
-            exact.log_likelihood(jax.random.key(0), points, **condition).log_weight[:, 0]
-        )
+        try:
+            found = exact.log_likelihood(jax.random.key(0), points, **condition)
+        except UserError as error:
+            tqdm.write(f"the picture is without the density: {error}")
+            return None
+        return np.asarray(found.log_weight[:, 0])
 
     return density

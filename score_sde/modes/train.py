@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"data: {len(arrays.x)} {kind} of {config.data.name}; parameters: {size:,}")
     optimizer, loss = build.optimizer(config), build.loss(config, apply, info)
     examples = {"x": arrays.x, "condition": arrays.condition}
-    look = _pictures_of_samples(config, info, apply, workdir, mesh)
+    look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
     try:
         state = train(
             create(params, optimizer, mesh),
@@ -90,10 +90,12 @@ def _pictures_of_samples(
     config: ConfigDict,
     info: DatasetInfo,
     apply: Callable[..., Array],
+    real: np.ndarray,
     workdir: Path,
     mesh: Mesh,
 ) -> Callable[[int, TrainState], None]:
-    """Return a hook for the loop, which draws samples with the averaged weights."""
+    """Return a hook for the loop, which draws samples with the averaged weights; vectors are shown
+    beside the real ones."""
     space = build.space(config, info)
     number = LOOK_IMAGES if info.levels else LOOK_VECTORS
     shape = (batch_size(number, number, mesh), *space.shape)
@@ -111,7 +113,7 @@ def _pictures_of_samples(
         if is_writer() and info.levels:
             pictures.save_png(path, x, info.levels)
         elif is_writer():
-            pictures.scatter(path, x, x, info.columns)
+            pictures.scatter(path, x, real, info.columns)
 
     return look
 

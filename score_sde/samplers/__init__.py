@@ -6,7 +6,7 @@ A new sampler is a file here and a line in ``SAMPLERS``.
 from collections.abc import Callable
 from functools import partial
 
-from score_sde.samplers.base import Sampler, Samples, SteppedSampler
+from score_sde.samplers.base import Sampler, Samples
 from score_sde.samplers.deis import DEIS
 from score_sde.samplers.exponential import DDIM, ExponentialMultistep
 from score_sde.samplers.grids import GridSampler
@@ -15,6 +15,7 @@ from score_sde.samplers.ipndm import IPNDM
 from score_sde.samplers.langevin import AnnealedLangevin
 from score_sde.samplers.ode import ProbabilityFlow
 from score_sde.samplers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
+from score_sde.samplers.stepped import SteppedSampler
 
 __all__ = [
     "CORRECTORS",

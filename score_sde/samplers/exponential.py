@@ -24,8 +24,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Context, require_fraction
+from score_sde.samplers.base import require_fraction
 from score_sde.samplers.grids import GridSampler
+from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE
 
 

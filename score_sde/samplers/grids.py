@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import discretization
-from score_sde.samplers.base import SteppedSampler, require_positive
+from score_sde.samplers.base import require_positive
+from score_sde.samplers.stepped import SteppedSampler
 from score_sde.sde import SDE, VPSDE, ScoreFn
 
 GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle")

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Context, require_positive
+from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import GridSampler, nearest_levels
+from score_sde.samplers.stepped import Context
 from score_sde.score import denoise
 from score_sde.sde import SDE
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.samplers.base import Context
 from score_sde.samplers.grids import GridSampler
+from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE
 
 # Adams and Bashforth's weights for 1 to 4 values at equal distances, the newest first.

@@ -31,8 +31,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import Context, SteppedSampler, require_positive
+from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import times
+from score_sde.samplers.stepped import Context, SteppedSampler
 from score_sde.sde import SDE
 
 CONSISTENT_STEP = 0.1

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import check_steps, original_step
-from score_sde.samplers.base import Context, SteppedSampler, require_positive
+from score_sde.samplers.base import require_positive
+from score_sde.samplers.stepped import Context, SteppedSampler
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
 Predictor = Callable[[SDE, ScoreFn, Array, Array, Array, Step, Array], tuple[Array, Array]]

@@ -63,6 +63,9 @@ def test_a_converted_workdir_is_a_run_like_any_other(converted):
     assert "3 images, NFE 4" in out
     with np.load(converted / "samples.npz") as samples:
         assert samples["images"].shape == (3, 16, 16, 3)
+    done = run_command("--mode", "likelihood", "--workdir", converted, cwd=converted.parent)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: config.data.name = 'celeba': ")
 
 
 def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_path):

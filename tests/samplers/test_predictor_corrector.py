@@ -11,7 +11,7 @@ import pytest
 
 from score_sde.discrete import original_step
 from score_sde.samplers import PredictorCorrector
-from score_sde.samplers.base import Context
+from score_sde.samplers.stepped import Context
 from tests.cases import PUBLISHED, recorded_score
 
 # What the original calls a predictor, and ours with its setting of the probability flow.

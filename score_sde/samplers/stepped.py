@@ -1,0 +1,241 @@
+"""Samplers whose steps are counted beforehand: the one loop that they share.
+
+The loop owns the grid of times, the noise of each step, the trajectory, what is done to the states
+after a step, the last denoising and the count of evaluations. A sampler on it adds its times and
+its step, and reads as its paper's algorithm box.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from score_sde.samplers.base import Sampler, Samples, Start, normal, require_positive
+from score_sde.score import denoise
+from score_sde.sde import SDE, ScoreFn
+
+PARTS = 50  # of a loop that reports its progress, at most
+PROJECTION = 2**32 - 1  # folded into the keys of projections, beyond every step's number
+
+
+class Context(NamedTuple):
+    """What the steps of a stepped sampler work with.
+
+    Attributes:
+        sde: the process.
+        score: the score function.
+        times: of the grid, falling, (steps + 1,).
+        tables: of all times, as ``SteppedSampler.tables`` computes them.
+        keys: one for each sample, (B,).
+    """
+
+    sde: SDE
+    score: ScoreFn
+    times: Array
+    tables: Any
+    keys: Array
+
+    def t(self, i: Array | int) -> Array:
+        """The grid's i-th time for each sample, (B,)."""
+        return jnp.full(len(self.keys), self.times[i])
+
+    def denoised(self, x: Array, i: Array | int) -> Array:
+        """E[x0 | x] at the grid's i-th time."""
+        return denoise(self.sde, self.score, x, self.t(i))
+
+    def noise(self, x: Array, index: Array | int) -> Array:
+        """Standard normal noise like x (B, *shape); each index has its own."""
+        return normal(self.keys, 1 + index, x.shape[1:], x.dtype)
+
+
+class _State(NamedTuple):
+    """A stepped sampler between two steps: the states, the memory of its steps, the evaluations so
+    far and the trajectory so far."""
+
+    x: Array
+    memory: Any
+    nfe: Array
+    path: Array | None
+
+
+@dataclass(frozen=True)
+class SteppedSampler(Sampler):
+    """A sampler with a fixed number of steps. A subclass adds ``times`` and ``step``.
+
+    Attributes:
+        num_steps: steps.
+        denoise: return the denoised end state (one evaluation more).
+        t_min: the last time; None is the process's own.
+    """
+
+    num_steps: int = 100
+    denoise: bool = field(default=True, kw_only=True)
+    t_min: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_positive(num_steps=self.num_steps)
+
+    @abstractmethod
+    def times(self, sde: SDE) -> Array:
+        """The times at which the steps begin, and the one at which the last ends."""
+
+    def tables(self, sde: SDE, times: Array) -> Any:
+        """Quantities of all times that the steps need, computed once."""
+        return None
+
+    def memory(self, x: Array) -> Any:
+        """The memory before the first step, for states x at T."""
+        return None
+
+    @abstractmethod
+    def step(self, x: Array, memory: Any, i: Array, c: Context) -> tuple[Array, Any]:
+        """The step from the i-th time to the next: the states reached, and the memory for the next
+        step. Every evaluation of ``c.score`` is counted."""
+
+    def end(self, x: Array, memory: Any, c: Context) -> Array:
+        """The samples, from the states at the last time."""
+        return c.denoised(x, len(c.times) - 1) if self.denoise else x
+
+    def _draw(
+        self,
+        start: Start,
+        shape: tuple[int, ...],
+        score: Any,
+        project: Any,
+        keep: int,
+        progress: Callable[[float], None] | None,
+    ) -> Samples:
+        if progress is None:
+            return _whole(start, score, project, self, shape, keep)
+        state, keys = _begin(start, self, shape, keep)
+        sde, num = start.sde, len(jax.eval_shape(self.times, start.sde)) - 1
+        part = -(-num // PARTS)
+        for begin in range(0, num, part):
+            stop = min(begin + part, num)
+            state = _steps(state, keys, sde, score, project, begin, stop, self, keep)
+            jax.block_until_ready(state.nfe)
+            progress(stop / num)
+        return _end(state, keys, sde, score, self)
+
+    def _context(self, keys: Array, sde: SDE, score: ScoreFn) -> tuple[Context, list[None]]:
+        """The context, and a list that grows with each evaluation of its score."""
+        calls: list[None] = []
+        times = self.times(sde)
+        return Context(sde, _Counted(score, calls), times, self.tables(sde, times), keys), calls
+
+    def _step(
+        self, state: _State, i: Array, context: Context, calls: list[None], project: Any, keep: int
+    ) -> _State:
+        """One step, with its projection, its evaluations and its place in the trajectory."""
+        calls.clear()
+        x, memory = self.step(state.x, state.memory, i, context)
+        if project is not None:
+            fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PROJECTION), i))
+            x = project(x, context.t(i + 1), fold(context.keys))
+        path = state.path
+        if path is not None:
+            places = jnp.asarray(_places(len(context.times) - 1, keep))
+            path = path.at[places[i]].set(x, mode="drop")
+        return _State(x, memory, state.nfe + len(calls), path)
+
+    def _started(self, x: Array, times: Array, keep: int) -> _State:
+        path = None
+        if keep:
+            # Room for the chosen states alone: all steps of large images would fill the memory.
+            states = min(keep, len(times))
+            path = jnp.zeros((states, *x.shape), x.dtype).at[0].set(x)
+        return _State(x, self.memory(x), jnp.zeros((), jnp.int32), path)
+
+    def _ended(self, state: _State, context: Context, calls: list[None]) -> Samples:
+        calls.clear()
+        end = self.end(state.x, state.memory, context)
+        nfe = jnp.full(len(end), state.nfe + len(calls), jnp.int32)
+        return Samples(end, nfe, state.path)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _whole(
+    start: Start,
+    score: Any,
+    project: Any,
+    sampler: SteppedSampler,
+    shape: tuple[int, ...],
+    keep: int,
+) -> Samples:
+    """The whole loop as one program."""
+    keys, x = start.states(shape)
+    context, calls = sampler._context(keys, start.sde, score)
+
+    def body(state: _State, i: Array) -> tuple[_State, None]:
+        return sampler._step(state, i, context, calls, project, keep), None
+
+    state = sampler._started(x, context.times, keep)
+    state, _ = jax.lax.scan(body, state, jnp.arange(len(context.times) - 1))
+    return sampler._ended(state, context, calls)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _begin(
+    start: Start, sampler: SteppedSampler, shape: tuple[int, ...], keep: int
+) -> tuple[_State, Array]:
+    keys, x = start.states(shape)
+    return sampler._started(x, sampler.times(start.sde), keep), keys
+
+
+@partial(jax.jit, static_argnums=(7, 8))
+def _steps(
+    state: _State,
+    keys: Array,
+    sde: SDE,
+    score: Any,
+    project: Any,
+    begin: Array,
+    stop: Array,
+    sampler: SteppedSampler,
+    keep: int,
+) -> _State:
+    """The steps begin ... stop - 1. Both are arguments, so that one program runs all parts."""
+    context, calls = sampler._context(keys, sde, score)
+
+    def body(i: Array, state: _State) -> _State:
+        return sampler._step(state, i, context, calls, project, keep)
+
+    return jax.lax.fori_loop(begin, stop, body, state)
+
+
+@partial(jax.jit, static_argnums=4)
+def _end(state: _State, keys: Array, sde: SDE, score: Any, sampler: SteppedSampler) -> Samples:
+    return sampler._ended(state, *sampler._context(keys, sde, score))
+
+
+class _Counted:
+    """A score that counts its evaluations."""
+
+    def __init__(self, score: ScoreFn, calls: list[None]) -> None:
+        self._score, self._calls = score, calls
+        if hasattr(score, "denoised"):
+            self.denoised = self._denoised
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        self._calls.append(None)
+        return self._score(x, t)
+
+    def _denoised(self, x: Array, t: Array) -> Array:
+        self._calls.append(None)
+        return self._score.denoised(x, t)  # type: ignore[attr-defined]  # it was asked for
+
+
+def _places(num: int, keep: int) -> np.ndarray:
+    """Where the trajectory keeps the state after each of ``num`` steps; out of range: nowhere."""
+    if keep > num:
+        return np.arange(1, num + 1)
+    chosen = np.rint(np.linspace(0, num, keep)).astype(int)[1:] - 1
+    places = np.full(num, keep)
+    places[chosen] = np.arange(1, len(chosen) + 1)
+    return places
