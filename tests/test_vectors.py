@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 import score_sde
+from score_sde import workdirs
+from score_sde.config import changed
 from tests.commands import CONFIGS, DIGITS, command, succeed
 
 MOONS = f"--config={CONFIGS / 'vp_moons.py'}"
@@ -70,6 +72,17 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     assert (moons / "samples.png").exists()
     told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
     assert "contours: " not in told
+
+
+def test_progress_is_reported_from_inside_a_batch(moons):
+    chosen = {"sampling.method": "ddim", "sampling.num_steps": 3, "sampling.batch_size": 6}
+    run = score_sde.load(moons, changed(workdirs.load(moons), chosen))
+    shares: list[float] = []
+    key = jax.random.key(0)
+    [drawn] = run.sample_batches(key, 6, progress=shares.append)
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
+    # In parts of a loop as in one: to rounding.
+    np.testing.assert_allclose(drawn.x, run.sample(key, 6).x, rtol=1e-4, atol=1e-4)
 
 
 def test_likelihoods_of_moons_are_exact_and_in_nats(moons, tmp_path):
