@@ -37,5 +37,5 @@ def test_a_set_of_the_users_own_needs_no_line_in_the_list():
     np.testing.assert_array_equal(test.x, x[15:, :2])
     assert test.condition["vector"].shape == (5, 1)
     for splits in ({"train": 15}, {"train": 15, "test": 5, "valid": 5}):
-        with pytest.raises(UserError, match="mine has the splits train.* allowed are train, test"):
+        with pytest.raises(UserError, match=r"mine has the splits train.* allowed are train, test"):
             describe(Dataset(dataclasses.replace(info, splits=splits), mine.load))
