@@ -114,13 +114,15 @@ def log_likelihood(
         probes: probes (B, number, *shape) in place of drawn ones, to compare with another code.
 
     Raises:
-        ValueError: for an unknown divergence, or no probes.
+        ValueError: for an unknown divergence, no probes, or a time that the process has not.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence = {divergence!r}: allowed are {', '.join(DIVERGENCES)}")
     if num_probes < 1:
         raise ValueError(f"num_probes = {num_probes}: allowed are integers of at least 1")
+    if not 0 <= t_min < sde.T:
+        raise ValueError(f"t_min = {t_min!r}: allowed are times from 0 to below T = {sde.T:g}")
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)

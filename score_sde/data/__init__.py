@@ -17,6 +17,8 @@ from score_sde.errors import UserError
 
 __all__ = ["DATASETS", "Arrays", "Dataset", "DatasetInfo", "describe", "load"]
 
+SPLITS = ("train", "test")
+
 
 class Dataset(NamedTuple):
     """A data set of the list.
@@ -120,8 +122,8 @@ def load(
             f"config.data.name = {found.name!r}: its images cannot be read, only its models can be "
             f"used; sets that can are {', '.join(readable)}"
         )
-    if split not in found.splits:
-        raise UserError(f"split: {split!r} is not one of {', '.join(found.splits)}")
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     arrays = known.load(split, data_dir)
     check(arrays, found, split)
     return arrays if info is None else vectors.separated(arrays, found, info)
@@ -136,4 +138,10 @@ def _known(dataset: str | Dataset) -> Dataset:
 
 
 def _info(dataset: Dataset, data_dir: str | None) -> DatasetInfo:
-    return dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+    info = dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+    if set(info.splits) != set(SPLITS):
+        raise UserError(
+            f"config.data.name: {info.name} has the splits {', '.join(info.splits) or 'none'}; "
+            f"allowed are {', '.join(SPLITS)}"
+        )
+    return info

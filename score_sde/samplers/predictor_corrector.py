@@ -183,6 +183,7 @@ class PredictorCorrector(SteppedSampler):
         )
 
     def check(self, sde: SDE) -> None:
+        super().check(sde)
         # All steps use the chain's coefficients, except Euler and Maruyama's.
         if self.faithful and (self.corrections or self.predictor not in ("euler_maruyama", "none")):
             check_steps(sde, self.num_steps)
