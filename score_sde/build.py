@@ -209,15 +209,8 @@ def unused(config: ConfigDict) -> set[str]:
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer with its schedule."""
-    settings = config.training
     return optimizers.optimizer(
-        settings.learning_rate,
-        num_steps=settings.num_steps,
-        warmup_steps=settings.warmup_steps,
-        schedule=settings.schedule,
-        gradient_clip=settings.gradient_clip,
-        beta2=settings.beta2,
-        weight_decay=settings.weight_decay,
+        **{name: config.training[name] for name in takes(optimizers.optimizer)}
     )
 
 

@@ -31,3 +31,8 @@ def whole_number(value: Any) -> int:
     if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return int(value) if type(value) in (int, float) and 0 <= value < 2**63 else -1
+
+
+def get(mapping: Any, key: str) -> Any:
+    """The value of a key of a foreign dict; None where either is missing."""
+    return mapping.get(key) if isinstance(mapping, dict) else None

@@ -42,16 +42,13 @@ class Apply:
         x: jax.Array,
         noise: jax.Array,
         condition: Mapping[str, jax.Array] | None = None,
-        *,
-        dropout_key: jax.Array | None = None,
-        reverse_only: bool = False,
+        **options: Any,
     ) -> jax.Array:
         """The network's output for `x`; arguments as those of `UNet.__call__`.
 
         Puts the module together in Python, some 0.1 s: call it inside jit.
         """
-        network = nnx.merge(self.graph, params)
-        return network(x, noise, condition, dropout_key=dropout_key, reverse_only=reverse_only)
+        return nnx.merge(self.graph, params)(x, noise, condition, **options)
 
 
 def split(network: nnx.Module) -> tuple[Apply, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -109,13 +110,12 @@ def restore_ema(
     Raises:
         UserError: no checkpoint, none that can be read, or one of other shapes.
     """
-    place = SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+    place = sharding or SingleDeviceSharding(jax.local_devices()[0])
 
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    target = {"ema": jax.tree.map(placed, ema), "step": jax.ShapeDtypeStruct((), "int32")}
-    target["step"] = placed(target["step"])
+    target = jax.tree.map(placed, {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")})
     found = _read_newest(Path(directory).absolute(), _to_dict(target))
     if found is None:
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
@@ -224,21 +224,11 @@ def _named_leaves(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
 
 def _to_dict(tree: PyTree) -> dict:
     """Any pytree as nested dicts of its leaves: optax's named tuples become plain names."""
-    nested: dict = {}
-    for name, leaf in _named_leaves(tree):
-        place = nested
-        for key in name[:-1]:
-            place = place.setdefault(key, {})
-        place[name[-1]] = leaf
-    return nested
+    return unflatten_dict(dict(_named_leaves(tree)))
 
 
 def _from_dict(like: PyTree, nested: dict) -> PyTree:
     """The inverse of ``_to_dict`` for a tree of the structure of ``like``."""
-    leaves = []
-    for name, _ in _named_leaves(like):
-        place: Any = nested
-        for key in name:
-            place = place[key]
-        leaves.append(place)
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    leaves = flatten_dict(nested)
+    ordered = [leaves[name] for name, _ in _named_leaves(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), ordered)
