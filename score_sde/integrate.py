@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.sde import expand
 
 Field = Callable[[Array, Any], Any]
@@ -302,14 +303,12 @@ def _euler(
 
 def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
     """Raise ValueError for settings that ``integrate`` refuses."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver = {solver!r}: allowed are {', '.join(SOLVERS)}")
-    if step_control not in STEP_CONTROLS:
-        raise ValueError(f"step_control = {step_control!r}: allowed are {', '.join(STEP_CONTROLS)}")
-    fixed = SOLVERS[solver] is None
-    if fixed != (num_steps is not None) or (num_steps is not None and num_steps < 1):
-        allowed = "integers of at least 1" if fixed else "None, as the steps adapt,"
-        raise ValueError(f"num_steps = {num_steps!r}: allowed are {allowed} with {solver}")
+    require(solver in SOLVERS, "solver", solver, ", ".join(SOLVERS))
+    known = step_control in STEP_CONTROLS
+    require(known, "step_control", step_control, ", ".join(STEP_CONTROLS))
+    ok = num_steps is None if SOLVERS[solver] else num_steps is not None and num_steps > 0
+    allowed = "None, as the steps adapt," if SOLVERS[solver] else "integers of at least 1"
+    require(ok, "num_steps", num_steps, f"{allowed} with {solver}")
 
 
 def check(verdict: Array) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from score_sde.errors import require
 from score_sde.integrate import check, integrate
 from score_sde.score import as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn
@@ -117,10 +118,8 @@ def log_likelihood(
         ValueError: for an unknown divergence, or no probes.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence = {divergence!r}: allowed are {', '.join(DIVERGENCES)}")
-    if num_probes < 1:
-        raise ValueError(f"num_probes = {num_probes}: allowed are integers of at least 1")
+    require(divergence in DIVERGENCES, "divergence", divergence, ", ".join(DIVERGENCES))
+    require(num_probes > 0, "num_probes", num_probes, "integers of at least 1")
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)
@@ -176,8 +175,7 @@ def data_log_likelihood(
         ValueError: for an unknown dequantization or divergence, or K below 1.
         RuntimeError: with the reason, if a solve did not succeed.
     """
-    if num_importance < 1:
-        raise ValueError(f"num_importance = {num_importance}: allowed are integers of at least 1")
+    require(num_importance > 0, "num_importance", num_importance, "integers of at least 1")
     key_data, key_probes = jax.random.split(key)
     draws, likelihoods = [], []
     for k in range(num_importance):

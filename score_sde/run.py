@@ -19,7 +19,7 @@ from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.integrate import SolveError
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
-from score_sde.samplers.base import Start
+from score_sde.samplers.base import from_prior
 from score_sde.samplers.ode import slerp
 from score_sde.score import Model
 from score_sde.sde import SDE
@@ -111,7 +111,7 @@ class Run:
         def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
             # Drawn anew for each batch, and spread: a sampler that starts there is spread, too.
             shape = (self.batch_size(n), *space.shape)
-            noise = placed(Start(key, self.sde, None, index).states(shape)[1], spread)
+            noise = placed(from_prior(key, self.sde, shape, index), spread)
             with _solver_errors("sampling"):
                 samples = sampler.sample(
                     key,

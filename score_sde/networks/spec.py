@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.errors import require
 from score_sde.networks.layers import ACTIVATIONS
 
 # The allowed words of each setting that is a word.
@@ -127,8 +128,7 @@ class UNetSpec:
         self._require("input_frequencies", none, f"() {unconditional}")
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are {allowed}")
+        require(ok, name, getattr(self, name), allowed)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.base import require_fraction
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import Context
@@ -111,14 +112,9 @@ class ExponentialMultistep(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fraction(eta=self.eta)
-        if self.order not in (None, 1, 2, 3):
-            raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3")
-        if self.eta and (self.corrector or self.order == 3):
-            allowed = (
-                "is 0 with corrector = True" if self.corrector else "are 1, 2 with eta above 0"
-            )
-            name = "eta" if self.corrector else "order"
-            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed {allowed}")
+        require(self.order in (None, 1, 2, 3), "order", self.order, "1, 2, 3")
+        require(not (self.eta and self.corrector), "eta", self.eta, "0 with corrector = True")
+        require(not self.eta or self.order != 3, "order", self.order, "1, 2 with eta above 0")
 
     @property
     def lookback(self) -> int:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import GridSampler, nearest_levels
 from score_sde.samplers.stepped import Context
@@ -66,13 +67,9 @@ class Heun(GridSampler):
         require_positive(churn_noise=self.churn_noise, churn_to=self.churn_to)
         for name in ("churn", "churn_from"):
             value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name} = {value!r}: allowed are numbers of at least 0")
-        if self.churn_to < self.churn_from:
-            raise ValueError(
-                f"churn_to = {self.churn_to!r}: allowed are numbers from churn_from = "
-                f"{self.churn_from!r} on"
-            )
+            require(value >= 0, name, value, "numbers of at least 0")
+        allowed = f"numbers from churn_from = {self.churn_from!r} on"
+        require(self.churn_to >= self.churn_from, "churn_to", self.churn_to, allowed)
 
     @property
     def without_effect(self) -> set[str]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE
@@ -46,7 +47,7 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True)
 class IPNDM(GridSampler):
-    """Adams and Bashforth's method with the weights of equal steps, whatever the grid.
+    """Adams and Bashforth's method with the weights of equal steps, on any grid.
 
     The first steps average over as many values as there are. On a grid of unequal steps, and after
     a first step of order 1, the error falls with the second order at most: more values make it
@@ -65,8 +66,7 @@ class IPNDM(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3, 4")
+        require(self.order in (1, 2, 3, 4), "order", self.order, "1, 2, 3, 4")
 
     def tables(self, sde: SDE, times: Array) -> _Tables:
         sigma, lambdas = sde.sigma(times), 0.5 * sde.log_snr(times)  # nu = e^-lambda

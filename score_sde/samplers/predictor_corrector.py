@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import check_steps, original_step
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import Context, SteppedSampler
 from score_sde.sde import SDE, ScoreFn, Step, expand
@@ -63,14 +64,7 @@ def ancestral(
 
 
 def langevin(
-    sde: SDE,
-    score: ScoreFn,
-    x: Array,
-    t: Array,
-    step: Step,
-    z: Array,
-    snr: float,
-    faithful: bool,
+    sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array, snr: float, faithful: bool
 ) -> tuple[Array, Array]:
     """A Langevin step whose size follows from the ratio of the norms of noise and score.
 
@@ -90,14 +84,7 @@ def langevin(
 
 
 def annealed_langevin(
-    sde: SDE,
-    score: ScoreFn,
-    x: Array,
-    t: Array,
-    step: Step,
-    z: Array,
-    snr: float,
-    faithful: bool,
+    sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array, snr: float, faithful: bool
 ) -> tuple[Array, Array]:
     """A Langevin step whose size is a fixed fraction of the noise's variance."""
     size = 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * sde.sigma(t))
@@ -168,16 +155,13 @@ class PredictorCorrector(SteppedSampler):
             ("predictor", self.predictor, PREDICTORS),
             ("corrector", self.corrector, CORRECTORS),
         ):
-            if not callable(value) and value not in allowed:
-                raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
-        if self.predictor == self.corrector == "none":
-            names = ", ".join(name for name in CORRECTORS if name != "none")
-            raise ValueError(f"corrector = 'none': allowed are {names} with predictor = 'none'")
-        if self.probability_flow and self.predictor in ("ancestral", "none"):
-            raise ValueError(
-                f"predictor = {self.predictor!r}: allowed are euler_maruyama, reverse_diffusion "
-                "with probability_flow = True"
-            )
+            require(callable(value) or value in allowed, name, value, ", ".join(allowed))
+        names = ", ".join(name for name, corrector in CORRECTORS.items() if corrector)
+        ok = not self.predictor == self.corrector == "none"
+        require(ok, "corrector", self.corrector, f"{names} with predictor = 'none'")
+        flows = "euler_maruyama, reverse_diffusion with probability_flow = True"
+        ok = not self.probability_flow or self.predictor not in ("ancestral", "none")
+        require(ok, "predictor", self.predictor, flows)
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )

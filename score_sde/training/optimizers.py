@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from score_sde.errors import require
+
 EPS = 1e-8
 
 
@@ -40,8 +42,7 @@ def learning_rate_schedule(
     rate is 0. ``warmup_steps=0`` starts at the full rate. "cosine" decays from there by half a
     cosine, to 0 at ``num_steps`` (the last update, n = num_steps - 1, is the last above 0).
     """
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule is {schedule!r}; it can be 'constant' or 'cosine'")
+    require(schedule in ("constant", "cosine"), "schedule", schedule, "constant, cosine")
 
     def rate(count: Array) -> Array:
         n = jnp.asarray(count, jnp.float32)
