@@ -39,10 +39,10 @@ class DEIS(IPNDM):
 
     def weights(self, sde: SDE, times: Array) -> Array:
         lambdas = 0.5 * sde.log_snr(times)
-        shares = 0.5 * (1.0 + jnp.asarray(NODES, times.dtype))
+        shares = 0.5 * (1.0 + jnp.asarray(NODES, times.dtype))[None]
         inner = lambdas[:-1, None] + jnp.diff(lambdas)[:, None] * shares  # (steps, nodes)
         t = sde.inverse_log_snr(2.0 * inner.ravel()).reshape(inner.shape)
-        mass = jnp.asarray(NODE_WEIGHTS, times.dtype) * jnp.exp(lambdas[:-1, None] - inner)
+        mass = jnp.asarray(NODE_WEIGHTS, times.dtype)[None] * jnp.exp(lambdas[:-1, None] - inner)
         mass = mass / mass.sum(1, keepdims=True)
         steps = jnp.arange(len(times) - 1)
         columns = []

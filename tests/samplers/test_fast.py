@@ -1,5 +1,6 @@
 """DDIM, the multistep methods and Heun: what their papers say that they are, and their grids."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -138,9 +139,10 @@ def multistep(sde, score, x, times, order, corrector, lower_order_final):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("corrector", [True, False])
-@pytest.mark.parametrize("lower_order_final", [True, False])
+@pytest.mark.parametrize(
+    ("order", "corrector", "lower_order_final"),
+    [(1, True, True), *itertools.product((2, 3), (True, False), (True, False))],
+)
 def test_multistep_is_the_papers(name, order, corrector, lower_order_final, mixture):
     sampler = ExponentialMultistep(
         9, order, corrector, lower_order_final=lower_order_final, denoise=False
@@ -185,7 +187,7 @@ def the_time(sde, times, nu, i, number):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("order", [2, 4])  # which begin with the lower ones' steps
 @pytest.mark.parametrize("method, variable", [(IPNDM, steps_taken_for_equal), (DEIS, the_time)])
 def test_multistep_in_epsilon_is_the_papers(name, order, method, variable, mixture):
     sampler = method(9, order, denoise=False)
@@ -339,7 +341,7 @@ def test_churn_where_it_is_wanted(mixture):
         (lambda: DDIM(eta=1.5), r"eta = 1\.5: allowed are numbers from 0 to 1"),
         (lambda: DDIM(0), "num_steps = 0: allowed are numbers above 0"),
         (lambda: DDIM(1, grid="paper"), "num_steps = 1: allowed are .* at least 2"),
-        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, log_snr"),
+        (lambda: DDIM(grid="cosine"), "grid = 'cosine': allowed are uniform, paper, quadratic"),
         (lambda: Heun(rho=0.0), r"rho = 0\.0: allowed are numbers above 0"),
         (lambda: Heun(churn=-1.0), r"churn = -1\.0: allowed are numbers of at least 0"),
         (lambda: ExponentialMultistep(order=4), "order = 4: allowed are 1, 2, 3"),
