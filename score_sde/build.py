@@ -21,7 +21,7 @@ from score_sde import data
 from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import NETWORKS
 from score_sde.samplers import ProbabilityFlow, Sampler
@@ -47,7 +47,7 @@ def errors_of(section: str) -> Iterator[None]:
     except ValueError as error:
         setting = re.match(r"(\w+) = ", f"{error}")
         is_key = setting is not None and f"{section}.{setting[1]}" in SCHEMA
-        text = " ".join(f"{error}".split())
+        text = one_line(error)
         raise UserError(f"config.{section}{'.' if is_key else ': '}{text}") from error
 
 

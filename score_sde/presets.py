@@ -14,7 +14,7 @@ from typing import NoReturn
 from ml_collections import ConfigDict
 
 from score_sde.config import closest, validate
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 
 _PACKAGE = Path(__file__).parent
 _WHEEL = _PACKAGE / "configs"  # see pyproject.toml
@@ -68,7 +68,7 @@ def load(preset: str) -> ConfigDict:
 
 
 def _refuse(preset: str, error: Exception) -> NoReturn:
-    text = " ".join(f"{error}".split())
+    text = one_line(error)
     unknown = re.search(r'Key "(\w+)" does not exist', text)  # ml_collections lists all others
     if unknown:
         text = f"{unknown[1]!r}: no such key; {closest(unknown[1])}"

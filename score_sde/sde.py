@@ -187,18 +187,18 @@ class SDE:
 
     def reverse(self, score: ScoreFn) -> Dynamics:
         """The reverse-time process (Song et al. 2021, eq. 6), to be run from T down."""
-
-        def drift(x: Array, t: Array) -> Array:
-            return self.drift(x, t) - expand(jnp.square(self.diffusion(t)), x) * score(x, t)
-
-        return Dynamics(drift, self.diffusion)
+        return Dynamics(self._drift_back(score, 1.0), self.diffusion)
 
     def probability_flow(self, score: ScoreFn) -> Callable[[Array, Array], Array]:
         """dx/dt of the ordinary differential equation with the same marginals (Song et al. 2021,
         eq. 13)."""
+        return self._drift_back(score, 0.5)
+
+    def _drift_back(self, score: ScoreFn, share: float) -> Callable[[Array, Array], Array]:
+        """The drift with this share of g^2 score taken off."""
 
         def drift(x: Array, t: Array) -> Array:
-            return self.drift(x, t) - expand(0.5 * jnp.square(self.diffusion(t)), x) * score(x, t)
+            return self.drift(x, t) - expand(share * jnp.square(self.diffusion(t)), x) * score(x, t)
 
         return drift
 

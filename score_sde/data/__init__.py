@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from score_sde.data import cifar10, described, digits, fashion_mnist, npz, toys, vectors
+from score_sde.data import cifar10, digits, fashion_mnist, npz, toys, vectors
 from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
@@ -32,6 +32,17 @@ class Dataset(NamedTuple):
     load: Callable[[str, str | None], Arrays] | None
 
 
+# Colour photographs that the published models were trained on, and that nothing here reads: image
+# size, training and test examples. Sizes are those of the models' images, where the set has no size
+# (LSUN) or other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ none.
+_PHOTOGRAPHS = {
+    "celeba": (64, 162_770, 19_962),
+    "lsun_bedroom": (256, 3_033_042, 300),
+    "lsun_church": (256, 126_227, 300),
+    "celebahq": (1024, 30_000, 0),
+    "ffhq": (1024, 70_000, 0),
+}
+
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits.INFO, digits.load),
     "cifar10": Dataset(cifar10.INFO, cifar10.load),
@@ -39,7 +50,12 @@ DATASETS: dict[str, Dataset] = {
     "moons": Dataset(toys.MOONS, toys.load_moons),
     "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
     "npz": Dataset(npz.describe, npz.load),
-    **{found.name: Dataset(found, None) for found in described.INFOS},
+    **{
+        name: Dataset(
+            DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
+        )
+        for name, (size, train, test) in _PHOTOGRAPHS.items()
+    },
 }
 
 
@@ -57,7 +73,8 @@ def describe(
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       data_dir: as for `load`.
-      image_size: height and width of the models' images, for a set that is not read; 0: its own.
+      image_size: height and width of the models' images, for a set that has no files here;
+        0: the set's.
       condition: names or indices of the columns of vectors that become the condition.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.

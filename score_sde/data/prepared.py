@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 
 _READ_AT_ONCE = 1000  # images
 # Preparing CIFAR-10 takes a minute once downloaded, TFDS retries a dead network for 3.5 minutes:
@@ -94,7 +94,7 @@ def read(prepared: Path, info: DatasetInfo, split: str) -> Arrays:
     # The record reader's RuntimeError, the JSON's and protobuf's ValueError, Pillow's OSError, the
     # KeyError of a split or feature that is not there.
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{where} is damaged or not {info.name}: {reason[:200]}") from error
     return Arrays(images, {"labels": labels})
 

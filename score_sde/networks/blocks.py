@@ -135,57 +135,33 @@ class AttentionBlock(nnx.Module):
         return add(self.spec, x, h.reshape(x.shape))
 
 
-class Downsample(nnx.Module):
-    """Halves the size: (B, H, W, in) -> (B, H / 2, W / 2, out).
+class Resample(nnx.Module):
+    """Doubles or halves the size: (B, H, W, in) -> (B, 2 H, 2 W, out) or (B, H / 2, W / 2, out).
 
-    With a convolution: 3x3 at stride 2, padded by (0, 1) or, with FIR, after the filter (Karras et
-    al. 2020). Without, in = out: the filter or 2x2 means.
+    Down with a convolution: 3x3 at stride 2, padded by (0, 1) or, with FIR, after the filter
+    (Karras et al. 2020). Up with a convolution: 3x3 after nearest neighbours or, with FIR,
+    transposed at stride 2 before the filter. Filter and convolution commute, so here the filter
+    comes first, and no inserted zeros are convolved. Without a convolution, in = out: the filter,
+    or nearest neighbours and 2x2 means.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, spec: UNetSpec, *, conv: bool, rngs: nnx.Rngs
-    ):
-        self.fir = spec.fir
+    def __init__(self, n: int, m: int, spec: UNetSpec, *, up: bool, conv: bool, rngs: nnx.Rngs):
+        self.fir, self.up = spec.fir, up
+        padding = (0, 0) if spec.fir else (1, 1) if up else (0, 1)
+        stride, dtype = 1 if up else 2, spec.dtype
         self.has_conv = conv
         if conv:
-            padding = (0, 0) if spec.fir else (0, 1)
-            self.conv = Conv(
-                in_channels, out_channels, stride=2, padding=padding, dtype=spec.dtype, rngs=rngs
-            )
+            self.conv = Conv(n, m, stride=stride, padding=padding, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
         """Evaluates it; see the class."""
         if not self.has_conv:
-            return resampling.down(x, self.fir)
-        return self.conv(resampling.fir_filter(x) if self.fir else x, reverse_only)
-
-
-class Upsample(nnx.Module):
-    """Doubles the size: (B, H, W, in) -> (B, 2 H, 2 W, out).
-
-    With a convolution: 3x3 after nearest neighbours or, with FIR, transposed at stride 2 before the
-    filter (Karras et al. 2020). Filter and convolution commute, so here the filter comes first,
-    and no inserted zeros are convolved. Without, in = out: the filter or nearest neighbours.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, spec: UNetSpec, *, conv: bool, rngs: nnx.Rngs
-    ):
-        self.fir = spec.fir
-        self.has_conv = conv
-        if conv:
-            padding = (0, 0) if spec.fir else (1, 1)
-            self.conv = Conv(
-                in_channels, out_channels, padding=padding, dtype=spec.dtype, rngs=rngs
-            )
-
-    def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
-        """Evaluates it; see the class."""
-        if not self.has_conv:
-            return resampling.up(x, self.fir)
-        return self.conv(
-            resampling.fir_up_wide(x) if self.fir else resampling.nearest_up(x), reverse_only
-        )
+            return (resampling.up if self.up else resampling.down)(x, self.fir)
+        if self.up:
+            x = resampling.fir_up_wide(x) if self.fir else resampling.nearest_up(x)
+        elif self.fir:
+            x = resampling.fir_filter(x)
+        return self.conv(x, reverse_only)
 
 
 class Combine(nnx.Module):

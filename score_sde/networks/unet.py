@@ -15,9 +15,8 @@ from score_sde.networks import resampling
 from score_sde.networks.blocks import (
     AttentionBlock,
     Combine,
-    Downsample,
+    Resample,
     ResidualBlock,
-    Upsample,
     act,
     add,
     norm,
@@ -182,14 +181,11 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
             return ResidualBlock(n, m, spec, resample=block.resample, rngs=rngs)
         case "attention":
             return AttentionBlock(n, spec, rngs=rngs)
-        case "down":
-            return Downsample(n, m, spec, conv=spec.resample_with_conv, rngs=rngs)
-        case "up":
-            return Upsample(n, m, spec, conv=spec.resample_with_conv, rngs=rngs)
-        case "input":
-            return Downsample(n, m, spec, conv=True, rngs=rngs)
-        case "output":
-            return Upsample(n, m, spec, conv=True, rngs=rngs)
+        case "down" | "up":
+            up, conv = block.kind == "up", spec.resample_with_conv
+            return Resample(n, m, spec, up=up, conv=conv, rngs=rngs)
+        case "input" | "output":
+            return Resample(n, m, spec, up=block.kind == "output", conv=True, rngs=rngs)
         case "combine":
             return Combine(n, m, spec, rngs=rngs)
         case "norm":
