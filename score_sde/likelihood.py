@@ -189,21 +189,14 @@ def data_log_likelihood(
 
 @partial(jax.jit, static_argnums=(6, 7))
 def _dequantize(
-    key: Array,
-    sde: SDE,
-    data: Array,
-    t_min: Array,
-    first: Array,
-    k: Array,
-    space: Space,
-    dequantization: str,
+    key: Array, sde: SDE, data: Array, t: Array, first: Array, k: Array, space: Space, method: str
 ) -> Dequantized:
     """The k-th draw of each item: the first by the item's key, the others by keys of that."""
     keys = item_keys(key, len(data), first)
     keys = jnp.where(k == 0, keys, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))
-    time = jnp.full(1, t_min, jnp.float32)
+    time = jnp.full(1, t, jnp.float32)
     alpha, sigma = sde.alpha(time)[0], sde.sigma(time)[0]
-    return space.dequantized(keys, data, dequantization, alpha, sigma)
+    return space.dequantized(keys, data, method, alpha, sigma)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
-from score_sde.config import refuse
+from score_sde.config import flat, refuse, resolve, takes
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.training.checkpoints import Checkpoints
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     trained = "with" if foreign.mu else "without"
     print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")
     print(f"parameters: {size:,}")
-    print(f"taken from the config, as arrays do not tell: {_untold(config)}")
+    print(f"taken from the config, as arrays do not show: {_unseen(config)}")
     print(f"config: {path}")
     print(f"next: --mode sample --workdir {workdir}")
 
@@ -90,20 +90,19 @@ def _state(
     )
 
 
-def _untold(config: ConfigDict) -> str:
+def _unseen(config: ConfigDict) -> str:
     """What the config says of the network's training that no array can contradict, in words."""
-    sde, model = config.sde, config.model
-    if sde.name == "ve":
-        process = f"sde.name = ve with sigma {sde.sigma_min:g} to {sde.sigma_max:g}"
-    else:
-        process = f"sde.name = {sde.name} with beta {sde.beta_min:g} to {sde.beta_max:g}"
-    keys = ("num_levels", "parameterization", "condition", "centered", "activation")
-    return f"{process}, " + ", ".join(f"model.{key} = {model[key]}" for key in keys)
+    values, sde = flat(config), takes(resolve("sde.name", config.sde.name))
+    keys = ["sde.name", *(f"sde.{name}" for name in sde)]
+    names = ("num_levels", "parameterization", "condition", "centered", "activation")
+    keys += [f"model.{name}" for name in names]
+    return ", ".join(f"{key} = {values[key]}" for key in keys)
 
 
 def _check_levels(config: ConfigDict, sigmas: np.ndarray | None) -> None:
-    """Raise UserError where a VE checkpoint was trained on other noise levels than the config's."""
-    if sigmas is None or config.sde.name != "ve" or not len(sigmas):
+    """Raise UserError where a checkpoint was trained on other noise levels than the config's."""
+    reads = takes(resolve("sde.name", config.sde.name))
+    if sigmas is None or "sigma_min" not in reads or not len(sigmas):
         return
     for key, level in (("sigma_min", sigmas[0]), ("sigma_max", sigmas[-1])):
         if not math.isclose(config.sde[key], level, rel_tol=1e-5):

@@ -12,26 +12,18 @@ from jax import lax
 
 
 class Dense(nnx.Module):
-    """y = x W + b over the last axis; W of shape (in, out), float32.
+    """y = x W + b over the last axis, of n features; W of shape (n, m), float32.
 
     Over the channels of an image this is a 1x1 convolution ("NIN").
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        scale: float = 1.0,
-        dtype: np.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, n: int, m: int, *, scale: float = 1.0, dtype: np.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.kernel = nnx.Param(variance_scaling(rngs, (in_features, out_features), scale))
-        self.bias = constant((out_features,), 0.0)
+        self.kernel = nnx.Param(variance_scaling(rngs, (n, m), scale))
+        self.bias = constant((m,), 0.0)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., in) -> (..., out)."""
+        """(..., n) -> (..., m)."""
         x = x.astype(self.dtype)
         y = x @ self.kernel[...].astype(self.dtype)
         return y + spread(self.bias[...].astype(self.dtype), y.ndim)

@@ -86,14 +86,7 @@ class MLP(nnx.Module):
         self.spec = spec
         width, dtype = spec.width, spec.dtype
         # Of four times as many features as its argument says.
-        self.noise = NoiseEmbedding(
-            width // 4,
-            spec.embedding,
-            spec.fourier_scale,
-            activation=spec.activation,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.noise = NoiseEmbedding(width // 4, spec, rngs=rngs)
         if spec.num_classes:
             self.labels = LabelEmbedding(spec.num_classes, width, rngs=rngs)
         if spec.condition_features:

@@ -85,7 +85,7 @@ class UNet(nnx.Module):
             (B, H, W, C), float32 (float64 if that is the dtype of the computation).
 
         Raises:
-            ValueError: a condition that the network does not read, such as labels without classes.
+            ValueError: a condition that is not the network's, such as labels without classes.
         """
         x = x.astype(statistics_dtype(self.spec.dtype))
         if not self.spec.centered:
@@ -171,8 +171,7 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
     n, m, dtype = block.in_channels, block.out_channels, spec.dtype
     match block.kind:
         case "embedding":
-            kind, scale, activation = spec.embedding, spec.fourier_scale, spec.activation
-            return NoiseEmbedding(n, kind, scale, activation=activation, dtype=dtype, rngs=rngs)
+            return NoiseEmbedding(n, spec, rngs=rngs)
         case "labels":
             return LabelEmbedding(n, m, rngs=rngs)
         case "gate":

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.training.mesh import is_writer
 from score_sde.training.state import TrainState
 
@@ -133,7 +133,7 @@ def _read_newest(directory: Path, target: dict) -> tuple[dict, list[Path]] | Non
         except Exception as error:
             if not _is_damage(error):
                 raise
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             _log.warning("%s: unreadable checkpoint, trying the one before (%s)", path, reason)
             unreadable.append(path)
         else:
@@ -209,11 +209,6 @@ def _set_aside(path: Path) -> None:
         number += 1
     path.rename(aside)
     _log.warning("%s: kept as %s", path, aside.name)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else ""
 
 
 def _named_leaves(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
