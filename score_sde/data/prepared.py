@@ -18,11 +18,11 @@ from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.errors import UserError, one_line
 
 _READ_AT_ONCE = 1000  # images
-# Preparing CIFAR-10 takes a minute once downloaded, TFDS retries a dead network for 3.5 minutes:
-# whatever takes longer than this hangs.
+# Preparing CIFAR-10 takes a minute once downloaded. TFDS retries a dead network for 3.5 minutes.
+# Beyond this limit it hangs.
 _PREPARE_LIMIT = 1800.0  # seconds
 
-# Run in a process of its own: TensorFlow would take the accelerator's memory from JAX.
+# Run in another process: TensorFlow would take the accelerator's memory from JAX.
 _PREPARE = """
 import sys
 import tensorflow_datasets as tfds
@@ -104,8 +104,8 @@ def can_prepare() -> bool:
     return _importable("tensorflow", "tensorflow_datasets", "array_record")
 
 
-def prepare(name: str, folder: Path) -> None:
-    """Has TFDS download the set and prepare it in `folder` as array_record.
+def prepare(name: str, folder: Path) -> Path:
+    """Has TFDS download the set and prepare it in `folder` as array_record; returns where.
 
     It may still succeed where our own download did not: from its own cache of downloads, or by its
     own certificates.
@@ -125,6 +125,9 @@ def prepare(name: str, folder: Path) -> None:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         errors = [line for line in said if re.match(r"[\w.]+: ", line)]  # where a traceback ends
         raise UserError(f"TFDS could not prepare {name}: {(errors or said)[-1].strip()[:200]}")
+    found = find(folder, name)
+    assert found is not None, f"{folder} lacks what TFDS just prepared"
+    return found
 
 
 def _version(text: str) -> tuple[int, ...] | None:

@@ -43,21 +43,30 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
     read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
-    if _shows_density(trained):
-        read |= DENSITY
-    tell_unread(config, workdir, read)
-    unit = "image" if trained.info.levels else "vector"
-    name = "images" if trained.info.levels else "x"
+    tell_unread(config, workdir, read | (DENSITY if _shows_density(trained) else set()))
     table = Table(
-        workdir / VALUES,
-        _depends(trained),
-        facts=_facts(trained),
-        beside=(PICTURE, FILM),
+        workdir / VALUES, _depends(trained), facts=_facts(trained), beside=(PICTURE, FILM)
     )
-    if settings.gif and len(table):  # the film is of states that are not kept
-        table.rows = {}
     film = _Film(workdir / FILM, trained.info.levels or 0) if settings.gif else None
+    if film:  # it is of states that are not kept
+        table.rows = {}
     table.report(number)
+    speed = _draw(trained, given, table, film, workdir)
+    unit = "images" if trained.info.levels else "vectors"
+    print(f"{number} {unit}, NFE {table.rows['nfe'][:number].mean():.0f}{speed}")
+    if film:
+        print(f"film: {workdir / FILM}")
+    elif (workdir / FILM).exists():
+        print(f"{workdir / FILM}: the film of an earlier command")
+    print(f"picture: {workdir / PICTURE}")
+
+
+def _draw(
+    trained: Run, given: dict[str, np.ndarray], table: Table, film: "_Film | None", workdir: Path
+) -> str:
+    """Draw what the table lacks, with the picture and the film; return the speed in words."""
+    settings, number = trained.config.sampling, trained.config.sampling.num_samples
+    unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
 
     def save() -> None:
         with signals_wait():
@@ -82,14 +91,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 film.add(part)
             bar.done(len(part.nfe))
             saved()
-    nfe = table.rows["nfe"][:number].mean()
-    speed = f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
-    print(f"{number} {unit}s, NFE {nfe:.0f}{speed}")
-    if film:
-        print(f"film: {workdir / FILM}")
-    elif (workdir / FILM).exists():
-        print(f"{workdir / FILM}: the film of an earlier command")
-    print(f"picture: {workdir / PICTURE}")
+    return f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
 
 
 class _Film:
