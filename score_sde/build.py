@@ -59,9 +59,7 @@ def _made(key: str, config: ConfigDict, **more: Any) -> Any:
         return make(**_settings(key, make, config, **more))
 
 
-def _settings(
-    key: str, make: Callable[..., Any], config: ConfigDict, **more: Any
-) -> dict[str, Any]:
+def _settings(key: str, make: Any, config: ConfigDict, **more: Any) -> dict[str, Any]:
     """What a class takes of a key's section and of `more`. A value at the schema's default is left
     to the class, whose own default may be another.
 
@@ -140,16 +138,9 @@ def model(
 ) -> Model:
     """Return the network `apply` with its parameters as a score function; `levels` as of
     `score.Model`."""
-    settings = config.model
-    return Model(
-        params,
-        sde(config),
-        apply,
-        settings.parameterization,
-        settings.condition,
-        settings.num_levels,
-        levels,
-    )
+    names = ("parameterization", "condition", "num_levels")
+    settings = [config.model[name] for name in names]
+    return Model(params, sde(config), apply, *settings, levels=levels)
 
 
 def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
@@ -222,46 +213,36 @@ def loss(
     The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
     Flips, dequantization, times, noise and dropout all come from `key`.
     """
-    where, names = space(config, info), condition_names(config, info)
-    score_loss = _score_loss(config)
+    where, names, settings = space(config, info), condition_names(config, info), config.training
+
+    def continuous(key: Array, model: Model, x0: Array, **options: Any) -> Array:
+        weights = {name: settings[name] for name in ("t_min", "reduce_mean")}
+        score = partial(model, **options)
+        return denoising_score_matching(
+            key, model.sde, score, x0, weighting=settings.loss, **weights
+        )
+
+    def discrete(key: Array, model: Model, x0: Array, **options: Any) -> Array:
+        chain = discretization(model.sde).chain(model.num_levels)
+
+        def score(x: Array, level: Array) -> Array:
+            return model.score_at(x, model.at_level(level), **options)
+
+        return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
-        key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
+        key_flip, key_noise, dropout_key, key_loss = jax.random.split(key, 4)
         x = batch["x"]
         if config.data.flip and isinstance(where, Pixels):
             x = where.flipped(key_flip, x)
         noise = jax.random.uniform(key_noise, x.shape) if where.dequantize else None
         condition = {name: batch["condition"][name] for name in names}
         scored = model(config, apply, params).given(condition)
-        return score_loss(key_loss, scored, where.to_model(x, noise), key_dropout)
+        score_loss = discrete if config.model.num_levels else continuous
+        x0 = where.to_model(x, noise)
+        return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of
-
-
-def _score_loss(config: ConfigDict) -> Callable[[Array, Model, Array, Array], Array]:
-    """Return `loss(key, model, x0, dropout_key)`, the loss of each x0, (B,)."""
-    settings = config.training
-
-    def continuous(key: Array, model: Model, x0: Array, dropout_key: Array) -> Array:
-        return denoising_score_matching(
-            key,
-            model.sde,
-            partial(model, dropout_key=dropout_key, reverse_only=True),
-            x0,
-            weighting=settings.loss,
-            t_min=settings.t_min,
-            reduce_mean=settings.reduce_mean,
-        )
-
-    def discrete(key: Array, model: Model, x0: Array, dropout_key: Array) -> Array:
-        def score(x: Array, level: Array) -> Array:
-            noise = model.at_level(level)
-            return model.score_at(x, noise, dropout_key=dropout_key, reverse_only=True)
-
-        chain = discretization(model.sde).chain(model.num_levels)
-        return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
-
-    return discrete if config.model.num_levels else continuous
 
 
 # --- Checks ---------------------------------------------------------------------------------------

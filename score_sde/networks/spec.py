@@ -65,8 +65,8 @@ class UNetSpec:
             the noise level of a period they are noise, and the network learns to shut them off.
         remat: compute each block again in the backward pass instead of keeping what is inside it:
             less memory for a third more time. Acts on `reverse_only` calls, which training makes.
-        dtype: of the computation. Parameters and the statistics of the normalization are float32
-            whatever it is.
+        dtype: of the computation. Parameters and the statistics of the normalization are always
+            float32.
 
     Raises:
         ValueError: a value that is not allowed, by the setting's name; the checks stop at the

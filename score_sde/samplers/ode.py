@@ -107,20 +107,12 @@ class ProbabilityFlow(Sampler):
         self, sde: SDE, score: ScoreFn, x: Array, start: float, end: float, times: Array | None
     ) -> Solution:
         """The flow of x (B, *shape) from one time to another, within a jitted function."""
-        flow = sde.probability_flow(score)
+        flow, num_steps = sde.probability_flow(score), self.steps
+        names = ("rtol", "atol", "solver", "step_control")
+        settings: Any = {name: getattr(self, name) for name in names}
+        ends: Any = {"start": start, "end": end, "times": times, "num_steps": num_steps}
         with full_precision():
-            return integrate(
-                lambda t, x: flow(x, t),
-                x,
-                start=start,
-                end=end,
-                rtol=self.rtol,
-                atol=self.atol,
-                times=times,
-                solver=self.solver,
-                step_control=self.step_control,
-                num_steps=self.steps,
-            )
+            return integrate(lambda t, x: flow(x, t), x, **ends, **settings)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
