@@ -138,9 +138,10 @@ def model(
 ) -> Model:
     """Return the network `apply` with its parameters as a score function; `levels` as of
     `score.Model`."""
-    names = ("parameterization", "condition", "num_levels")
-    settings = [config.model[name] for name in names]
-    return Model(params, sde(config), apply, *settings, levels=levels)
+    settings = config.model
+    static: Any = {"num_levels": settings.num_levels, "levels": levels}
+    names = settings.parameterization, settings.condition
+    return Model(params, sde(config), apply, *names, **static)
 
 
 def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
