@@ -321,6 +321,8 @@ class Run:
             if rows.shape != (n, wide) or rows.dtype.kind not in "fiu":
                 raise ValueError(f"vector is {rows.shape}: allowed are numbers ({n}, {wide})")
             given["vector"] = rows.astype(np.float32)
+            if not np.isfinite(given["vector"]).all():
+                raise ValueError("vector: allowed are numbers that are finite in float32")
         return given
 
 

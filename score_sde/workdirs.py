@@ -74,7 +74,11 @@ def load(workdir: Path) -> ConfigDict:
     path = workdir / FILE
     if not path.is_file():
         raise missing(workdir)
-    return from_json(path.read_bytes(), str(path))
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not a config written by a run ({one_line(error)})") from None
+    return from_json(text, str(path))
 
 
 def missing(workdir: Path) -> UserError:

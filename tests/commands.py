@@ -32,20 +32,23 @@ SMALL = (
 )
 FEW = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
 
-# What a tiny run of each kind is trained with (fixture `tiny_run`). Large steps and fast averages,
-# so that a few of them change what the network says.
+# What a tiny run of each kind is trained with (fixture `tiny_run`): large steps and fast averages,
+# so that a few of them change what the network says. All kinds except `unet` have a network that
+# compiles in a moment; a U-Net of any size takes some 5 s for each sampler.
 FAST = (
     *SMALL,
     "--config.training.num_steps=4",
     "--config.training.warmup_steps=0",
     "--config.training.ema_rate=0.5",
+    "--config.training.sample_every=0",
 )
+TINY = (*FAST, "--config.model.name=tests.tiny:Tiny")
 KINDS = {
-    "digits": (*FAST, "--config.training.sample_every=4"),
-    "classes": (*FAST, "--config.training.sample_every=0", "--config.model.class_conditional"),
+    "unet": FAST,
+    "digits": (*TINY, "--config.training.sample_every=4"),
+    "classes": (*TINY, "--config.model.class_conditional"),
     "discrete": (
-        *FAST,
-        "--config.training.sample_every=0",
+        *TINY,
         "--config.model.num_levels=100",
         "--config.model.parameterization=epsilon",
         "--config.model.embedding=positional",

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import sys
 
 import pytest
 
@@ -344,6 +345,13 @@ def test_a_damaged_saved_config_is_refused_in_one_line(text, line):
         workdirs.from_json(text)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that nobody can read, root neither")
+def test_a_saved_config_that_cannot_be_read_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"config\.json: not a config.*[Ee]rror"):
+        workdirs.load(tmp_path)
 
 
 def test_changes_leave_out_what_may_change():

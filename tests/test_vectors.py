@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import score_sde
+from score_sde import workdirs
+from score_sde.config import changed
 from tests.commands import CONFIGS, DIGITS, command, succeed
 
 MOONS = f"--config={CONFIGS / 'vp_moons.py'}"
@@ -62,6 +65,17 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     assert arrays["x"].shape == (6, 2) and arrays["x"].dtype == np.float32
     assert np.isfinite(arrays["x"]).all() and "labels" not in arrays
     assert Image.open(moons / "samples.png").size == (1000, 500)
+
+
+def test_progress_is_reported_from_inside_a_batch(moons):
+    chosen = {"sampling.method": "ddim", "sampling.num_steps": 3, "sampling.batch_size": 6}
+    run = score_sde.load(moons, changed(workdirs.load(moons), chosen))
+    shares: list[float] = []
+    key = jax.random.key(0)
+    [drawn] = run.sample_batches(key, 6, progress=shares.append)
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
+    # In parts of a loop as in one: to rounding.
+    np.testing.assert_allclose(drawn.x, run.sample(key, 6).x, rtol=1e-4, atol=1e-4)
 
 
 def test_likelihoods_of_moons_are_exact_and_in_nats(moons, tmp_path):
@@ -127,6 +141,11 @@ def test_a_density_given_classes_and_columns(table, tmp_path):
         line = done.stderr.rstrip("\n").splitlines()[-1]
         assert done.returncode == 2 and line.startswith("error: config.sampling.condition = ")
         assert line.endswith("allowed are a number for each of c")
+    done = command(*sample, "--config.sampling.condition=(1e999,)", cwd=tmp_path)
+    assert done.returncode == 2 and "config.sampling.condition = (inf,): allowed" in done.stderr
+    run = score_sde.load(workdir)
+    with pytest.raises(ValueError, match="vector: allowed are numbers that are finite"):
+        run.sample(jax.random.key(0), 1, labels=[0], vector=[[np.nan]])
     done = command(*likelihood, "--config.likelihood.seed=1", cwd=tmp_path)
     assert done.returncode == 2 and f"config.data.dir = '{data}'" in done.stderr
 

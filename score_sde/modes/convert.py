@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
-from score_sde.config import flat, refuse, resolve, takes
+from score_sde.config import refuse
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.training.checkpoints import Checkpoints
@@ -92,17 +92,14 @@ def _state(
 
 def _unseen(config: ConfigDict) -> str:
     """What the config says of the network's training that no array can contradict, in words."""
-    values, sde = flat(config), takes(resolve("sde.name", config.sde.name))
-    keys = ["sde.name", *(f"sde.{name}" for name in sde)]
-    names = ("num_levels", "parameterization", "condition", "centered", "activation")
-    keys += [f"model.{name}" for name in names]
-    return ", ".join(f"{key} = {values[key]}" for key in keys)
+    keys = ("num_levels", "parameterization", "condition", "centered", "activation")
+    settings = ", ".join(f"model.{key} = {config.model[key]}" for key in keys)
+    return f"the process {build.sde(config)}, {settings}"
 
 
 def _check_levels(config: ConfigDict, sigmas: np.ndarray | None) -> None:
-    """Raise UserError where a checkpoint was trained on other noise levels than the config's."""
-    reads = takes(resolve("sde.name", config.sde.name))
-    if sigmas is None or "sigma_min" not in reads or not len(sigmas):
+    """Raise UserError where a VE checkpoint was trained on other noise levels than the config's."""
+    if sigmas is None or not hasattr(build.sde(config), "sigma_min") or not len(sigmas):
         return
     for key, level in (("sigma_min", sigmas[0]), ("sigma_max", sigmas[-1])):
         if not math.isclose(config.sde[key], level, rel_tol=1e-5):

@@ -115,7 +115,8 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
     """What the samples are drawn for: the classes in turn, and `sampling.condition`, one for all.
 
     Raises:
-        UserError: another number of values than there are condition columns.
+        UserError: another number of values than there are condition columns, or a value that is
+            not finite in float32.
     """
     info, values = trained.info, trained.config.sampling.condition
     given = build.classes_in_turn(trained.config, info, number)
@@ -124,7 +125,11 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
         allowed = f"a number for each of {columns}" if columns else "(), as there is no condition"
         raise refuse("sampling.condition", values, allowed)
     if values:
-        given["vector"] = np.repeat(info.standardised([values]), number, axis=0)
+        with np.errstate(over="ignore"):
+            row = info.standardised([values])
+        if not np.isfinite(row).all():
+            raise refuse("sampling.condition", values, "numbers that float32 holds, standardised")
+        given["vector"] = np.repeat(row, number, axis=0)
     return given
 
 

@@ -50,7 +50,7 @@ class IPNDM(GridSampler):
 
     num_steps: int = 20
     order: int = 4
-    grid: str = field(default="karras", kw_only=True)
+    grid: str = field(default="quadratic", kw_only=True)
     denoised_only = True
 
     def __post_init__(self) -> None:

@@ -135,7 +135,7 @@ class _Report:
             self._scalars.add_scalar(name, value, step)
         text = f"loss {values['loss']:.4g}"
         if "images_per_second" in values:
-            text += f", {values['images_per_second']:.0f} images/s"
+            text += f", {values['images_per_second']:.0f} examples/s"
         self.bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:

@@ -1,0 +1,37 @@
+"""A network for images that compiles in a moment, for tests of what is around a network."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `build.network` gives it."""
+
+    channels: int
+    num_classes: int = 0
+
+
+class Tiny(nnx.Module):
+    """Two pixel-wise layers, shifted by the noise level and the class."""
+
+    Spec = Spec
+    rank = 3
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        features = 4
+        self.stem = nnx.Linear(spec.channels, features, rngs=rngs)
+        self.noise = nnx.Linear(1, features, rngs=rngs)
+        if spec.num_classes:
+            self.labels = nnx.Embed(spec.num_classes, features, rngs=rngs)
+        self.head = nnx.Linear(features, spec.channels, rngs=rngs)
+        self.takes = ("labels",) if spec.num_classes else ()
+
+    def __call__(self, x, noise, condition=None, *, dropout_key=None, reverse_only=False):
+        assert tuple(condition or {}) == self.takes, condition
+        shift = self.noise(0.05 * noise[:, None])
+        if condition:
+            shift = shift + self.labels(condition["labels"])
+        return self.head(jnp.tanh(self.stem(x) + shift[:, None, None]))
