@@ -72,10 +72,10 @@ def in_batches(
     *,
     first: int = 0,
 ) -> Iterator[PyTree]:
-    """Apply a function to n items, so many at a time.
+    """Apply a function to n items, in batches.
 
-    Batches have one length, so that nothing is compiled for the last one: it is filled up by its
-    last item. Items are in equal parts of ``most`` at most, except for a multiple of the devices.
+    All batches have one length, so all run the same program. The last one is filled up with its
+    last item. The length is at most ``most``, rounded up to a multiple of the devices.
 
     Args:
         function: called with a part of the arrays, on the devices, and the index of its first item;

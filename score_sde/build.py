@@ -88,7 +88,7 @@ def sde(config: ConfigDict) -> SDE:
 
 
 def dataset(config: ConfigDict) -> DatasetInfo:
-    """Return what is known of the config's data. That of vectors is read off the training split."""
+    """Return the facts of the config's data. Those of vectors come from the training split."""
     settings = config.data
     return data.describe(
         resolve("data.name", settings.name),
@@ -145,21 +145,21 @@ def model(
 
 
 def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
-    """Return the names of what the model is given beside x and t."""
+    """Return the names of the model's conditions."""
     labels = ("labels",) if config.model.class_conditional else ()
     return (*labels, "vector") if info.condition else labels
 
 
 def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:
-    """Return the condition of items drawn without a wish: the classes in turn, `labels` int32
-    (number,); nothing for a model without classes."""
+    """Return the default condition of drawn items: the classes in turn, `labels` int32 (number,);
+    `{}` for a model without classes."""
     if not config.model.class_conditional:
         return {}
     return {"labels": np.arange(number, dtype=np.int32) % info.num_classes}
 
 
 def sampler(config: ConfigDict) -> Sampler:
-    """Return the sampler; what is unset is the sampler's own default."""
+    """Return the sampler. An unset key leaves its default."""
     levels = config.model.num_levels
     chosen: Sampler = _made("sampling.method", config, num_levels=levels)
     return chosen

@@ -134,8 +134,7 @@ def validate(config: ConfigDict) -> None:
     """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible, by
     itself or beside the others.
 
-    What only the running machine can tell (does the number of devices divide the batch?) is left
-    to `build.check_devices`.
+    `build.check_devices` checks the batch against the running machine's devices.
     """
     values = flat(config)
     for key, value in values.items():
@@ -166,7 +165,7 @@ def refuse(key: str, value: object, allowed: str) -> UserError:
 
 
 def unknown_key(key: str, value: object) -> UserError:
-    """Return the error for a key that nobody can set, with those that are close to it."""
+    """Return the error for a key that cannot be set, with the keys closest to it."""
     if key == "name":
         return UserError(f"config.name = {value!r}: cannot be set; it is the name of --config")
     if key in SECTIONS:

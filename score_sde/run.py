@@ -32,7 +32,7 @@ Conditions = Mapping[str, ArrayLike]
 
 @dataclass(frozen=True)
 class Run:
-    """What a workdir holds, ready for use.
+    """A trained model with its config and its data's facts.
 
     A condition has a row for each item, under the names that the model was trained with: `labels`
     int32 (n,), `vector` float32 (n, k), standardised (`info.standardised`).
@@ -44,9 +44,8 @@ class Run:
         score: the score of the averaged weights, (x (B, *shape), t (B,)) -> (B, *shape), x in the
             model's units; with a condition `score.given(condition)`. A network trained on discrete
             levels takes them as the config's sampler does (`score_sde.score`).
-        smooth_score: `score`, but of such a network the one that is smooth in t, which the
-            likelihood needs.
-        info: what is known of the data.
+        smooth_score: as `score`, and smooth in t for such a network too. The likelihood needs it.
+        info: the data's facts.
         mesh: the devices that batches are spread over.
     """
 

@@ -83,7 +83,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 
-# The names inside a residual block and inside an attention, of which there are two generations.
+# The names inside a residual block and inside an attention. Attention has two generations.
 RESIDUAL = {
     "norm1": "norm0",
     "conv1": "conv0",
@@ -108,7 +108,7 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
 
     Returns:
         one set of parameters, as `ema`, float32. An array without a place in our network keeps its
-        name, so that the comparison with the network lists it.
+        name. The comparison with the network then lists it.
 
     Raises:
         UserError: a file that is missing or damaged, or another network than that of `spec`.

@@ -21,8 +21,8 @@ def fit(
     Args:
         flat: arrays by path, `stem/kernel`.
         expected: the network's parameters, or their `jax.ShapeDtypeStruct`s.
-        source: what the arrays came from, for the message.
-        what: what they are, for the message.
+        source: the checkpoint, for the message.
+        what: the arrays' name in the message.
 
     Returns:
         a nested dict of float32 numpy arrays.

@@ -1,4 +1,4 @@
-"""What a foreign checkpoint holds, in our names and layout."""
+"""The content of a foreign checkpoint, in our names and layout."""
 
 from collections.abc import Collection
 from pathlib import Path

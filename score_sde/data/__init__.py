@@ -22,8 +22,8 @@ class Dataset(NamedTuple):
     """A data set of the list.
 
     Attributes:
-      info: what is known of it; a function of the data's folder where that is in the files. That of
-        vectors gives shape and columns; `describe` adds what is computed of the data.
+      info: its facts; a function of the data's folder where the files hold them. For vectors it has
+        shape and columns; `describe` adds the constants that are computed from the data.
       load: `load(split, data_dir) -> Arrays`; None for a set that is known for its models only.
         All of a vector's columns are in `x`.
     """
@@ -67,8 +67,8 @@ def describe(
     condition: Sequence[str | int] = (),
     bin_width: float | Sequence[float] | None = None,
 ) -> DatasetInfo:
-    """What a run needs to know of a set. That of images is known; that of vectors is read off the
-    training split.
+    """The facts that a run needs of a set. Those of images are known; those of vectors are computed
+    from the training split.
 
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
@@ -114,7 +114,7 @@ def load(
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       split: "train" or "test".
-      data_dir: folder of the user's files, and of what is downloaded; None or "" for the default
+      data_dir: folder of the user's files and of downloads; None or "" for the default
         (`score_sde.data.sources.cache_folder`). For `npz` the file. Built-in sets need none.
       info: that of the run, of `describe`. Its condition columns are taken out of vectors and
         standardised by its constants. None leaves all columns in `x`.

@@ -9,7 +9,7 @@ Its arrays:
     labels_test  integers (M,), where there are labels and x_test
     columns      text (D,): names of the columns, optional
 
-Values become float32. Other arrays are not read. Pickled objects never are.
+Values become float32. Other arrays are ignored, and pickled objects are refused.
 """
 
 import zlib
@@ -83,7 +83,7 @@ def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
             f"config.data.dir = {data_dir!r}: allowed is the path of a .npz file with an array x"
         )
     try:
-        # Raises ValueError for pickled objects, of which there are none among numbers and text.
+        # Pickled objects raise ValueError. Numbers and text need none.
         opened = np.load(path, allow_pickle=False)
         if isinstance(opened, np.ndarray):
             raise ValueError("it holds a single array")

@@ -1,4 +1,4 @@
-"""The order in which a set is looked for, the same for all that are not built in."""
+"""The places where a set is looked for, in order."""
 
 import os
 from collections.abc import Callable
@@ -41,8 +41,8 @@ def load_in_order(
       hint: the ways to provide the official files by hand, for the message where all fail.
 
     Raises:
-      UserError: one line. Files that are there but damaged end the search: nobody wants to find out
-        later that the files pointed at were not the ones read.
+      UserError: one line. Damaged files end the search: otherwise a run might silently read other files than
+        those that the user pointed at.
     """
     folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
     _check_folder(folder)

@@ -121,7 +121,7 @@ def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any
     settings, discrete = config.likelihood, trained.space.has_bins
     nats = _float64(values.log_prob if discrete else values.log_weight).mean(axis=1)
     probes = None
-    if values.probe_error is not None:  # of independent probes, so that the squares add up
+    if values.probe_error is not None:  # the probes are independent: squares add up
         probes = math.sqrt(np.square(_float64(values.probe_error)).sum()) / number
     up_to = "the solver" if divergence == "exact" else "solver and probes"
     points = "dequantized items, in the model's units" if discrete else "data, in their units"

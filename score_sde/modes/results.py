@@ -1,4 +1,4 @@
-"""A table of per-item results, saved as it fills and gone on with by the same command."""
+"""A table of per-item results. It is saved as it fills, and the same command goes on with it."""
 
 import json
 import os
@@ -21,16 +21,16 @@ Rows = dict[str, np.ndarray]
 class Table:
     """The results of items 0, 1, ... of one mode in a file of numpy arrays (.npz).
 
-    The file says what its numbers depend on. Rows of the same settings are gone on with. Rows of
-    other settings move to NAME.old.npz with the files beside them, once there are new ones: what
-    was paid for is never overwritten.
+    The file holds the settings that its numbers depend on. Rows of the same settings are kept, and
+    more are added. Rows of other settings move to NAME.old.npz, with the files beside them, once
+    there are new ones. No result is overwritten.
 
     Args:
         path: of the file.
-        depends: what the numbers depend on; JSON.
+        depends: the settings that the numbers depend on; JSON.
         facts: further arrays of the file, for its readers.
         beside: names of the files that belong to it.
-        usual: of what an older file does not say, the value that it had.
+        usual: values of the settings that an older file lacks.
     """
 
     def __init__(

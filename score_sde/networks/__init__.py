@@ -1,7 +1,7 @@
 """Networks as pairs of a pure function and a tree of arrays.
 
 The rest of the package sees no `nnx.Module`: a network is `apply(params, x, noise, condition)` with
-`params` a nested dict of arrays, so that what is jitted, averaged and saved is plain data.
+`params` a nested dict of arrays. All that is jitted, averaged and saved is plain data.
 
 `NETWORKS` lists the networks. Your own needs no place in it: `model.name = "my_module:Net"` takes
 the class `Net` of your `my_module.py`, which has three things:
@@ -78,5 +78,5 @@ def init(make: Callable[..., nnx.Module], key: jax.Array) -> tuple[Apply, dict[s
 
 
 def abstract(make: Callable[..., nnx.Module]) -> tuple[Apply, dict[str, Any]]:
-    """As `init`, but with `jax.ShapeDtypeStruct` in the place of arrays; nothing is drawn."""
+    """As `init`, but with `jax.ShapeDtypeStruct`s instead of arrays; nothing is drawn."""
     return split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))

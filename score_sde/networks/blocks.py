@@ -1,4 +1,4 @@
-"""What the U-Net is built of: residual and attention blocks, and what stands between two levels."""
+"""The U-Net's blocks: residual and attention blocks, and the layers between two levels."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is made of the noise level, the condition and the input before the first block."""
+"""Embeddings of the noise level and the class, and Fourier features of the input."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -60,7 +60,7 @@ class NoiseEmbedding(nnx.Module):
 
 
 class LabelEmbedding(nnx.Module):
-    """A learned vector for each class; zeros for a label that is none."""
+    """A learned vector for each class; zeros for a label outside the classes."""
 
     def __init__(self, num_classes: int, features: int, *, rngs: nnx.Rngs):
         self.num_classes = num_classes

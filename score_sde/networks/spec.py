@@ -1,4 +1,4 @@
-"""What a U-Net is: all its settings, checked once."""
+"""The settings of a U-Net, checked once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +63,7 @@ class UNetSpec:
             given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
             where f = 2^7, 2^8). Unlike there, each is gated by a sigmoid of the embedding: above
             the noise level of a period they are noise, and the network learns to shut them off.
-        remat: compute each block again in the backward pass instead of keeping what is inside it:
+        remat: compute each block again in the backward pass instead of keeping its inner arrays:
             less memory for a third more time. Acts on `reverse_only` calls, which training makes.
         dtype: of the computation. Parameters and the statistics of the normalization are always
             float32.

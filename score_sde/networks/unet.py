@@ -197,7 +197,7 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _rematerialized(module: nnx.Module) -> Callable[..., jax.Array]:
-    """A module's call, whose backward pass computes what is inside it again."""
+    """A module's call whose backward pass computes its inner arrays again."""
 
     def call(*arrays: Any, **options: bool) -> jax.Array:
         graph, params = nnx.split(module)

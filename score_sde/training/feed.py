@@ -1,4 +1,4 @@
-"""Feeds: where the train step's batches come from.
+"""Feeds: the sources of the train step's batches.
 
 A feed is a function of the first step: ``batches(first_step)`` yields the batch of that update and
 of all after it, without end. A resumed run sees what the unbroken one would have seen.

@@ -1,4 +1,4 @@
-"""What a training run reports: a progress bar, metrics.jsonl and TensorBoard's scalars."""
+"""The reports of a training run: a progress bar, metrics.jsonl and TensorBoard's scalars."""
 
 import json
 import math
@@ -117,7 +117,7 @@ class RunLog:
 
 
 class _Report:
-    """What the writing process shows and keeps: the bar, metrics.jsonl, TensorBoard's scalars."""
+    """The writing process's reports: the bar, metrics.jsonl, TensorBoard's scalars."""
 
     def __init__(self, workdir: Path, first_step: int, num_steps: int):
         from tensorboardX import SummaryWriter  # only training pays for this import

@@ -51,7 +51,7 @@ def update(
     batch: PyTree,
     key: Array,
 ) -> tuple[TrainState, Metrics]:
-    """One update of the state on one batch. Pure; whoever calls it compiles it.
+    """One update of the state on one batch. Pure; the caller compiles it.
 
     Args:
         loss_fn: ``loss_fn(params, state, batch, key)`` gives one loss for each example, (B,)
