@@ -363,7 +363,7 @@ def _kept(path: Any, times: Array | None, taken: Array, u: Any, y: Any, slopes: 
     1993, eq. II.6.7)."""
     if times is None:
         return None
-    begin, end = (each[:, None] for each in u)
+    times, begin, end = times[None], *(each[:, None] for each in u)
     h = end - begin
     inside = jnp.sign(h) * (times - begin) > 0
     inside &= (jnp.sign(h) * (times - end) <= 0) & taken[:, None]

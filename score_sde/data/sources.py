@@ -41,8 +41,8 @@ def load_in_order(
       hint: the ways to provide the official files by hand, for the message where all fail.
 
     Raises:
-      UserError: one line. Damaged files end the search: otherwise a run might silently read other files than
-        those that the user pointed at.
+      UserError: one line. Damaged files end the search: otherwise a run might silently read
+        other files than those that the user pointed at.
     """
     folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
     _check_folder(folder)
