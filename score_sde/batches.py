@@ -92,12 +92,9 @@ def in_batches(
     size = batch_size(n, most, mesh)
     for index in range(first, n, size):
         count = min(size, n - index)
-
-        def part(array: np.ndarray, index: int = index) -> Any:
-            rows = np.minimum(np.arange(index, index + size), n - 1)
-            return placed(array[rows], along_data(mesh))
-
-        values = function(jax.tree.map(part, arrays), index)
+        rows = np.minimum(np.arange(index, index + size), n - 1)
+        part = jax.tree.map(lambda array, rows=rows: array[rows], arrays)
+        values = function(placed(part, along_data(mesh)), index)
         yield jax.tree.map(lambda array, count=count: on_host(array, mesh)[:count], values)
 
 

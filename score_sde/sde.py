@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
+
 ScoreFn = Callable[[Array, Array], Array]
 """The score grad_x log p_t(x): (x of shape (B, *shape), t of shape (B,)) -> (B, *shape)."""
 
@@ -360,10 +362,10 @@ def _require_rising(**constants: object) -> None:
     and the placeholders of an abstract tree."""
     (low, least), (high, most) = constants.items()
     for name, value in constants.items():
-        if isinstance(value, int | float) and not 0.0 < value < math.inf:
-            raise ValueError(f"{name} = {value!r}: allowed are positive numbers")
-    if isinstance(least, int | float) and isinstance(most, int | float) and most <= least:
-        raise ValueError(f"{high} = {most!r}: allowed are numbers above {low} = {least!r}")
+        if isinstance(value, int | float):
+            require(0.0 < value < math.inf, name, value, "positive numbers")
+    if isinstance(least, int | float) and isinstance(most, int | float):
+        require(most > least, high, most, f"numbers above {low} = {least!r}")
 
 
 def _constant(leaf: Any) -> Any:

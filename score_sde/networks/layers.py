@@ -141,20 +141,16 @@ def variance_scaling(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> ja
     receptive_field = math.prod(shape[:-2])
     mean_fan = receptive_field * (shape[-2] + shape[-1]) / 2
     bound = math.sqrt(3 * (scale or 1e-10) / mean_fan)
-
-    def draw(generator: np.random.Generator) -> np.ndarray:
-        return np.float32(bound) * (2.0 * generator.random(shape, np.float32) - 1.0)
-
-    return host_draw(rngs, shape, draw)
+    return host_draw(
+        rngs, shape, lambda source: np.float32(bound) * (2.0 * source.random(shape, "f4") - 1.0)
+    )
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     """Normal numbers of mean 0 and standard deviation `std`, float32."""
-
-    def draw(generator: np.random.Generator) -> np.ndarray:
-        return generator.standard_normal(shape, np.float32) * np.float32(std)
-
-    return host_draw(rngs, shape, draw)
+    return host_draw(
+        rngs, shape, lambda source: source.standard_normal(shape, "f4") * np.float32(std)
+    )
 
 
 def host_draw(

@@ -24,6 +24,7 @@ from score_sde.training.state import TrainState
 PyTree = Any
 
 _log = logging.getLogger(__name__)
+KEPT = 2  # checkpoints of a run
 
 
 class Checkpoints:
@@ -32,14 +33,12 @@ class Checkpoints:
     Where several processes train together, each makes the same calls; Orbax divides the work.
 
     Args:
-        directory: the place of the checkpoints, created if absent.
-        keep: how many of the newest stay.
+        directory: the place of the checkpoints, created if absent. The newest `KEPT` stay.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path):
         self._directory = Path(directory).absolute()  # Orbax takes no relative paths
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._keep = keep
         self._writer: ocp.CheckpointManager | None = None
 
     def restore(self, target: TrainState) -> TrainState | None:
@@ -55,7 +54,7 @@ class Checkpoints:
         Raises:
             UserError: a checkpoint is of other shapes, or there are some and none can be read.
         """
-        wanted = jax.tree.map(_abstract, target)
+        wanted = jax.tree.map(lambda leaf: _abstract(leaf, leaf.sharding), target)
         found = _read_newest(self._directory, _to_dict(wanted))
         if found is None:
             return None
@@ -77,9 +76,7 @@ class Checkpoints:
         """
         if self._writer is None:
             # Opened late: the directories that `restore` renames would otherwise count as steps.
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, cleanup_tmp_directories=True
-            )
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
             self._writer = ocp.CheckpointManager(self._directory, options=options)
         saved = self._writer.save(step, args=ocp.args.StandardSave(_to_dict(state)))
         if not saved:
@@ -111,11 +108,8 @@ def restore_ema(
         UserError: no checkpoint, none that can be read, or one of other shapes.
     """
     place = sharding or SingleDeviceSharding(jax.local_devices()[0])
-
-    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    target = jax.tree.map(placed, {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")})
+    target = {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")}
+    target = jax.tree.map(lambda leaf: _abstract(leaf, place), target)
     found = _read_newest(Path(directory).absolute(), _to_dict(target))
     if found is None:
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
@@ -199,8 +193,8 @@ def _form(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+def _abstract(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _set_aside(path: Path) -> None:
