@@ -14,7 +14,7 @@ from typing import NoReturn
 from ml_collections import ConfigDict
 
 from score_sde.config import closest, type_in_words, validate
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.schema import SCHEMA
 
 _PACKAGE = Path(__file__).parent
@@ -69,7 +69,7 @@ def load(preset: str) -> ConfigDict:
 
 
 def _refuse(preset: str, error: Exception) -> NoReturn:
-    text = " ".join(f"{error}".split())
+    text = one_line(error)
     # ml_collections lists all other keys, and names types as Python does.
     unknown = re.search(r'Key "(\w+)" does not exist', text)
     other = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original", text)

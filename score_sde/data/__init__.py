@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from score_sde.data import cifar10, described, digits, fashion_mnist, npz, toys, vectors
+from score_sde.data import cifar10, digits, fashion_mnist, npz, toys, vectors
 from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
@@ -24,8 +24,8 @@ class Dataset(NamedTuple):
     """A data set of the list.
 
     Attributes:
-      info: what is known of it; a function of the data's folder where that is in the files. That of
-        vectors gives shape and columns; `describe` adds what is computed of the data.
+      info: its facts; a function of the data's folder where the files hold them. For vectors it has
+        shape and columns; `describe` adds the constants that are computed from the data.
       load: `load(split, data_dir) -> Arrays`; None for a set that is known for its models only.
         All of a vector's columns are in `x`.
     """
@@ -34,6 +34,17 @@ class Dataset(NamedTuple):
     load: Callable[[str, str | None], Arrays] | None
 
 
+# Colour photographs that the published models were trained on, and that nothing here reads: image
+# size, training and test examples. Sizes are those of the models' images, where the set has no size
+# (LSUN) or other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ none.
+_PHOTOGRAPHS = {
+    "celeba": (64, 162_770, 19_962),
+    "lsun_bedroom": (256, 3_033_042, 300),
+    "lsun_church": (256, 126_227, 300),
+    "celebahq": (1024, 30_000, 0),
+    "ffhq": (1024, 70_000, 0),
+}
+
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits.INFO, digits.load),
     "cifar10": Dataset(cifar10.INFO, cifar10.load),
@@ -41,7 +52,12 @@ DATASETS: dict[str, Dataset] = {
     "moons": Dataset(toys.MOONS, toys.load_moons),
     "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
     "npz": Dataset(npz.describe, npz.load),
-    **{found.name: Dataset(found, None) for found in described.INFOS},
+    **{
+        name: Dataset(
+            DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
+        )
+        for name, (size, train, test) in _PHOTOGRAPHS.items()
+    },
 }
 
 
@@ -53,8 +69,8 @@ def describe(
     condition: Sequence[str | int] = (),
     bin_width: float | Sequence[float] | None = None,
 ) -> DatasetInfo:
-    """What a run needs to know of a set. That of images is known; that of vectors is read off the
-    training split.
+    """The facts that a run needs of a set. Those of images are known; those of vectors are computed
+    from the training split.
 
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
@@ -100,7 +116,7 @@ def load(
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       split: "train" or "test".
-      data_dir: folder of the user's files, and of what is downloaded; None or "" for the default
+      data_dir: folder of the user's files and of downloads; None or "" for the default
         (`score_sde.data.sources.cache_folder`). For `npz` the file. Built-in sets need none.
       info: that of the run, of `describe`. Its condition columns are taken out of vectors and
         standardised by its constants. None leaves all columns in `x`.

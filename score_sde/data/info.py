@@ -1,4 +1,4 @@
-"""What is known of a data set, and the form in which its splits are handed over."""
+"""The facts of a data set, and its splits as arrays."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a run needs to know of its data, also where the data themselves are gone.
+    """The facts that a run needs of its data. A workdir keeps them.
 
     The fields from `columns` on are for vectors.
 

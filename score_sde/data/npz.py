@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 
 _FEWEST = 10  # rows, so that a tenth is one
 
@@ -83,7 +83,7 @@ def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
             f"config.data.dir = {data_dir!r}: allowed is the path of a .npz file with an array x"
         )
     try:
-        # Raises ValueError for pickled objects, of which there are none among numbers and text.
+        # Pickled objects raise ValueError. Numbers and text need none.
         opened = np.load(path, allow_pickle=False)
         if isinstance(opened, np.ndarray):
             raise ValueError("it holds a single array")
@@ -92,7 +92,7 @@ def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
             arrays = {name: file[name] for name in names if name in file.files}
             there = ", ".join(file.files)
     except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)[:100]
         raise UserError(f"{_where(path)}: not a .npz file of numbers ({reason})") from error
     if "x" not in arrays:
         raise UserError(f"{_where(path)}: has no array x; its arrays are {there or 'none'}")

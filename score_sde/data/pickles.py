@@ -12,19 +12,6 @@ import numpy as np
 
 from score_sde.errors import UserError
 
-# What the unpickler of a foreign stream may raise; the pickle module promises no complete list.
-_BROKEN = (
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    TypeError,
-    ValueError,
-)
-
 
 class _Dtype:
     """Stands for `numpy.dtype`: keeps its name; byte order does not matter to single bytes."""
@@ -87,7 +74,7 @@ def read_batch(raw: bytes, source: str) -> tuple[np.ndarray, list[int]]:
         batch = _Reader(io.BytesIO(raw), encoding="bytes").load()
     except _Refused as error:
         raise UserError(f"config.data.dir: {source} is refused: {error}") from error
-    except _BROKEN as error:
+    except Exception as error:  # the pickle module promises no list of what a stream raises
         raise UserError(f"config.data.dir: {source} is damaged or not a pickle") from error
     foreign = UserError(
         f"config.data.dir: {source} is not an official batch: "

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     trained = "with" if foreign.mu else "without"
     print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")
     print(f"parameters: {size:,}")
-    print(f"taken from the config, as arrays do not tell: {_untold(config)}")
+    print(f"taken from the config, as arrays do not show: {_unseen(config)}")
     print(f"config: {path}")
     print(f"next: --mode sample --workdir {workdir}")
 
@@ -90,7 +90,7 @@ def _state(
     )
 
 
-def _untold(config: ConfigDict) -> str:
+def _unseen(config: ConfigDict) -> str:
     """Settings of the training that follow from the config alone, not from the arrays, in words."""
     keys = ("num_levels", "parameterization", "condition", "centered", "activation")
     settings = ", ".join(f"model.{key} = {config.model[key]}" for key in keys)

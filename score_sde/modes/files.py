@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whether what is in them is still the same."""
+"""Files that are written whole or not at all, and digests of arrays."""
 
 import hashlib
 import os
@@ -17,10 +17,10 @@ from score_sde.errors import UserError
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write to, which takes this path's place when all is written.
+    """Give a file to write to. It takes this path's place when all is written.
 
     Raises:
-        UserError: it cannot be written; what was there before stays.
+        UserError: it cannot be written. The file that was there stays.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:

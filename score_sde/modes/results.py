@@ -3,12 +3,10 @@
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -18,8 +16,6 @@ from score_sde.modes.files import whole
 
 SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
 Rows = dict[str, np.ndarray]
-# What reading a damaged or foreign file raises.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
 
 
 class Table:
@@ -31,7 +27,7 @@ class Table:
 
     Args:
         path: of the file.
-        depends: what the numbers depend on; JSON.
+        depends: the settings that the numbers depend on; JSON.
         facts: further arrays of the file, for its readers.
         beside: names of the files that belong to it.
         usual: the values of settings that an older file lacks.
@@ -64,7 +60,7 @@ class Table:
             with np.load(self.path) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
                 rows = {name: arrays[name] for name in json.loads(str(arrays["rows"]))}
-        except DAMAGE as error:
+        except Exception as error:  # damaged, or of another program
             return f"not as this version writes it ({type(error).__name__})"
         theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
         keys = {**self.depends, **theirs}
@@ -114,28 +110,20 @@ class Table:
         """Move files of other settings out of the way, and report it."""
         if not self.other:
             return
-        names = [self.path.name, *self.beside]
-        folder, numbers = self.path.parent, ["", *map(str, range(2, 1000))]
-        free = next(
-            number
-            for number in numbers
-            if not any((folder / _older(name, number)).exists() for name in names)
-        )
-        for name in names:
-            if (folder / name).exists():
-                try:
-                    os.replace(folder / name, folder / _older(name, free))
-                except OSError as error:
-                    raise UserError(
-                        f"{folder / name}: cannot be moved ({error.strerror})"
-                    ) from error
-        tqdm.write(f"{self.path}: {self.other}; it is now {_older(self.path.name, free)}")
+        paths = [self.path, *map(self.path.with_name, self.beside)]
+        numbers = ("", *map(str, range(2, 1000)))
+        free = next(n for n in numbers if not any(_older(path, n).exists() for path in paths))
+        for path in filter(Path.exists, paths):
+            try:
+                os.replace(path, _older(path, free))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be moved ({error.strerror})") from error
+        tqdm.write(f"{self.path}: {self.other}; it is now {_older(self.path, free).name}")
         self.other = None
 
 
-def _older(name: str, number: str) -> str:
-    stem, _, ending = name.partition(".")
-    return f"{stem}.old{number}.{ending}"
+def _older(path: Path, number: str) -> Path:
+    return path.with_name(f"{path.stem}.old{number}{path.suffix}")
 
 
 class Progress:
@@ -168,11 +156,11 @@ class Progress:
 
     def speed(self, unit: str) -> str:
         """Items per second in words."""
-        told = f"{sum(self.drawn) / (self.ends[-1] - self.ends[0]):.2f} {unit}/s with compilation"
+        words = f"{sum(self.drawn) / (self.ends[-1] - self.ends[0]):.2f} {unit}/s with compilation"
         if len(self.drawn) > 1:
             rate = sum(self.drawn[1:]) / (self.ends[-1] - self.ends[1])
-            told += f", {rate:.2f} {unit}/s after the first batch"
-        return told
+            words += f", {rate:.2f} {unit}/s after the first batch"
+        return words
 
 
 @contextmanager

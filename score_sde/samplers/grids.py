@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import discretization
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import SteppedSampler
 from score_sde.sde import SDE, VPSDE, ScoreFn
@@ -53,27 +54,18 @@ class GridSampler(SteppedSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid = {self.grid!r}: allowed are {', '.join(GRIDS)}")
+        require(self.grid in GRIDS, "grid", self.grid, ", ".join(GRIDS))
         require_positive(rho=self.rho)
-        if self.grid == "paper" and self.num_steps < 2:
-            raise ValueError(
-                f"num_steps = {self.num_steps!r}: allowed are integers of at least 2 with grid = "
-                "'paper'"
-            )
-        if 0 < self.num_levels <= self.num_steps:
-            raise ValueError(
-                f"num_steps = {self.num_steps!r}: allowed are 1 to {self.num_levels - 1} with "
-                f"num_levels = {self.num_levels}, as each time is a level"
-            )
+        allowed, levels = "integers of at least 2 with grid = 'paper'", self.num_levels
+        require(self.num_steps > 1 or self.grid != "paper", "num_steps", self.num_steps, allowed)
+        allowed = f"1 to {levels - 1} with num_levels = {levels}, as each time is a level"
+        require(not 0 < levels <= self.num_steps, "num_steps", self.num_steps, allowed)
 
     def check_start(self, sde: SDE, score: ScoreFn) -> None:
         super().check_start(sde, score)
-        if self.grid in ("quadratic", "log_snr", "karras") and not sde.keeps_data():
-            raise ValueError(
-                f"grid = {self.grid!r}: allowed are uniform, paper, angle where "
-                "alpha(T) = 0, a log-SNR of minus infinity"
-            )
+        allowed = "uniform, paper, angle where alpha(T) = 0, a log-SNR of minus infinity"
+        ok = self.grid not in ("quadratic", "log_snr", "karras") or sde.keeps_data()
+        require(ok, "grid", self.grid, allowed)
 
     @property
     def without_effect(self) -> set[str]:

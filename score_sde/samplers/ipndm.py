@@ -15,12 +15,12 @@ where alpha(T) = 0 and y has no value.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE
@@ -32,16 +32,6 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12, 0.0),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
-
-
-class _Tables(NamedTuple):
-    """Of the times: alpha and sigma. Of the steps: alpha' (nu' - nu), and the weights (steps,
-    order)."""
-
-    alpha: Array
-    sigma: Array
-    length: Array
-    weights: Array
 
 
 @dataclass(frozen=True)
@@ -65,13 +55,14 @@ class IPNDM(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3, 4")
+        require(self.order in (1, 2, 3, 4), "order", self.order, "1, 2, 3, 4")
 
-    def tables(self, sde: SDE, times: Array) -> _Tables:
+    def tables(self, sde: SDE, times: Array) -> tuple[Array, ...]:
+        """Of the times: alpha and sigma. Of the steps: alpha' (nu' - nu), and the weights (steps,
+        order)."""
         sigma, lambdas = sde.sigma(times), 0.5 * sde.log_snr(times)  # nu = e^-lambda
         length = -sigma[1:] * jnp.expm1(jnp.diff(lambdas))
-        return _Tables(sde.alpha(times), sigma, length.at[0].set(0.0), self.weights(sde, times))
+        return sde.alpha(times), sigma, length.at[0].set(0.0), self.weights(sde, times)
 
     def weights(self, sde: SDE, times: Array) -> Array:
         """Weights of the values of epsilon in each step, the newest first, (steps, order)."""
