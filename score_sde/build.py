@@ -318,6 +318,12 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     settings, likelihood = config.model, config.likelihood
     if settings.embedding == "fourier" and settings.condition == "time":
         yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    for key, t_min in (
+        ("training.t_min", config.training.t_min),
+        ("likelihood.t_min", likelihood.t_min),
+    ):
+        if not t_min < process.T:
+            yield key, f"times below T = {process.T:g} of {type(process).__name__}"
     narrow = likelihood.dequantization == "truncated_normal"
     if narrow and likelihood.t_min < process.t_resolved:
         yield (

@@ -134,7 +134,8 @@ def validate(config: ConfigDict) -> None:
     """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible, by
     itself or beside the others.
 
-    `build.check_devices` checks the batch against the running machine's devices.
+    Rules that depend on the running machine (does the number of devices divide the batch?) are
+    those of `build.check_devices`.
     """
     values = flat(config)
     for key, value in values.items():

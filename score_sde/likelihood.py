@@ -116,11 +116,12 @@ def log_likelihood(
         probes: probes (B, number, *shape) in place of drawn ones, to compare with another code.
 
     Raises:
-        ValueError: for an unknown divergence, or no probes.
+        ValueError: for an unknown divergence, no probes, or a time that the process has not.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
     require(divergence in DIVERGENCES, "divergence", divergence, ", ".join(DIVERGENCES))
     require(num_probes > 0, "num_probes", num_probes, "integers of at least 1")
+    require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)

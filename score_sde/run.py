@@ -109,7 +109,7 @@ class Run:
         spread = along_data(self.mesh)
 
         def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
-            # Drawn anew for each batch, and spread: a sampler that starts there is spread, too.
+            # Drawn for each batch, and spread over the devices: so the sampler runs on all of them.
             shape = (self.batch_size(n), *space.shape)
             noise = placed(from_prior(key, self.sde, shape, index), spread)
             options: Any = {"trajectory": trajectory, "first": index, "progress": progress}
@@ -189,7 +189,8 @@ class Run:
         pairs = [self.space.check(items) for items in (first, second)]
         n = len(pairs[0])
         require(num >= 1, "num", num, "integers of at least 1")
-        require(len(pairs[1]) == n, "second", len(pairs[1]), f"{n} items, as many as the first")
+        if len(pairs[1]) != n:
+            raise ValueError(f"{n} and {len(pairs[1])} items: allowed are as many second as first")
         given = self.checked_condition(n, condition)
         x0 = np.stack(pairs, axis=1)
         x0 = self._to_model(key, x0.reshape(-1, *self.space.shape)).reshape(x0.shape)

@@ -178,7 +178,7 @@ def test_a_flow_that_is_not_finite_is_not_blamed_on_the_tolerances(tiny_run, tmp
     done = command("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
     assert done.returncode == 2, done.stdout + done.stderr
     line = done.stderr.rstrip("\n").splitlines()[-1]
-    assert "1 of 1" in line and "not finite" in line and "larger" not in line
+    assert "1 of 1" in line and "not a finite number" in line and "larger" not in line
     assert "Traceback" not in done.stderr and not (workdir / "samples.npz").exists()
 
 
@@ -385,7 +385,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("arguments", "line"), CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_of_what_a_workdir_was_made_with_is_refused(trained, arguments, line):
-    assert refused(*arguments, cwd=trained) == line
+    assert refused(*arguments, cwd=trained).startswith(line)
 
 
 def test_another_preset_on_a_workdir_is_refused_by_its_keys(trained):

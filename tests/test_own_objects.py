@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import score_sde
-from tests.commands import succeed
+from tests.commands import refused, succeed
 
 OBJECTS = """
 from dataclasses import dataclass
@@ -95,6 +95,16 @@ def command(tmp_path, monkeypatch):
         return succeed("--config=own_preset.py", *arguments, cwd=tmp_path)
 
     return run
+
+
+def test_times_end_before_the_processs_own_T(command, tmp_path):
+    """Cosine ends at T = 0.9."""
+    for key in ("sampling.t_min", "likelihood.t_min", "training.t_min"):
+        late = f"--config.{key}=0.9"
+        line = refused("--mode=train", "--config=own_preset.py", late, cwd=tmp_path)
+        assert (
+            line.startswith(f"error: config.{key} = 0.9: allowed are times") and "T = 0.9" in line
+        )
 
 
 def test_they_train_sample_and_give_likelihoods(command):

@@ -65,6 +65,13 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     assert arrays["x"].shape == (6, 2) and arrays["x"].dtype == np.float32
     assert np.isfinite(arrays["x"]).all() and "labels" not in arrays
     assert Image.open(moons / "samples.png").size == (1000, 500)
+    # As after Ctrl-C while the contours are solved for: the vectors are there, the picture is not.
+    (moons / "samples.png").unlink()
+    told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
+    assert "nothing to compute" in told and "contours: " in told
+    assert (moons / "samples.png").exists()
+    told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
+    assert "contours: " not in told
 
 
 def test_progress_is_reported_from_inside_a_batch(moons):

@@ -17,6 +17,8 @@ from score_sde.errors import UserError
 
 __all__ = ["DATASETS", "Arrays", "Dataset", "DatasetInfo", "describe", "load"]
 
+SPLITS = ("train", "test")
+
 
 class Dataset(NamedTuple):
     """A data set of the list.
@@ -73,8 +75,8 @@ def describe(
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       data_dir: as for `load`.
-      image_size: height and width of the models' images, for a set that has no files here;
-        0: the set's.
+      image_size: height and width of the models' images, for a set that is only described; 0: its
+        own.
       condition: names or indices of the columns of vectors that become the condition.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.
@@ -136,8 +138,8 @@ def load(
             f"config.data.name = {found.name!r}: its images cannot be read, only its models can be "
             f"used; sets that can are {', '.join(readable)}"
         )
-    if split not in found.splits:
-        raise UserError(f"split: {split!r} is not one of {', '.join(found.splits)}")
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     arrays = known.load(split, data_dir)
     check(arrays, found, split)
     return arrays if info is None else vectors.separated(arrays, found, info)
@@ -152,4 +154,10 @@ def _known(dataset: str | Dataset) -> Dataset:
 
 
 def _info(dataset: Dataset, data_dir: str | None) -> DatasetInfo:
-    return dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+    info = dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+    if set(info.splits) != set(SPLITS):
+        raise UserError(
+            f"config.data.name: {info.name} has the splits {', '.join(info.splits) or 'none'}; "
+            f"allowed are {', '.join(SPLITS)}"
+        )
+    return info

@@ -65,9 +65,12 @@ class DatasetInfo:
 
     def standardised(self, values: ArrayLike) -> np.ndarray:
         """Rows of the condition's columns in the data's units, (n, k), as a model is given them:
-        float32."""
-        rows = (np.asarray(values, np.float64) - self.condition_mean) / self.condition_std
-        return rows.astype(np.float32)
+        float32. ValueError for another shape."""
+        rows = np.asarray(values, np.float64)
+        if rows.ndim != 2 or rows.shape[1] != len(self.condition) or not self.condition:
+            columns = ", ".join(self.condition) or "none, as there is no condition"
+            raise ValueError(f"values are {rows.shape}: allowed are rows of the columns {columns}")
+        return ((rows - self.condition_mean) / self.condition_std).astype(np.float32)
 
     def facts(self) -> dict[str, Any]:
         """All fields, as what JSON keeps."""

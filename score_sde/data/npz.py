@@ -9,7 +9,7 @@ Its arrays:
     labels_test  integers (M,), where there are labels and x_test
     columns      text (D,): names of the columns, optional
 
-Values become float32. Other arrays are ignored, and pickled objects are refused.
+Values become float32. Other arrays are ignored. Pickled objects are refused.
 """
 
 import zlib

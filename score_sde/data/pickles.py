@@ -1,8 +1,8 @@
 """Reads the official CIFAR-10 pickles without running anything that they name.
 
 A pickle is a program: it may call anything that can be imported. The official batches, written by
-Python 2, name three things, all of numpy; here each stands for an inert record of its arguments,
-and any other name ends the reading.
+Python 2, name three things, all of numpy. Each is an inert record of its arguments here, and any
+other name ends the reading.
 """
 
 import io

@@ -18,8 +18,8 @@ from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.errors import UserError, one_line
 
 _READ_AT_ONCE = 1000  # images
-# Preparing CIFAR-10 takes a minute once downloaded. TFDS retries a dead network for 3.5 minutes.
-# Beyond this limit it hangs.
+# Preparing CIFAR-10 takes a minute once downloaded. TFDS retries a dead network for 3.5 minutes. A
+# process that takes longer than this hangs.
 _PREPARE_LIMIT = 1800.0  # seconds
 
 # Run in another process: TensorFlow would take the accelerator's memory from JAX.

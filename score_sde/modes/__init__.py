@@ -60,7 +60,7 @@ def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
 
 
 def _cores_as_devices(batch_size: int) -> None:
-    """Make each CPU core a device, up to the largest number that divides the batch.
+    """Make each CPU core a device, as far as their number divides the batch.
 
     XLA spreads a large convolution over the cores, but runs the many small operations of a network
     on one: with a part of the batch for each of two cores the digits' step takes about 0.7 of the

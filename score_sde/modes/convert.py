@@ -91,7 +91,7 @@ def _state(
 
 
 def _unseen(config: ConfigDict) -> str:
-    """What the config says of the network's training that no array can contradict, in words."""
+    """Settings of the training that follow from the config alone, not from the arrays, in words."""
     keys = ("num_levels", "parameterization", "condition", "centered", "activation")
     settings = ", ".join(f"model.{key} = {config.model[key]}" for key in keys)
     return f"the process {build.sde(config)}, {settings}"

@@ -53,7 +53,7 @@ def signals_wait() -> Iterator[None]:
 
 
 def digest(arrays: Iterable[ArrayLike]) -> str:
-    """The SHA-256 of arrays."""
+    """A digest of the arrays: equal for equal arrays."""
     found = hashlib.sha256()
     for array in arrays:
         found.update(np.ascontiguousarray(array).data)

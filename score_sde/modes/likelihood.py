@@ -23,7 +23,7 @@ from score_sde.workdirs import is_free
 VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 
 # The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
-# the batch they depend as much as on rounding, and a smaller one mends a lack of memory.
+# the batch's size they depend by rounding only, and a smaller batch needs less memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
 NOT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
 
@@ -33,9 +33,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     `likelihood.json`; print it.
 
     Both are rewritten after each batch, whole or not at all. Items that `likelihood.npz` already
-    holds for the same weights, data and settings are not computed again: an interrupted run goes
-    on, a complete one is printed, one of fewer items reads the first and leaves the files. Values
-    of other settings are kept as `likelihood.old.npz`.
+    holds for the same weights, data and settings are not computed again. So an interrupted run
+    continues, and a complete one is printed. A run of fewer items uses the first ones and leaves
+    the files. Values of other settings are kept as `likelihood.old.npz`.
     """
     settings = config.likelihood
     start(settings.batch_size)
@@ -97,7 +97,7 @@ def _read(trained: Run) -> set[str]:
 
 
 def _values(table: Table) -> DataLikelihood:
-    """The table's rows; what none of them has is None."""
+    """The table's rows. A missing column is None."""
     columns: dict[str, Any] = {name: table.rows.get(name) for name in DataLikelihood._fields}
     return DataLikelihood(**columns)
 
@@ -115,7 +115,7 @@ def _write_summary(
 
 
 def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any]:
-    """Return everything that the figure depends on beside the figure."""
+    """Return the figure, with everything that it depends on."""
     config, number = trained.config, len(values.nfe)
     divergence = build.divergence(config, trained.info)
     settings, discrete = config.likelihood, trained.space.has_bins

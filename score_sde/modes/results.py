@@ -1,4 +1,4 @@
-"""A table of per-item results. It is saved as it fills, and the same command goes on with it."""
+"""A table of per-item results. It is saved as it fills, and the same command continues it."""
 
 import json
 import os
@@ -21,16 +21,16 @@ Rows = dict[str, np.ndarray]
 class Table:
     """The results of items 0, 1, ... of one mode in a file of numpy arrays (.npz).
 
-    The file holds the settings that its numbers depend on. Rows of the same settings are kept, and
-    more are added. Rows of other settings move to NAME.old.npz, with the files beside them, once
-    there are new ones. No result is overwritten.
+    The file says what its numbers depend on. Rows of the same settings are continued. Rows of other
+    settings move to NAME.old.npz with the files beside them, as soon as there are new rows. So no
+    paid work is overwritten.
 
     Args:
         path: of the file.
         depends: the settings that the numbers depend on; JSON.
         facts: further arrays of the file, for its readers.
         beside: names of the files that belong to it.
-        usual: values of the settings that an older file lacks.
+        usual: the values of settings that an older file lacks.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Table:
         return len(next(iter(self.rows.values()))) if self.rows else 0
 
     def _read(self, usual: dict[str, Any]) -> str | None:
-        """Take the file's rows where they are of these settings; else return why not."""
+        """Take the file's rows if they are of these settings; otherwise return the reason."""
         if not self.path.is_file():  # a folder of this name is an error of `save`
             return None
         try:
@@ -71,7 +71,7 @@ class Table:
         return None
 
     def report(self, wanted: int) -> None:
-        """Print what of the wanted rows is there."""
+        """Print how many rows are there."""
         if len(self):
             then = "going on after them" if len(self) < wanted else "nothing to compute"
             if len(self) > wanted:
@@ -89,7 +89,7 @@ class Table:
 
     @property
     def changed(self) -> bool:
-        """Whether there are rows that the file does not have."""
+        """Whether there are rows that the file lacks."""
         return len(self) > self._saved
 
     def save(self, wanted: int) -> None:
@@ -107,7 +107,7 @@ class Table:
         self._saved = len(self)
 
     def set_aside(self) -> None:
-        """Move the files that are there where they are of other settings, and say so."""
+        """Move files of other settings out of the way, and report it."""
         if not self.other:
             return
         paths = [self.path, *map(self.path.with_name, self.beside)]
@@ -172,8 +172,8 @@ def progress(total: int, done: int, unit: str, desc: str) -> Iterator[Progress]:
 
 @contextmanager
 def saving(changed: Callable[[], bool], save: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each batch, which saves now and then; save what is left at the
-    end and with an interruption."""
+    """Yield a function to call after each batch: it saves now and then. Save the rest at the end,
+    and at an interruption."""
     due = time.perf_counter() + SAVE_EVERY
 
     def maybe() -> None:

@@ -1,4 +1,4 @@
-"""`--mode sample`: draw from a trained run. Of the data it needs nothing."""
+"""`--mode sample`: draw from a trained run. Only pictures of vectors look for the data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from score_sde.config import changed, refuse
 from score_sde.errors import UserError
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
-from score_sde.modes.results import Table, progress, saving
+from score_sde.modes.results import Progress, Table, progress, saving
 from score_sde.run import Run, load
 
 VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
@@ -30,8 +30,8 @@ GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 def run(config: ConfigDict, workdir: Path) -> None:
     """Write `samples.npz`, a picture and, where `sampling.gif` asks for it, `samples.gif`.
 
-    The batches drawn are saved every minute, and with an interruption. The same command then goes
-    on after them; one with a film begins anew. Samples of other settings are kept as
+    The batches drawn are saved every minute, and at an interruption. The same command then
+    continues after them; a command with a film starts again. Samples of other settings are kept as
     `samples.old.npz`.
     """
     settings, number = config.sampling, config.sampling.num_samples
@@ -43,36 +43,55 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
     read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
-    tell_unread(config, workdir, read | (DENSITY if _shows_density(trained) else set()))
+    contours, picture = _shows_density(trained), workdir / PICTURE
+    if contours:
+        read |= DENSITY
+    tell_unread(config, workdir, read)
+    unit = "image" if trained.info.levels else "vector"
+    name = "images" if trained.info.levels else "x"
     table = Table(
-        workdir / VALUES, _depends(trained), facts=_facts(trained), beside=(PICTURE, FILM)
+        workdir / VALUES,
+        _depends(trained),
+        facts=_facts(trained),
+        beside=(PICTURE, FILM),
     )
-    film = _Film(workdir / FILM, trained.info.levels or 0) if settings.gif else None
-    if film:  # it is of states that are not kept
+    if settings.gif and len(table):  # the film is of states that are not kept
         table.rows = {}
+    film = _Film(workdir / FILM, trained.info.levels or 0) if settings.gif else None
     table.report(number)
-    speed = _draw(trained, given, table, film, workdir)
-    unit = "images" if trained.info.levels else "vectors"
-    print(f"{number} {unit}, NFE {table.rows['nfe'][:number].mean():.0f}{speed}")
-    if film:
-        print(f"film: {workdir / FILM}")
-    elif (workdir / FILM).exists():
-        print(f"{workdir / FILM}: the film of an earlier command")
-    print(f"picture: {workdir / PICTURE}")
-
-
-def _draw(
-    trained: Run, given: dict[str, np.ndarray], table: Table, film: "_Film | None", workdir: Path
-) -> str:
-    """Draw what the table lacks, with the picture and the film; return the speed in words."""
-    settings, number = trained.config.sampling, trained.config.sampling.num_samples
-    unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
 
     def save() -> None:
         with signals_wait():
             table.save(number)
-            _picture(trained, table.rows[name], given, workdir / PICTURE)
+            if contours and len(table) >= number:
+                picture.unlink(missing_ok=True)  # the contours follow, and take their time
+            else:
+                _picture(trained, table.rows[name], picture)
 
+    bar = _draw(trained, given, table, film, save)
+    if contours and (bar.drawn or not picture.exists()):
+        print("contours: solving for the density in the plane")
+        _picture(trained, table.rows[name], picture, _density(trained, given))
+    nfe = table.rows["nfe"][:number].mean()
+    speed = f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
+    print(f"{number} {unit}s, NFE {nfe:.0f}{speed}")
+    if film:
+        print(f"film: {workdir / FILM}")
+    elif (workdir / FILM).exists():
+        print(f"{workdir / FILM}: the film of an earlier command")
+    print(f"picture: {picture}")
+
+
+def _draw(
+    trained: Run,
+    given: dict[str, np.ndarray],
+    table: Table,
+    film: "_Film | None",
+    save: Callable[[], None],
+) -> Progress:
+    """Draw the samples that the table lacks."""
+    settings, number = trained.config.sampling, trained.config.sampling.num_samples
+    unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     with (
         progress(number, len(table), unit, "sample") as bar,
         saving(lambda: table.changed, save) as saved,
@@ -91,7 +110,7 @@ def _draw(
                 film.add(part)
             bar.done(len(part.nfe))
             saved()
-    return f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
+    return bar
 
 
 class _Film:
@@ -157,8 +176,13 @@ def _shows_density(trained: Run) -> bool:
     return trained.info.shape == (2,) and not trained.config.model.class_conditional
 
 
-def _picture(trained: Run, x: np.ndarray, given: dict[str, np.ndarray], path: Path) -> None:
-    """Write a grid of images; or vectors beside the data, with the density where it can be seen.
+def _picture(
+    trained: Run,
+    x: np.ndarray,
+    path: Path,
+    density: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> None:
+    """Write a grid of images; or vectors beside the data, with contours of the density if given.
 
     Data that cannot be read, and a density that cannot be solved for, are reported and left out.
     """
@@ -171,7 +195,6 @@ def _picture(trained: Run, x: np.ndarray, given: dict[str, np.ndarray], path: Pa
         real = data.load(build.resolve("data.name", settings.name), "test", settings.dir, info).x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
-    density = _density(trained, given) if _shows_density(trained) else None
     pictures.scatter(path, x, real, info.columns, density)
 
 

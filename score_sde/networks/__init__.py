@@ -11,7 +11,7 @@ the class `Net` of your `my_module.py`, which has three things:
   their defaults. A ValueError in its `__post_init__` refuses a setting.
 - `Net(spec, rngs=rngs)`: an `nnx.Module` whose variables all are float32 `nnx.Param`s.
 - `Net.__call__(x, noise, condition, *, dropout_key=None, reverse_only=False)`: arguments and result
-  as those of `UNet.__call__`. It raises ValueError for a condition that is not allowed.
+  as those of `UNet.__call__`. It raises ValueError for a condition that it does not take.
 """
 
 from collections.abc import Callable, Mapping

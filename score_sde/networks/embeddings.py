@@ -20,7 +20,7 @@ from score_sde.networks.layers import (
 
 
 def check_names(condition: Mapping[str, jax.Array], allowed: Collection[str]) -> None:
-    """Raises ValueError at the first condition that is not allowed."""
+    """Raises ValueError at the first condition that the network does not take."""
     for name in condition:
         if name not in allowed:
             names = ", ".join(allowed) or "none with this network"

@@ -85,7 +85,7 @@ class UNet(nnx.Module):
             (B, H, W, C), float32 (float64 if that is the dtype of the computation).
 
         Raises:
-            ValueError: a condition that is not the network's, such as labels without classes.
+            ValueError: a condition that the network does not take, such as labels without classes.
         """
         x = x.astype(statistics_dtype(self.spec.dtype))
         if not self.spec.centered:

@@ -97,7 +97,10 @@ class Sampler(ABC):
     def check(self, sde: SDE) -> None:
         """Raise ValueError, naming the setting, if one does not fit the process. Compute
         nothing."""
-        del sde  # most fit all
+        if self.t_min is not None and not 0 < self.t_min < sde.T:
+            raise ValueError(
+                f"t_min = {self.t_min!r}: allowed are times above 0 and below T = {sde.T:g}"
+            )
 
     def sample(
         self,
@@ -129,11 +132,12 @@ class Sampler(ABC):
 
         Raises:
             ValueError: neither x_init nor shape, or both and they differ; a trajectory of one
-                state; a process or score with which the sampler cannot start; ``project`` with the
-                adaptive flow.
+                state; a setting that does not fit the process; a process or score with which the
+                sampler cannot start; ``project`` with the adaptive flow.
             RuntimeError: with the reason, if an adaptive solve did not succeed. Within a jitted
                 function nothing is raised: the samples of such a solve are nan.
         """
+        self.check(sde)
         self.check_start(sde, score)
         shape = batch_shape(x_init, shape)
         keep = ALL if trajectory is True else int(trajectory)

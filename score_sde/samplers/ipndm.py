@@ -4,8 +4,8 @@ In y = x / alpha and nu = sigma / alpha the probability flow of every process is
 
     dy/dnu = epsilon(x, t),     epsilon = (x - alpha D) / sigma,     D = E[x0 | x].
 
-A multistep method puts an average of the last values of epsilon, whose weights w_j add up to 1, in
-its place. From nu to nu' that is
+A multistep method replaces epsilon by an average of its last values, whose weights w_j add up to 1.
+From nu to nu' that is
 
     x' = alpha' (y + (nu' - nu) sum_j w_j epsilon_j)
        = alpha' D + sigma' epsilon + alpha' (nu' - nu) (sum_j w_j epsilon_j - epsilon):
@@ -36,11 +36,11 @@ ADAMS_BASHFORTH = (
 
 @dataclass(frozen=True)
 class IPNDM(GridSampler):
-    """Adams and Bashforth's method with the weights of equal steps, on any grid.
+    """Adams and Bashforth's method with the weights of equal steps, on every grid.
 
     The first steps average over as many values as there are. On a grid of unequal steps, and after
-    a first step of order 1, the error falls with the second order at most: more values make it
-    smaller, not its order higher.
+    a first step of order 1, the error is of second order at most. More values make it smaller; they
+    do not raise its order.
 
     Attributes:
         order: values of epsilon that a step averages, 1 to 4; 1 is DDIM.

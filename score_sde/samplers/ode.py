@@ -88,6 +88,7 @@ class ProbabilityFlow(Sampler):
         Raises:
             RuntimeError: with the reason, if a solve did not succeed.
         """
+        self.check(sde)
         sde.check()
         latents, verdict = _encode(sde, as_pytree(score), x0, self)
         check(verdict)

@@ -173,9 +173,14 @@ class PredictorCorrector(SteppedSampler):
         return CORRECTORS[self.corrector] if isinstance(self.corrector, str) else self.corrector
 
     def check(self, sde: SDE) -> None:
+        super().check(sde)
         # All steps use the chain's coefficients, except Euler and Maruyama's.
         if self.faithful and (self.corrections or self._predictor not in (euler_maruyama, None)):
             check_steps(sde, self.num_steps)
+
+    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+        super().check_start(sde, score)
+        self.check(sde)
 
     @property
     def levels(self) -> str:

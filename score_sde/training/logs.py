@@ -169,7 +169,7 @@ def _progress(first_step: int, num_steps: int) -> tqdm:
 
 
 class _Lines:
-    """A bar redraws itself by carriage returns; in a file each drawing is a line."""
+    """A bar redraws itself by carriage returns. In a file each drawing becomes a line."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -105,7 +105,7 @@ def _clip(largest_norm: float) -> optax.GradientTransformation:
 
 
 def _descend(rate: optax.Schedule) -> optax.GradientTransformation:
-    # As optax.scale_by_learning_rate, but the state holds the rate that was used.
+    # As optax.scale_by_learning_rate, and the state keeps the rate that was used.
     def init(params):
         del params
         return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))

@@ -67,7 +67,7 @@ def update(
     Returns:
         The state after, and float32 scalars: ``loss``, the batch's mean before the update;
         ``grad_norm``, the gradient's global norm before clipping; ``learning_rate`` of this update
-        where the optimizer's state has it.
+        if the optimizer's state has it.
     """
     key = jax.random.fold_in(key, state.step)
 

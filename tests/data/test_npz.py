@@ -54,6 +54,11 @@ def test_columns_named_as_conditions_are_taken_out_and_standardised(file):
     np.testing.assert_allclose(back, X[30:, [2, 0]], rtol=1e-5, atol=1e-6)
     assert test.condition["vector"].dtype == np.float32
     assert load("npz", "test", path).x.shape == (10, 3)  # without a run's info all columns
+    for wrong in ([[1.0]], [1.0, 2.0], 1.0):  # which would all be spread to two columns
+        with pytest.raises(ValueError, match="rows of the columns c, a"):
+            info.standardised(wrong)
+    with pytest.raises(ValueError, match="no condition"):
+        describe("npz", path).standardised([[1.0]])
 
 
 def test_what_a_run_keeps_survives_json(file):
