@@ -44,20 +44,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     given = _condition(trained, number)
     read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
     contours, picture = _shows_density(trained), workdir / PICTURE
-    if contours:
-        read |= DENSITY
-    tell_unread(config, workdir, read)
-    unit = "image" if trained.info.levels else "vector"
-    name = "images" if trained.info.levels else "x"
+    tell_unread(config, workdir, read | (DENSITY if contours else set()))
+    unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     table = Table(
-        workdir / VALUES,
-        _depends(trained),
-        facts=_facts(trained),
-        beside=(PICTURE, FILM),
+        workdir / VALUES, _depends(trained), facts=_facts(trained), beside=(PICTURE, FILM)
     )
-    if settings.gif and len(table):  # the film is of states that are not kept
-        table.rows = {}
     film = _Film(workdir / FILM, trained.info.levels or 0) if settings.gif else None
+    if film:  # it is of states that are not kept
+        table.rows = {}
     table.report(number)
 
     def save() -> None:
@@ -84,7 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _draw(
     trained: Run,
-    given: dict[str, np.ndarray],
+    given: dict[str, Any],
     table: Table,
     film: "_Film | None",
     save: Callable[[], None],
