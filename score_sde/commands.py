@@ -20,9 +20,7 @@ def of_run(
     """Find the workdir. Merge the preset, the config saved there and the typed values."""
     given = None if preset is None else presets.load(preset)
     if mode == "config" and workdir is None:
-        config = overrides.apply(given or presets.load(presets.DEFAULT), typed)
-        validate(config)
-        return config, Path()
+        return _valid(given or presets.load(presets.DEFAULT), typed), Path()
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)
         workdir = f"runs/{given.name}"
@@ -41,8 +39,7 @@ def of_run(
         raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
     if given is None:  # a training that ended before its first checkpoint left its config
         given = workdirs.load(path) if saved else presets.load(presets.DEFAULT)
-    config = overrides.apply(given, typed)
-    validate(config)
+    config = _valid(given, typed)
     _check_can_be_made("workdir", path)
     return config, path
 
@@ -66,18 +63,22 @@ def of_conversion(
         if preset is not None:
             raise UserError(f"--config {preset}: {source} has its own {workdirs.FILE}")
         saved = workdirs.load(source)
-        config = overrides.apply(saved, typed)
-        validate(config)
+        config = _valid(saved, typed)
         changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
         _refuse_changes("convert", changes, config, source)
     elif preset is None:
         raise UserError("--config: missing; it says the network that --source is one of")
     else:
-        config = overrides.apply(presets.load(preset), typed)
-        validate(config)
+        config = _valid(presets.load(preset), typed)
     path = Path(f"runs/{config.name}" if workdir is None else workdir)
     check_empty("workdir", path)
     return config, path
+
+
+def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:
+    config = overrides.apply(given, typed)
+    validate(config)
+    return config
 
 
 def check_empty(flag: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from score_sde import build, networks, workdirs
 from score_sde.batches import Drawn, Interpolation, batch_size, in_batches, joined
 from score_sde.config import validate
 from score_sde.data import DatasetInfo
-from score_sde.errors import UserError
+from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
@@ -100,8 +100,7 @@ class Run:
             ValueError: n below 1, or another condition than the model's.
             UserError: samples that are not finite, or a solve that fails.
         """
-        if n < 1:
-            raise ValueError(f"n = {n}: allowed are integers of at least 1")
+        require(n >= 1, "n", n, "integers of at least 1")
         sampler, space = build.sampler(self.config), self.space
         if condition is None:
             condition = build.classes_in_turn(self.config, self.info, n)
@@ -189,11 +188,9 @@ class Run:
         """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
         pairs = [self.space.check(items) for items in (first, second)]
         n = len(pairs[0])
-        if num < 1 or len(pairs[1]) != n:
-            raise ValueError(
-                f"num = {num} between {n} and {len(pairs[1])} items: allowed are integers of at "
-                "least 1, and as many first as second items"
-            )
+        require(num >= 1, "num", num, "integers of at least 1")
+        if len(pairs[1]) != n:
+            raise ValueError(f"{n} and {len(pairs[1])} items: allowed are as many second as first")
         given = self.checked_condition(n, condition)
         x0 = np.stack(pairs, axis=1)
         x0 = self._to_model(key, x0.reshape(-1, *self.space.shape)).reshape(x0.shape)

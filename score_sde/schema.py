@@ -94,14 +94,9 @@ def at_least(least: int) -> Values:
     return Values(lambda value: value >= least, f"integers of at least {least}")
 
 
-def integers(low: int, high: int) -> Values:
-    """Integers from `low` to `high`."""
-    return Values(lambda value: low <= value <= high, f"integers from {low} to {high}")
-
-
-def between(low: float, high: float) -> Values:
-    """Numbers from `low` to `high`."""
-    return Values(lambda value: low <= value <= high, f"numbers from {low:g} to {high:g}")
+def between(low: float, high: float, kind: str = "numbers") -> Values:
+    """Numbers from `low` to `high`, or integers."""
+    return Values(lambda value: low <= value <= high, f"{kind} from {low:g} to {high:g}")
 
 
 def _are_positive(value: tuple[Any, ...], types: tuple[type, ...]) -> bool:
@@ -180,9 +175,9 @@ _ROWS = (
 
     Row("model.name", "unet", NETWORKS, "the network"),
     Row("model.width", 128, FOURS, "channels of the first level, or features of the mlp"),
-    Row("model.depth", 3, integers(1, 100), "residual blocks of the mlp"),
+    Row("model.depth", 3, between(1, 100, "integers"), "residual blocks of the mlp"),
     Row("model.multipliers", (1, 2, 2, 2), SIZES, "each level's width over the first's"),
-    Row("model.num_blocks", 4, integers(1, 100), "residual blocks per level"),
+    Row("model.num_blocks", 4, between(1, 100, "integers"), "residual blocks per level"),
     Row("model.block", "biggan", unet("block"), "kind of residual block"),
     Row("model.resample_with_conv", True, SWITCH, "convolve where ddpm blocks resample"),
     Row("model.attention_resolutions", (16,), INTEGERS, "image sizes that have attention"),
@@ -260,7 +255,7 @@ _ROWS = (
     Row("sampling.churn_to", None, ABOVE_0, "S_tmax: no churn above this; unset: no bound", float),
     Row("sampling.churn_noise", 1.0, CHURN_NOISE, "S_noise: standard deviation of the noise"),
     Row("sampling.num_pairs", 8, COUNT, "pairs of an interpolation"),
-    Row("sampling.num_between", 8, integers(1, 1000), "states between a pair"),
+    Row("sampling.num_between", 8, between(1, 1000, "integers"), "states between a pair"),
 
     Row("likelihood.seed", 0, SEED, "of dequantization and probes"),
     Row("likelihood.split", "test", words("train test"), "of the data set"),

@@ -59,4 +59,4 @@ def tensors(path: Path, dtypes: Collection[str]) -> tuple[dict[str, np.ndarray],
                 arrays[name] = file.get_tensor(name).astype(np.float32, copy=False)
             return arrays, file.metadata() or {}
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None

@@ -83,18 +83,16 @@ def modules(spec: UNetSpec) -> Iterator[Module]:
         path = block.path
         match block.kind:
             case "embedding":
-                yield Module("dense", f"{path}/dense0", _layer("dense"))
-                yield Module("dense", f"{path}/dense1", _layer("dense"))
+                for part in ("dense0", "dense1"):
+                    yield Module("dense", f"{path}/{part}", _layer("dense"))
             case "residual":
                 yield _residual(block, spec)
             case "attention":
                 yield Module("attention", path, ATTENTION)
             case "down" | "up":
                 yield _resampling(block.kind, path, spec.fir, spec.resample_with_conv)
-            case "input":
-                yield _resampling("down", path, spec.fir, True)
-            case "output":
-                yield _resampling("up", path, spec.fir, True)
+            case "input" | "output":
+                yield _resampling("down" if block.kind == "input" else "up", path, spec.fir, True)
             case "combine":
                 yield Module("down", "", (), listed=False)
                 yield Module("combine", path, (("Conv_0", "conv", "conv"),))

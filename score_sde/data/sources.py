@@ -33,16 +33,14 @@ def load_in_order(
     4. A set that TFDS prepares there, where TensorFlow is installed.
 
     Args:
-      info: which set.
-      split: "train" or "test".
+      info, split: the set, and "train" or "test".
       data_dir: the user's folder; None or "" for `cache_folder`.
       read_files: reads the official files of `split`.
       fetch: downloads them; raises UserError.
       hint: the ways to provide the official files by hand, for the message where all fail.
 
     Raises:
-      UserError: one line. Damaged files end the search: otherwise a run might silently read
-        other files than those that the user pointed at.
+      UserError: one line. Damaged files end the search: a run must not read others silently.
     """
     folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
     _check_folder(folder)

@@ -17,13 +17,15 @@ from score_sde.errors import UserError
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write to. It takes this path's place when all is written.
+    """Give a file to write to. It takes this path's place when all is written. A missing folder is
+    made.
 
     Raises:
         UserError: it cannot be written. The file that was there stays.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             yield file
         os.replace(partial, path)

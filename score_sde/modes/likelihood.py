@@ -47,12 +47,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tell_unread(config, workdir, {f"likelihood.{key}" for key in _read(trained)})
     names = build.condition_names(config, trained.info)
     given = {name: arrays.condition[name] for name in names}
-    table = Table(
-        workdir / VALUES,
-        _depends(trained, arrays),
-        beside=(SUMMARY,),
-        usual=flat(default()),  # of keys younger than the file
-    )
+    usual = flat(default())  # of keys younger than the file
+    table = Table(workdir / VALUES, _depends(trained, arrays), beside=(SUMMARY,), usual=usual)
     table.report(wanted)
     if len(table):  # a kill may have come between the two files
         _write_summary(workdir, trained, _values(table), wanted)
@@ -115,7 +111,7 @@ def _write_summary(
 
 
 def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any]:
-    """Return everything that the figure depends on beside the figure."""
+    """Return the figure, with everything that it depends on."""
     config, number = trained.config, len(values.nfe)
     divergence = build.divergence(config, trained.info)
     settings, discrete = config.likelihood, trained.space.has_bins

@@ -52,7 +52,6 @@ def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndar
 
 def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = None) -> None:
     """Write a grid of images (as `grid` takes them); the folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         Image.fromarray(grid(images, levels, columns)).save(file, format="png")
 
@@ -102,7 +101,6 @@ def scatter(
         shown = min(drawn.shape[1], MOST_COLUMNS)
         figure = Figure(figsize=(max(4, 1.8 * shown),) * 2, layout="constrained")
         _corner(figure, clouds, columns, limits[:shown])
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         figure.savefig(file, format="png", dpi=100)
 

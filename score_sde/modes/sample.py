@@ -44,11 +44,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     given = _condition(trained, number)
     read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
     contours, picture = _shows_density(trained), workdir / PICTURE
-    if contours:
-        read |= DENSITY
-    tell_unread(config, workdir, read)
-    unit = "image" if trained.info.levels else "vector"
-    name = "images" if trained.info.levels else "x"
+    tell_unread(config, workdir, read | (DENSITY if contours else set()))
+    unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     table = Table(
         workdir / VALUES,
         _depends(trained),
@@ -84,7 +81,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _draw(
     trained: Run,
-    given: dict[str, np.ndarray],
+    given: dict[str, Any],
     table: Table,
     film: "_Film | None",
     save: Callable[[], None],

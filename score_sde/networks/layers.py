@@ -107,9 +107,11 @@ def dropout(state: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def dropout_states(key: jax.Array, count: int) -> jax.Array:
-    """States of `count` independent dropout masks, (count, 4) uint32."""
-    return jax.random.bits(key, (count, 4), jnp.uint32)
+def dropout_states(key: jax.Array | None, rate: float, count: int) -> list[jax.Array | None]:
+    """States of `count` independent dropout masks, (4,) uint32 each; Nones without key or rate."""
+    if key is None or not rate:
+        return [None] * count
+    return list(jax.random.bits(key, (count, 4), jnp.uint32))
 
 
 def statistics_dtype(dtype: np.dtype) -> np.dtype:

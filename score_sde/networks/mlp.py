@@ -126,9 +126,7 @@ class MLP(nnx.Module):
         wide = statistics_dtype(self.spec.dtype)
         act = ACTIVATIONS[self.spec.activation]
         embedding = act(self._embed(noise, condition or {}))
-        masks: list[jax.Array | None] = [None] * self.spec.depth
-        if dropout_key is not None and self.spec.dropout:
-            masks = list(dropout_states(dropout_key, self.spec.depth))
+        masks = dropout_states(dropout_key, self.spec.dropout, self.spec.depth)
         h = self.stem(x)
         for index, mask in enumerate(masks):
             h = self.blocks[f"block{index}"](h, embedding, mask)

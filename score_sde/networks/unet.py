@@ -91,7 +91,9 @@ class UNet(nnx.Module):
         if not self.spec.centered:
             x = 2.0 * x - 1.0
         embedding = self._embedding(noise, condition or {})
-        return self._blocks(x, embedding, self._masks(dropout_key), reverse_only)
+        count = sum(block.kind == "residual" for block in plan(self.spec))
+        masks = iter(dropout_states(dropout_key, self.spec.dropout, count))
+        return self._blocks(x, embedding, masks, reverse_only)
 
     def _blocks(
         self,
@@ -157,13 +159,6 @@ class UNet(nnx.Module):
         gate = jax.nn.sigmoid(self._at("gate")(embedding)).astype(x.dtype)
         features = input_features(x, self.spec.input_frequencies)
         return jnp.concatenate([x, gate.reshape(len(x), 1, 1, -1) * features], axis=-1)
-
-    def _masks(self, key: jax.Array | None) -> Iterator[jax.Array | None]:
-        """One state of `dropout` per residual block, or Nones where nothing is dropped."""
-        count = sum(block.kind == "residual" for block in plan(self.spec))
-        if key is None or self.spec.dropout == 0.0:
-            return iter([None] * count)
-        return iter(dropout_states(key, count))
 
 
 def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:

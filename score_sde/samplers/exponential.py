@@ -128,7 +128,8 @@ class ExponentialMultistep(GridSampler):
         before, values = memory
         alpha, kept, added, predictor, corrector = c.tables
         values = jnp.concatenate([c.denoised(x, i)[None], values])  # D at t_i, t_(i-1), ...
-        corrections = self.num_corrections(len(kept))
+        # Not the end of the last step: D is evaluated there to denoise only.
+        corrections = len(kept) - 1 if self.corrector else int(self.lookback == 3)
         if corrections:
             again = kept[i - 1] * before + alpha[i] * _sum(corrector[i - 1], values)
             x = jnp.where((i >= 1) & (i <= corrections), again, x)
@@ -137,13 +138,6 @@ class ExponentialMultistep(GridSampler):
         if self.eta:
             end = end + added[i] * c.noise(x, i)
         return end, (x, values)
-
-    def num_corrections(self, num_steps: int) -> int:
-        """Steps whose end is corrected, from the first on. The end of the last step is not: D is
-        evaluated there to denoise only."""
-        if self.corrector:
-            return num_steps - 1
-        return 1 if self.lookback == 3 else 0
 
     def _weights(self, lambdas: Array) -> tuple[Array, Array]:
         """Weights of the values of D in each step, the newest first: for the predictor (steps,

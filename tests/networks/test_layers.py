@@ -144,7 +144,7 @@ def test_own_gradient_of_the_convolution(size, stride, padding, length):
 
 def test_dropout_rate_and_independence():
     x = jnp.ones((2**18, 4))
-    one, two = (np.asarray(dropout(s, x, 0.3)) for s in dropout_states(jax.random.key(0), 2))
+    one, two = (np.asarray(dropout(s, x, 0.3)) for s in dropout_states(jax.random.key(0), 0.3, 2))
     # Of 2^20 elements the share dropped has standard deviation sqrt(0.21) / 2^10 = 4.5e-4, and
     # the share of those kept in two masks, or beside each other, sqrt(0.25) / 2^10 = 4.9e-4 (7e-4
     # for neighbours, of which there are half as many).
