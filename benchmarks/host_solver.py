@@ -40,7 +40,7 @@ from score_sde import data
 from score_sde.likelihood import log_likelihood
 from score_sde.modes import start
 from score_sde.samplers import ProbabilityFlow
-from score_sde.samplers.base import Start
+from score_sde.samplers.base import from_prior
 from score_sde.score import Model, denoise, full_precision
 from score_sde.sde import SDE
 from score_sde.spaces import bits_per_dim, item_keys
@@ -143,7 +143,7 @@ def main() -> None:
     dequantized = pixels.dequantized(keys, jnp.asarray(images), "uniform", one, one)
     x0 = jax.device_put(dequantized.x, spread)
     probe = jax.device_put(jax.random.rademacher(jax.random.key(1), shape, jnp.float32), spread)
-    _, noise = Start(jax.random.key(2), sde, None, 0).states(shape)
+    noise = from_prior(jax.random.key(2), sde, shape)
     noise = placed(noise, spread)
     host = Host(sde, score, tolerance, run.mesh)
 

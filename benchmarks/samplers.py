@@ -125,7 +125,7 @@ def curves() -> dict[str, Curve]:
         "UniPC": ("log_snr", "karras", "uniform"),
         "DPM-Solver++ 2M": ("log_snr", "karras"),
         "DPM-Solver++ SDE": ("log_snr",),
-        "iPNDM": ("angle", "quadratic"),
+        "iPNDM": ("angle", "karras"),
         "DEIS": ("angle", "karras"),
         "DDIM": ("log_snr", "uniform"),
         "Heun": ("log_snr", "karras", "angle"),

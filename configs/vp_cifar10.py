@@ -16,7 +16,7 @@ flow, parameters.
     ddpm_discrete     3.24  3.37  3.28   35.2 M   trained on DDPM's 1000 levels, as the next four
     ddpmpp_discrete   2.78     -     -   61.8 M
     ncsnpp_discrete      -     -     -   62.7 M
-    ddpm_unconditional   -     -     -   32.3 M   not told the level
+    ddpm_unconditional   -     -     -   32.3 M   without the level
     ddpm_diffusers       -     -     -   35.7 M   Ho et al.'s own network, as google/ddpm-cifar10-32
 
 Cost: 1.3 million steps of 128 images (deep: 950 thousand), days on a GPU; out of reach of a CPU.

@@ -13,25 +13,18 @@ __version__ = "0.1.0"
 
 # Each public name and the module that it comes from; a module's own name stands for the module.
 _HOMES = {
-    "AnnealedLangevin": "score_sde.samplers",
-    "DDIM": "score_sde.samplers",
-    "DEIS": "score_sde.samplers",
-    "ExponentialMultistep": "score_sde.samplers",
-    "Heun": "score_sde.samplers",
-    "IPNDM": "score_sde.samplers",
-    "PredictorCorrector": "score_sde.samplers",
-    "ProbabilityFlow": "score_sde.samplers",
-    "Run": "score_sde.run",
-    "SDE": "score_sde.sde",
-    "SubVPSDE": "score_sde.sde",
-    "UserError": "score_sde.errors",
-    "VESDE": "score_sde.sde",
-    "VPSDE": "score_sde.sde",
-    "load": "score_sde.run",
-    "log_likelihood": "score_sde.likelihood",
-    "oracle": "score_sde.oracle",
-    "presets": "score_sde.presets",
-    "samplers": "score_sde.samplers",
+    name: f"score_sde.{module}"
+    for module, names in {
+        "errors": "UserError",
+        "likelihood": "log_likelihood",
+        "oracle": "oracle",
+        "presets": "presets",
+        "run": "Run load",
+        "samplers": "AnnealedLangevin DDIM DEIS ExponentialMultistep Heun IPNDM PredictorCorrector "
+        "ProbabilityFlow samplers",
+        "sde": "SDE SubVPSDE VESDE VPSDE",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -72,10 +72,10 @@ def in_batches(
     *,
     first: int = 0,
 ) -> Iterator[PyTree]:
-    """Apply a function to n items, so many at a time.
+    """Apply a function to n items, in batches.
 
-    Batches have one length, so that nothing is compiled for the last one: it is filled up by its
-    last item. Items are in equal parts of ``most`` at most, except for a multiple of the devices.
+    All batches have one length, so all run the same program. The last one is filled up with its
+    last item. The length is at most ``most``, rounded up to a multiple of the devices.
 
     Args:
         function: called with a part of the arrays, on the devices, and the index of its first item;
@@ -92,12 +92,9 @@ def in_batches(
     size = batch_size(n, most, mesh)
     for index in range(first, n, size):
         count = min(size, n - index)
-
-        def part(array: np.ndarray, index: int = index) -> Any:
-            rows = np.minimum(np.arange(index, index + size), n - 1)
-            return placed(array[rows], along_data(mesh))
-
-        values = function(jax.tree.map(part, arrays), index)
+        rows = np.minimum(np.arange(index, index + size), n - 1)
+        part = jax.tree.map(lambda array, rows=rows: array[rows], arrays)
+        values = function(placed(part, along_data(mesh)), index)
         yield jax.tree.map(lambda array, count=count: on_host(array, mesh)[:count], values)
 
 

@@ -21,7 +21,7 @@ from score_sde import data
 from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.networks import NETWORKS
 from score_sde.samplers import ProbabilityFlow, Sampler
@@ -47,7 +47,7 @@ def errors_of(section: str) -> Iterator[None]:
     except ValueError as error:
         setting = re.match(r"(\w+) = ", f"{error}")
         is_key = setting is not None and f"{section}.{setting[1]}" in SCHEMA
-        text = " ".join(f"{error}".split())
+        text = one_line(error)
         raise UserError(f"config.{section}{'.' if is_key else ': '}{text}") from error
 
 
@@ -59,9 +59,7 @@ def _made(key: str, config: ConfigDict, **more: Any) -> Any:
         return make(**_settings(key, make, config, **more))
 
 
-def _settings(
-    key: str, make: Callable[..., Any], config: ConfigDict, **more: Any
-) -> dict[str, Any]:
+def _settings(key: str, make: Any, config: ConfigDict, **more: Any) -> dict[str, Any]:
     """What a class takes of a key's section and of `more`. A value at the schema's default is left
     to the class, whose own default may be another.
 
@@ -90,7 +88,7 @@ def sde(config: ConfigDict) -> SDE:
 
 
 def dataset(config: ConfigDict) -> DatasetInfo:
-    """Return what is known of the config's data. That of vectors is read off the training split."""
+    """Return the facts of the config's data. Those of vectors come from the training split."""
     settings = config.data
     return data.describe(
         resolve("data.name", settings.name),
@@ -141,33 +139,27 @@ def model(
     """Return the network `apply` with its parameters as a score function; `levels` as of
     `score.Model`."""
     settings = config.model
-    return Model(
-        params,
-        sde(config),
-        apply,
-        settings.parameterization,
-        settings.condition,
-        settings.num_levels,
-        levels,
-    )
+    static: Any = {"num_levels": settings.num_levels, "levels": levels}
+    names = settings.parameterization, settings.condition
+    return Model(params, sde(config), apply, *names, **static)
 
 
 def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
-    """Return the names of what the model is given beside x and t."""
+    """Return the names of the model's conditions."""
     labels = ("labels",) if config.model.class_conditional else ()
     return (*labels, "vector") if info.condition else labels
 
 
 def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:
-    """Return the condition of items drawn without a wish: the classes in turn, `labels` int32
-    (number,); nothing for a model without classes."""
+    """Return the default condition of drawn items: the classes in turn, `labels` int32 (number,);
+    `{}` for a model without classes."""
     if not config.model.class_conditional:
         return {}
     return {"labels": np.arange(number, dtype=np.int32) % info.num_classes}
 
 
 def sampler(config: ConfigDict) -> Sampler:
-    """Return the sampler; what is unset is the sampler's own default."""
+    """Return the sampler. An unset key leaves its default."""
     levels = config.model.num_levels
     chosen: Sampler = _made("sampling.method", config, num_levels=levels)
     return chosen
@@ -209,15 +201,8 @@ def unused(config: ConfigDict) -> set[str]:
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer with its schedule."""
-    settings = config.training
     return optimizers.optimizer(
-        settings.learning_rate,
-        num_steps=settings.num_steps,
-        warmup_steps=settings.warmup_steps,
-        schedule=settings.schedule,
-        gradient_clip=settings.gradient_clip,
-        beta2=settings.beta2,
-        weight_decay=settings.weight_decay,
+        **{name: config.training[name] for name in takes(optimizers.optimizer)}
     )
 
 
@@ -229,46 +214,36 @@ def loss(
     The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
     Flips, dequantization, times, noise and dropout all come from `key`.
     """
-    where, names = space(config, info), condition_names(config, info)
-    score_loss = _score_loss(config)
+    where, names, settings = space(config, info), condition_names(config, info), config.training
+
+    def continuous(key: Array, model: Model, x0: Array, **options: Any) -> Array:
+        weights = {name: settings[name] for name in ("t_min", "reduce_mean")}
+        score = partial(model, **options)
+        return denoising_score_matching(
+            key, model.sde, score, x0, weighting=settings.loss, **weights
+        )
+
+    def discrete(key: Array, model: Model, x0: Array, **options: Any) -> Array:
+        chain = discretization(model.sde).chain(model.num_levels)
+
+        def score(x: Array, level: Array) -> Array:
+            return model.score_at(x, model.at_level(level), **options)
+
+        return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
-        key_flip, key_noise, key_dropout, key_loss = jax.random.split(key, 4)
+        key_flip, key_noise, dropout_key, key_loss = jax.random.split(key, 4)
         x = batch["x"]
         if config.data.flip and isinstance(where, Pixels):
             x = where.flipped(key_flip, x)
         noise = jax.random.uniform(key_noise, x.shape) if where.dequantize else None
         condition = {name: batch["condition"][name] for name in names}
         scored = model(config, apply, params).given(condition)
-        return score_loss(key_loss, scored, where.to_model(x, noise), key_dropout)
+        score_loss = discrete if config.model.num_levels else continuous
+        x0 = where.to_model(x, noise)
+        return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of
-
-
-def _score_loss(config: ConfigDict) -> Callable[[Array, Model, Array, Array], Array]:
-    """Return `loss(key, model, x0, dropout_key)`, the loss of each x0, (B,)."""
-    settings = config.training
-
-    def continuous(key: Array, model: Model, x0: Array, dropout_key: Array) -> Array:
-        return denoising_score_matching(
-            key,
-            model.sde,
-            partial(model, dropout_key=dropout_key, reverse_only=True),
-            x0,
-            weighting=settings.loss,
-            t_min=settings.t_min,
-            reduce_mean=settings.reduce_mean,
-        )
-
-    def discrete(key: Array, model: Model, x0: Array, dropout_key: Array) -> Array:
-        def score(x: Array, level: Array) -> Array:
-            noise = model.at_level(level)
-            return model.score_at(x, noise, dropout_key=dropout_key, reverse_only=True)
-
-        chain = discretization(model.sde).chain(model.num_levels)
-        return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
-
-    return discrete if config.model.num_levels else continuous
 
 
 # --- Checks ---------------------------------------------------------------------------------------
@@ -343,6 +318,12 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     settings, likelihood = config.model, config.likelihood
     if settings.embedding == "fourier" and settings.condition == "time":
         yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    for key, t_min in (
+        ("training.t_min", config.training.t_min),
+        ("likelihood.t_min", likelihood.t_min),
+    ):
+        if not t_min < process.T:
+            yield key, f"times below T = {process.T:g} of {type(process).__name__}"
     narrow = likelihood.dequantization == "truncated_normal"
     if narrow and likelihood.t_min < process.t_resolved:
         yield (

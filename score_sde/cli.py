@@ -46,7 +46,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Command(NamedTuple):
-    """What a command line asks for: a mode with its config, valid and merged with the saved one."""
+    """A command line: a mode with its config, valid and merged with the saved one."""
 
     mode: str
     config: ConfigDict
@@ -114,8 +114,8 @@ def help_text() -> str:
 def main(argv: Sequence[str]) -> int:
     """Run a command line in this process, any number of times; return the exit status.
 
-    Handlers of signals are afterwards what they were. What `start` in `score_sde.modes` sets up of
-    JAX stays. A stopped training raises SystemExit(75), from where it stopped.
+    Handlers of signals are restored. JAX stays as `start` in `score_sde.modes` sets it up. A
+    stopped training raises SystemExit(75).
     """
     before = [(number, signal.getsignal(number) or signal.SIG_DFL) for number in SIGNALS]
     try:
@@ -139,7 +139,7 @@ def _run(argv: Sequence[str]) -> int:
             print(help_text())
             return 0
         if command.mode != "train":  # which has its own
-            # Schedulers and `timeout` send it: as with Ctrl-C, what was done is kept.
+            # Schedulers and `timeout` send it. As with Ctrl-C, the results so far are kept.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         mode = importlib.import_module(f"score_sde.modes.{command.mode}")
         mode.run(command.config, command.workdir, **command.options)

@@ -17,7 +17,7 @@ EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 def of_run(
     mode: str, preset: str | None, workdir: str | None, typed: Sequence[str]
 ) -> tuple[ConfigDict, Path]:
-    """Find the workdir, and merge the preset, the config saved there and what was typed."""
+    """Find the workdir. Merge the preset, the config saved there and the typed values."""
     given = None if preset is None else presets.load(preset)
     if mode == "config" and workdir is None:
         config = overrides.apply(given or presets.load(presets.DEFAULT), typed)
@@ -100,9 +100,9 @@ def _merged(
     """Return the config for a workdir that has one; refuse changes that it does not allow.
 
     For training the given config holds, where its changes are allowed. Afterwards the saved one
-    holds, with what was typed, and a given preset only names the workdir.
+    holds, with the typed values, and a given preset only names the workdir.
     """
-    if mode == "interpolate":  # by the flow, whatever the config's own sampler is
+    if mode == "interpolate":  # by the flow, with any sampler in the config
         saved = changed(saved, {"sampling.method": "ode"})
         given = given and changed(given, {"sampling.method": "ode"})
     if mode != "train" and given is not None and given.name != saved.name:

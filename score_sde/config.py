@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.schema import SCHEMA, SECTIONS, Names
 
 
@@ -92,7 +92,7 @@ def resolve(key: str, value: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
-        why = " ".join(f"{error}".split())
+        why = one_line(error)
         raise UserError(
             f"config.{key} = {value!r}: cannot be imported ({why}); allowed are modules beside the "
             "preset or on PYTHONPATH"
@@ -134,8 +134,8 @@ def validate(config: ConfigDict) -> None:
     """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible, by
     itself or beside the others.
 
-    What only the running machine can tell (does the number of devices divide the batch?) is left
-    to `build.check_devices`.
+    Rules that depend on the running machine (does the number of devices divide the batch?) are
+    those of `build.check_devices`.
     """
     values = flat(config)
     for key, value in values.items():
@@ -166,7 +166,7 @@ def refuse(key: str, value: object, allowed: str) -> UserError:
 
 
 def unknown_key(key: str, value: object) -> UserError:
-    """Return the error for a key that nobody can set, with those that are close to it."""
+    """Return the error for a key that cannot be set, with the keys closest to it."""
     if key == "name":
         return UserError(f"config.name = {value!r}: cannot be set; it is the name of --config")
     if key in SECTIONS:

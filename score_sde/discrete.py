@@ -11,7 +11,7 @@ References:
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -36,32 +36,6 @@ class Chain(NamedTuple):
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
 
-class Discretization(Protocol):
-    """How a process is made discrete."""
-
-    def check(self, name: str, number: int) -> None:
-        """Raise ValueError, naming the setting, unless a chain can have this number of levels or
-        steps. Compute nothing."""
-        ...
-
-    def chain(self, num_levels: int) -> Chain:
-        """The levels that networks are trained on."""
-        ...
-
-    def level(self, t: Array, num_levels: int) -> Array:
-        """The level at time t, a real number between 0 and num_levels - 1: (B,) -> (B,)."""
-        ...
-
-    def snap(self, level: Array) -> tuple[Array, Array]:
-        """The original code's two roundings of a level, each (B,): the level that its network gets,
-        and the integer level whose row of the chain it uses."""
-        ...
-
-    def step(self, t: Array, num_steps: int) -> Step:
-        """The original code's forward step at time t on a grid of ``num_steps``."""
-        ...
-
-
 @dataclass(frozen=True)
 class DDPM:
     """VP: x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, beta_k linear in k from beta_min / N to
@@ -79,6 +53,7 @@ class DDPM:
             )
 
     def chain(self, num_levels: int) -> Chain:
+        """The levels that networks are trained on."""
         low, high = self.sde.beta_min, self.sde.beta_max
         self.check("num_levels", num_levels)
         betas = jnp.linspace(low / num_levels, high / num_levels, num_levels)
@@ -86,16 +61,18 @@ class DDPM:
         return Chain(jnp.exp(0.5 * log_alpha2), jnp.sqrt(-jnp.expm1(log_alpha2)))
 
     def level(self, t: Array, num_levels: int) -> Array:
+        """The level at time t, a real number between 0 and num_levels - 1: (B,) -> (B,)."""
         return t / self.sde.T * (num_levels - 1)
 
     def snap(self, level: Array) -> tuple[Array, Array]:
+        """The original code's two roundings of a level, each (B,): the level that its network gets,
+        and the integer level whose row of the chain it uses."""
         # The embedding gets the level as it is. The table's row is its integer part.
         return level, jnp.trunc(level)
 
     def step(self, t: Array, num_steps: int) -> Step:
         """With the larger of DDPM's two posterior noises."""
         low, high = self.sde.beta_min, self.sde.beta_max
-        self.check("num_steps", num_steps)
         index = jnp.trunc(t * (num_steps - 1) / self.sde.T)
         beta = (low + index * (high - low) / max(num_steps - 1, 1)) / num_steps
         return Step(jnp.expm1(0.5 * jnp.log1p(-beta)), jnp.sqrt(beta), jnp.sqrt(beta))
@@ -136,8 +113,8 @@ DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD}
 """The processes that have a discrete chain. A user's own process is added here."""
 
 
-def discretization(sde: SDE) -> Discretization:
-    """How networks of this process are trained on levels.
+def discretization(sde: SDE) -> Any:
+    """How networks of this process are trained on levels: an object with the methods of `DDPM`.
 
     Raises:
         ValueError: for a process without a discrete chain.
@@ -147,8 +124,7 @@ def discretization(sde: SDE) -> Discretization:
         raise ValueError(
             f"num_levels: {type(sde).__name__} has no discrete chain; with one are {allowed}"
         )
-    made: Discretization = DISCRETE[type(sde)](sde)
-    return made
+    return DISCRETE[type(sde)](sde)
 
 
 def check_steps(sde: SDE, num_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The one exception for mistakes of users."""
+"""Errors that name a setting, its value and what is allowed."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,17 @@ class UserError(Exception):
     def __init__(self, line: str, details: Sequence[str] = ()) -> None:
         super().__init__(_printable(line))
         self.details = [_printable(detail) for detail in details]
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ValueError for the value of an object's setting, unless it is ok."""
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: allowed are {allowed}")
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error, without its line ends."""
+    return " ".join(f"{error}".split())
 
 
 def _printable(text: str) -> str:

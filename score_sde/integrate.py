@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.sde import expand
 
 Field = Callable[[Array, Any], Any]
@@ -98,7 +99,6 @@ def integrate(
     solver: str = "dopri5",
     step_control: str = "sample",
     num_steps: int | None = None,
-    max_steps: int = MAX_STEPS,
 ) -> Solution:
     """Integrate dy/dt = field(t, y) of a batch from ``start`` to ``end``.
 
@@ -113,97 +113,28 @@ def integrate(
         rtol: relative tolerance of a step's error; without effect for ``euler``.
         atol: absolute tolerance of a step's error; likewise.
         times: (n,) times from start to end at which states are kept, by cubic interpolation.
-        solver: a key of ``SOLVERS``.
+        solver: a key of ``SOLVERS``; `check_method` refuses other settings.
         step_control: ``sample``, a step size for each sample, or ``batch``, one step size for all,
             by the root mean square over the whole batch. Then a sample depends on its batch-mates.
         num_steps: of ``euler``, equal in t; None for the others.
-        max_steps: steps at most of the others, rejected ones included.
-
-    Raises:
-        ValueError: an unknown solver or step control, ``euler`` without steps, or others with.
     """
-    check_method(solver, step_control, num_steps)
     dtype = jax.tree.leaves(y)[0].dtype
     start, end = jnp.asarray(start, dtype), jnp.asarray(end, dtype)
     times = None if times is None else jnp.asarray(times, dtype)
     if num_steps is not None:
         return _euler(field, y, start, end, num_steps, times)
-    # In u = sqrt(t). Where sigma grows as sqrt(t), as with VP, the flow does so too, and steps in t
-    # become tiny towards 0. In u a trained network needs half the evaluations.
-    first, last = jnp.sqrt(start), jnp.sqrt(end)
-    method = _Method.of(SOLVERS[solver], dtype)
-    sign = jnp.sign(last - first)
-    # A bound on the step. On smooth flows the error estimate of a step over a third of the interval
-    # can vanish by chance (an error of 3e-3 occurred at a tolerance of 1e-5). A trained network
-    # takes more steps than the bound asks for, except at tolerances of 1e-4 and above.
-    longest = jnp.abs(last - first) / MIN_STEPS
-    size = len(jax.tree.leaves(y)[0])
-
-    def rate(u: Array, y: Any) -> Any:
-        return jax.tree.map(lambda slope: expand(2.0 * u, slope) * slope, field(jnp.square(u), y))
-
-    def body(state: _State) -> _State:
-        active = _active(state, last)
-        left = sign * (last - state.u)
-        final = state.h >= left * (1.0 - 1e-5)  # no step is left over for rounding
-        target = jnp.where(final, last, state.u + sign * state.h)
-        h = target - state.u
-        stages = method.stages(rate, state.u, h, state.y, state.slope)
-        new = method.combine(state.y, h, method.solution, stages)
-        zero = jax.tree.map(jnp.zeros_like, state.y)
-        error = method.combine(zero, h, method.error, stages)
-        scaled = _scaled(error, state.y, new, rtol, atol, step_control == "batch")
-        accepted = active & (scaled < 1.0)
-        inverse = 1.0 / scaled
-        exponent = 1.0 / method.order
-        factor = SAFETY * inverse ** ((INTEGRAL + PROPORTIONAL) * exponent)
-        factor = factor * state.inverse ** (-PROPORTIONAL * exponent)
-        factor = jnp.where(
-            accepted, jnp.clip(factor, 1.0, GROWTH), jnp.clip(factor, SHRINKAGE, SAFETY)
-        )
-        finite = jnp.isfinite(scaled)
-        following = jnp.abs(h) * jnp.where(finite, factor, SHRINKAGE)
-        # A step below the rounding of u goes nowhere. A value that is not finite stays so.
-        stuck = active & ~accepted & (following < 4.0 * jnp.finfo(dtype).eps * jnp.abs(state.u))
-        failure = jnp.where(finite, TOO_MANY, NOT_FINITE)
-        path = state.path
-        if times is not None:
-            ends = (state.u, target, state.y, new, stages)
-            path = _kept(path, jnp.sqrt(times), sign, accepted, h, *ends)
-        slope = jax.tree.map(lambda stage: stage[-1], stages)
-        return _State(
-            u=jnp.where(accepted, target, state.u),
-            y=_where(accepted, new, state.y),
-            slope=_where(accepted, slope, state.slope),
-            h=jnp.where(active, jnp.minimum(following, longest), state.h),
-            inverse=jnp.where(accepted, inverse, state.inverse),
-            steps=state.steps + active.astype(jnp.int32),
-            failure=jnp.where(stuck, failure, state.failure).astype(jnp.int32),
-            path=path,
-        )
-
-    u = jnp.full(size, first)
-    begin = longest * jnp.where(last < first, FROM_NOISE, FROM_DATA)
-    state = _State(
-        u=u,
-        y=y,
-        slope=rate(u, y),
-        h=jnp.full(size, begin),
-        inverse=jnp.ones(size, dtype),
-        steps=jnp.zeros(size, jnp.int32),
-        failure=jnp.zeros(size, jnp.int32),
-        path=_begun(y, times, start),
-    )
+    ends, times = (jnp.sqrt(start), jnp.sqrt(end)), None if times is None else jnp.sqrt(times)
+    method, together = _Method.of(SOLVERS[solver], dtype), step_control == "batch"
+    solve = _Adaptive(field, method, *ends, rtol, atol, together, times)
     state = eqxi.while_loop(
-        lambda state: jnp.any(_active(state, last)),
-        body,
-        state,
-        max_steps=max_steps,
+        lambda state: jnp.any(solve.active(state)),
+        solve.step,
+        solve.begin(y),
+        max_steps=MAX_STEPS,
         kind="checkpointed",
     )
-    verdict = jnp.where(_active(state, last), TOO_MANY, state.failure)
-    nfe = 1 + (len(method.times) - 1) * state.steps
-    return _solution(state.y, nfe, verdict, state.path)
+    verdict = jnp.where(solve.active(state), TOO_MANY, state.failure)
+    return _solution(state.y, 1 + (len(method.times) - 1) * state.steps, verdict, state.path)
 
 
 class _State(NamedTuple):
@@ -266,6 +197,89 @@ class _Method(NamedTuple):
         return jax.tree.map(one, y, slopes)
 
 
+class _Adaptive(NamedTuple):
+    """A solve with step control, in u = sqrt(t).
+
+    Where sigma grows as sqrt(t), as with VP, the flow does so too, and steps in t become tiny
+    towards 0. In u a trained network needs half the evaluations.
+    """
+
+    field: Field
+    method: _Method
+    first: Array
+    last: Array
+    rtol: float | Array
+    atol: float | Array
+    together: bool  # one step size for all
+    times: Array | None  # in u
+
+    @property
+    def longest(self) -> Array:
+        """The bound on a step. On smooth flows the error estimate of a step over a third of the
+        interval can vanish by chance (an error of 3e-3 occurred at a tolerance of 1e-5). A trained
+        network takes more steps than the bound asks for, except at tolerances of 1e-4 and above."""
+        return jnp.abs(self.last - self.first) / MIN_STEPS
+
+    def rate(self, u: Array, y: Any) -> Any:
+        """dy/du."""
+        slopes = self.field(jnp.square(u), y)
+        return jax.tree.map(lambda slope: expand(2.0 * u, slope) * slope, slopes)
+
+    def active(self, state: _State) -> Array:
+        """Which samples are under way, (B,)."""
+        return (state.u != self.last) & (state.failure == SUCCESS)
+
+    def begin(self, y: Any) -> _State:
+        """The state before the first step."""
+        size, dtype = len(jax.tree.leaves(y)[0]), self.first.dtype
+        u, none = jnp.full(size, self.first), jnp.zeros(size, jnp.int32)
+        length = self.longest * jnp.where(self.last < self.first, FROM_NOISE, FROM_DATA)
+        path = _begun(y, self.times, self.first)
+        h = jnp.full(size, length)
+        return _State(u, y, self.rate(u, y), h, jnp.ones(size, dtype), none, none, path)
+
+    def step(self, state: _State) -> _State:
+        """Try a step of every active sample. Those whose error is too large try a shorter one
+        next."""
+        active, method, sign = self.active(state), self.method, jnp.sign(self.last - self.first)
+        left = sign * (self.last - state.u)
+        final = state.h >= left * (1.0 - 1e-5)  # no step is left over for rounding
+        target = jnp.where(final, self.last, state.u + sign * state.h)
+        h = target - state.u
+        stages = method.stages(self.rate, state.u, h, state.y, state.slope)
+        new = method.combine(state.y, h, method.solution, stages)
+        zero = jax.tree.map(jnp.zeros_like, state.y)
+        error = method.combine(zero, h, method.error, stages)
+        scaled = _scaled(error, state.y, new, self.rtol, self.atol, self.together)
+        accepted, finite, inverse = active & (scaled < 1.0), jnp.isfinite(scaled), 1.0 / scaled
+        factor = _factor(inverse, state.inverse, accepted, 1.0 / method.order)
+        following = jnp.abs(h) * jnp.where(finite, factor, SHRINKAGE)
+        # A step below the rounding of u goes nowhere. A value that is not finite stays so.
+        shortest = 4.0 * jnp.finfo(h.dtype).eps * jnp.abs(state.u)
+        stuck = active & ~accepted & (following < shortest)
+        failure = jnp.where(finite, TOO_MANY, NOT_FINITE)
+        slope = jax.tree.map(lambda stage: stage[-1], stages)
+        ends = (state.u, target), (state.y, new)
+        return _State(
+            u=jnp.where(accepted, target, state.u),
+            y=_where(accepted, new, state.y),
+            slope=_where(accepted, slope, state.slope),
+            h=jnp.where(active, jnp.minimum(following, self.longest), state.h),
+            inverse=jnp.where(accepted, inverse, state.inverse),
+            steps=state.steps + active.astype(jnp.int32),
+            failure=jnp.where(stuck, failure, state.failure).astype(jnp.int32),
+            path=_kept(state.path, self.times, accepted, *ends, stages),
+        )
+
+
+def _factor(inverse: Array, before: Array, accepted: Array, exponent: float) -> Array:
+    """The next step's length over this one's, by the inverse errors of this step and the last."""
+    factor = SAFETY * inverse ** ((INTEGRAL + PROPORTIONAL) * exponent)
+    factor = factor * before ** (-PROPORTIONAL * exponent)
+    shorter = jnp.clip(factor, SHRINKAGE, SAFETY)
+    return jnp.where(accepted, jnp.clip(factor, 1.0, GROWTH), shorter)
+
+
 def _euler(
     field: Field, y: Any, start: Array, end: Array, num_steps: int, times: Array | None
 ) -> Solution:
@@ -274,14 +288,12 @@ def _euler(
 
     def body(carry: tuple[Any, Any], i: Array) -> tuple[tuple[Any, Any], None]:
         y, path = carry
-        t, h = jnp.full(size, start + step * i), jnp.full(size, step)
-        after = jnp.where(i == num_steps - 1, end, t + h)  # exact: sums may round
+        t = jnp.full(size, start + step * i)
+        after = jnp.where(i == num_steps - 1, end, t + step)  # exact: sums may round
         slope = field(t, y)
         new = jax.tree.map(lambda y, slope: y + step * slope, y, slope)
-        if times is not None:
-            slopes = jax.tree.map(lambda slope: jnp.stack([slope, slope]), slope)
-            everyone = jnp.ones(size, bool)
-            path = _kept(path, times, jnp.sign(step), everyone, h, t, after, y, new, slopes)
+        slopes = jax.tree.map(lambda slope: jnp.stack([slope, slope]), slope)
+        path = _kept(path, times, jnp.ones(size, bool), (t, after), (y, new), slopes)
         return (new, path), None
 
     steps = jnp.arange(num_steps).astype(start.dtype)
@@ -291,14 +303,12 @@ def _euler(
 
 def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
     """Raise ValueError for settings that ``integrate`` refuses."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver = {solver!r}: allowed are {', '.join(SOLVERS)}")
-    if step_control not in STEP_CONTROLS:
-        raise ValueError(f"step_control = {step_control!r}: allowed are {', '.join(STEP_CONTROLS)}")
-    fixed = SOLVERS[solver] is None
-    if fixed != (num_steps is not None) or (num_steps is not None and num_steps < 1):
-        allowed = "integers of at least 1" if fixed else "None, as the steps adapt,"
-        raise ValueError(f"num_steps = {num_steps!r}: allowed are {allowed} with {solver}")
+    require(solver in SOLVERS, "solver", solver, ", ".join(SOLVERS))
+    known = step_control in STEP_CONTROLS
+    require(known, "step_control", step_control, ", ".join(STEP_CONTROLS))
+    ok = num_steps is None if SOLVERS[solver] else num_steps is not None and num_steps > 0
+    allowed = "None, as the steps adapt," if SOLVERS[solver] else "integers of at least 1"
+    require(ok, "num_steps", num_steps, f"{allowed} with {solver}")
 
 
 def check(verdict: Array) -> None:
@@ -315,12 +325,8 @@ def check(verdict: Array) -> None:
         f"of steps ({MAX_STEPS}), or steps below rounding",
         NOT_FINITE: "the score, or a state on the way, is not a finite number",
     }[failed.max()]
-    told = f"the solve failed for {failed.size} of {codes.size} samples: {reason}"
-    raise SolveError(told, bool(failed.max() == TOO_MANY))
-
-
-def _active(state: _State, last: Array) -> Array:
-    return (state.u != last) & (state.failure == SUCCESS)
+    message = f"the solve failed for {failed.size} of {codes.size} samples: {reason}"
+    raise SolveError(message, bool(failed.max() == TOO_MANY))
 
 
 def _scaled(
@@ -351,37 +357,29 @@ def _begun(y: Any, times: Array | None, start: Array) -> Any | None:
     return jax.tree.map(room, y)
 
 
-def _kept(
-    path: Any,
-    times: Array,
-    sign: Array,
-    accepted: Array,
-    h: Array,
-    begin: Array,
-    end: Array,
-    old: Any,
-    new: Any,
-    slopes: Any,
-) -> Any:
-    """The path, with the states at the times within an accepted step filled in. They lie on the
-    cubic with the step's values and slopes at both ends (Hairer et al. 1993, eq. II.6.7)."""
-    inside = sign * (times[None] - begin[:, None]) > 0
-    inside &= (sign * (times[None] - end[:, None]) <= 0) & accepted[:, None]
-    theta = (times[None] - begin[:, None]) / jnp.where(h == 0, 1, h)[:, None]  # (B, times)
+def _kept(path: Any, times: Array | None, taken: Array, u: Any, y: Any, slopes: Any) -> Any:
+    """The path, with the states at the times within a taken step filled in. u and y are pairs, of
+    the step's two ends. The states lie on the cubic with the values and slopes there (Hairer et al.
+    1993, eq. II.6.7)."""
+    if times is None:
+        return None
+    times, begin, end = times[None], *(each[:, None] for each in u)
+    h = end - begin
+    inside = jnp.sign(h) * (times - begin) > 0
+    inside &= (jnp.sign(h) * (times - end) <= 0) & taken[:, None]
+    theta = (times - begin) / jnp.where(h == 0, 1, h)  # (B, times)
 
     def one(path: Array, old: Array, new: Array, slopes: Array) -> Array:
-        w, step = _expand2(theta, path), expand(h, old)[:, None]
-        a, b = old[:, None], new[:, None]
-        first, last = step * slopes[0][:, None], step * slopes[-1][:, None]
+        def spread(array: Array) -> Array:
+            return array.reshape(array.shape + (1,) * (path.ndim - 2))
+
+        w, a, b = spread(theta), old[:, None], new[:, None]
+        first, last = spread(h) * slopes[0][:, None], spread(h) * slopes[-1][:, None]
         bow = (1.0 - 2.0 * w) * (b - a) + (w - 1.0) * first + w * last
         value = (1.0 - w) * a + w * b + w * (w - 1.0) * bow
-        return jnp.where(_expand2(inside, path), value, path)
+        return jnp.where(spread(inside), value, path)
 
-    return jax.tree.map(one, path, old, new, slopes)
-
-
-def _expand2(array: Array, path: Array) -> Array:
-    return array.reshape(array.shape + (1,) * (path.ndim - 2))
+    return jax.tree.map(one, path, *y, slopes)
 
 
 def _where(mask: Array, new: Any, old: Any) -> Any:

@@ -9,6 +9,11 @@ The log density of a continuous point (`log_likelihood`) is exact up to the solv
 the probes' error, which averages out. The log probability of discrete data (`data_log_likelihood`)
 is a lower bound, and bits/dim is an upper bound, up to the same two errors. The gap of the bound is
 that of the dequantization (`score_sde.spaces`). More draws make it smaller.
+
+The prior differs slightly from p_T. With m the mean of the data, the error of log p varies from
+point to point as a normal deviate of standard deviation alpha(T) |m| / sigma(T), around half the
+square of that. At the paper's constants the deviation is 0.0066 |m| (VP, sub-VP) or 0.02 |m| (VE).
+Even for a large mean, |m| = sqrt(dims), this is below 1e-2 nats/dim from 16 dims on.
 """
 
 import math
@@ -20,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from score_sde.errors import require
 from score_sde.integrate import check, integrate
 from score_sde.score import as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn
@@ -104,23 +110,18 @@ def log_likelihood(
         rtol: relative tolerance of the solver, for x and for log p / dims by each probe.
         atol: absolute tolerance, likewise.
         t_min: the time at which the data are taken to lie.
-        terminal_log_prob: log density at T, (x, t) -> (B,); the process's prior by default. The
-            prior differs slightly from p_T. With m the mean of the data, the error of log p varies
-            from point to point as a normal deviate of standard deviation alpha(T) |m| / sigma(T),
-            around half the square of that. At the paper's constants the deviation is 0.0066 |m|
-            (VP, sub-VP) or 0.02 |m| (VE). Even for a large mean, |m| = sqrt(dims), this is below
-            1e-2 nats/dim from 16 dims on.
+        terminal_log_prob: log density at T, (x, t) -> (B,); the process's prior by default (see the
+            module's docstring).
         first: index of the first point, for data that come in parts.
         probes: probes (B, number, *shape) in place of drawn ones, to compare with another code.
 
     Raises:
-        ValueError: for an unknown divergence, or no probes.
+        ValueError: for an unknown divergence, no probes, or a time that the process has not.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence = {divergence!r}: allowed are {', '.join(DIVERGENCES)}")
-    if num_probes < 1:
-        raise ValueError(f"num_probes = {num_probes}: allowed are integers of at least 1")
+    require(divergence in DIVERGENCES, "divergence", divergence, ", ".join(DIVERGENCES))
+    require(num_probes > 0, "num_probes", num_probes, "integers of at least 1")
+    require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances = (t_min, sde.T), (rtol, atol)
@@ -176,8 +177,7 @@ def data_log_likelihood(
         ValueError: for an unknown dequantization or divergence, or K below 1.
         RuntimeError: with the reason, if a solve did not succeed.
     """
-    if num_importance < 1:
-        raise ValueError(f"num_importance = {num_importance}: allowed are integers of at least 1")
+    require(num_importance > 0, "num_importance", num_importance, "integers of at least 1")
     key_data, key_probes = jax.random.split(key)
     draws, likelihoods = [], []
     for k in range(num_importance):
@@ -191,21 +191,14 @@ def data_log_likelihood(
 
 @partial(jax.jit, static_argnums=(6, 7))
 def _dequantize(
-    key: Array,
-    sde: SDE,
-    data: Array,
-    t_min: Array,
-    first: Array,
-    k: Array,
-    space: Space,
-    dequantization: str,
+    key: Array, sde: SDE, data: Array, t: Array, first: Array, k: Array, space: Space, method: str
 ) -> Dequantized:
     """The k-th draw of each item: the first by the item's key, the others by keys of that."""
     keys = item_keys(key, len(data), first)
     keys = jnp.where(k == 0, keys, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))
-    time = jnp.full(1, t_min, jnp.float32)
+    time = jnp.full(1, t, jnp.float32)
     alpha, sigma = sde.alpha(time)[0], sde.sigma(time)[0]
-    return space.dequantized(keys, data, dequantization, alpha, sigma)
+    return space.dequantized(keys, data, method, alpha, sigma)
 
 
 @partial(jax.jit, static_argnums=2)

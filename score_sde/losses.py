@@ -63,14 +63,7 @@ def sample_times(
 
 
 def weighted_error(
-    sde: SDE,
-    score: ScoreFn,
-    x0: Array,
-    t: Array,
-    z: Array,
-    weight: Array,
-    *,
-    reduce_mean: bool = True,
+    sde: SDE, score: ScoreFn, x0: Array, t: Array, z: Array, weight: Array, reduce_mean: bool = True
 ) -> Array:
     """weight |sigma score(alpha x0 + sigma z, t) + z|^2 for each example, (B,).
 

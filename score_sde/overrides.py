@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from score_sde.config import changed, type_in_words, unknown_key
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.schema import SCHEMA
 
 _OVERRIDE = re.compile(r"--?(no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
@@ -62,7 +62,7 @@ def _applied(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     except flags.Error as error:
         raise flag_error(error) from None
     except ValueError as error:  # --noconfig.section.key=value
-        raise UserError(" ".join(f"{error}".split())) from None
+        raise UserError(one_line(error)) from None
     if left:
         raise UserError(
             f"{left[0]!r}: not a flag; values follow their key as --config.section.key=value"
@@ -73,6 +73,4 @@ def _applied(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 def flag_error(error: flags.Error) -> UserError:
     """Return the user's mistake that absl reports."""
     missing = re.fullmatch(r"Missing value for flag (\S+)", f"{error}")
-    return UserError(
-        f"{missing[1]}: a value is missing" if missing else " ".join(f"{error}".split())
-    )
+    return UserError(f"{missing[1]}: a value is missing" if missing else one_line(error))

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from score_sde.config import closest, validate
-from score_sde.errors import UserError
+from score_sde.config import closest, type_in_words, validate
+from score_sde.errors import UserError, one_line
+from score_sde.schema import SCHEMA
 
 _PACKAGE = Path(__file__).parent
 _WHEEL = _PACKAGE / "configs"  # see pyproject.toml
@@ -61,15 +62,23 @@ def load(preset: str) -> ConfigDict:
         raise UserError(f"--config {preset}: line {error.lineno}: {error.msg}") from None
     except (ArithmeticError, AttributeError, ImportError, LookupError) as error:
         _refuse(preset, error)
-    except (NameError, TypeError, ValueError) as error:
+    except (NameError, OSError, TypeError, ValueError) as error:
         _refuse(preset, error)
     validate(config)
     return config
 
 
 def _refuse(preset: str, error: Exception) -> NoReturn:
-    text = " ".join(f"{error}".split())
-    unknown = re.search(r'Key "(\w+)" does not exist', text)  # ml_collections lists all others
+    text = one_line(error)
+    # ml_collections lists all other keys, and names types as Python does.
+    unknown = re.search(r'Key "(\w+)" does not exist', text)
+    other = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original", text)
     if unknown:
         text = f"{unknown[1]!r}: no such key; {closest(unknown[1])}"
+    elif other:
+        keys = [key for key in SCHEMA if key.endswith(f".{other[1]}") or key == other[1]]
+        allowed = (
+            " or ".join(sorted(set(map(type_in_words, keys)))) or "its keys, as it is a section"
+        )
+        text = f"{other[1]} = {other[2]}: allowed are {allowed}"
     raise UserError(f"--config {preset}: {text}") from None

@@ -1,9 +1,9 @@
 """A trained run, from its workdir."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.integrate import SolveError
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
-from score_sde.samplers.base import Start
+from score_sde.samplers.base import from_prior
 from score_sde.samplers.ode import slerp
 from score_sde.score import Model
 from score_sde.sde import SDE
@@ -32,7 +32,7 @@ Conditions = Mapping[str, ArrayLike]
 
 @dataclass(frozen=True)
 class Run:
-    """What a workdir holds, ready for use.
+    """A trained model with its config and its data's facts.
 
     A condition has a row for each item, under the names that the model was trained with: `labels`
     int32 (n,), `vector` float32 (n, k), standardised (`info.standardised`).
@@ -44,9 +44,8 @@ class Run:
         score: the score of the averaged weights, (x (B, *shape), t (B,)) -> (B, *shape), x in the
             model's units; with a condition `score.given(condition)`. A network trained on discrete
             levels takes them as the config's sampler does (`score_sde.score`).
-        smooth_score: `score`, but of such a network the one that is smooth in t, which the
-            likelihood needs.
-        info: what is known of the data.
+        smooth_score: as `score`, and smooth in t for such a network too. The likelihood needs it.
+        info: the data's facts.
         mesh: the devices that batches are spread over.
     """
 
@@ -108,28 +107,20 @@ class Run:
             condition = build.classes_in_turn(self.config, self.info, n)
         given = self.checked_condition(n, condition)
 
-        def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
-            # Drawn anew for each batch, and spread: a sampler that starts there is spread, too.
-            shape = (self.batch_size(n), *space.shape)
-            noise = placed(Start(key, self.sde, None, index).states(shape)[1], spread)
-            with _solver_errors("sampling"):
-                samples = sampler.sample(
-                    key,
-                    self.sde,
-                    self.score.given(given),
-                    noise,
-                    trajectory=trajectory,
-                    first=index,
-                    progress=progress,
-                )
-            path = samples.trajectory
-            states = None if path is None else jnp.swapaxes(space.from_model(path), 0, 1)
-            finite = jnp.isfinite(samples.x).reshape(len(samples.x), -1).all(axis=1)
-            x = space.from_model(samples.x)
-            return Drawn(x, samples.nfe, given, states), finite
+        spread = along_data(self.mesh)
 
-        spread, most = along_data(self.mesh), self.config.sampling.batch_size
-        for drawn, finite in in_batches(draw, given, n, most, self.mesh, first=first):
+        def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
+            # Drawn for each batch, and spread over the devices: so the sampler runs on all of them.
+            shape = (self.batch_size(n), *space.shape)
+            noise = placed(from_prior(key, self.sde, shape, index), spread)
+            options: Any = {"trajectory": trajectory, "first": index, "progress": progress}
+            found = sampler.sample(key, self.sde, self.score.given(given), noise, **options)
+            path = found.trajectory
+            states = None if path is None else jnp.swapaxes(space.from_model(path), 0, 1)
+            finite = jnp.isfinite(found.x).reshape(len(found.x), -1).all(axis=1)
+            return Drawn(space.from_model(found.x), found.nfe, given, states), finite
+
+        for drawn, finite in self._in_batches("sampling", draw, given, n, first):
             if not finite.all():
                 raise UserError(
                     f"config.sampling: {(~finite).sum()} of {len(finite)} samples are not finite "
@@ -209,7 +200,7 @@ class Run:
         room = max(1, self.config.sampling.batch_size // (num + 2))
         weights = jnp.linspace(0.0, 1.0, num + 2)
         for begin in range(0, n, room):
-            part = slice(begin, min(begin + room, n))
+            part = slice(begin, begin + room)
             yield self._between(x0[part], {k: v[part] for k, v in given.items()}, weights)
 
     def _between(
@@ -239,22 +230,33 @@ class Run:
         follow = flow.decode if back else flow.encode
 
         def carry(part: tuple[Array, dict[str, Array]], _: int) -> tuple[Array, Array]:
-            with _solver_errors("sampling"):
-                end = follow(self.sde, self.smooth_score.given(part[1]), part[0])
+            end = follow(self.sde, self.smooth_score.given(part[1]), part[0])
             return end.x, end.nfe
 
         arrays = (x, self.checked_condition(len(x), condition))
-        most = self.config.sampling.batch_size
-        return joined(list(in_batches(carry, arrays, len(x), most, self.mesh)))
+        return joined(list(self._in_batches("sampling", carry, arrays, len(x))))
+
+    def _in_batches(
+        self, section: str, function: Callable[[Any, int], Any], arrays: Any, n: int, first: int = 0
+    ) -> Iterator[Any]:
+        """`in_batches` of the section's size. A solve that fails is an error of the section, whose
+        tolerances it could not meet."""
+        try:
+            yield from in_batches(
+                function, arrays, n, self.config[section].batch_size, self.mesh, first=first
+            )
+        except SolveError as error:
+            allowed = "; allowed are larger ones" if error.too_tight else ""
+            raise UserError(
+                f"config.{section}.rtol, config.{section}.atol: {error}{allowed}"
+            ) from error
 
     def _to_model(self, key: Array, data: np.ndarray) -> np.ndarray:
         space, items = self.space, jnp.asarray(data)
         if not space.dequantize:
             return np.asarray(space.to_model(items))
-        unused = jnp.ones(())  # uniform dequantization knows no process
-        return np.asarray(
-            space.dequantized(item_keys(key, len(data)), items, "uniform", unused, unused).x
-        )
+        keys = item_keys(key, len(data))
+        return np.asarray(space.dequantized(keys, items, "uniform", 1.0, 1.0).x)
 
     def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> DataLikelihood:
         """Compute the likelihood of items with the config's settings. Integer images get bounds of
@@ -286,27 +288,18 @@ class Run:
         index `first` on."""
         settings, items = self.config.likelihood, self.space.check(data)
 
-        def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> DataLikelihood:
-            with _solver_errors("likelihood"):
-                return data_log_likelihood(
-                    key,
-                    self.sde,
-                    self.smooth_score.given(part[1]),
-                    part[0],
-                    self.space,
-                    dequantization=settings.dequantization,
-                    num_importance=settings.num_importance,
-                    divergence=build.divergence(self.config, self.info),
-                    num_probes=settings.num_probes,
-                    rtol=settings.rtol,
-                    atol=settings.atol,
-                    t_min=settings.t_min,
-                    first=index,
-                )
+        names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
+        options: Any = {name: settings[name] for name in names}
+        options["divergence"] = build.divergence(self.config, self.info)
 
-        n = len(items)
-        arrays = (items, self.checked_condition(n, condition))
-        return in_batches(likelihood, arrays, n, settings.batch_size, self.mesh, first=first)
+        def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> DataLikelihood:
+            score = self.smooth_score.given(part[1])
+            return data_log_likelihood(
+                key, self.sde, score, part[0], self.space, first=index, **options
+            )
+
+        arrays = (items, self.checked_condition(len(items), condition))
+        return self._in_batches("likelihood", likelihood, arrays, len(items), first)
 
     def checked_condition(self, n: int, condition: Conditions | None) -> dict[str, np.ndarray]:
         """The condition of n items as arrays; ValueError for another than the model's."""
@@ -327,6 +320,8 @@ class Run:
             if rows.shape != (n, wide) or rows.dtype.kind not in "fiu":
                 raise ValueError(f"vector is {rows.shape}: allowed are numbers ({n}, {wide})")
             given["vector"] = rows.astype(np.float32)
+            if not np.isfinite(given["vector"]).all():
+                raise ValueError("vector: allowed are numbers that are finite in float32")
         return given
 
 
@@ -351,15 +346,3 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh))
     score = build.model(config, apply, ema, levels=build.sampler(config).levels)
     return Run(config, step, score.sde, score, build.model(config, apply, ema), info, mesh)
-
-
-@contextmanager
-def _solver_errors(section: str) -> Iterator[None]:
-    """Turn a solve's failure into an error of the section whose settings it could not meet."""
-    try:
-        yield
-    except SolveError as error:
-        allowed = "; allowed are larger ones" if error.too_tight else ""
-        raise UserError(
-            f"config.{section}.rtol, config.{section}.atol: {error}{allowed}"
-        ) from error

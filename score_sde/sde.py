@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
+
 ScoreFn = Callable[[Array, Array], Array]
 """The score grad_x log p_t(x): (x of shape (B, *shape), t of shape (B,)) -> (B, *shape)."""
 
@@ -187,18 +189,18 @@ class SDE:
 
     def reverse(self, score: ScoreFn) -> Dynamics:
         """The reverse-time process (Song et al. 2021, eq. 6), to be run from T down."""
-
-        def drift(x: Array, t: Array) -> Array:
-            return self.drift(x, t) - expand(jnp.square(self.diffusion(t)), x) * score(x, t)
-
-        return Dynamics(drift, self.diffusion)
+        return Dynamics(self._drift_back(score, 1.0), self.diffusion)
 
     def probability_flow(self, score: ScoreFn) -> Callable[[Array, Array], Array]:
         """dx/dt of the ordinary differential equation with the same marginals (Song et al. 2021,
         eq. 13)."""
+        return self._drift_back(score, 0.5)
+
+    def _drift_back(self, score: ScoreFn, share: float) -> Callable[[Array, Array], Array]:
+        """The drift with this share of g^2 score taken off."""
 
         def drift(x: Array, t: Array) -> Array:
-            return self.drift(x, t) - expand(0.5 * jnp.square(self.diffusion(t)), x) * score(x, t)
+            return self.drift(x, t) - expand(share * jnp.square(self.diffusion(t)), x) * score(x, t)
 
         return drift
 
@@ -360,10 +362,10 @@ def _require_rising(**constants: object) -> None:
     and the placeholders of an abstract tree."""
     (low, least), (high, most) = constants.items()
     for name, value in constants.items():
-        if isinstance(value, int | float) and not 0.0 < value < math.inf:
-            raise ValueError(f"{name} = {value!r}: allowed are positive numbers")
-    if isinstance(least, int | float) and isinstance(most, int | float) and most <= least:
-        raise ValueError(f"{high} = {most!r}: allowed are numbers above {low} = {least!r}")
+        if isinstance(value, int | float):
+            require(0.0 < value < math.inf, name, value, "positive numbers")
+    if isinstance(least, int | float) and isinstance(most, int | float):
+        require(most > least, high, most, f"numbers above {low} = {least!r}")
 
 
 def _constant(leaf: Any) -> Any:

@@ -1,16 +1,14 @@
 """Where data live, and how they become the numbers that a model sees, and back.
 
-`Pixels` are integers and `Vectors` floating-point columns. Nothing else in the package knows which
-of the two its data are. A space has the members
+`Pixels` are integers and `Vectors` floating-point columns. A `Space` has the members
 
     shape                         of one item
-    unit                          of a log probability in reports: "bits/dim" or "nats"
     dequantize                    whether training spreads the data over their bins
     check(data)                   the data as an array; ValueError for data of another kind
     to_model(data, noise=None)    float32 (B, *shape); noise uniform in [0, 1) spreads over the bins
     from_model(x)                 back to the data's units
     dequantized(keys, data, ...)  continuous points for a likelihood, with their log density
-    figure(log_prob)              a log probability in the unit
+    figure(log_prob)              a log probability as bits per dimension, or as nats
 
 A likelihood takes the density p of the model, in the model's units. `dequantized` returns points x
 and a log density. For data with bins, log p(x) - log_density bounds the log probability of the
@@ -46,16 +44,19 @@ arXiv:1511.01844; Ho et al. 2019, arXiv:1902.00275)
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from score_sde.errors import require
 
 DEQUANTIZATIONS = ("uniform", "truncated_normal")
 
@@ -79,8 +80,74 @@ class Dequantized(NamedTuple):
     log_density: Array
 
 
+class Space(ABC):
+    """What `Pixels` and `Vectors` share: the figure that reports a likelihood, and dequantization.
+
+    Attributes:
+        shape: of one item.
+        dequantize: training spreads the data over their bins.
+    """
+
+    shape: Any  # of the fields of subclasses, or their properties
+    dequantize: Any
+
+    @property
+    def has_bins(self) -> bool:
+        """Whether items are discrete, so that they have probabilities."""
+        return True
+
+    def figure(self, log_prob: Array) -> Array:
+        """Bits per dimension, float32 (B,), from nats of log P or of a bound of it; without bins
+        nats of log density."""
+        return bits_per_dim(log_prob, math.prod(self.shape)) if self.has_bins else log_prob
+
+    def dequantized(
+        self, keys: Array, data: Array, method: str, alpha: Array | float, sigma: Array | float
+    ) -> Dequantized:
+        """Points in the cells of items; the items themselves where there are no bins.
+
+        Args:
+            keys: one for each item, (B,).
+            data: items (B, *shape), as they are stored.
+            method: one of `DEQUANTIZATIONS`, see the module's docstring; without effect where there
+                are no bins.
+            alpha: factor of the data at t_min, ().
+            sigma: standard deviation of the noise at t_min, (). Both are for "truncated_normal".
+
+        Raises:
+            ValueError: another method.
+        """
+        known = method in DEQUANTIZATIONS
+        require(known, "dequantization", method, ", ".join(DEQUANTIZATIONS))
+        if self.has_bins and method == "truncated_normal":
+            return _truncated_normal(keys, *self._bins(data), alpha, sigma)
+        noise = _uniform(keys, self.shape) if self.has_bins else None
+        log_density = jnp.full(len(data), self._log_density(), jnp.float32)
+        return Dequantized(self.to_model(data, noise), log_density)
+
+    @abstractmethod
+    def check(self, data: ArrayLike) -> np.ndarray:
+        """The data as an array; ValueError for data of another kind."""
+
+    @abstractmethod
+    def to_model(self, data: Array, noise: Array | None = None) -> Array:
+        """Items (B, *shape) to float32 in the model's units; noise spreads them over the bins."""
+
+    @abstractmethod
+    def from_model(self, x: Array) -> Array:
+        """Back to the data's units."""
+
+    @abstractmethod
+    def _bins(self, data: Array) -> tuple[Array, Array]:
+        """The middles of the items' bins (B, *shape), and their widths, in the model's units."""
+
+    @abstractmethod
+    def _log_density(self) -> float:
+        """What is subtracted from log p of an item that is uniform in its cell, or has none."""
+
+
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Space):
     """Images of integers.
 
     Attributes:
@@ -95,20 +162,6 @@ class Pixels:
     levels: int
     centered: bool
     dequantize: bool
-
-    @property
-    def has_bins(self) -> bool:
-        """Whether items are discrete, so that they have probabilities."""
-        return True
-
-    @property
-    def unit(self) -> str:
-        """The unit of `figure`."""
-        return "bits/dim"
-
-    def figure(self, log_prob: Array) -> Array:
-        """Bits per dimension, float32 (B,), from nats of log P or of a bound of it."""
-        return bits_per_dim(log_prob, math.prod(self.shape))
 
     def check(self, data: ArrayLike) -> np.ndarray:
         """The images as an array; ValueError for anything but uint8 (n, H, W, C) of the levels."""
@@ -142,42 +195,27 @@ class Pixels:
     def from_model(self, x: Array) -> Array:
         """Samples in the model's range to uint8 pixels 0 ... levels - 1."""
         unit = 0.5 * (x + 1.0) if self.centered else x
-        pixels = (
-            jnp.floor(unit * self.levels)
-            if self.dequantize
-            else jnp.round(unit * (self.levels - 1))
-        )
-        return jnp.clip(pixels, 0, self.levels - 1).astype(jnp.uint8)
+        top = self.levels - 1
+        pixels = jnp.floor(unit * self.levels) if self.dequantize else jnp.round(unit * top)
+        return jnp.clip(pixels, 0, top).astype(jnp.uint8)
 
-    def dequantized(
-        self, keys: Array, data: Array, method: str, alpha: Array, sigma: Array
-    ) -> Dequantized:
-        """Points in the cells of images.
+    @property
+    def _scale(self) -> float:
+        return 2.0 if self.centered else 1.0
 
-        Args:
-            keys: one for each image, (B,).
-            data: uint8 (B, H, W, C), values 0 ... levels - 1.
-            method: one of `DEQUANTIZATIONS`; see the module's docstring.
-            alpha: factor of the data at t_min, ().
-            sigma: standard deviation of the noise at t_min, (). Both are for "truncated_normal".
-
-        Raises:
-            ValueError: another method.
-        """
-        scale = 2.0 if self.centered else 1.0
-        if _is_uniform(method):
-            log_density = -data[0].size * math.log(scale / self.levels)
-            x = self.to_model(data, _uniform(keys, self.shape))
-            return Dequantized(x, jnp.full(len(data), log_density, jnp.float32))
+    def _bins(self, data: Array) -> tuple[Array, Array]:
         if self.dequantize:
             middles, bins = self.to_model(data, jnp.full(data.shape, 0.5, jnp.float32)), self.levels
         else:
             middles, bins = self.to_model(data), self.levels - 1
-        return _truncated_normal(keys, middles, jnp.float32(scale / bins), alpha, sigma)
+        return middles, jnp.float32(self._scale / bins)
+
+    def _log_density(self) -> float:
+        return -math.prod(self.shape) * math.log(self._scale / self.levels)
 
 
 @dataclass(frozen=True)
-class Vectors:
+class Vectors(Space):
     """Rows of floating-point columns, standardised for the model.
 
     Attributes:
@@ -198,8 +236,8 @@ class Vectors:
     def __post_init__(self) -> None:
         # As tuples of Python's numbers, so that equal spaces are equal, hashable objects.
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
-        if not self.mean or not np.isfinite(self.mean).all():
-            raise ValueError(f"mean = {self.mean}: allowed are finite numbers, one for each column")
+        ok = bool(self.mean) and bool(np.isfinite(self.mean).all())
+        require(ok, "mean", self.mean, "finite numbers, one for each column")
         object.__setattr__(self, "std", _positive("std", self.std, len(self.mean)))
         if self.bin_width is not None:
             widths = _positive("bin_width", self.bin_width, len(self.mean))
@@ -219,15 +257,6 @@ class Vectors:
     def dequantize(self) -> bool:
         """Whether training spreads the values over their bins."""
         return self.has_bins
-
-    @property
-    def unit(self) -> str:
-        """The unit of `figure`."""
-        return "nats" if self.bin_width is None else "bits/dim"
-
-    def figure(self, log_prob: Array) -> Array:
-        """Nats of log density, float32 (B,); with bins bits per dimension, from nats of log P."""
-        return log_prob if self.bin_width is None else bits_per_dim(log_prob, len(self.mean))
 
     def check(self, data: ArrayLike) -> np.ndarray:
         """The vectors as float32 (n, D); ValueError for other shapes, for text, objects and complex
@@ -261,32 +290,12 @@ class Vectors:
         rows = x.reshape(-1, len(self.mean)) * _row(self.std) + _row(self.mean)
         return rows.reshape(x.shape)
 
-    def dequantized(
-        self, keys: Array, data: Array, method: str, alpha: Array, sigma: Array
-    ) -> Dequantized:
-        """Points in the cells of the vectors; the vectors themselves where there are no bins.
+    def _bins(self, data: Array) -> tuple[Array, Array]:
+        return self.to_model(data), jnp.asarray(self._widths, jnp.float32)
 
-        Args:
-            keys: one for each vector, (B,).
-            data: float32 (B, D), in the data's units.
-            method: one of `DEQUANTIZATIONS`; without effect where there are no bins.
-            alpha: factor of the data at t_min, ().
-            sigma: standard deviation of the noise at t_min, (). Both are for "truncated_normal".
-
-        Raises:
-            ValueError: another method.
-        """
-        is_uniform = _is_uniform(method)
-        if self.bin_width is not None and not is_uniform:
-            return _truncated_normal(
-                keys, self.to_model(data), jnp.asarray(self._widths, jnp.float32), alpha, sigma
-            )
-        noise = None if self.bin_width is None else _uniform(keys, self.shape)
-        volumes = self.std if self.bin_width is None else [1.0 / width for width in self._widths]
-        log_density = sum(map(math.log, volumes))
-        return Dequantized(
-            self.to_model(data, noise), jnp.full(len(data), log_density, jnp.float32)
-        )
+    def _log_density(self) -> float:
+        volumes = [1.0 / width for width in self._widths] if self.has_bins else self.std
+        return sum(map(math.log, volumes))
 
     @property
     def _widths(self) -> tuple[float, ...]:
@@ -294,9 +303,6 @@ class Vectors:
         if not isinstance(self.bin_width, tuple):
             raise ValueError("noise spreads over bins, and these vectors have none (bin_width)")
         return tuple(width / std for width, std in zip(self.bin_width, self.std, strict=True))
-
-
-Space = Pixels | Vectors
 
 
 def bits_per_dim(log_prob: Array, dims: int) -> Array:
@@ -307,10 +313,8 @@ def bits_per_dim(log_prob: Array, dims: int) -> Array:
 def _positive(name: str, values: Sequence[float] | float, number: int) -> tuple[float, ...]:
     numbers = np.asarray(values, np.float64).ravel()
     row = tuple(np.broadcast_to(numbers, number).tolist()) if len(numbers) in (1, number) else ()
-    if not row or not all(0 < value < math.inf for value in row):
-        raise ValueError(
-            f"{name} = {values}: allowed are positive numbers, one for each of {number} columns"
-        )
+    ok = bool(row) and all(0 < value < math.inf for value in row)
+    require(ok, name, values, f"positive numbers, one for each of {number} columns")
     return row
 
 
@@ -319,20 +323,13 @@ def _row(values: Sequence[float]) -> Array:
     return jnp.asarray([values], jnp.float32)
 
 
-def _is_uniform(method: str) -> bool:
-    if method not in DEQUANTIZATIONS:
-        allowed = ", ".join(DEQUANTIZATIONS)
-        raise ValueError(f"dequantization = {method!r}: allowed are {allowed}")
-    return method == "uniform"
-
-
 def _uniform(keys: Array, shape: tuple[int, ...]) -> Array:
     """Numbers in [0, 1), float32 (B, *shape), from a key for each item."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 def _truncated_normal(
-    keys: Array, middles: Array, width: Array, alpha: Array, sigma: Array
+    keys: Array, middles: Array, width: Array, alpha: Array | float, sigma: Array | float
 ) -> Dequantized:
     """The process's own noise at t_min, truncated to the bins (see the module's docstring).
 

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key, validate
 from score_sde.data import DatasetInfo
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
+from score_sde.schema import SCHEMA
 
 FILE = "config.json"
 
@@ -46,7 +47,7 @@ def to_json(config: ConfigDict, info: DatasetInfo) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def from_json(text: str, source: str = FILE) -> ConfigDict:
+def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     """Return the config that `to_json` wrote; keys younger than it take their defaults.
 
     Raises UserError, naming `source`, for anything else.
@@ -55,21 +56,16 @@ def from_json(text: str, source: str = FILE) -> ConfigDict:
         document = json.loads(text)
         values = flat(document["config"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: not a config written by a run ({_one_line(error)})") from None
-    config = default()
-    schema = flat(config)
+        raise UserError(f"{source}: not a config written by a run ({one_line(error)})") from None
     for key, value in values.items():
-        if key not in schema:
+        if key not in SCHEMA:
             raise UserError(f"{source}: {unknown_key(key, value)}")
         values[key] = tuple(value) if isinstance(value, list) else value
     try:
-        config = changed(config, values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: {_one_line(error)}") from None
-    try:
+        config = changed(default(), values)
         validate(config)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"{source}: {one_line(error)}") from None
     return config
 
 
@@ -79,9 +75,9 @@ def load(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise missing(workdir)
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a config written by a run ({_one_line(error)})") from None
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not a config written by a run ({one_line(error)})") from None
     return from_json(text, str(path))
 
 
@@ -104,7 +100,7 @@ def load_info(workdir: Path) -> DatasetInfo | None:
     try:
         return None if facts is None else DatasetInfo.from_facts(facts)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: data: not as a run writes it ({_one_line(error)})") from None
+        raise UserError(f"{path}: data: not as a run writes it ({one_line(error)})") from None
 
 
 def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
@@ -115,7 +111,3 @@ def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
     partial.write_text(to_json(config, info))
     os.replace(partial, path)  # whole or not at all
     return path
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{error}".split())

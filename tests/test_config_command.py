@@ -1,7 +1,7 @@
 """`--mode config`: what it prints of presets and workdirs."""
 
-import main
-from score_sde import workdirs
+from score_sde import build, workdirs
+from score_sde.cli import main
 from score_sde.config import changed, default
 from score_sde.schema import SCHEMA
 from tests.commands import DIGITS
@@ -9,7 +9,7 @@ from tests.commands import DIGITS
 
 def shown(capsys, *arguments):
     """The marks and values of all keys."""
-    assert main.main(["--mode=config", *arguments]) == 0
+    assert main(["--mode=config", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     entries = [line for line in lines if line[3:].split(" = ")[0] in SCHEMA]
@@ -34,7 +34,8 @@ def test_a_preset_with_overrides(capsys, tmp_path, monkeypatch):
 
 def test_a_workdir(capsys, tmp_path):
     small = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,), "name": "mine"}
-    workdirs.save(changed(default(), {**small, "sde.name": "ve"}), tmp_path)
+    config = changed(default(), {**small, "sde.name": "ve"})
+    workdirs.save(config, tmp_path, build.dataset(config))
     of_run = shown(capsys, f"--workdir={tmp_path}")
     assert of_run["sde.name"] == ("*", "sde.name = 've'")
     assert of_run["sde.beta_min"][0] == "-" and of_run["sde.sigma_min"][0] == ""
@@ -42,7 +43,7 @@ def test_a_workdir(capsys, tmp_path):
 
 def test_no_device_is_started(run_python):
     code = (
-        "import main; main.main(['--mode=config'])\n"
+        "from score_sde import cli; cli.main(['--mode=config'])\n"
         "from jax._src import xla_bridge; assert not xla_bridge._backends"
     )
     assert "sampling.method" in run_python(code).stdout

@@ -234,3 +234,11 @@ def test_an_unknown_divergence_and_no_probes_are_refused():
         log_likelihood(
             jax.random.key(0), PUBLISHED["vp"], lambda x, t: -x, jnp.ones((1, 2)), num_probes=0
         )
+
+
+@pytest.mark.parametrize("t_min", [-0.1, 1.0, float("nan")])
+def test_a_time_that_the_process_has_not_is_refused(t_min):
+    with pytest.raises(ValueError, match=r"t_min = .*: allowed are times from 0 to below T = 1"):
+        log_likelihood(
+            jax.random.key(0), PUBLISHED["vp"], lambda x, t: -x, jnp.ones((1, 2)), t_min=t_min
+        )

@@ -2,13 +2,14 @@
 line, without a change to the package."""
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import main
 import score_sde
+from tests.commands import refused, succeed
 
 OBJECTS = """
 from dataclasses import dataclass
@@ -32,9 +33,17 @@ class Cosine(SDE):
         return jnp.sin(self.rate * jnp.pi * t)
 
 
+@dataclass(frozen=True)
+class LinearSpec:
+    channels: int
+
+
 class Linear(nnx.Module):
-    def __init__(self, *, channels: int, rngs: nnx.Rngs):
-        self.layer = nnx.Linear(channels, channels, rngs=rngs)
+    Spec = LinearSpec
+    rank = 3
+
+    def __init__(self, spec, *, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(spec.channels, spec.channels, rngs=rngs)
 
     def __call__(self, x, noise, condition=None, **options):
         return self.layer(x)
@@ -76,29 +85,37 @@ def get_config():
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Run the command line in a folder with the preset."""
+    """Run the command line in a folder with the preset; return what it prints."""
     (tmp_path / "own_objects.py").write_text(OBJECTS)
     (tmp_path / "own_preset.py").write_text(PRESET)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    # One device, as this process may have begun with.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
 
-    def run(*arguments: str) -> None:
-        assert main.main(["--config=own_preset.py", *arguments]) == 0
+    def run(*arguments: str) -> str:
+        return succeed("--config=own_preset.py", *arguments, cwd=tmp_path)
 
     return run
 
 
-def test_they_train_sample_and_give_likelihoods(command, capsys):
+def test_times_end_before_the_processs_own_T(command, tmp_path):
+    """Cosine ends at T = 0.9."""
+    for key in ("sampling.t_min", "likelihood.t_min", "training.t_min"):
+        late = f"--config.{key}=0.9"
+        line = refused("--mode=train", "--config=own_preset.py", late, cwd=tmp_path)
+        assert (
+            line.startswith(f"error: config.{key} = 0.9: allowed are times") and "T = 0.9" in line
+        )
+
+
+def test_they_train_sample_and_give_likelihoods(command):
     command("--mode=train")
-    command("--mode=sample")
-    assert "sampler: Short(num_steps=3" in capsys.readouterr().out
+    assert "sampler: Short(num_steps=3" in command("--mode=sample")
     arrays = np.load("runs/own_preset/samples.npz")
     assert arrays["nfe"].tolist() == [4, 4] and arrays["images"].shape == (2, 8, 8, 1)
     steps = ("--config.sampling.method=pc", "--config.sampling.num_steps=2")
     own = [f"--config.sampling.{name}=own_objects:{name}" for name in ("predictor", "corrector")]
     command("--mode=sample", *steps, *own)
+    # The corrector's one evaluation at each time, and the denoising.
     assert np.load("runs/own_preset/samples.npz")["nfe"].tolist() == [5, 5]
     command("--mode=likelihood")
     assert np.isfinite(np.load("runs/own_preset/likelihood.npz")["bits_per_dim"]).all()
@@ -106,10 +123,13 @@ def test_they_train_sample_and_give_likelihoods(command, capsys):
     run = score_sde.load("runs/own_preset")
     assert (type(run.sde).__name__, jax.tree.leaves(run.sde)) == ("Cosine", [0.5])
     # What the objects do not take is not used.
-    capsys.readouterr()
-    command("--mode=config")
-    shown = {line[3:].split(" = ")[0]: line[:2] for line in capsys.readouterr().out.splitlines()}
+    told = command("--mode=config")
+    shown = {line[3:].split(" = ")[0]: line[:2] for line in told.splitlines()}
     for key in ("sde.beta_max", "sde.sigma_min", "model.width", "sampling.order"):
         assert "-" in shown[key], key
     for key in ("sampling.eta", "model.parameterization"):
         assert "-" not in shown[key], key
+    # An export and back: what arrays do not tell is the user's process.
+    command("--mode=export", "--workdir=runs/own_preset", "--target=out")
+    told = succeed("--mode=convert", "--source=out", "--workdir=again", cwd=Path())
+    assert "Cosine(rate=0.5)" in told and "beta" not in told

@@ -37,6 +37,7 @@ def test_the_parts_work_alone_as_the_readme_says():
     names["Cosine"]().check()
 
 
+@pytest.mark.slow  # its dozen programs compile for a minute
 def test_the_page_on_python():
     names = names_of("docs/python.md")
     assert names["drawn"].x.shape == (1000, 2) and names["shares"][-1] == 1.0

@@ -65,6 +65,13 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     assert arrays["x"].shape == (6, 2) and arrays["x"].dtype == np.float32
     assert np.isfinite(arrays["x"]).all() and "labels" not in arrays
     assert Image.open(moons / "samples.png").size == (1000, 500)
+    # As after Ctrl-C while the contours are solved for: the vectors are there, the picture is not.
+    (moons / "samples.png").unlink()
+    told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
+    assert "nothing to compute" in told and "contours: " in told
+    assert (moons / "samples.png").exists()
+    told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
+    assert "contours: " not in told
 
 
 def test_progress_is_reported_from_inside_a_batch(moons):
@@ -141,6 +148,11 @@ def test_a_density_given_classes_and_columns(table, tmp_path):
         line = done.stderr.rstrip("\n").splitlines()[-1]
         assert done.returncode == 2 and line.startswith("error: config.sampling.condition = ")
         assert line.endswith("allowed are a number for each of c")
+    done = command(*sample, "--config.sampling.condition=(1e999,)", cwd=tmp_path)
+    assert done.returncode == 2 and "config.sampling.condition = (inf,): allowed" in done.stderr
+    run = score_sde.load(workdir)
+    with pytest.raises(ValueError, match="vector: allowed are numbers that are finite"):
+        run.sample(jax.random.key(0), 1, labels=[0], vector=[[np.nan]])
     done = command(*likelihood, "--config.likelihood.seed=1", cwd=tmp_path)
     assert done.returncode == 2 and f"config.data.dir = '{data}'" in done.stderr
 

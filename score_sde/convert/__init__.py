@@ -1,6 +1,6 @@
 """Checkpoints of other code bases in, ours out.
 
-The content of a source says what it is:
+A source is known by its content:
 
     a folder with model.safetensors                  an export of ours
     another folder                                   a diffusers UNet2DModel

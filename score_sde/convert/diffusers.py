@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from score_sde.convert.foreign import Foreign
+from score_sde.convert.foreign import Foreign, tensors
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 from score_sde.networks.plan import plan
@@ -84,7 +83,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 
-# The names inside a residual block and inside an attention, of which there are two generations.
+# The names inside a residual block and inside an attention. Attention has two generations.
 RESIDUAL = {
     "norm1": "norm0",
     "conv1": "conv0",
@@ -109,7 +108,7 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
 
     Returns:
         one set of parameters, as `ema`, float32. An array without a place in our network keeps its
-        name, so that the comparison with the network lists it.
+        name. The comparison with the network then lists it.
 
     Raises:
         UserError: a file that is missing or damaged, or another network than that of `spec`.
@@ -125,7 +124,13 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         raise UserError(f"{config} is another network than the config's: {', '.join(differences)}")
     places = names(spec)
     params: dict[str, np.ndarray] = {}
-    for name, array in _arrays(source / WEIGHTS):
+    weights = source / WEIGHTS
+    if not weights.is_file():
+        raise UserError(
+            f"{weights} is missing; only safetensors are allowed: have diffusers load the model "
+            "and save_pretrained it, which writes them"
+        )
+    for name, array in tensors(weights, DTYPES)[0].items():
         module, _, leaf = name.rpartition(".")
         place = places.get(module)
         path = name
@@ -324,21 +329,3 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or settings.get("_class_name") != "UNet2DModel":
         raise UserError(f"{path} is not the config.json of a diffusers UNet2DModel")
     return settings
-
-
-def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of a safetensors file, as float32."""
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing; other formats are not read: have diffusers load the model and "
-            "save_pretrained it, which writes safetensors"
-        )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  (no mapping)
-                dtype = file.get_slice(name).get_dtype()
-                if dtype not in DTYPES:
-                    raise UserError(f"{path}: {name} is {dtype}; allowed are {', '.join(DTYPES)}")
-                yield name, file.get_tensor(name).astype(np.float32, copy=False)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from score_sde.convert.foreign import Foreign
+from score_sde.convert.foreign import Foreign, tensors
 from score_sde.errors import UserError
 
 FILE = "model.safetensors"
@@ -32,16 +31,10 @@ def read(source: Path) -> Foreign:
     """
     path = source / FILE
     try:
-        with safe_open(path, framework="numpy") as file:
-            step = (file.metadata() or {}).get("step", "0")
-            names = list(file.keys())
-            for name in names:
-                kind = file.get_slice(name).get_dtype()
-                if kind != "F32":
-                    raise UserError(f"--source {path}: {name} is {kind}; allowed is F32 (float32)")
-            arrays = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"--source {path}: {' '.join(str(error).split())}") from None
+        arrays, metadata = tensors(path, ("F32",))
+    except UserError as error:
+        raise UserError(f"--source {error}") from None
+    step = metadata.get("step", "0")
     if not step.isdecimal() or len(step) > 9:
         raise UserError(f"--source {path}: step is {step!r}; allowed are whole numbers")
     return Foreign(ema=arrays, params=None, mu=None, nu=None, step=int(step))

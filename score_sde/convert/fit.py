@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from score_sde.errors import UserError
 
@@ -21,8 +21,8 @@ def fit(
     Args:
         flat: arrays by path, `stem/kernel`.
         expected: the network's parameters, or their `jax.ShapeDtypeStruct`s.
-        source: what the arrays came from, for the message.
-        what: what they are, for the message.
+        source: the checkpoint, for the message.
+        what: the arrays' name in the message.
 
     Returns:
         a nested dict of float32 numpy arrays.
@@ -31,47 +31,33 @@ def fit(
         UserError: arrays that are missing, not the network's, of another shape, or no finite
             numbers. All of them are in its details.
     """
-    wanted = {
-        "/".join(step.key for step in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
-    }
-    missing = [name for name in wanted if name not in flat]
-    surplus = [name for name in flat if name not in wanted]
+    wanted = {name: leaf.shape for name, leaf in flatten_dict(expected, sep="/").items()}
     misshaped = [
         f"{name} {flat[name].shape} for {shape}"
         for name, shape in wanted.items()
         if name in flat and flat[name].shape != shape
     ]
-    numbers = [name for name in wanted if name in flat and not _finite(flat[name])]
     found = {
-        "missing": missing,
-        "not the network's": surplus,
+        "missing": [name for name in wanted if name not in flat],
+        "not the network's": [name for name in flat if name not in wanted],
         "of another shape": misshaped,
-        "not finite numbers": numbers,
+        "not finite numbers": [name for name in wanted if name in flat and not _finite(flat[name])],
     }
-    told = [f"{len(names)} {kind}: {_shortened(names)}" for kind, names in found.items() if names]
-    if told:
+    reasons = [f"{len(all_)} {kind}: {_shortened(all_)}" for kind, all_ in found.items() if all_]
+    if reasons:
         raise UserError(
-            f"--source {source}: its {what} do not fit the config; {'; '.join(told)}. "
+            f"--source {source}: its {what} do not fit the config; {'; '.join(reasons)}. "
             "Allowed are checkpoints of the network that config.model asks for",
             details=[f"{kind}: {name}" for kind, names in found.items() for name in names],
         )
-    tree: Tree = {}
-    for name in wanted:
-        *places, leaf = name.split("/")
-        branch = tree
-        for place in places:
-            branch = branch.setdefault(place, {})
-        branch[leaf] = np.ascontiguousarray(flat[name], np.float32)
+    arrays = {name: np.ascontiguousarray(flat[name], np.float32) for name in wanted}
+    tree: Tree = unflatten_dict(arrays, sep="/")
     return tree
 
 
 def flattened(tree: Tree) -> dict[str, np.ndarray]:
     """A tree of parameters by path, the inverse of `fit`."""
-    return {
-        "/".join(step.key for step in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def _finite(array: np.ndarray) -> bool:

@@ -1,8 +1,13 @@
-"""What a foreign checkpoint holds, in our names and layout."""
+"""The content of a foreign checkpoint, in our names and layout."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from score_sde.errors import UserError, one_line
 
 
 class Foreign(NamedTuple):
@@ -31,3 +36,27 @@ def whole_number(value: Any) -> int:
     if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return int(value) if type(value) in (int, float) and 0 <= value < 2**63 else -1
+
+
+def get(mapping: Any, key: str) -> Any:
+    """The value of a key of a foreign dict; None where either is missing."""
+    return mapping.get(key) if isinstance(mapping, dict) else None
+
+
+def tensors(path: Path, dtypes: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file as float32, and its metadata.
+
+    Raises:
+        UserError: a damaged file, or an array of another dtype, in the words of safetensors.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {}
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in dtypes:
+                    raise UserError(f"{path}: {name} is {dtype}; allowed are {', '.join(dtypes)}")
+                arrays[name] = file.get_tensor(name).astype(np.float32, copy=False)
+            return arrays, file.metadata() or {}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None

@@ -7,31 +7,17 @@ Adam's moments (`grad_ema`, `grad_sq_ema`) in the place of each array. msgpack h
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
 
-from score_sde.convert.foreign import Foreign, whole_number
+from score_sde.convert.foreign import Foreign, get, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 
 MOST_LEVELS = 12  # of dicts in dicts; the moments' arrays are in the seventh
 PLAIN = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}  # of class `ddpm`
-# What the reader of a foreign file may raise.
-BROKEN = (
-    msgpack.exceptions.UnpackException,
-    AttributeError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-    SyntaxError,  # numpy: a dtype's name
-    TypeError,
-    UnicodeError,
-    ValueError,
-)
 
 
 def read(source: Path, spec: UNetSpec) -> Foreign:
@@ -43,28 +29,28 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         state = msgpack_restore(source.read_bytes())
     except OSError as error:
         raise UserError(f"--source {source}: {error.strerror or error}") from None
-    except BROKEN:
+    except Exception:  # msgpack and numpy promise no list of what a foreign file raises
         raise UserError(
             f"--source {source}: damaged, cut short or of no known kind; allowed are .pth files of "
             "score_sde_pytorch, Flax checkpoints of score_sde, and folders of diffusers or of "
             "--mode export"
         ) from None
-    ema, optimizer = _get(state, "params_ema"), _get(state, "optimizer")
-    target, adam = _get(optimizer, "target"), _get(optimizer, "state")
+    ema, optimizer = get(state, "params_ema"), get(state, "optimizer")
+    target, adam = get(optimizer, "target"), get(optimizer, "state")
     if not isinstance(ema, dict) or not isinstance(target, dict) or _deeper(state, MOST_LEVELS):
         raise UserError(
             f"--source {source}: not a checkpoint of score_sde; those have params_ema and optimizer"
         )
     known = list(arrays(spec))
-    moments = _get(adam, "param_states")
+    moments = get(adam, "param_states")
     have = isinstance(moments, dict)
     return Foreign(
         ema=_ours(ema, known),
         params=_ours(target, known),
         mu=_ours(moments, known, "grad_ema") if have else None,
         nu=_ours(moments, known, "grad_sq_ema") if have else None,
-        step=whole_number(_get(state, "step")),
-        adam_steps=whole_number(_get(adam, "step")),
+        step=whole_number(get(state, "step")),
+        adam_steps=whole_number(get(adam, "step")),
     )
 
 
@@ -80,10 +66,6 @@ def _deeper(tree: Any, levels: int) -> bool:
     return levels == 0 or any(_deeper(value, levels - 1) for value in tree.values())
 
 
-def _get(mapping: Any, key: str) -> Any:
-    return mapping.get(key) if isinstance(mapping, dict) else None
-
-
 def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarray]:
     """Flax's arrays by our paths, in our shapes; unknown ones under their own names.
 
@@ -92,7 +74,12 @@ def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarr
         known: the network's arrays.
         inside: the name of the array wanted where each has several.
     """
-    flat = dict(_leaves(tree, ()))
+    leaves = flatten_dict(tree) if isinstance(tree, dict) else {}
+    flat = {
+        tuple(map(str, path)): value
+        for path, value in leaves.items()
+        if isinstance(value, np.ndarray)
+    }
     if inside:
         flat = {path[:-1]: value for path, value in flat.items() if path[-1] == inside}
     plain = any(path[0].startswith("AttnBlock_") for path in flat)
@@ -113,11 +100,3 @@ def _flax_path(array: Array, plain: bool) -> tuple[str, ...]:
     module, *inner = array.flax
     kind, _, number = module.rpartition("_")
     return (f"{PLAIN.get(kind, kind)}_{number}" if plain else module, *inner)
-
-
-def _leaves(tree: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], np.ndarray]]:
-    if isinstance(tree, np.ndarray):
-        return [(path, tree)] if path else []
-    if not isinstance(tree, dict):
-        return []
-    return [leaf for key, value in tree.items() for leaf in _leaves(value, (*path, str(key)))]

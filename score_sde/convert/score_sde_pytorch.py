@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.convert import torch_zip
-from score_sde.convert.foreign import Foreign, whole_number
+from score_sde.convert.foreign import Foreign, get, whole_number
 from score_sde.convert.original import Array, arrays
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
@@ -39,10 +39,8 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
 
 def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
     """As `read`, of what the file holds."""
-    model, ema, optimizer, step = (
-        _get(state, key) for key in ("model", "ema", "optimizer", "step")
-    )
-    shadow = _get(ema, "shadow_params")
+    model, ema, optimizer, step = (get(state, key) for key in ("model", "ema", "optimizer", "step"))
+    shadow = get(ema, "shadow_params")
     steps = whole_number(step)
     if not isinstance(model, dict) or not isinstance(shadow, list | tuple) or steps < 0:
         raise UserError(
@@ -66,7 +64,7 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
             f"{len(trained)} trained parameters"
         )
     # Otherwise it is another network, and its arrays are left to be listed by name.
-    mu, nu, adam_steps = _moments(_get(optimizer, "state"), known)
+    mu, nu, adam_steps = _moments(get(optimizer, "state"), known)
     return Foreign(
         ema=averages,
         params=params,
@@ -76,10 +74,6 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
         adam_steps=adam_steps,
         sigmas=np.sort(sigmas) if isinstance(sigmas, np.ndarray) and sigmas.ndim == 1 else None,
     )
-
-
-def _get(mapping: Any, key: str) -> Any:
-    return mapping.get(key) if isinstance(mapping, dict) else None
 
 
 def _ours(named: Mapping[str, Any], known: list[Array]) -> dict[str, np.ndarray]:
@@ -119,10 +113,10 @@ def _moments(
     for number, array in enumerate(known):
         entry = state.get(number)
         for part, name in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
-            value = _get(entry, name)
+            value = get(entry, name)
             if isinstance(value, np.ndarray) and array.path:
                 part[array.path] = layout(value, array.layer)
         if entry is not None and steps >= 0:
-            count = whole_number(_get(entry, "step"))
+            count = whole_number(get(entry, "step"))
             steps = max(steps, count) if count >= 0 else -1
     return (*moments, steps)

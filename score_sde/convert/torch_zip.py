@@ -10,7 +10,6 @@ import io
 import math
 import pickle
 import re
-import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,36 +25,10 @@ from score_sde.errors import UserError
 MOST_PICKLE_BYTES = 2**24
 MOST_FILES = 100_000
 
+_TYPES = "Double f8, Float f4, Half f2, Long i8, Int i4, Short i2, Char i1, Byte u1, Bool ?"
 STORAGES: dict[str, Any] = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-# What the unpickler of a foreign stream may raise; the pickle module promises no complete list.
-BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,  # zip: an unknown compression or encryption
-    OverflowError,
-    RecursionError,
-    RuntimeError,  # zip: encrypted
-    struct.error,  # a number that is cut short
-    TypeError,
-    UnicodeError,
-    ValueError,
-)
+    f"{name}Storage": np.dtype(code) for name, code in map(str.split, _TYPES.split(", "))
+} | {"BFloat16Storage": ml_dtypes.bfloat16}
 
 
 class Refused(Exception):
@@ -81,11 +54,6 @@ class _Call:
         return self._function(*arguments)
 
 
-def _ordered_dict() -> OrderedDict[Any, Any]:
-    """An empty dict, as pickles make it. Its items follow one by one."""
-    return OrderedDict()
-
-
 def _scalar(dtype: object, data: object = b"") -> float | int:
     """Stands for numpy's `scalar`: a number such as the learning rate."""
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
@@ -94,11 +62,6 @@ def _scalar(dtype: object, data: object = b"") -> float | int:
     if not isinstance(name, str) or not re.fullmatch("[fiub][1248]", name):
         raise Refused("it holds a numpy scalar that is no number")
     return np.frombuffer(data, np.dtype(name).newbyteorder("<"), count=1)[0].item()
-
-
-def _parameter(data: object, *_: object) -> object:
-    """Stands for the maker of `torch.nn.Parameter`: the tensor alone."""
-    return data
 
 
 def load(path: Path) -> Any:
@@ -116,7 +79,7 @@ def load(path: Path) -> Any:
         raise UserError(f"--source {path}: {error.strerror or error}") from None
     except Refused as error:
         raise UserError(f"--source {path} is refused: {error}") from None
-    except BROKEN:
+    except Exception:  # the pickle and zip modules promise no list of what a foreign stream raises
         allowed = "allowed are files that torch.save wrote as a zip"
         raise UserError(f"--source {path}: damaged or cut short; {allowed}") from None
 
@@ -140,7 +103,7 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
     if order is not None and (order.file_size > 8 or archive.read(order).strip() != b"little"):
         raise Refused("its numbers are big-endian")
     raw = archive.read(info)
-    return _Reader(raw, archive, members, roots[0], size).load()
+    return _Reader(raw, archive, roots[0], size).load()
 
 
 def _plain_key(key: object) -> None:
@@ -194,16 +157,9 @@ class _Reader(_InPython):
     for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         dispatch[_opcode[0]] = load_no_set
 
-    def __init__(
-        self,
-        raw: bytes,
-        archive: zipfile.ZipFile,
-        members: dict[str, zipfile.ZipInfo],
-        root: str,
-        size: int,
-    ) -> None:
+    def __init__(self, raw: bytes, archive: zipfile.ZipFile, root: str, size: int) -> None:
         super().__init__(io.BytesIO(raw))
-        self._archive, self._members, self._root = archive, members, root
+        self._archive, self._root = archive, root
         self._left = size  # bytes that may still be read
         self._storages: dict[str, np.ndarray] = {}
 
@@ -211,9 +167,9 @@ class _Reader(_InPython):
         if module == "torch" and name in STORAGES:
             return name  # an argument only; a call of it fails
         allowed = {
-            "collections.OrderedDict": _Call(_ordered_dict),
+            "collections.OrderedDict": _Call(lambda: OrderedDict()),  # items follow one by one
             "torch._utils._rebuild_tensor_v2": _Call(self._tensor),
-            "torch._utils._rebuild_parameter": _Call(_parameter),
+            "torch._utils._rebuild_parameter": _Call(lambda data, *_: data),
             "numpy.core.multiarray.scalar": _Call(_scalar),
             "numpy._core.multiarray.scalar": _Call(_scalar),
             "numpy.dtype": _Dtype,
@@ -231,7 +187,7 @@ class _Reader(_InPython):
             case _:
                 raise Refused("it holds something else than tensors of numbers")
         if key not in self._storages:
-            info = self._members[f"{self._root}/data/{key}"]
+            info = self._archive.getinfo(f"{self._root}/data/{key}")
             dtype = np.dtype(STORAGES[kind])
             self._left -= info.file_size
             if info.file_size != count * dtype.itemsize or self._left < 0:

@@ -11,19 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from score_sde.data import cifar10, described, digits, fashion_mnist, npz, toys, vectors
+from score_sde.data import cifar10, digits, fashion_mnist, npz, toys, vectors
 from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
 __all__ = ["DATASETS", "Arrays", "Dataset", "DatasetInfo", "describe", "load"]
+
+SPLITS = ("train", "test")
 
 
 class Dataset(NamedTuple):
     """A data set of the list.
 
     Attributes:
-      info: what is known of it; a function of the data's folder where that is in the files. That of
-        vectors gives shape and columns; `describe` adds what is computed of the data.
+      info: its facts; a function of the data's folder where the files hold them. For vectors it has
+        shape and columns; `describe` adds the constants that are computed from the data.
       load: `load(split, data_dir) -> Arrays`; None for a set that is known for its models only.
         All of a vector's columns are in `x`.
     """
@@ -32,6 +34,17 @@ class Dataset(NamedTuple):
     load: Callable[[str, str | None], Arrays] | None
 
 
+# Colour photographs that the published models were trained on, and that nothing here reads: image
+# size, training and test examples. Sizes are those of the models' images, where the set has no size
+# (LSUN) or other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ none.
+_PHOTOGRAPHS = {
+    "celeba": (64, 162_770, 19_962),
+    "lsun_bedroom": (256, 3_033_042, 300),
+    "lsun_church": (256, 126_227, 300),
+    "celebahq": (1024, 30_000, 0),
+    "ffhq": (1024, 70_000, 0),
+}
+
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits.INFO, digits.load),
     "cifar10": Dataset(cifar10.INFO, cifar10.load),
@@ -39,7 +52,12 @@ DATASETS: dict[str, Dataset] = {
     "moons": Dataset(toys.MOONS, toys.load_moons),
     "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
     "npz": Dataset(npz.describe, npz.load),
-    **{found.name: Dataset(found, None) for found in described.INFOS},
+    **{
+        name: Dataset(
+            DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
+        )
+        for name, (size, train, test) in _PHOTOGRAPHS.items()
+    },
 }
 
 
@@ -51,13 +69,14 @@ def describe(
     condition: Sequence[str | int] = (),
     bin_width: float | Sequence[float] | None = None,
 ) -> DatasetInfo:
-    """What a run needs to know of a set. That of images is known; that of vectors is read off the
-    training split.
+    """The facts that a run needs of a set. Those of images are known; those of vectors are computed
+    from the training split.
 
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       data_dir: as for `load`.
-      image_size: height and width of the models' images, for a set that is not read; 0: its own.
+      image_size: height and width of the models' images, for a set that is only described; 0: its
+        own.
       condition: names or indices of the columns of vectors that become the condition.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.
@@ -97,7 +116,7 @@ def load(
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       split: "train" or "test".
-      data_dir: folder of the user's files, and of what is downloaded; None or "" for the default
+      data_dir: folder of the user's files and of downloads; None or "" for the default
         (`score_sde.data.sources.cache_folder`). For `npz` the file. Built-in sets need none.
       info: that of the run, of `describe`. Its condition columns are taken out of vectors and
         standardised by its constants. None leaves all columns in `x`.
@@ -119,8 +138,8 @@ def load(
             f"config.data.name = {found.name!r}: its images cannot be read, only its models can be "
             f"used; sets that can are {', '.join(readable)}"
         )
-    if split not in found.splits:
-        raise UserError(f"split: {split!r} is not one of {', '.join(found.splits)}")
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     arrays = known.load(split, data_dir)
     check(arrays, found, split)
     return arrays if info is None else vectors.separated(arrays, found, info)
@@ -135,4 +154,10 @@ def _known(dataset: str | Dataset) -> Dataset:
 
 
 def _info(dataset: Dataset, data_dir: str | None) -> DatasetInfo:
-    return dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+    info = dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+    if set(info.splits) != set(SPLITS):
+        raise UserError(
+            f"config.data.name: {info.name} has the splits {', '.join(info.splits) or 'none'}; "
+            f"allowed are {', '.join(SPLITS)}"
+        )
+    return info

@@ -135,7 +135,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpacks the six batches of the official archive to `folder`/cifar-10-batches-bin.
 
     Only the members of the official names are read, as plain files of the official size, and
-    written under names of ours: what an archive says of paths, links or modes has no effect. No
+    written under names of ours. The paths, links and modes of an archive have no effect. No
     file appears before all six are there.
 
     Raises:

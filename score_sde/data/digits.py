@@ -14,8 +14,8 @@ INFO = DatasetInfo("digits", (8, 8, 1), 17, 10, {"train": 1500, "test": 297})
 def load(split: str, data_dir: str | None = None) -> Arrays:
     """The digits' `split`, as `score_sde.data.load` describes it; `data_dir` is not used.
 
-    scikit-learn has one list of 1797. The split is fixed once for all, so that figures compare:
-    a permutation of seed 0, the last 297 of which are the test set.
+    scikit-learn has one list of 1797. The split is fixed once for all, so that figures compare.
+    The last 297 of a permutation of seed 0 are the test set.
     """
     from sklearn.datasets import load_digits
 

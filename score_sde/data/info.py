@@ -1,4 +1,4 @@
-"""What is known of a data set, and the form in which its splits are handed over."""
+"""The facts of a data set, and its splits as arrays."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a run needs to know of its data, also where the data themselves are gone.
+    """The facts that a run needs of its data. A workdir keeps them.
 
     The fields from `columns` on are for vectors.
 
@@ -65,9 +65,12 @@ class DatasetInfo:
 
     def standardised(self, values: ArrayLike) -> np.ndarray:
         """Rows of the condition's columns in the data's units, (n, k), as a model is given them:
-        float32."""
-        rows = (np.asarray(values, np.float64) - self.condition_mean) / self.condition_std
-        return rows.astype(np.float32)
+        float32. ValueError for another shape."""
+        rows = np.asarray(values, np.float64)
+        if rows.ndim != 2 or rows.shape[1] != len(self.condition) or not self.condition:
+            columns = ", ".join(self.condition) or "none, as there is no condition"
+            raise ValueError(f"values are {rows.shape}: allowed are rows of the columns {columns}")
+        return ((rows - self.condition_mean) / self.condition_std).astype(np.float32)
 
     def facts(self) -> dict[str, Any]:
         """All fields, as what JSON keeps."""

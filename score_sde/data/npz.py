@@ -9,7 +9,7 @@ Its arrays:
     labels_test  integers (M,), where there are labels and x_test
     columns      text (D,): names of the columns, optional
 
-Values become float32. Other arrays are not read. Pickled objects never are.
+Values become float32. Other arrays are ignored. Pickled objects are refused.
 """
 
 import zlib
@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 
 _FEWEST = 10  # rows, so that a tenth is one
 
@@ -38,7 +38,8 @@ def describe(data_dir: str | None) -> DatasetInfo:
     columns: tuple[str, ...] = ()
     if "columns" in arrays:
         columns = tuple(map(str, arrays["columns"].tolist()))
-        if arrays["columns"].dtype.kind not in "US" or len(set(columns)) != x.shape[1]:
+        is_text = arrays["columns"].dtype.kind in "US" and arrays["columns"].ndim == 1
+        if not is_text or len(set(columns)) != x.shape[1]:
             raise UserError(
                 f"{_where(path)}: columns is {_kind(arrays['columns'])}; allowed are {x.shape[1]} "
                 "different names, one for each column of x"
@@ -55,7 +56,7 @@ def load(split: str, data_dir: str | None = None) -> Arrays:
 
     Raises:
       UserError: one line: a file or array that is missing or damaged, an array of another rank,
-        dtype or length, or too few rows.
+        dtype or length, too few rows, or a number that is not finite in float32.
     """
     return _split(_read(data_dir)[1], split)
 
@@ -70,9 +71,8 @@ def _split(arrays: Mapping[str, np.ndarray], split: str) -> Arrays:
         held_out = len(x) // 10
         rows = order[-held_out:] if split == "test" else order[:-held_out]
         x, labels = x[rows], None if labels is None else labels[rows]
-    with np.errstate(over="ignore"):  # what is not finite in float32 is refused with its place
-        vectors = x.astype(np.float32)
-    return Arrays(vectors, {} if labels is None else {"labels": labels.astype(np.int32)})
+    classes = {} if labels is None else {"labels": labels.astype(np.int32)}
+    return Arrays(x.astype(np.float32), classes)
 
 
 def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
@@ -83,7 +83,7 @@ def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
             f"config.data.dir = {data_dir!r}: allowed is the path of a .npz file with an array x"
         )
     try:
-        # Raises ValueError for pickled objects, of which there are none among numbers and text.
+        # Pickled objects raise ValueError. Numbers and text need none.
         opened = np.load(path, allow_pickle=False)
         if isinstance(opened, np.ndarray):
             raise ValueError("it holds a single array")
@@ -92,7 +92,7 @@ def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
             arrays = {name: file[name] for name in names if name in file.files}
             there = ", ".join(file.files)
     except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)[:100]
         raise UserError(f"{_where(path)}: not a .npz file of numbers ({reason})") from error
     if "x" not in arrays:
         raise UserError(f"{_where(path)}: has no array x; its arrays are {there or 'none'}")
@@ -119,14 +119,28 @@ def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         fewest = 1 if name == "x_test" else 2 if "x_test" in arrays else _FEWEST
         if len(array) < fewest:
             raise UserError(f"{_where(path)}: {name} has {len(array)} rows; at least {fewest}")
+        _check_finite(path, name, array)
         labels = arrays.get(name.replace("x", "labels"))
         if labels is None:
             continue
-        if labels.dtype.kind not in "iu" or labels.shape != array.shape[:1] or labels.min() < 0:
+        integers = labels.dtype.kind in "iu" and labels.shape == array.shape[:1]
+        if not integers or labels.min() < 0 or labels.max() >= 2**31 - 1:
+            reach = f" from {labels.min()} to {labels.max()}" if integers else ""
             raise UserError(
-                f"{_where(path)}: {name.replace('x', 'labels')} is {_kind(labels)}; allowed are "
-                f"integers of at least 0, ({len(array)},)"
+                f"{_where(path)}: {name.replace('x', 'labels')} is {_kind(labels)}{reach}; allowed "
+                f"are integers of at least 0 and below 2**31 - 1, ({len(array)},)"
             )
+
+
+def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        places = np.argwhere(~np.isfinite(array.astype(np.float32)))
+    if len(places):
+        row, column = places[0]
+        raise UserError(
+            f"{_where(path)}: {name} has {array[row, column]} in row {row}, column {column}; "
+            "allowed are numbers that are finite in float32"
+        )
 
 
 def _where(path: Path) -> str:

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 
 _READ_AT_ONCE = 1000  # images
-# Preparing CIFAR-10 takes a minute once downloaded, TFDS retries a dead network for 3.5 minutes:
-# whatever takes longer than this hangs.
+# Preparing CIFAR-10 takes a minute once downloaded. TFDS retries a dead network for 3.5 minutes. A
+# process that takes longer than this hangs.
 _PREPARE_LIMIT = 1800.0  # seconds
 
-# Run in a process of its own: TensorFlow would take the accelerator's memory from JAX.
+# Run in another process: TensorFlow would take the accelerator's memory from JAX.
 _PREPARE = """
 import sys
 import tensorflow_datasets as tfds
@@ -94,7 +94,7 @@ def read(prepared: Path, info: DatasetInfo, split: str) -> Arrays:
     # The record reader's RuntimeError, the JSON's and protobuf's ValueError, Pillow's OSError, the
     # KeyError of a split or feature that is not there.
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{where} is damaged or not {info.name}: {reason[:200]}") from error
     return Arrays(images, {"labels": labels})
 
@@ -104,8 +104,8 @@ def can_prepare() -> bool:
     return _importable("tensorflow", "tensorflow_datasets", "array_record")
 
 
-def prepare(name: str, folder: Path) -> None:
-    """Has TFDS download the set and prepare it in `folder` as array_record.
+def prepare(name: str, folder: Path) -> Path:
+    """Has TFDS download the set and prepare it in `folder` as array_record; returns where.
 
     It may still succeed where our own download did not: from its own cache of downloads, or by its
     own certificates.
@@ -125,6 +125,9 @@ def prepare(name: str, folder: Path) -> None:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         errors = [line for line in said if re.match(r"[\w.]+: ", line)]  # where a traceback ends
         raise UserError(f"TFDS could not prepare {name}: {(errors or said)[-1].strip()[:200]}")
+    found = find(folder, name)
+    assert found is not None, f"{folder} lacks what TFDS just prepared"
+    return found
 
 
 def _version(text: str) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""The order in which a set is looked for, the same for all that are not built in."""
+"""The places where a set is looked for, in order."""
 
 import os
 from collections.abc import Callable
@@ -41,38 +41,38 @@ def load_in_order(
       hint: the ways to provide the official files by hand, for the message where all fail.
 
     Raises:
-      UserError: one line. Files that are there but damaged end the search: nobody wants to find out
-        later that the files pointed at were not the ones read.
+      UserError: one line. Damaged files end the search: otherwise a run might silently read
+        other files than those that the user pointed at.
     """
     folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
     _check_folder(folder)
     places = [folder] if data_dir else [prepared.default_folder(), folder]
-    finds = [found for place in places if (found := prepared.find(place, info.name))]
-    obstacles = []
-    for found in finds:
+    failures = []
+    for found in filter(None, (prepared.find(place, info.name) for place in places)):
         obstacle = prepared.obstacle(found)
         if obstacle is None:
             return prepared.read(found, info, split)
-        obstacles.append(obstacle)
-
+        failures.append(obstacle)
     arrays = read_files(folder)
     if arrays is not None:
         return arrays
-    if data_dir and obstacles:  # the user has the set: say what is in the way, download nothing
-        raise UserError(obstacles[0])
-
+    if data_dir and failures:  # the user has the set: say what is in the way, download nothing
+        raise UserError(failures[0])
     try:
         fetch(folder)
     except UserError as error:
-        failures = [*obstacles, str(error)]
+        failures.append(str(error))
     else:
         arrays = read_files(folder)
         assert arrays is not None, f"{folder} lacks what was just downloaded"
         return arrays
-
-    prepared_now = _prepare(info.name, folder, failures)
-    if prepared_now is not None:
-        return prepared.read(prepared_now, info, split)
+    if prepared.can_prepare():
+        try:
+            found = prepared.prepare(info.name, folder)
+        except UserError as error:
+            failures.append(str(error))
+        else:
+            return prepared.read(found, info, split)
     raise UserError(
         f"config.data.name: {info.name} is not in {folder} and cannot be had "
         f"({'; '.join(failures)}). Point config.data.dir at {hint}, or at a set prepared by TFDS "
@@ -90,17 +90,3 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f"config.data.dir: cannot read the folder {folder}: {error.strerror}"
         ) from error
-
-
-def _prepare(name: str, folder: Path, failures: list[str]) -> Path | None:
-    """The set that TFDS prepares in `folder`; None where it cannot, its reason among `failures`."""
-    if not prepared.can_prepare():
-        return None
-    try:
-        prepared.prepare(name, folder)
-    except UserError as error:
-        failures.append(str(error))
-        return None
-    found = prepared.find(folder, name)
-    assert found is not None, f"{folder} lacks what TFDS just prepared"
-    return found

@@ -1,6 +1,6 @@
-"""What `--mode` can be: one module each, with a function `run(config, workdir)`.
+"""The modes: one module each, with a function `run(config, workdir)`.
 
-Only `start` imports JAX, so that a mode that needs no devices does without.
+Only `start` imports JAX. A mode that needs no devices does without.
 """
 
 import os
@@ -15,7 +15,7 @@ from score_sde.config import changed, default, flat
 
 
 def start(batch_size: int) -> int:
-    """Do what every mode begins with: keep compiled programs on disk, set up and print the devices.
+    """Begin a mode: keep compiled programs on disk, set up and print the devices.
 
     JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME move the programs from `~/.cache/score_sde/jax`.
     A process that has used JAX before keeps its devices.
@@ -42,8 +42,7 @@ def start(batch_size: int) -> int:
 
 
 def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
-    """Print the settings for sampling and likelihood that were changed, but are not among those
-    read."""
+    """Print the settings for sampling and likelihood that were changed and have no effect."""
     saved = workdirs.load(workdir)
     # A sampler other than the saved one begins with its own settings.
     begun = flat(changed(saved, {"sampling.method": config.sampling.method}))
@@ -61,7 +60,7 @@ def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
 
 
 def _cores_as_devices(batch_size: int) -> None:
-    """Make each CPU core a device of its own, as far as that divides the batch.
+    """Make each CPU core a device, as far as their number divides the batch.
 
     XLA spreads a large convolution over the cores, but runs the many small operations of a network
     on one: with a part of the batch for each of two cores the digits' step takes about 0.7 of the
@@ -72,7 +71,7 @@ def _cores_as_devices(batch_size: int) -> None:
         return
     import jax
 
-    # Not all systems tell how many of the cores this process may use.
+    # Not all systems report how many of the cores this process may use.
     available = getattr(os, "sched_getaffinity", None)
     cores = len(available(0)) if available else os.cpu_count() or 1
     most = max(1, min(cores, batch_size // 8))

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     trained = "with" if foreign.mu else "without"
     print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")
     print(f"parameters: {size:,}")
-    print(f"taken from the config, as arrays do not tell: {_untold(config)}")
+    print(f"taken from the config, as arrays do not show: {_unseen(config)}")
     print(f"config: {path}")
     print(f"next: --mode sample --workdir {workdir}")
 
@@ -90,20 +90,16 @@ def _state(
     )
 
 
-def _untold(config: ConfigDict) -> str:
-    """What the config says of the network's training that no array can contradict, in words."""
-    sde, model = config.sde, config.model
-    if sde.name == "ve":
-        process = f"sde.name = ve with sigma {sde.sigma_min:g} to {sde.sigma_max:g}"
-    else:
-        process = f"sde.name = {sde.name} with beta {sde.beta_min:g} to {sde.beta_max:g}"
+def _unseen(config: ConfigDict) -> str:
+    """Settings of the training that follow from the config alone, not from the arrays, in words."""
     keys = ("num_levels", "parameterization", "condition", "centered", "activation")
-    return f"{process}, " + ", ".join(f"model.{key} = {model[key]}" for key in keys)
+    settings = ", ".join(f"model.{key} = {config.model[key]}" for key in keys)
+    return f"the process {build.sde(config)}, {settings}"
 
 
 def _check_levels(config: ConfigDict, sigmas: np.ndarray | None) -> None:
     """Raise UserError where a VE checkpoint was trained on other noise levels than the config's."""
-    if sigmas is None or config.sde.name != "ve" or not len(sigmas):
+    if sigmas is None or not hasattr(build.sde(config), "sigma_min") or not len(sigmas):
         return
     for key, level in (("sigma_min", sigmas[0]), ("sigma_max", sigmas[-1])):
         if not math.isclose(config.sde[key], level, rel_tol=1e-5):

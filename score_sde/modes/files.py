@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whether what is in them is still the same."""
+"""Files that are written whole or not at all, and digests of arrays."""
 
 import hashlib
 import os
@@ -17,10 +17,10 @@ from score_sde.errors import UserError
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write to, which takes this path's place when all is written.
+    """Give a file to write to. It takes this path's place when all is written.
 
     Raises:
-        UserError: it cannot be written; what was there before stays.
+        UserError: it cannot be written. The file that was there stays.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -51,7 +51,7 @@ def signals_wait() -> Iterator[None]:
 
 
 def digest(arrays: Iterable[ArrayLike]) -> str:
-    """What tells these arrays from others."""
+    """A digest of the arrays: equal for equal arrays."""
     found = hashlib.sha256()
     for array in arrays:
         found.update(np.ascontiguousarray(array).data)

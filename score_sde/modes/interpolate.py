@@ -70,10 +70,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         f"{len(indices)} pairs, {settings.num_between} between: NFE {done.nfe[:, :2].mean():.0f} "
         f"to the latents, {done.nfe[:, 2:].mean():.0f} back"
     )
-    same = ""
-    if trained.info.levels:
-        equal = (done.x[:, [0, -1]] == items[indices]).mean()
-        same = f"; {equal:.2%} of the pixels are the same integer"
+    equal = (done.x[:, [0, -1]] == items[indices]).mean()
+    same = f"; {equal:.2%} of the pixels are the same integer" if trained.info.levels else ""
     print(
         f"there and back: root mean square {np.sqrt(np.square(done.rms).mean()):.2e}, in the "
         f"model's units{same}"
@@ -128,9 +126,7 @@ def _write(
         path = workdir / "interpolation.png"
         if levels:
             rows = np.concatenate([real[:, :1], done.x[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]
-            flat = rows.reshape(-1, *rows.shape[2:])
-            pictures.save_png(path, flat, levels, columns=rows.shape[1])
+            pictures.save_png(path, np.concatenate(rows), levels, columns=rows.shape[1])
         else:
-            between = done.x.reshape(-1, *done.x.shape[2:])
-            pairs = real.reshape(-1, *real.shape[2:])
-            pictures.scatter(path, between, pairs, trained.info.columns)
+            columns = trained.info.columns
+            pictures.scatter(path, np.concatenate(done.x), np.concatenate(real), columns)

@@ -23,7 +23,7 @@ from score_sde.workdirs import is_free
 VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 
 # The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
-# the batch they depend as much as on rounding, and a smaller one mends a lack of memory.
+# the batch's size they depend by rounding only, and a smaller batch needs less memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
 NOT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
 
@@ -33,9 +33,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     `likelihood.json`; print it.
 
     Both are rewritten after each batch, whole or not at all. Items that `likelihood.npz` already
-    holds for the same weights, data and settings are not computed again: an interrupted run goes
-    on, a complete one is printed, one of fewer items reads the first and leaves the files. Values
-    of other settings are kept as `likelihood.old.npz`.
+    holds for the same weights, data and settings are not computed again. So an interrupted run
+    continues, and a complete one is printed. A run of fewer items uses the first ones and leaves
+    the files. Values of other settings are kept as `likelihood.old.npz`.
     """
     settings = config.likelihood
     start(settings.batch_size)
@@ -97,7 +97,7 @@ def _read(trained: Run) -> set[str]:
 
 
 def _values(table: Table) -> DataLikelihood:
-    """The table's rows; what none of them has is None."""
+    """The table's rows. A missing column is None."""
     columns: dict[str, Any] = {name: table.rows.get(name) for name in DataLikelihood._fields}
     return DataLikelihood(**columns)
 
@@ -116,17 +116,17 @@ def _write_summary(
 
 def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any]:
     """Return everything that the figure depends on beside the figure."""
-    config, number, divergence = trained.config, len(values.nfe), _divergence(trained)
+    config, number = trained.config, len(values.nfe)
+    divergence = build.divergence(config, trained.info)
     settings, discrete = config.likelihood, trained.space.has_bins
     nats = _float64(values.log_prob if discrete else values.log_weight).mean(axis=1)
     probes = None
-    if values.probe_error is not None:  # of independent probes, so that the squares add up
+    if values.probe_error is not None:  # the probes are independent: squares add up
         probes = math.sqrt(np.square(_float64(values.probe_error)).sum()) / number
     up_to = "the solver" if divergence == "exact" else "solver and probes"
     points = "dequantized items, in the model's units" if discrete else "data, in their units"
-    solve = "float32"
-    if config.model.dtype != "float32":
-        solve += f", {config.model.dtype} inside"
+    inside = config.model.dtype
+    solve = "float32" if inside == "float32" else f"float32, {inside} inside"
     summary: dict[str, Any] = {}
     if discrete:
         assert values.bits_per_dim is not None
@@ -151,9 +151,7 @@ def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any
         "nfe": float(np.mean(values.nfe)),
         "divergence": divergence,
         "num_probes": None if divergence == "exact" else settings.num_probes,
-        "rtol": settings.rtol,
-        "atol": settings.atol,
-        "t_min": settings.t_min,
+        **{name: settings[name] for name in ("rtol", "atol", "t_min")},
         "dequantization": f"{settings.dequantization}, {bins}" if discrete else None,
         "num_importance": settings.num_importance if discrete else None,
         "precision": f"{solve}, products at highest",
@@ -162,10 +160,6 @@ def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any
         "step": trained.step,
         "device": jax.devices()[0].device_kind,
     }
-
-
-def _divergence(trained: Run) -> str:
-    return build.divergence(trained.config, trained.info)
 
 
 def _figure(summary: dict[str, Any]) -> str:
@@ -180,6 +174,7 @@ def _in_words(summary: dict[str, Any]) -> str:
     probes, number = summary["standard_error_probes"], summary["num_probes"]
     error = "" if spread is None else f" +- {spread:.4f}"
     given = f", given {summary['given']}" if summary["given"] else ""
+    probing = "" if number is None else f", probes {number}"
     errors = ["unknown of one" if spread is None else f"{spread:.4f} over {summary['items']}"]
     errors += [f"{probes:.4f} over probes"] if probes is not None else []
     errors += ["unknown over probes, of which there is one"] if number == 1 else []
@@ -194,12 +189,8 @@ def _in_words(summary: dict[str, Any]) -> str:
         log_prob = f"{summary['log_prob']:.2f}"
         if spread is not None:
             log_prob += f" +- {summary['log_prob_standard_error']:.2f}"
-        draws = summary["num_importance"]
-        lines += [
-            f"dequantization: {summary['dequantization']}, {draws} each",
-            f"log p {log_prob} nats",
-        ]
-    probing = "" if number is None else f", probes {number}"
+        draws = f"{summary['num_importance']} each"
+        lines += [f"dequantization: {summary['dequantization']}, {draws}", f"log p {log_prob} nats"]
     lines += [
         f"density at t_min {summary['t_min']:g}, divergence {summary['divergence']}{probing}",
         f"NFE {summary['nfe']:.0f}, rtol {summary['rtol']:g}, atol {summary['atol']:g}, "

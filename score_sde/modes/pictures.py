@@ -21,6 +21,8 @@ MASSES = (0.95, 0.8, 0.5)  # probabilities inside the contours
 DATA, DRAWN = "0.55", "tab:blue"
 
 Clouds = dict[str, tuple[np.ndarray, str]]  # title: points and their colour
+Limits = Sequence[tuple[float, float]]  # of each axis
+Density = Callable[[np.ndarray], np.ndarray | None]
 
 
 def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndarray:
@@ -75,7 +77,7 @@ def scatter(
     drawn: np.ndarray,
     data: np.ndarray | None,
     columns: Sequence[str],
-    density: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    density: Density | None = None,
 ) -> None:
     """Write a picture of drawn vectors and of data: two panels side by side for two columns, else a
     corner plot of the first eight: pairs of columns, and histograms on the diagonal.
@@ -127,11 +129,7 @@ def _limits(column: np.ndarray) -> tuple[float, float]:
 
 
 def _panels(
-    figure: Any,
-    clouds: Clouds,
-    columns: Sequence[str],
-    limits: Sequence[tuple[float, float]],
-    density: Callable[[np.ndarray], np.ndarray | None] | None,
+    figure: Any, clouds: Clouds, columns: Sequence[str], limits: Limits, density: Density | None
 ) -> None:
     axes = figure.subplots(1, len(clouds), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (title, (points, colour)) in zip(axes, clouds.items(), strict=True):
@@ -151,35 +149,32 @@ def _panels(
     figure.suptitle(f"contours that hold {percents} of the learned density")
 
 
-def _corner(
-    figure: Any, clouds: Clouds, columns: Sequence[str], limits: Sequence[tuple[float, float]]
-) -> None:
+def _corner(figure: Any, clouds: Clouds, columns: Sequence[str], limits: Limits) -> None:
     shown = len(limits)
     axes = figure.subplots(shown, shown, squeeze=False, sharex="col")
-    for row in range(shown):
-        for column in range(shown):
-            axis = axes[row, column]
-            if column > row:
-                axis.set_axis_off()
-                continue
-            axis.set_xlim(limits[column])
-            if column == row:
-                bins = np.linspace(*limits[row], 40)
-                for title, (points, colour) in clouds.items():
-                    filled = "step" if title == "drawn" else "bar"
-                    style = {"histtype": filled, "color": colour, "label": title}
-                    axis.hist(points[:, row], bins, density=True, **style)
-                axis.set_yticks([])
-            else:
-                axis.set_ylim(limits[row])
-                for points, colour in clouds.values():
-                    _points(axis, points[:, [column, row]], colour)
-            if row == shown - 1:
-                axis.set_xlabel(columns[column])
-            if column == 0 and row:
-                axis.set_ylabel(columns[row])
-            elif column < row:
-                axis.set_yticklabels([])
+    for row, column in np.ndindex(shown, shown):
+        axis = axes[row, column]
+        if column > row:
+            axis.set_axis_off()
+            continue
+        axis.set_xlim(limits[column])
+        if column == row:
+            bins = np.linspace(*limits[row], 40)
+            for title, (points, colour) in clouds.items():
+                filled = "step" if title == "drawn" else "bar"
+                style = {"histtype": filled, "color": colour, "label": title}
+                axis.hist(points[:, row], bins, density=True, **style)
+            axis.set_yticks([])
+        else:
+            axis.set_ylim(limits[row])
+            for points, colour in clouds.values():
+                _points(axis, points[:, [column, row]], colour)
+        if row == shown - 1:
+            axis.set_xlabel(columns[column])
+        if column == 0 and row:
+            axis.set_ylabel(columns[row])
+        elif column < row:
+            axis.set_yticklabels([])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 

@@ -1,14 +1,12 @@
-"""A table of per-item results, saved as it fills and gone on with by the same command."""
+"""A table of per-item results. It is saved as it fills, and the same command continues it."""
 
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -18,23 +16,21 @@ from score_sde.modes.files import whole
 
 SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
 Rows = dict[str, np.ndarray]
-# What reading a damaged or foreign file raises.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
 
 
 class Table:
     """The results of items 0, 1, ... of one mode in a file of numpy arrays (.npz).
 
-    The file says what its numbers depend on. Rows of the same settings are gone on with. Rows of
-    other settings move to NAME.old.npz with the files beside them, once there are new ones: what
-    was paid for is never overwritten.
+    The file says what its numbers depend on. Rows of the same settings are continued. Rows of other
+    settings move to NAME.old.npz with the files beside them, as soon as there are new rows. So no
+    paid work is overwritten.
 
     Args:
         path: of the file.
-        depends: what the numbers depend on; JSON.
+        depends: the settings that the numbers depend on; JSON.
         facts: further arrays of the file, for its readers.
         beside: names of the files that belong to it.
-        usual: of what an older file does not say, the value that it had.
+        usual: the values of settings that an older file lacks.
     """
 
     def __init__(
@@ -57,14 +53,14 @@ class Table:
         return len(next(iter(self.rows.values()))) if self.rows else 0
 
     def _read(self, usual: dict[str, Any]) -> str | None:
-        """Take the file's rows where they are of these settings; else return why not."""
+        """Take the file's rows if they are of these settings; otherwise return the reason."""
         if not self.path.is_file():  # a folder of this name is an error of `save`
             return None
         try:
             with np.load(self.path) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
                 rows = {name: arrays[name] for name in json.loads(str(arrays["rows"]))}
-        except DAMAGE as error:
+        except Exception as error:  # damaged, or of another program
             return f"not as this version writes it ({type(error).__name__})"
         theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
         keys = {**self.depends, **theirs}
@@ -75,7 +71,7 @@ class Table:
         return None
 
     def report(self, wanted: int) -> None:
-        """Print what of the wanted rows is there."""
+        """Print how many rows are there."""
         if len(self):
             then = "going on after them" if len(self) < wanted else "nothing to compute"
             if len(self) > wanted:
@@ -93,7 +89,7 @@ class Table:
 
     @property
     def changed(self) -> bool:
-        """Whether there are rows that the file does not have."""
+        """Whether there are rows that the file lacks."""
         return len(self) > self._saved
 
     def save(self, wanted: int) -> None:
@@ -111,31 +107,23 @@ class Table:
         self._saved = len(self)
 
     def set_aside(self) -> None:
-        """Move the files that are there where they are of other settings, and say so."""
+        """Move files of other settings out of the way, and report it."""
         if not self.other:
             return
-        names = [self.path.name, *self.beside]
-        folder, numbers = self.path.parent, ["", *map(str, range(2, 1000))]
-        free = next(
-            number
-            for number in numbers
-            if not any((folder / _older(name, number)).exists() for name in names)
-        )
-        for name in names:
-            if (folder / name).exists():
-                try:
-                    os.replace(folder / name, folder / _older(name, free))
-                except OSError as error:
-                    raise UserError(
-                        f"{folder / name}: cannot be moved ({error.strerror})"
-                    ) from error
-        tqdm.write(f"{self.path}: {self.other}; it is now {_older(self.path.name, free)}")
+        paths = [self.path, *map(self.path.with_name, self.beside)]
+        numbers = ("", *map(str, range(2, 1000)))
+        free = next(n for n in numbers if not any(_older(path, n).exists() for path in paths))
+        for path in filter(Path.exists, paths):
+            try:
+                os.replace(path, _older(path, free))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be moved ({error.strerror})") from error
+        tqdm.write(f"{self.path}: {self.other}; it is now {_older(self.path, free).name}")
         self.other = None
 
 
-def _older(name: str, number: str) -> str:
-    stem, _, ending = name.partition(".")
-    return f"{stem}.old{number}.{ending}"
+def _older(path: Path, number: str) -> Path:
+    return path.with_name(f"{path.stem}.old{number}{path.suffix}")
 
 
 class Progress:
@@ -168,11 +156,11 @@ class Progress:
 
     def speed(self, unit: str) -> str:
         """Items per second in words."""
-        told = f"{sum(self.drawn) / (self.ends[-1] - self.ends[0]):.2f} {unit}/s with compilation"
+        words = f"{sum(self.drawn) / (self.ends[-1] - self.ends[0]):.2f} {unit}/s with compilation"
         if len(self.drawn) > 1:
             rate = sum(self.drawn[1:]) / (self.ends[-1] - self.ends[1])
-            told += f", {rate:.2f} {unit}/s after the first batch"
-        return told
+            words += f", {rate:.2f} {unit}/s after the first batch"
+        return words
 
 
 @contextmanager
@@ -184,8 +172,8 @@ def progress(total: int, done: int, unit: str, desc: str) -> Iterator[Progress]:
 
 @contextmanager
 def saving(changed: Callable[[], bool], save: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each batch, which saves now and then; save what is left at the
-    end and with an interruption."""
+    """Yield a function to call after each batch: it saves now and then. Save the rest at the end,
+    and at an interruption."""
     due = time.perf_counter() + SAVE_EVERY
 
     def maybe() -> None:

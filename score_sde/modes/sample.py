@@ -1,4 +1,4 @@
-"""`--mode sample`: draw from a trained run. Of the data it needs nothing."""
+"""`--mode sample`: draw from a trained run. Only pictures of vectors look for the data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from score_sde.config import changed, refuse
 from score_sde.errors import UserError
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
-from score_sde.modes.results import Table, progress, saving
+from score_sde.modes.results import Progress, Table, progress, saving
 from score_sde.run import Run, load
 
 VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
@@ -30,8 +30,8 @@ GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 def run(config: ConfigDict, workdir: Path) -> None:
     """Write `samples.npz`, a picture and, where `sampling.gif` asks for it, `samples.gif`.
 
-    The batches drawn are saved every minute, and with an interruption. The same command then goes
-    on after them; one with a film begins anew. Samples of other settings are kept as
+    The batches drawn are saved every minute, and at an interruption. The same command then
+    continues after them; a command with a film starts again. Samples of other settings are kept as
     `samples.old.npz`.
     """
     settings, number = config.sampling, config.sampling.num_samples
@@ -43,7 +43,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
     read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
-    if _shows_density(trained):
+    contours, picture = _shows_density(trained), workdir / PICTURE
+    if contours:
         read |= DENSITY
     tell_unread(config, workdir, read)
     unit = "image" if trained.info.levels else "vector"
@@ -62,8 +63,35 @@ def run(config: ConfigDict, workdir: Path) -> None:
     def save() -> None:
         with signals_wait():
             table.save(number)
-            _picture(trained, table.rows[name], given, workdir / PICTURE)
+            if contours and len(table) >= number:
+                picture.unlink(missing_ok=True)  # the contours follow, and take their time
+            else:
+                _picture(trained, table.rows[name], picture)
 
+    bar = _draw(trained, given, table, film, save)
+    if contours and (bar.drawn or not picture.exists()):
+        print("contours: solving for the density in the plane")
+        _picture(trained, table.rows[name], picture, _density(trained, given))
+    nfe = table.rows["nfe"][:number].mean()
+    speed = f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
+    print(f"{number} {unit}s, NFE {nfe:.0f}{speed}")
+    if film:
+        print(f"film: {workdir / FILM}")
+    elif (workdir / FILM).exists():
+        print(f"{workdir / FILM}: the film of an earlier command")
+    print(f"picture: {picture}")
+
+
+def _draw(
+    trained: Run,
+    given: dict[str, np.ndarray],
+    table: Table,
+    film: "_Film | None",
+    save: Callable[[], None],
+) -> Progress:
+    """Draw the samples that the table lacks."""
+    settings, number = trained.config.sampling, trained.config.sampling.num_samples
+    unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     with (
         progress(number, len(table), unit, "sample") as bar,
         saving(lambda: table.changed, save) as saved,
@@ -82,14 +110,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 film.add(part)
             bar.done(len(part.nfe))
             saved()
-    nfe = table.rows["nfe"][:number].mean()
-    speed = f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
-    print(f"{number} {unit}s, NFE {nfe:.0f}{speed}")
-    if film:
-        print(f"film: {workdir / FILM}")
-    elif (workdir / FILM).exists():
-        print(f"{workdir / FILM}: the film of an earlier command")
-    print(f"picture: {workdir / PICTURE}")
+    return bar
 
 
 class _Film:
@@ -113,7 +134,8 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
     """What the samples are drawn for: the classes in turn, and `sampling.condition`, one for all.
 
     Raises:
-        UserError: another number of values than there are condition columns.
+        UserError: another number of values than there are condition columns, or a value that is
+            not finite in float32.
     """
     info, values = trained.info, trained.config.sampling.condition
     given = build.classes_in_turn(trained.config, info, number)
@@ -122,7 +144,11 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
         allowed = f"a number for each of {columns}" if columns else "(), as there is no condition"
         raise refuse("sampling.condition", values, allowed)
     if values:
-        given["vector"] = np.repeat(info.standardised([values]), number, axis=0)
+        with np.errstate(over="ignore"):
+            row = info.standardised([values])
+        if not np.isfinite(row).all():
+            raise refuse("sampling.condition", values, "numbers that float32 holds, standardised")
+        given["vector"] = np.repeat(row, number, axis=0)
     return given
 
 
@@ -150,8 +176,13 @@ def _shows_density(trained: Run) -> bool:
     return trained.info.shape == (2,) and not trained.config.model.class_conditional
 
 
-def _picture(trained: Run, x: np.ndarray, given: dict[str, np.ndarray], path: Path) -> None:
-    """Write a grid of images; or vectors beside the data, with the density where it can be seen.
+def _picture(
+    trained: Run,
+    x: np.ndarray,
+    path: Path,
+    density: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> None:
+    """Write a grid of images; or vectors beside the data, with contours of the density if given.
 
     Data that cannot be read, and a density that cannot be solved for, are reported and left out.
     """
@@ -164,7 +195,6 @@ def _picture(trained: Run, x: np.ndarray, given: dict[str, np.ndarray], path: Pa
         real = data.load(build.resolve("data.name", settings.name), "test", settings.dir, info).x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
-    density = _density(trained, given) if _shows_density(trained) else None
     pictures.scatter(path, x, real, info.columns, density)
 
 

@@ -21,7 +21,7 @@ from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.modes import pictures, start
 from score_sde.samplers import PredictorCorrector
-from score_sde.samplers.base import Start
+from score_sde.samplers.base import from_prior
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
@@ -105,7 +105,7 @@ def _pictures_of_samples(
 
     def look(step: int, state: TrainState) -> None:
         key, model = jax.random.key(config.sampling.seed), build.model(config, apply, state.ema)
-        _, noise = Start(key, model.sde, None, 0).states(shape)
+        noise = from_prior(key, model.sde, shape)
         spread = placed({"noise": noise, "given": given}, along_data(mesh))
         samples = LOOK.sample(key, model.sde, model.given(spread["given"]), spread["noise"])
         x = on_host(space.from_model(samples.x), mesh)

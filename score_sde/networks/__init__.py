@@ -1,7 +1,7 @@
 """Networks as pairs of a pure function and a tree of arrays.
 
 The rest of the package sees no `nnx.Module`: a network is `apply(params, x, noise, condition)` with
-`params` a nested dict of arrays, so that what is jitted, averaged and saved is plain data.
+`params` a nested dict of arrays. All that is jitted, averaged and saved is plain data.
 
 `NETWORKS` lists the networks. Your own needs no place in it: `model.name = "my_module:Net"` takes
 the class `Net` of your `my_module.py`, which has three things:
@@ -11,7 +11,7 @@ the class `Net` of your `my_module.py`, which has three things:
   their defaults. A ValueError in its `__post_init__` refuses a setting.
 - `Net(spec, rngs=rngs)`: an `nnx.Module` whose variables all are float32 `nnx.Param`s.
 - `Net.__call__(x, noise, condition, *, dropout_key=None, reverse_only=False)`: arguments and result
-  as those of `UNet.__call__`. It raises ValueError for a condition that it does not read.
+  as those of `UNet.__call__`. It raises ValueError for a condition that it does not take.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,16 +42,13 @@ class Apply:
         x: jax.Array,
         noise: jax.Array,
         condition: Mapping[str, jax.Array] | None = None,
-        *,
-        dropout_key: jax.Array | None = None,
-        reverse_only: bool = False,
+        **options: Any,
     ) -> jax.Array:
         """The network's output for `x`; arguments as those of `UNet.__call__`.
 
         Puts the module together in Python, some 0.1 s: call it inside jit.
         """
-        network = nnx.merge(self.graph, params)
-        return network(x, noise, condition, dropout_key=dropout_key, reverse_only=reverse_only)
+        return nnx.merge(self.graph, params)(x, noise, condition, **options)
 
 
 def split(network: nnx.Module) -> tuple[Apply, dict[str, Any]]:
@@ -81,5 +78,5 @@ def init(make: Callable[..., nnx.Module], key: jax.Array) -> tuple[Apply, dict[s
 
 
 def abstract(make: Callable[..., nnx.Module]) -> tuple[Apply, dict[str, Any]]:
-    """As `init`, but with `jax.ShapeDtypeStruct` in the place of arrays; nothing is drawn."""
+    """As `init`, but with `jax.ShapeDtypeStruct`s instead of arrays; nothing is drawn."""
     return split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))

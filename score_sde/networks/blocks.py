@@ -1,4 +1,4 @@
-"""What the U-Net is built of: residual and attention blocks, and what stands between two levels."""
+"""The U-Net's blocks: residual and attention blocks, and the layers between two levels."""
 
 import math
 
@@ -37,36 +37,27 @@ class ResidualBlock(nnx.Module):
     where that or the size changes.
 
     Args:
-        in_channels, out_channels: channels of the input and of the output.
+        n, m: channels of the input and of the output.
         spec: of the network.
         resample: "none", "up" (size x 2) or "down" (size / 2); the latter two for BigGAN's type.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        spec: UNetSpec,
-        *,
-        resample: str = "none",
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, n: int, m: int, spec: UNetSpec, *, resample: str = "none", rngs: nnx.Rngs):
         dtype = spec.dtype
         self.spec = spec
         self.resample = resample
-        self.norm0 = norm(spec, in_channels)
-        self.conv0 = Conv(in_channels, out_channels, dtype=dtype, rngs=rngs)
+        self.norm0 = norm(spec, n)
+        self.conv0 = Conv(n, m, dtype=dtype, rngs=rngs)
         if spec.embedding_width:
-            self.embedding = Dense(spec.embedding_width, out_channels, dtype=dtype, rngs=rngs)
-        self.norm1 = norm(spec, out_channels)
-        self.conv1 = Conv(out_channels, out_channels, scale=spec.init_scale, dtype=dtype, rngs=rngs)
+            self.embedding = Dense(spec.embedding_width, m, dtype=dtype, rngs=rngs)
+        self.norm1 = norm(spec, m)
+        self.conv1 = Conv(m, m, scale=spec.init_scale, dtype=dtype, rngs=rngs)
         shortcut: Dense | Conv | None = None
-        if in_channels != out_channels or resample != "none":
-            shortcut = (
-                Dense(in_channels, out_channels, scale=0.1, dtype=dtype, rngs=rngs)
-                if spec.block == "ddpm"
-                else Conv(in_channels, out_channels, kernel_size=1, dtype=dtype, rngs=rngs)
-            )
+        if n != m or resample != "none":
+            if spec.block == "ddpm":
+                shortcut = Dense(n, m, scale=0.1, dtype=dtype, rngs=rngs)
+            else:
+                shortcut = Conv(n, m, kernel_size=1, dtype=dtype, rngs=rngs)
         self.shortcut = shortcut
 
     def __call__(
@@ -75,13 +66,13 @@ class ResidualBlock(nnx.Module):
         """Evaluates the block.
 
         Args:
-            x: (B, H, W, in_channels).
+            x: (B, H, W, n).
             embedding: activated embedding (B, embedding_width); None where the blocks get none.
             mask: state that the dropout mask is drawn from, see `dropout`; None drops nothing.
             reverse_only: see `Conv`.
 
         Returns:
-            (B, H', W', out_channels) with H' = H, 2 H or H / 2.
+            (B, H', W', m) with H' = H, 2 H or H / 2.
         """
         spec = self.spec
         h = self._resample(act(spec, self.norm0(x)))
@@ -101,11 +92,9 @@ class ResidualBlock(nnx.Module):
         return add(spec, x, h)
 
     def _resample(self, x: jax.Array) -> jax.Array:
-        if self.resample == "up":
-            return resampling.up(x, self.spec.fir)
-        if self.resample == "down":
-            return resampling.down(x, self.spec.fir)
-        return x
+        if self.resample == "none":
+            return x
+        return (resampling.up if self.resample == "up" else resampling.down)(x, self.spec.fir)
 
 
 class AttentionBlock(nnx.Module):
@@ -119,9 +108,9 @@ class AttentionBlock(nnx.Module):
         dtype = spec.dtype
         self.spec = spec
         self.norm = norm(spec, channels)
-        self.query = Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs)
-        self.key = Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs)
-        self.value = Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value = (
+            Dense(channels, channels, scale=0.1, dtype=dtype, rngs=rngs) for _ in range(3)
+        )
         self.output = Dense(channels, channels, scale=spec.init_scale, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -135,57 +124,33 @@ class AttentionBlock(nnx.Module):
         return add(self.spec, x, h.reshape(x.shape))
 
 
-class Downsample(nnx.Module):
-    """Halves the size: (B, H, W, in) -> (B, H / 2, W / 2, out).
+class Resample(nnx.Module):
+    """Doubles or halves the size: (B, H, W, in) -> (B, 2 H, 2 W, out) or (B, H / 2, W / 2, out).
 
-    With a convolution: 3x3 at stride 2, padded by (0, 1) or, with FIR, after the filter (Karras et
-    al. 2020). Without, in = out: the filter or 2x2 means.
+    Down with a convolution: 3x3 at stride 2, padded by (0, 1) or, with FIR, after the filter
+    (Karras et al. 2020). Up with a convolution: 3x3 after nearest neighbours or, with FIR,
+    transposed at stride 2 before the filter. Filter and convolution commute, so here the filter
+    comes first, and no inserted zeros are convolved. Without a convolution, in = out: the filter,
+    or nearest neighbours and 2x2 means.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, spec: UNetSpec, *, conv: bool, rngs: nnx.Rngs
-    ):
-        self.fir = spec.fir
+    def __init__(self, n: int, m: int, spec: UNetSpec, *, up: bool, conv: bool, rngs: nnx.Rngs):
+        self.fir, self.up = spec.fir, up
+        padding = (0, 0) if spec.fir else (1, 1) if up else (0, 1)
+        stride, dtype = 1 if up else 2, spec.dtype
         self.has_conv = conv
         if conv:
-            padding = (0, 0) if spec.fir else (0, 1)
-            self.conv = Conv(
-                in_channels, out_channels, stride=2, padding=padding, dtype=spec.dtype, rngs=rngs
-            )
+            self.conv = Conv(n, m, stride=stride, padding=padding, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
         """Evaluates it; see the class."""
         if not self.has_conv:
-            return resampling.down(x, self.fir)
-        return self.conv(resampling.fir_filter(x) if self.fir else x, reverse_only)
-
-
-class Upsample(nnx.Module):
-    """Doubles the size: (B, H, W, in) -> (B, 2 H, 2 W, out).
-
-    With a convolution: 3x3 after nearest neighbours or, with FIR, transposed at stride 2 before the
-    filter (Karras et al. 2020). Filter and convolution commute, so here the filter comes first,
-    and no inserted zeros are convolved. Without, in = out: the filter or nearest neighbours.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, spec: UNetSpec, *, conv: bool, rngs: nnx.Rngs
-    ):
-        self.fir = spec.fir
-        self.has_conv = conv
-        if conv:
-            padding = (0, 0) if spec.fir else (1, 1)
-            self.conv = Conv(
-                in_channels, out_channels, padding=padding, dtype=spec.dtype, rngs=rngs
-            )
-
-    def __call__(self, x: jax.Array, reverse_only: bool) -> jax.Array:
-        """Evaluates it; see the class."""
-        if not self.has_conv:
-            return resampling.up(x, self.fir)
-        return self.conv(
-            resampling.fir_up_wide(x) if self.fir else resampling.nearest_up(x), reverse_only
-        )
+            return (resampling.up if self.up else resampling.down)(x, self.fir)
+        if self.up:
+            x = resampling.fir_up_wide(x) if self.fir else resampling.nearest_up(x)
+        elif self.fir:
+            x = resampling.fir_filter(x)
+        return self.conv(x, reverse_only)
 
 
 class Combine(nnx.Module):

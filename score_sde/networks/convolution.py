@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ class Conv(nnx.Module):
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """The convolution of images NHWC with a kernel HWIO, `padding` zeros in both directions."""
-    return _nhwc_conv(x, kernel, (padding, padding), strides=(stride, stride))
+    return _nhwc_conv(x, kernel, (padding, padding), window_strides=(stride, stride))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -111,20 +112,8 @@ convolve_reverse_only.defvjp(_forward, _backward)
 
 
 def _nhwc_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    padding: Sequence[Padding],
-    *,
-    strides: tuple[int, int] = (1, 1),
-    lhs_dilation: tuple[int, int] = (1, 1),
-    rhs_dilation: tuple[int, int] = (1, 1),
+    x: jax.Array, kernel: jax.Array, padding: Sequence[Padding], **spacing: Any
 ) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    layout = ("NHWC", "HWIO", "NHWC")
+    spacing = {"window_strides": (1, 1)} | spacing
+    return lax.conv_general_dilated(x, kernel, padding=padding, dimension_numbers=layout, **spacing)

@@ -1,7 +1,8 @@
-"""What is made of the noise level, the condition and the input before the first block."""
+"""Embeddings of the noise level and the class, and Fourier features of the input."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from score_sde.networks.layers import (
 
 
 def check_names(condition: Mapping[str, jax.Array], allowed: Collection[str]) -> None:
-    """Raises ValueError at the first condition that the network does not read."""
+    """Raises ValueError at the first condition that the network does not take."""
     for name in condition:
         if name not in allowed:
             names = ", ".join(allowed) or "none with this network"
@@ -30,32 +31,20 @@ class NoiseEmbedding(nnx.Module):
     """Sines and cosines of the noise level, then Dense, activation, Dense.
 
     Args:
-        width: of the network; the embedding has four times as many features.
-        kind: "positional" (Vaswani et al. 2017) or "fourier" (Tancik et al. 2020).
-        fourier_scale: standard deviation of the Fourier frequencies.
-        activation: a key of `ACTIVATIONS`.
+        width: number of features; the embedding has four times as many.
+        spec: the network's, with `embedding`: "positional" (Vaswani et al. 2017) or "fourier"
+            (Tancik et al. 2020), `fourier_scale`, `activation` and `dtype`.
     """
 
-    def __init__(
-        self,
-        width: int,
-        kind: str,
-        fourier_scale: float,
-        *,
-        activation: str,
-        dtype: np.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.width = width
-        self.kind = kind
-        self.activation = activation
-        self.dtype = dtype
-        if kind == "fourier":
+    def __init__(self, width: int, spec: Any, *, rngs: nnx.Rngs):
+        self.width, self.kind, self.dtype = width, spec.embedding, spec.dtype
+        self.activation = spec.activation
+        if self.kind == "fourier":
             # A parameter, so that it is saved with the others, but one without gradient.
-            self.frequencies = nnx.Param(normal(rngs, (width,), fourier_scale))
-        features = width if kind == "positional" else 2 * width
-        self.dense0 = Dense(features, 4 * width, dtype=dtype, rngs=rngs)
-        self.dense1 = Dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
+            self.frequencies = nnx.Param(normal(rngs, (width,), spec.fourier_scale))
+        features = width if self.kind == "positional" else 2 * width
+        self.dense0 = Dense(features, 4 * width, dtype=spec.dtype, rngs=rngs)
+        self.dense1 = Dense(4 * width, 4 * width, dtype=spec.dtype, rngs=rngs)
 
     def __call__(self, noise: jax.Array) -> jax.Array:
         """(B,) -> (B, 4 width)."""
@@ -71,7 +60,7 @@ class NoiseEmbedding(nnx.Module):
 
 
 class LabelEmbedding(nnx.Module):
-    """A learned vector for each class; zeros for a label that is none."""
+    """A learned vector for each class; zeros for a label outside the classes."""
 
     def __init__(self, num_classes: int, features: int, *, rngs: nnx.Rngs):
         self.num_classes = num_classes

@@ -12,26 +12,18 @@ from jax import lax
 
 
 class Dense(nnx.Module):
-    """y = x W + b over the last axis; W of shape (in, out), float32.
+    """y = x W + b over the last axis, of n features; W of shape (n, m), float32.
 
     Over the channels of an image this is a 1x1 convolution ("NIN").
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        scale: float = 1.0,
-        dtype: np.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, n: int, m: int, *, scale: float = 1.0, dtype: np.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.kernel = nnx.Param(variance_scaling(rngs, (in_features, out_features), scale))
-        self.bias = constant((out_features,), 0.0)
+        self.kernel = nnx.Param(variance_scaling(rngs, (n, m), scale))
+        self.bias = constant((m,), 0.0)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., in) -> (..., out)."""
+        """(..., n) -> (..., m)."""
         x = x.astype(self.dtype)
         y = x @ self.kernel[...].astype(self.dtype)
         return y + spread(self.bias[...].astype(self.dtype), y.ndim)
@@ -149,20 +141,16 @@ def variance_scaling(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> ja
     receptive_field = math.prod(shape[:-2])
     mean_fan = receptive_field * (shape[-2] + shape[-1]) / 2
     bound = math.sqrt(3 * (scale or 1e-10) / mean_fan)
-
-    def draw(generator: np.random.Generator) -> np.ndarray:
-        return np.float32(bound) * (2.0 * generator.random(shape, np.float32) - 1.0)
-
-    return host_draw(rngs, shape, draw)
+    return host_draw(
+        rngs, shape, lambda source: np.float32(bound) * (2.0 * source.random(shape, "f4") - 1.0)
+    )
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     """Normal numbers of mean 0 and standard deviation `std`, float32."""
-
-    def draw(generator: np.random.Generator) -> np.ndarray:
-        return generator.standard_normal(shape, np.float32) * np.float32(std)
-
-    return host_draw(rngs, shape, draw)
+    return host_draw(
+        rngs, shape, lambda source: source.standard_normal(shape, "f4") * np.float32(std)
+    )
 
 
 def host_draw(

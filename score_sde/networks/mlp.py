@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from score_sde.errors import require
 from score_sde.networks.embeddings import LabelEmbedding, NoiseEmbedding, check_names
 from score_sde.networks.layers import (
     ACTIVATIONS,
@@ -62,8 +63,7 @@ class MLPSpec:
             ("activation", self.activation in ACTIVATIONS, ", ".join(ACTIVATIONS)),
             ("condition_features", self.condition_features >= 0, "integers of at least 0"),
         ):
-            if not ok:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are {allowed}")
+            require(ok, name, getattr(self, name), allowed)
 
 
 class MLP(nnx.Module):
@@ -86,14 +86,7 @@ class MLP(nnx.Module):
         self.spec = spec
         width, dtype = spec.width, spec.dtype
         # Of four times as many features as its argument says.
-        self.noise = NoiseEmbedding(
-            width // 4,
-            spec.embedding,
-            spec.fourier_scale,
-            activation=spec.activation,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.noise = NoiseEmbedding(width // 4, spec, rngs=rngs)
         if spec.num_classes:
             self.labels = LabelEmbedding(spec.num_classes, width, rngs=rngs)
         if spec.condition_features:

@@ -34,7 +34,7 @@ class Block(NamedTuple):
     Attributes:
         kind: what it does, see the module's table.
         path: of its module in the network and of its parameters, such as `encoder/level0_block1`.
-        in_channels, out_channels: of what it reads and makes. For `combine` the input is the image.
+        in_channels, out_channels: of its input and output. For `combine` the input is the image.
         level: 0 for the images' own size, 1 for half of it, and so on.
         resample: "up" or "down" where a residual block also changes the size, else "none".
         keeps: the encoder's h after this block is a skip.

@@ -1,4 +1,4 @@
-"""What a U-Net is: all its settings, checked once."""
+"""The settings of a U-Net, checked once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.errors import require
 from score_sde.networks.layers import ACTIVATIONS
 
 # The allowed words of each setting that is a word.
@@ -62,10 +63,10 @@ class UNetSpec:
             given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
             where f = 2^7, 2^8). Unlike there, each is gated by a sigmoid of the embedding: above
             the noise level of a period they are noise, and the network learns to shut them off.
-        remat: compute each block again in the backward pass instead of keeping what is inside it:
+        remat: compute each block again in the backward pass instead of keeping its inner arrays:
             less memory for a third more time. Acts on `reverse_only` calls, which training makes.
-        dtype: of the computation. Parameters and the statistics of the normalization are float32
-            whatever it is.
+        dtype: of the computation. Parameters and the statistics of the normalization are always
+            float32.
 
     Raises:
         ValueError: a value that is not allowed, by the setting's name; the checks stop at the
@@ -127,8 +128,7 @@ class UNetSpec:
         self._require("input_frequencies", none, f"() {unconditional}")
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are {allowed}")
+        require(ok, name, getattr(self, name), allowed)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -15,9 +15,8 @@ from score_sde.networks import resampling
 from score_sde.networks.blocks import (
     AttentionBlock,
     Combine,
-    Downsample,
+    Resample,
     ResidualBlock,
-    Upsample,
     act,
     add,
     norm,
@@ -86,7 +85,7 @@ class UNet(nnx.Module):
             (B, H, W, C), float32 (float64 if that is the dtype of the computation).
 
         Raises:
-            ValueError: a condition that the network does not read, such as labels without classes.
+            ValueError: a condition that the network does not take, such as labels without classes.
         """
         x = x.astype(statistics_dtype(self.spec.dtype))
         if not self.spec.centered:
@@ -172,8 +171,7 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
     n, m, dtype = block.in_channels, block.out_channels, spec.dtype
     match block.kind:
         case "embedding":
-            kind, scale, activation = spec.embedding, spec.fourier_scale, spec.activation
-            return NoiseEmbedding(n, kind, scale, activation=activation, dtype=dtype, rngs=rngs)
+            return NoiseEmbedding(n, spec, rngs=rngs)
         case "labels":
             return LabelEmbedding(n, m, rngs=rngs)
         case "gate":
@@ -182,14 +180,11 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
             return ResidualBlock(n, m, spec, resample=block.resample, rngs=rngs)
         case "attention":
             return AttentionBlock(n, spec, rngs=rngs)
-        case "down":
-            return Downsample(n, m, spec, conv=spec.resample_with_conv, rngs=rngs)
-        case "up":
-            return Upsample(n, m, spec, conv=spec.resample_with_conv, rngs=rngs)
-        case "input":
-            return Downsample(n, m, spec, conv=True, rngs=rngs)
-        case "output":
-            return Upsample(n, m, spec, conv=True, rngs=rngs)
+        case "down" | "up":
+            up, conv = block.kind == "up", spec.resample_with_conv
+            return Resample(n, m, spec, up=up, conv=conv, rngs=rngs)
+        case "input" | "output":
+            return Resample(n, m, spec, up=block.kind == "output", conv=True, rngs=rngs)
         case "combine":
             return Combine(n, m, spec, rngs=rngs)
         case "norm":
@@ -202,7 +197,7 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _rematerialized(module: nnx.Module) -> Callable[..., jax.Array]:
-    """A module's call, whose backward pass computes what is inside it again."""
+    """A module's call whose backward pass computes its inner arrays again."""
 
     def call(*arrays: Any, **options: bool) -> jax.Array:
         graph, params = nnx.split(module)

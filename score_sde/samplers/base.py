@@ -12,12 +12,15 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.score import as_pytree
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import item_keys
 
 ALL = sys.maxsize  # states of a trajectory
 
+Progress = Callable[[float], None]
+"""It is called with the share of the steps that are done."""
 Project = Callable[[Array, Array, Array], Array]
 """What is done to the states after each step: (x (B, *shape), t (B,), keys (B,)) -> (B, *shape)."""
 
@@ -38,10 +41,13 @@ class Samples(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where samples start: a key, the process, states at T if given, and the first one's index."""
+    """What a sampler starts from: a key, the process, the score, the projection or None, the states
+    at T or None, and the index of the first sample."""
 
     key: Array
     sde: SDE
+    score: Any
+    project: Any
     x_init: Array | None
     first: Array | int
 
@@ -51,8 +57,13 @@ class Start(NamedTuple):
         keys = item_keys(self.key, shape[0], self.first)
         if self.x_init is not None:
             return keys, self.x_init
-        noise = normal(keys, 0, shape[1:])
-        return keys, self.sde.prior_std().astype(noise.dtype) * noise
+        return keys, from_prior(self.key, self.sde, shape, self.first)
+
+
+def from_prior(key: Array, sde: SDE, shape: tuple[int, ...], first: Array | int = 0) -> Array:
+    """The states at T (B, *shape) from which samplers start by default."""
+    noise = normal(item_keys(key, shape[0], first), 0, shape[1:])
+    return sde.prior_std().astype(noise.dtype) * noise
 
 
 class Sampler(ABC):
@@ -86,7 +97,10 @@ class Sampler(ABC):
     def check(self, sde: SDE) -> None:
         """Raise ValueError, naming the setting, if one does not fit the process. Compute
         nothing."""
-        del sde  # most fit all
+        if self.t_min is not None and not 0 < self.t_min < sde.T:
+            raise ValueError(
+                f"t_min = {self.t_min!r}: allowed are times above 0 and below T = {sde.T:g}"
+            )
 
     def sample(
         self,
@@ -99,7 +113,7 @@ class Sampler(ABC):
         trajectory: bool | int = False,
         first: int = 0,
         project: Project | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Samples:
         """Draw samples.
 
@@ -118,32 +132,27 @@ class Sampler(ABC):
 
         Raises:
             ValueError: neither x_init nor shape, or both and they differ; a trajectory of one
-                state; a process or score with which the sampler cannot start; ``project`` with the
-                adaptive flow.
+                state; a setting that does not fit the process; a process or score with which the
+                sampler cannot start; ``project`` with the adaptive flow.
             RuntimeError: with the reason, if an adaptive solve did not succeed. Within a jitted
                 function nothing is raised: the samples of such a solve are nan.
         """
+        self.check(sde)
         self.check_start(sde, score)
         shape = batch_shape(x_init, shape)
         keep = ALL if trajectory is True else int(trajectory)
-        if keep < 0 or keep == 1:
-            raise ValueError(f"trajectory = {trajectory!r}: allowed are True, integers from 2 on")
-        start = Start(key, sde, x_init, first)
-        project = None if project is None else as_pytree(project)
-        return self._draw(start, shape, as_pytree(score), project, keep, progress)
+        ok = keep >= 0 and keep != 1
+        require(ok, "trajectory", trajectory, "True, integers from 2 on")
+        projection = None if project is None else as_pytree(project)
+        start = Start(key, sde, as_pytree(score), projection, x_init, first)
+        return self._draw(start, shape, keep, progress)
 
     @abstractmethod
     def _draw(
-        self,
-        start: Start,
-        shape: tuple[int, ...],
-        score: Any,
-        project: Any,
-        keep: int,
-        progress: Callable[[float], None] | None,
+        self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
     ) -> Samples:
-        """Draw from a checked start. Score and projection are pytrees. ``keep`` is the largest
-        number of states in the trajectory."""
+        """Draw from a checked start, whose score and projection are pytrees. ``keep`` is the
+        largest number of states in the trajectory."""
 
     def last_time(self, sde: SDE) -> float:
         """The time at which samples are taken."""
@@ -176,24 +185,21 @@ def batch_shape(x_init: Array | None, shape: tuple[int, ...] | None) -> tuple[in
     Raises:
         ValueError: if neither is given, or both and they differ.
     """
-    if x_init is None:
-        if shape is None:
-            raise ValueError("give x_init or shape=(B, *shape)")
-        return tuple(shape)
-    if shape is not None and tuple(x_init.shape) != tuple(shape):
-        raise ValueError(f"x_init has shape {x_init.shape}, but shape = {tuple(shape)}")
-    return tuple(x_init.shape)
+    found = shape if x_init is None else x_init.shape
+    if found is None:
+        raise ValueError("give x_init or shape=(B, *shape)")
+    if shape is not None and tuple(found) != tuple(shape):
+        raise ValueError(f"x_init has shape {found}, but shape = {tuple(shape)}")
+    return tuple(found)
 
 
 def require_positive(**settings: float) -> None:
     """Raise ValueError, naming the setting, for one that is not above 0."""
     for name, value in settings.items():
-        if not value > 0:
-            raise ValueError(f"{name} = {value!r}: allowed are numbers above 0")
+        require(value > 0, name, value, "numbers above 0")
 
 
 def require_fraction(**settings: float) -> None:
     """Raise ValueError, naming the setting, for one that is not between 0 and 1."""
     for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} = {value!r}: allowed are numbers from 0 to 1")
+        require(0 <= value <= 1, name, value, "numbers from 0 to 1")

@@ -10,7 +10,7 @@ by Gauss and Legendre's rule in lambda, in which t is smooth under every process
 e^-lambda is above and below, so that it may be scaled to at most 1 and the weights add up to 1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 @dataclass(frozen=True)
 class DEIS(IPNDM):
-    """The paper's tAB-(order - 1), on its grid uniform in sqrt(t).
+    """The paper's tAB-(order - 1), on its grid.
 
     Attributes:
         order: values of epsilon that the polynomial goes through, 1 to 4; 1 is DDIM. The first
@@ -34,8 +34,6 @@ class DEIS(IPNDM):
         num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
             one evaluation.
     """
-
-    grid: str = field(default="quadratic", kw_only=True)
 
     def weights(self, sde: SDE, times: Array) -> Array:
         lambdas = 0.5 * sde.log_snr(times)

@@ -19,11 +19,11 @@ References:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.base import require_fraction
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import Context
@@ -60,17 +60,6 @@ class DDIM(GridSampler):
         kept = jnp.sqrt(jnp.maximum(jnp.square(sigma[i + 1]) - jnp.square(std), 0.0))
         x = alpha[i + 1] * x0 + kept * epsilon
         return (x + std * c.noise(x, i) if self.eta else x), None
-
-
-class _Tables(NamedTuple):
-    """Of an exponential step, for each one: the factor that is kept of x, the standard deviation of
-    the noise, and the weights of the values of D; alpha is of the times."""
-
-    alpha: Array
-    kept: Array
-    added: Array
-    predictor: Array
-    corrector: Array
 
 
 @dataclass(frozen=True)
@@ -111,26 +100,23 @@ class ExponentialMultistep(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fraction(eta=self.eta)
-        if self.order not in (None, 1, 2, 3):
-            raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3")
-        if self.eta and (self.corrector or self.order == 3):
-            allowed = (
-                "is 0 with corrector = True" if self.corrector else "are 1, 2 with eta above 0"
-            )
-            name = "eta" if self.corrector else "order"
-            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed {allowed}")
+        require(self.order in (None, 1, 2, 3), "order", self.order, "1, 2, 3")
+        require(not (self.eta and self.corrector), "eta", self.eta, "0 with corrector = True")
+        require(not self.eta or self.order != 3, "order", self.order, "1, 2 with eta above 0")
 
     @property
     def lookback(self) -> int:
         """Values of D that a step looks back on."""
         return self.order or (2 if self.eta or self.num_steps < 8 else 3)
 
-    def tables(self, sde: SDE, times: Array) -> _Tables:
+    def tables(self, sde: SDE, times: Array) -> tuple[Array, ...]:
+        """Of the times: alpha. Of the steps: the factor that is kept of x, the standard deviation
+        of the noise, and the weights of the values of D, for the predictor and the corrector."""
         eta2, sigma, lambdas = self.eta**2, sde.sigma(times), 0.5 * sde.log_snr(times)
         h = jnp.diff(lambdas)
         kept = sigma[1:] / sigma[:-1] * jnp.exp(-eta2 * h)
         added = sigma[1:] * jnp.sqrt(-jnp.expm1(-2.0 * eta2 * h))
-        return _Tables(sde.alpha(times), kept, added, *self._weights(lambdas))
+        return sde.alpha(times), kept, added, *self._weights(lambdas)
 
     def memory(self, x: Array) -> tuple[Array, Array]:
         """The state that x was predicted from, and the last values of D, the newest first."""

@@ -6,8 +6,8 @@ The process's inverse log-SNR turns a grid of noise levels into times.
     uniform    t_i = T + i/N (t_min - T)
     paper      the original code's: N times from T to t_min, so N - 1 steps, and the last of its N
                evaluations is the denoising at t_min
-    quadratic  uniform in sqrt(t): t_i = (sqrt(T) + i/N (sqrt(t_min) - sqrt(T)))^2 (Zhang and Chen
-               2022, arXiv:2204.13902)
+    quadratic  VP's noise levels (beta from 0.1 to 20) at its times uniform in sqrt(t): t_i =
+               (sqrt(t_0) + i/N (sqrt(t_N) - sqrt(t_0)))^2 (Zhang and Chen 2022, arXiv:2204.13902)
     log_snr    uniform in log-SNR (Lu et al. 2022, DPM-Solver, arXiv:2206.00927, section 3.3)
     karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
     angle      uniform in arctan((nu / c)^(1/r)), c = 1/2, r = 3/2
@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import discretization
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import SteppedSampler
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE, VPSDE, ScoreFn
 
 GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle")
 ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
@@ -53,27 +54,18 @@ class GridSampler(SteppedSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid = {self.grid!r}: allowed are {', '.join(GRIDS)}")
+        require(self.grid in GRIDS, "grid", self.grid, ", ".join(GRIDS))
         require_positive(rho=self.rho)
-        if self.grid == "paper" and self.num_steps < 2:
-            raise ValueError(
-                f"num_steps = {self.num_steps!r}: allowed are integers of at least 2 with grid = "
-                "'paper'"
-            )
-        if 0 < self.num_levels <= self.num_steps:
-            raise ValueError(
-                f"num_steps = {self.num_steps!r}: allowed are 1 to {self.num_levels - 1} with "
-                f"num_levels = {self.num_levels}, as each time is a level"
-            )
+        allowed, levels = "integers of at least 2 with grid = 'paper'", self.num_levels
+        require(self.num_steps > 1 or self.grid != "paper", "num_steps", self.num_steps, allowed)
+        allowed = f"1 to {levels - 1} with num_levels = {levels}, as each time is a level"
+        require(not 0 < levels <= self.num_steps, "num_steps", self.num_steps, allowed)
 
     def check_start(self, sde: SDE, score: ScoreFn) -> None:
         super().check_start(sde, score)
-        if self.grid in ("log_snr", "karras") and not sde.keeps_data():
-            raise ValueError(
-                f"grid = {self.grid!r}: allowed are uniform, paper, quadratic, angle where "
-                "alpha(T) = 0, a log-SNR of minus infinity"
-            )
+        allowed = "uniform, paper, angle where alpha(T) = 0, a log-SNR of minus infinity"
+        ok = self.grid not in ("quadratic", "log_snr", "karras") or sde.keeps_data()
+        require(ok, "grid", self.grid, allowed)
 
     @property
     def without_effect(self) -> set[str]:
@@ -104,13 +96,14 @@ def times(
         times = jnp.linspace(sde.T, t_min, num_steps + 1)
     elif grid == "paper":
         times = jnp.linspace(sde.T, t_min, num_steps)
-    elif grid == "quadratic":
-        times = jnp.square(jnp.linspace(sde.T**0.5, t_min**0.5, num_steps + 1))
-        times = times.at[0].set(sde.T).at[-1].set(t_min)  # where the square has rounded
     else:
         ends = sde.log_snr(jnp.asarray([sde.T, t_min]))
         if grid == "log_snr":
             levels = jnp.linspace(ends[0], ends[1], num_steps + 1)
+        elif grid == "quadratic":
+            vp = VPSDE()
+            roots = jnp.sqrt(vp.inverse_log_snr(ends))
+            levels = vp.log_snr(jnp.square(jnp.linspace(roots[0], roots[1], num_steps + 1)))
         elif grid == "karras":
             roots = jnp.exp(-0.5 * ends / rho)  # nu^(1 / rho)
             levels = -2.0 * rho * jnp.log(jnp.linspace(roots[0], roots[1], num_steps + 1))

@@ -9,27 +9,16 @@ so the algorithm for alpha = 1 serves them all.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import GridSampler, nearest_levels
 from score_sde.samplers.stepped import Context
 from score_sde.score import denoise
 from score_sde.sde import SDE
-
-
-class _Tables(NamedTuple):
-    """Of the times: alpha and nu. Of the steps: nu_hat, the noise level after churn, its time, and
-    the noise that lifts the state there."""
-
-    alpha: Array
-    nu: Array
-    nu_hat: Array
-    t_hat: Array
-    lift: Array
 
 
 @dataclass(frozen=True)
@@ -66,20 +55,18 @@ class Heun(GridSampler):
         require_positive(churn_noise=self.churn_noise, churn_to=self.churn_to)
         for name in ("churn", "churn_from"):
             value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name} = {value!r}: allowed are numbers of at least 0")
-        if self.churn_to < self.churn_from:
-            raise ValueError(
-                f"churn_to = {self.churn_to!r}: allowed are numbers from churn_from = "
-                f"{self.churn_from!r} on"
-            )
+            require(value >= 0, name, value, "numbers of at least 0")
+        allowed = f"numbers from churn_from = {self.churn_from!r} on"
+        require(self.churn_to >= self.churn_from, "churn_to", self.churn_to, allowed)
 
     @property
     def without_effect(self) -> set[str]:
         of_churn = set() if self.churn else {"churn_from", "churn_to", "churn_noise"}
         return super().without_effect | of_churn
 
-    def tables(self, sde: SDE, times: Array) -> _Tables:
+    def tables(self, sde: SDE, times: Array) -> tuple[Array, ...]:
+        """Of the times: alpha and nu. Of the steps: nu_hat, the noise level after churn, its time,
+        and the noise that lifts the state there."""
         nu = jnp.exp(-0.5 * sde.log_snr(times))
         churned = (nu >= self.churn_from) & (nu <= self.churn_to)
         most = min(self.churn / (len(times) - 1), 2.0**0.5 - 1.0)
@@ -93,7 +80,7 @@ class Heun(GridSampler):
         # The inverse rounds. Without a lift the times are those of the grid.
         t_hat = jnp.where(gamma > 0.0, sde.inverse_log_snr(-2.0 * jnp.log(nu_hat)), times)
         lift = nu * jnp.sqrt(gamma * (2.0 + gamma))  # sqrt(nu_hat^2 - nu^2) without cancellation
-        return _Tables(sde.alpha(times), nu, nu_hat, t_hat, lift)
+        return sde.alpha(times), nu, nu_hat, t_hat, lift
 
     def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
         alpha, nu, nu_hat, t_hat, lift = c.tables

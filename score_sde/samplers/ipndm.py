@@ -4,8 +4,8 @@ In y = x / alpha and nu = sigma / alpha the probability flow of every process is
 
     dy/dnu = epsilon(x, t),     epsilon = (x - alpha D) / sigma,     D = E[x0 | x].
 
-A multistep method puts an average of the last values of epsilon, whose weights w_j add up to 1, in
-its place. From nu to nu' that is
+A multistep method replaces epsilon by an average of its last values, whose weights w_j add up to 1.
+From nu to nu' that is
 
     x' = alpha' (y + (nu' - nu) sum_j w_j epsilon_j)
        = alpha' D + sigma' epsilon + alpha' (nu' - nu) (sum_j w_j epsilon_j - epsilon):
@@ -15,12 +15,12 @@ where alpha(T) = 0 and y has no value.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE
@@ -34,23 +34,13 @@ ADAMS_BASHFORTH = (
 )
 
 
-class _Tables(NamedTuple):
-    """Of the times: alpha and sigma. Of the steps: alpha' (nu' - nu), and the weights (steps,
-    order)."""
-
-    alpha: Array
-    sigma: Array
-    length: Array
-    weights: Array
-
-
 @dataclass(frozen=True)
 class IPNDM(GridSampler):
-    """Adams and Bashforth's method with the weights of equal steps, whatever the grid.
+    """Adams and Bashforth's method with the weights of equal steps, on every grid.
 
     The first steps average over as many values as there are. On a grid of unequal steps, and after
-    a first step of order 1, the error falls with the second order at most: more values make it
-    smaller, not its order higher.
+    a first step of order 1, the error is of second order at most. More values make it smaller; they
+    do not raise its order.
 
     Attributes:
         order: values of epsilon that a step averages, 1 to 4; 1 is DDIM.
@@ -60,18 +50,19 @@ class IPNDM(GridSampler):
 
     num_steps: int = 20
     order: int = 4
-    grid: str = field(default="karras", kw_only=True)
+    grid: str = field(default="quadratic", kw_only=True)
     denoised_only = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order = {self.order!r}: allowed are 1, 2, 3, 4")
+        require(self.order in (1, 2, 3, 4), "order", self.order, "1, 2, 3, 4")
 
-    def tables(self, sde: SDE, times: Array) -> _Tables:
+    def tables(self, sde: SDE, times: Array) -> tuple[Array, ...]:
+        """Of the times: alpha and sigma. Of the steps: alpha' (nu' - nu), and the weights (steps,
+        order)."""
         sigma, lambdas = sde.sigma(times), 0.5 * sde.log_snr(times)  # nu = e^-lambda
         length = -sigma[1:] * jnp.expm1(jnp.diff(lambdas))
-        return _Tables(sde.alpha(times), sigma, length.at[0].set(0.0), self.weights(sde, times))
+        return sde.alpha(times), sigma, length.at[0].set(0.0), self.weights(sde, times)
 
     def weights(self, sde: SDE, times: Array) -> Array:
         """Weights of the values of epsilon in each step, the newest first, (steps, order)."""

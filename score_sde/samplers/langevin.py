@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import times
 from score_sde.samplers.stepped import Context, SteppedSampler
@@ -60,12 +61,9 @@ class AnnealedLangevin(SteppedSampler):
 
     def __post_init__(self) -> None:
         require_positive(steps_per_level=self.steps_per_level)
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps = {self.num_steps!r}: allowed are integers of at least 2")
-        if self.step_size is not None and not 0.0 < self.step_size < 1.0:
-            raise ValueError(
-                f"step_size = {self.step_size!r}: allowed are numbers above 0 and below 1"
-            )
+        require(self.num_steps >= 2, "num_steps", self.num_steps, "integers of at least 2")
+        ok = self.step_size is None or 0.0 < self.step_size < 1.0
+        require(ok, "step_size", self.step_size, "numbers above 0 and below 1")
 
     def level_times(self, sde: SDE) -> Array:
         """The levels' times from T to t_min, uniform in log-SNR, (num_steps,)."""

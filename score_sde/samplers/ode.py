@@ -1,7 +1,6 @@
 """The probability-flow ODE from noise to data (Song et al. 2021, eq. 13, section 4.3), and from
 data to their latents and back."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.integrate import Solution, check, check_method, integrate
-from score_sde.samplers.base import ALL, Sampler, Samples, Start, require_positive
+from score_sde.samplers.base import ALL, Progress, Sampler, Samples, Start, require_positive
 from score_sde.score import as_pytree, denoise, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -65,17 +64,11 @@ class ProbabilityFlow(Sampler):
         return {"num_steps"} if self.steps is None else {"rtol", "atol", "step_control"}
 
     def _draw(
-        self,
-        start: Start,
-        shape: tuple[int, ...],
-        score: Any,
-        project: Any,
-        keep: int,
-        progress: Callable[[float], None] | None,
+        self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
     ) -> Samples:
-        if project is not None:
+        if start.project is not None:
             raise ValueError("project: allowed with samplers whose number of steps is fixed")
-        samples, verdict = _sample(start, score, self, shape, keep)
+        samples, verdict = _sample(start, self, shape, keep)
         check(verdict)
         return samples
 
@@ -95,6 +88,7 @@ class ProbabilityFlow(Sampler):
         Raises:
             RuntimeError: with the reason, if a solve did not succeed.
         """
+        self.check(sde)
         sde.check()
         latents, verdict = _encode(sde, as_pytree(score), x0, self)
         check(verdict)
@@ -114,27 +108,19 @@ class ProbabilityFlow(Sampler):
         self, sde: SDE, score: ScoreFn, x: Array, start: float, end: float, times: Array | None
     ) -> Solution:
         """The flow of x (B, *shape) from one time to another, within a jitted function."""
-        flow = sde.probability_flow(score)
+        flow, num_steps = sde.probability_flow(score), self.steps
+        names = ("rtol", "atol", "solver", "step_control")
+        settings: Any = {name: getattr(self, name) for name in names}
+        ends: Any = {"start": start, "end": end, "times": times, "num_steps": num_steps}
         with full_precision():
-            return integrate(
-                lambda t, x: flow(x, t),
-                x,
-                start=start,
-                end=end,
-                rtol=self.rtol,
-                atol=self.atol,
-                times=times,
-                solver=self.solver,
-                step_control=self.step_control,
-                num_steps=self.steps,
-            )
+            return integrate(lambda t, x: flow(x, t), x, **ends, **settings)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
+@partial(jax.jit, static_argnums=(1, 2, 3))
 def _sample(
-    start: Start, score: Any, flow: ProbabilityFlow, shape: tuple[int, ...], keep: int
+    start: Start, flow: ProbabilityFlow, shape: tuple[int, ...], keep: int
 ) -> tuple[Samples, Array]:
-    sde, t_min = start.sde, flow.last_time(start.sde)
+    sde, score, t_min = start.sde, start.score, flow.last_time(start.sde)
     _, x = start.states(shape)
     frames = FRAMES if keep == ALL else keep
     times = jnp.linspace(sde.T, t_min, frames) if keep else None

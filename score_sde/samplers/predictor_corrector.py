@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import check_steps, original_step
+from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import Context, SteppedSampler
 from score_sde.sde import SDE, ScoreFn, Step, expand
@@ -63,14 +64,7 @@ def ancestral(
 
 
 def langevin(
-    sde: SDE,
-    score: ScoreFn,
-    x: Array,
-    t: Array,
-    step: Step,
-    z: Array,
-    snr: float,
-    faithful: bool,
+    sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array, snr: float, faithful: bool
 ) -> tuple[Array, Array]:
     """A Langevin step whose size follows from the ratio of the norms of noise and score.
 
@@ -90,14 +84,7 @@ def langevin(
 
 
 def annealed_langevin(
-    sde: SDE,
-    score: ScoreFn,
-    x: Array,
-    t: Array,
-    step: Step,
-    z: Array,
-    snr: float,
-    faithful: bool,
+    sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array, snr: float, faithful: bool
 ) -> tuple[Array, Array]:
     """A Langevin step whose size is a fixed fraction of the noise's variance."""
     size = 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * sde.sigma(t))
@@ -164,28 +151,36 @@ class PredictorCorrector(SteppedSampler):
     faithful: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("predictor", self.predictor, PREDICTORS),
-            ("corrector", self.corrector, CORRECTORS),
-        ):
-            if not callable(value) and value not in allowed:
-                raise ValueError(f"{name} = {value!r}: allowed are {', '.join(allowed)}")
-        if self.predictor == self.corrector == "none":
-            names = ", ".join(name for name in CORRECTORS if name != "none")
-            raise ValueError(f"corrector = 'none': allowed are {names} with predictor = 'none'")
-        if self.probability_flow and self.predictor in ("ancestral", "none"):
-            raise ValueError(
-                f"predictor = {self.predictor!r}: allowed are euler_maruyama, reverse_diffusion "
-                "with probability_flow = True"
-            )
+        for name, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS)):
+            value = getattr(self, name)
+            require(callable(value) or value in table, name, value, ", ".join(table))
+        names = ", ".join(name for name, corrector in CORRECTORS.items() if corrector)
+        ok = self._predictor is not None or self._corrector is not None
+        require(ok, "corrector", self.corrector, f"{names} with predictor = 'none'")
+        flows = "euler_maruyama, reverse_diffusion with probability_flow = True"
+        ok = not self.probability_flow or self._predictor not in (ancestral, None)
+        require(ok, "predictor", self.predictor, flows)
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
 
+    @property
+    def _predictor(self) -> Predictor | None:
+        return PREDICTORS[self.predictor] if isinstance(self.predictor, str) else self.predictor
+
+    @property
+    def _corrector(self) -> Corrector | None:
+        return CORRECTORS[self.corrector] if isinstance(self.corrector, str) else self.corrector
+
     def check(self, sde: SDE) -> None:
+        super().check(sde)
         # All steps use the chain's coefficients, except Euler and Maruyama's.
-        if self.faithful and (self.corrections or self.predictor not in ("euler_maruyama", "none")):
+        if self.faithful and (self.corrections or self._predictor not in (euler_maruyama, None)):
             check_steps(sde, self.num_steps)
+
+    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+        super().check_start(sde, score)
+        self.check(sde)
 
     @property
     def levels(self) -> str:
@@ -193,12 +188,12 @@ class PredictorCorrector(SteppedSampler):
 
     @property
     def coupled(self) -> bool:
-        return self.faithful and self.corrector == "langevin"
+        return self.faithful and self._corrector is langevin
 
     @property
     def corrections(self) -> int:
         """Corrector steps at each time."""
-        return 0 if self.corrector == "none" else self.corrector_steps
+        return self.corrector_steps if self._corrector else 0
 
     @property
     def without_effect(self) -> set[str]:
@@ -247,8 +242,7 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The predictor's step at t: (next state, its mean)."""
-        chosen = self.predictor
-        predictor = PREDICTORS[chosen] if isinstance(chosen, str) else chosen
+        predictor = self._predictor
         if predictor is None:
             return x, x
         if self.probability_flow:
@@ -260,8 +254,7 @@ class PredictorCorrector(SteppedSampler):
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, step: Step, z: Array
     ) -> tuple[Array, Array]:
         """The corrector's steps at t, one for each noise in z: (next state, its mean)."""
-        chosen, mean = self.corrector, x
-        corrector = CORRECTORS[chosen] if isinstance(chosen, str) else chosen
+        corrector, mean = self._corrector, x
         for noise in z[: self.corrections]:
             assert corrector is not None
             x, mean = corrector(sde, score, x, t, step, noise, self.snr, self.faithful)

@@ -6,7 +6,6 @@ its step, and reads as its paper's algorithm box.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.samplers.base import Sampler, Samples, Start, normal, require_positive
+from score_sde.samplers.base import (
+    Progress,
+    Sampler,
+    Samples,
+    Start,
+    normal,
+    require_positive,
+)
 from score_sde.score import denoise
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE
 
 PARTS = 50  # of a loop that reports its progress, at most
 PROJECTION = 2**32 - 1  # folded into the keys of projections, beyond every step's number
@@ -29,14 +35,14 @@ class Context(NamedTuple):
 
     Attributes:
         sde: the process.
-        score: the score function.
+        score: the score function, which counts its evaluations.
         times: of the grid, falling, (steps + 1,).
         tables: of all times, as ``SteppedSampler.tables`` computes them.
         keys: one for each sample, (B,).
     """
 
     sde: SDE
-    score: ScoreFn
+    score: Any
     times: Array
     tables: Any
     keys: Array
@@ -103,46 +109,37 @@ class SteppedSampler(Sampler):
         return c.denoised(x, len(c.times) - 1) if self.denoise else x
 
     def _draw(
-        self,
-        start: Start,
-        shape: tuple[int, ...],
-        score: Any,
-        project: Any,
-        keep: int,
-        progress: Callable[[float], None] | None,
+        self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
     ) -> Samples:
         if progress is None:
-            return _whole(start, score, project, self, shape, keep)
+            return _whole(start, self, shape, keep)
         state, keys = _begin(start, self, shape, keep)
-        sde, num = start.sde, len(jax.eval_shape(self.times, start.sde)) - 1
+        num = len(jax.eval_shape(self.times, start.sde)) - 1
         part = -(-num // PARTS)
         for begin in range(0, num, part):
             stop = min(begin + part, num)
-            state = _steps(state, keys, sde, score, project, begin, stop, self, keep)
+            state = _steps(state, keys, start, begin, stop, self, keep)
             jax.block_until_ready(state.nfe)
             progress(stop / num)
-        return _end(state, keys, sde, score, self)
+        return _end(state, keys, start, self)
 
-    def _context(self, keys: Array, sde: SDE, score: ScoreFn) -> tuple[Context, list[None]]:
-        """The context, and a list that grows with each evaluation of its score."""
-        calls: list[None] = []
-        times = self.times(sde)
-        return Context(sde, _Counted(score, calls), times, self.tables(sde, times), keys), calls
+    def _context(self, keys: Array, start: Start) -> Context:
+        times = self.times(start.sde)
+        tables = self.tables(start.sde, times)
+        return Context(start.sde, _Counted(start.score), times, tables, keys)
 
-    def _step(
-        self, state: _State, i: Array, context: Context, calls: list[None], project: Any, keep: int
-    ) -> _State:
+    def _step(self, state: _State, i: Array, c: Context, project: Any, keep: int) -> _State:
         """One step, with its projection, its evaluations and its place in the trajectory."""
-        calls.clear()
-        x, memory = self.step(state.x, state.memory, i, context)
+        before = c.score.calls
+        x, memory = self.step(state.x, state.memory, i, c)
         if project is not None:
             fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PROJECTION), i))
-            x = project(x, context.t(i + 1), fold(context.keys))
+            x = project(x, c.t(i + 1), fold(c.keys))
         path = state.path
         if path is not None:
-            places = jnp.asarray(_places(len(context.times) - 1, keep))
+            places = jnp.asarray(_places(len(c.times) - 1, keep))
             path = path.at[places[i]].set(x, mode="drop")
-        return _State(x, memory, state.nfe + len(calls), path)
+        return _State(x, memory, state.nfe + c.score.calls - before, path)
 
     def _started(self, x: Array, times: Array, keep: int) -> _State:
         path = None
@@ -152,32 +149,25 @@ class SteppedSampler(Sampler):
             path = jnp.zeros((states, *x.shape), x.dtype).at[0].set(x)
         return _State(x, self.memory(x), jnp.zeros((), jnp.int32), path)
 
-    def _ended(self, state: _State, context: Context, calls: list[None]) -> Samples:
-        calls.clear()
-        end = self.end(state.x, state.memory, context)
-        nfe = jnp.full(len(end), state.nfe + len(calls), jnp.int32)
+    def _ended(self, state: _State, c: Context) -> Samples:
+        before = c.score.calls
+        end = self.end(state.x, state.memory, c)
+        nfe = jnp.full(len(end), state.nfe + c.score.calls - before, jnp.int32)
         return Samples(end, nfe, state.path)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _whole(
-    start: Start,
-    score: Any,
-    project: Any,
-    sampler: SteppedSampler,
-    shape: tuple[int, ...],
-    keep: int,
-) -> Samples:
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _whole(start: Start, sampler: SteppedSampler, shape: tuple[int, ...], keep: int) -> Samples:
     """The whole loop as one program."""
     keys, x = start.states(shape)
-    context, calls = sampler._context(keys, start.sde, score)
+    c = sampler._context(keys, start)
 
     def body(state: _State, i: Array) -> tuple[_State, None]:
-        return sampler._step(state, i, context, calls, project, keep), None
+        return sampler._step(state, i, c, start.project, keep), None
 
-    state = sampler._started(x, context.times, keep)
-    state, _ = jax.lax.scan(body, state, jnp.arange(len(context.times) - 1))
-    return sampler._ended(state, context, calls)
+    state = sampler._started(x, c.times, keep)
+    state, _ = jax.lax.scan(body, state, jnp.arange(len(c.times) - 1))
+    return sampler._ended(state, c)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -188,47 +178,49 @@ def _begin(
     return sampler._started(x, sampler.times(start.sde), keep), keys
 
 
-@partial(jax.jit, static_argnums=(7, 8))
+@partial(jax.jit, static_argnums=(5, 6))
 def _steps(
     state: _State,
     keys: Array,
-    sde: SDE,
-    score: Any,
-    project: Any,
+    start: Start,
     begin: Array,
     stop: Array,
     sampler: SteppedSampler,
     keep: int,
 ) -> _State:
     """The steps begin ... stop - 1. Both are arguments, so that one program runs all parts."""
-    context, calls = sampler._context(keys, sde, score)
+    c = sampler._context(keys, start)
 
     def body(i: Array, state: _State) -> _State:
-        return sampler._step(state, i, context, calls, project, keep)
+        return sampler._step(state, i, c, start.project, keep)
 
     return jax.lax.fori_loop(begin, stop, body, state)
 
 
-@partial(jax.jit, static_argnums=4)
-def _end(state: _State, keys: Array, sde: SDE, score: Any, sampler: SteppedSampler) -> Samples:
-    return sampler._ended(state, *sampler._context(keys, sde, score))
+@partial(jax.jit, static_argnums=3)
+def _end(state: _State, keys: Array, start: Start, sampler: SteppedSampler) -> Samples:
+    return sampler._ended(state, sampler._context(keys, start))
 
 
 class _Counted:
-    """A score that counts its evaluations."""
+    """A score that counts its evaluations.
 
-    def __init__(self, score: ScoreFn, calls: list[None]) -> None:
-        self._score, self._calls = score, calls
+    Attributes:
+        calls: evaluations so far.
+    """
+
+    def __init__(self, score: Any) -> None:
+        self._score, self.calls = score, 0
         if hasattr(score, "denoised"):
             self.denoised = self._denoised
 
     def __call__(self, x: Array, t: Array) -> Array:
-        self._calls.append(None)
+        self.calls += 1
         return self._score(x, t)
 
     def _denoised(self, x: Array, t: Array) -> Array:
-        self._calls.append(None)
-        return self._score.denoised(x, t)  # type: ignore[attr-defined]  # it was asked for
+        self.calls += 1
+        return self._score.denoised(x, t)
 
 
 def _places(num: int, keep: int) -> np.ndarray:

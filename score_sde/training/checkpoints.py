@@ -13,16 +13,18 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.training.mesh import is_writer
 from score_sde.training.state import TrainState
 
 PyTree = Any
 
 _log = logging.getLogger(__name__)
+KEPT = 2  # checkpoints of a run
 
 
 class Checkpoints:
@@ -31,14 +33,12 @@ class Checkpoints:
     Where several processes train together, each makes the same calls; Orbax divides the work.
 
     Args:
-        directory: the place of the checkpoints, created if absent.
-        keep: how many of the newest stay.
+        directory: the place of the checkpoints, created if absent. The newest `KEPT` stay.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path):
         self._directory = Path(directory).absolute()  # Orbax takes no relative paths
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._keep = keep
         self._writer: ocp.CheckpointManager | None = None
 
     def restore(self, target: TrainState) -> TrainState | None:
@@ -54,7 +54,7 @@ class Checkpoints:
         Raises:
             UserError: a checkpoint is of other shapes, or there are some and none can be read.
         """
-        wanted = jax.tree.map(_abstract, target)
+        wanted = jax.tree.map(lambda leaf: _abstract(leaf, leaf.sharding), target)
         found = _read_newest(self._directory, _to_dict(wanted))
         if found is None:
             return None
@@ -76,9 +76,7 @@ class Checkpoints:
         """
         if self._writer is None:
             # Opened late: the directories that `restore` renames would otherwise count as steps.
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, cleanup_tmp_directories=True
-            )
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
             self._writer = ocp.CheckpointManager(self._directory, options=options)
         saved = self._writer.save(step, args=ocp.args.StandardSave(_to_dict(state)))
         if not saved:
@@ -109,13 +107,9 @@ def restore_ema(
     Raises:
         UserError: no checkpoint, none that can be read, or one of other shapes.
     """
-    place = SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
-
-    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    target = {"ema": jax.tree.map(placed, ema), "step": jax.ShapeDtypeStruct((), "int32")}
-    target["step"] = placed(target["step"])
+    place = sharding or SingleDeviceSharding(jax.local_devices()[0])
+    target = {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")}
+    target = jax.tree.map(lambda leaf: _abstract(leaf, place), target)
     found = _read_newest(Path(directory).absolute(), _to_dict(target))
     if found is None:
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
@@ -133,7 +127,7 @@ def _read_newest(directory: Path, target: dict) -> tuple[dict, list[Path]] | Non
         except Exception as error:
             if not _is_damage(error):
                 raise
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             _log.warning("%s: unreadable checkpoint, trying the one before (%s)", path, reason)
             unreadable.append(path)
         else:
@@ -199,8 +193,8 @@ def _form(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+def _abstract(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _set_aside(path: Path) -> None:
@@ -211,11 +205,6 @@ def _set_aside(path: Path) -> None:
     _log.warning("%s: kept as %s", path, aside.name)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else ""
-
-
 def _named_leaves(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
     """The leaves with their paths: attributes and dict keys by name, items by number."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -224,21 +213,11 @@ def _named_leaves(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
 
 def _to_dict(tree: PyTree) -> dict:
     """Any pytree as nested dicts of its leaves: optax's named tuples become plain names."""
-    nested: dict = {}
-    for name, leaf in _named_leaves(tree):
-        place = nested
-        for key in name[:-1]:
-            place = place.setdefault(key, {})
-        place[name[-1]] = leaf
-    return nested
+    return unflatten_dict(dict(_named_leaves(tree)))
 
 
 def _from_dict(like: PyTree, nested: dict) -> PyTree:
     """The inverse of ``_to_dict`` for a tree of the structure of ``like``."""
-    leaves = []
-    for name, _ in _named_leaves(like):
-        place: Any = nested
-        for key in name:
-            place = place[key]
-        leaves.append(place)
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    leaves = flatten_dict(nested)
+    ordered = [leaves[name] for name, _ in _named_leaves(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), ordered)

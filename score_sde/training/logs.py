@@ -1,4 +1,4 @@
-"""What a training run reports: a progress bar, metrics.jsonl and TensorBoard's scalars."""
+"""The reports of a training run: a progress bar, metrics.jsonl and TensorBoard's scalars."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
@@ -92,9 +92,9 @@ class RunLog:
         self._pending.clear()
         for step, metrics in enumerate(values, self._step - len(values) + 1):
             if not all(map(math.isfinite, metrics.values())):
-                told = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+                found = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
                 raise FloatingPointError(
-                    f"step {step} of {self._num_steps} is not finite ({told}); nothing was saved "
+                    f"step {step} of {self._num_steps} is not finite ({found}); nothing was saved "
                     "from it, the newest checkpoint is of an earlier step"
                 )
         self._values += values
@@ -117,7 +117,7 @@ class RunLog:
 
 
 class _Report:
-    """What the writing process shows and keeps: the bar, metrics.jsonl, TensorBoard's scalars."""
+    """The writing process's reports: the bar, metrics.jsonl, TensorBoard's scalars."""
 
     def __init__(self, workdir: Path, first_step: int, num_steps: int):
         from tensorboardX import SummaryWriter  # only training pays for this import
@@ -135,7 +135,7 @@ class _Report:
             self._scalars.add_scalar(name, value, step)
         text = f"loss {values['loss']:.4g}"
         if "images_per_second" in values:
-            text += f", {values['images_per_second']:.0f} images/s"
+            text += f", {values['images_per_second']:.0f} examples/s"
         self.bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
@@ -161,22 +161,15 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _progress(first_step: int, num_steps: int) -> tqdm:
-    if sys.stderr.isatty():
-        return tqdm(
-            initial=first_step, total=num_steps, desc="training", unit="step", dynamic_ncols=True
-        )
-    return tqdm(
-        initial=first_step,
-        total=num_steps,
-        desc="training",
-        file=_Lines(sys.stderr),
-        mininterval=10,
-        bar_format="{desc}: step {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}",
-    )
+    how: dict[str, Any] = {"unit": "step", "dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        words = "{desc}: step {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
+        how = {"file": _Lines(sys.stderr), "mininterval": 10, "bar_format": words}
+    return tqdm(initial=first_step, total=num_steps, desc="training", **how)
 
 
 class _Lines:
-    """A bar redraws itself by carriage returns; in a file each drawing is a line of its own."""
+    """A bar redraws itself by carriage returns. In a file each drawing becomes a line."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -35,11 +35,10 @@ def train(
 ) -> TrainState:
     """Trains up to ``num_steps`` updates, going on from the newest checkpoint in the workdir.
 
-    A run is a pure function of the first state, the seed and the data: one that was killed and
+    A run is a pure function of the first state, the seed and the data. One that was killed and
     started again ends with the unbroken run's numbers, bit for bit on the same devices. SIGTERM
-    and SIGINT let the step finish, save, say so on stderr and return early; a second signal acts
-    as it would have. With several processes, signals are not handled: they could not agree on a
-    last step.
+    and SIGINT let the step finish, save and return early; a second signal acts at once. Several
+    processes do not handle signals: they could not agree on a last step.
 
     Args:
         state: the first state, from ``create``; consumed, and not used where there is a checkpoint.
@@ -98,7 +97,7 @@ def _steps_ahead(place: Sharding) -> int:
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], str | None]]:
-    """Yields a function that tells the name of the SIGTERM or SIGINT that came, or None."""
+    """Yields a function that returns the name of the SIGTERM or SIGINT that came, or None."""
     received: list[str] = []
     # Python lets only the main thread handle signals.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:

@@ -7,7 +7,7 @@ arXiv:1412.6980, algorithm 1; the decay of Loshchilov and Hutter 2019, arXiv:171
     m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g²
     params <- params - lr(n) (m / (1 - b1^n') / (sqrt(v / (1 - b2^n')) + eps) + decay params)
 
-with n updates made before this one and n' = n + 1. b1 is 0.9.
+with n updates made before this one and n' = n + 1. b1 is 0.9, eps 1e-8.
 """
 
 from typing import Literal, NamedTuple
@@ -16,6 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+
+from score_sde.errors import require
+
+EPS = 1e-8
 
 
 class LearningRateState(NamedTuple):
@@ -38,8 +42,7 @@ def learning_rate_schedule(
     rate is 0. ``warmup_steps=0`` starts at the full rate. "cosine" decays from there by half a
     cosine, to 0 at ``num_steps`` (the last update, n = num_steps - 1, is the last above 0).
     """
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule is {schedule!r}; it can be 'constant' or 'cosine'")
+    require(schedule in ("constant", "cosine"), "schedule", schedule, "constant, cosine")
 
     def rate(count: Array) -> Array:
         n = jnp.asarray(count, jnp.float32)
@@ -62,7 +65,6 @@ def optimizer(
     schedule: Literal["constant", "cosine"] = "constant",
     gradient_clip: float = 1.0,
     beta2: float = 0.999,
-    eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """The optimizer of the module's docstring.
@@ -74,7 +76,6 @@ def optimizer(
         schedule: what follows the warm-up, "constant" or "cosine".
         gradient_clip: the largest global norm let through; ``math.inf`` clips nothing.
         beta2: decay of the second moment.
-        eps: added to the root of the second moment.
         weight_decay: decoupled decay of all parameters, times the learning rate; 0 for none.
     """
     rate = learning_rate_schedule(
@@ -82,7 +83,7 @@ def optimizer(
     )
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
     chain = optax.chain(
-        _clip(gradient_clip), optax.scale_by_adam(0.9, beta2, eps), *decay, _descend(rate)
+        _clip(gradient_clip), optax.scale_by_adam(0.9, beta2, EPS), *decay, _descend(rate)
     )
 
     def update(updates, state, params=None):
@@ -104,7 +105,7 @@ def _clip(largest_norm: float) -> optax.GradientTransformation:
 
 
 def _descend(rate: optax.Schedule) -> optax.GradientTransformation:
-    # As optax.scale_by_learning_rate, but the state tells the rate that was used.
+    # As optax.scale_by_learning_rate, and the state keeps the rate that was used.
     def init(params):
         del params
         return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))

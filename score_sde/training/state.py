@@ -1,4 +1,4 @@
-"""What a run is between two steps: everything but the seed, and all of it is in a checkpoint."""
+"""The state of a run between two steps. A checkpoint holds all of it."""
 
 from dataclasses import dataclass
 from typing import Any

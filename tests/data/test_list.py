@@ -1,5 +1,7 @@
 """The list of data sets: what each entry says of itself, and sets of the user's own."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,6 @@ def test_a_set_of_the_users_own_needs_no_line_in_the_list():
     test = load(mine, "test", None, found)
     np.testing.assert_array_equal(test.x, x[15:, :2])
     assert test.condition["vector"].shape == (5, 1)
+    for splits in ({"train": 15}, {"train": 15, "test": 5, "valid": 5}):
+        with pytest.raises(UserError, match=r"mine has the splits train.* allowed are train, test"):
+            describe(Dataset(dataclasses.replace(info, splits=splits), mine.load))

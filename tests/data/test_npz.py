@@ -54,6 +54,11 @@ def test_columns_named_as_conditions_are_taken_out_and_standardised(file):
     np.testing.assert_allclose(back, X[30:, [2, 0]], rtol=1e-5, atol=1e-6)
     assert test.condition["vector"].dtype == np.float32
     assert load("npz", "test", path).x.shape == (10, 3)  # without a run's info all columns
+    for wrong in ([[1.0]], [1.0, 2.0], 1.0):  # which would all be spread to two columns
+        with pytest.raises(ValueError, match="rows of the columns c, a"):
+            info.standardised(wrong)
+    with pytest.raises(ValueError, match="no condition"):
+        describe("npz", path).standardised([[1.0]])
 
 
 def test_what_a_run_keeps_survives_json(file):
@@ -88,13 +93,16 @@ NAN[7, 1] = np.nan
         ({"x": X[:1], "x_test": X}, ("1 rows", "2")),
         ({"x": X, "x_test": X[:0]}, ("x_test", "0 rows")),
         ({"x": X, "x_test": X[:, :2]}, ("x_test", "(M, 3)")),
-        ({"x": NAN}, ("nan in row", "column 1", "finite")),
-        ({"x": X.astype(np.float64) * 1e300}, ("inf in row", "finite in float32")),
+        ({"x": NAN}, ("x has nan in row 7, column 1", "finite")),
+        ({"x": X, "x_test": NAN}, ("x_test has nan in row 7, column 1", "finite")),
+        ({"x": X.astype(np.float64) * 1e300}, ("in row 0, column 0", "finite in float32")),
         ({"x": X, "labels": LABELS[:5]}, ("labels is int64(5,)", "(40,)")),
         ({"x": X, "labels": LABELS - 1}, ("labels", "at least 0")),
+        ({"x": X, "labels": LABELS + 2**31}, ("labels", "2147483650", "below 2**31 - 1")),
         ({"x": X, "labels": LABELS / 2}, ("labels is float64", "integers")),
         ({"x": X, "x_test": X, "labels": LABELS}, ("labels_test",)),
         ({"x": X, "columns": ["a", "b"]}, ("columns", "3 different names")),
+        ({"x": X, "columns": "abc"}, ("columns is <U3()", "3 different names")),
         ({"x": X, "columns": ["a", "b", "b"]}, ("columns", "3 different names")),
         ({"x": X * [1, 1, 0] + [0, 0, 7]}, ("column 2", "constant", "7")),
         ({"x": X * [1, 1, 1e-5] + [0, 0, 100]}, ("column 2", "constant in float32")),

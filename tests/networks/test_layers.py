@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from score_sde.networks import UNetSpec
-from score_sde.networks.blocks import Downsample, Upsample
+from score_sde.networks.blocks import Resample
 from score_sde.networks.convolution import convolve, convolve_reverse_only
 from score_sde.networks.embeddings import input_features, positional_features
 from score_sde.networks.layers import GroupNorm, dropout, dropout_states
@@ -70,8 +70,8 @@ def test_resampling_with_a_convolution_follows_its_definition(image):
     for reverse_only in (False, True):
         for fir in (False, True):
             spec = UNetSpec(32, 3, fir=fir)
-            down = Downsample(3, 4, spec, conv=True, rngs=nnx.Rngs(0))
-            up = Upsample(3, 4, spec, conv=True, rngs=nnx.Rngs(1))
+            down = Resample(3, 4, spec, up=False, conv=True, rngs=nnx.Rngs(0))
+            up = Resample(3, 4, spec, up=True, conv=True, rngs=nnx.Rngs(1))
             for layer in (down, up):
                 layer.conv.bias[...] = jnp.arange(4.0)
             if fir:

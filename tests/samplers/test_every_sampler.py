@@ -75,3 +75,12 @@ def test_a_trajectory_has_two_ends(mixture):
     sde = PUBLISHED["vp"]
     with pytest.raises(ValueError, match="trajectory = 1: allowed are True, integers from 2 on"):
         DDIM(3).sample(jax.random.key(0), sde, mixture.score(sde), shape=(2, 4), trajectory=1)
+
+
+@pytest.mark.parametrize("which", EACH)
+def test_the_last_time_is_one_of_the_process(which, mixture):
+    sde = PUBLISHED["vp"]
+    for t_min in (0.0, 1.0, 2.0, float("nan")):
+        sampler = replace(SAMPLER_CASES[which].make(num_steps=5), t_min=t_min)
+        with pytest.raises(ValueError, match=rf"t_min = {t_min}: .* above 0 and below T = 1"):
+            sampler.sample(jax.random.key(0), sde, mixture.score(sde), shape=SHAPE)

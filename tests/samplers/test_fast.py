@@ -261,7 +261,8 @@ def test_grids_fall_from_end_to_end(name, grid, rho):
     assert np.all(np.diff(times) < 0)
     nu = np.exp(-0.5 * np.asarray(sde.log_snr(jnp.asarray(times)), float))
     spaced = {"uniform": times, "paper": times, "log_snr": np.log(nu), "karras": nu ** (1 / rho)}
-    spaced["quadratic"] = np.sqrt(times)
+    vp_time = PUBLISHED["vp"].inverse_log_snr(sde.log_snr(jnp.asarray(times)))
+    spaced["quadratic"] = np.sqrt(np.asarray(vp_time))
     spaced["angle"] = np.arctan(np.cbrt(2 * nu) ** 2)
     steps = np.diff(spaced[grid])
     # The inverse log-SNR of a process that has none in closed form is a bisection in float32, off

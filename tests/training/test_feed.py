@@ -5,8 +5,7 @@ import itertools
 import jax
 import numpy as np
 
-from score_sde.training.data_order import batch_indices
-from score_sde.training.feed import in_memory
+from score_sde.training.feed import batch_indices, in_memory
 from score_sde.training.mesh import along_data, data_mesh
 
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.training import averages
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import learning_rate_schedule, optimizer
 from score_sde.training.state import create
-from score_sde.training.step import make_train_step
+from score_sde.training.step import make_train_step, warmed_up_decay
 
 CURVATURE = np.array([0.5, 2.0, 8.0])
 START = np.array([3.0, -1.0, 0.5])
@@ -94,6 +93,6 @@ def test_schedules():
 def test_the_decay_of_the_averages_warms_up():
     # The list of the original's five recorded steps (../shared/reference/train_steps.json), exact
     # to float32's rounding of a quotient.
-    decays = [float(averages.warmed_up_decay(0.9999, jnp.int32(n))) for n in range(1, 6)]
+    decays = [float(warmed_up_decay(0.9999, jnp.int32(n))) for n in range(1, 6)]
     np.testing.assert_allclose(decays, [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15], rtol=1e-7)
-    assert float(averages.warmed_up_decay(0.5, jnp.int32(10**6))) == 0.5
+    assert float(warmed_up_decay(0.5, jnp.int32(10**6))) == 0.5
