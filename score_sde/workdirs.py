@@ -104,10 +104,16 @@ def load_info(workdir: Path) -> DatasetInfo | None:
 
 
 def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
-    """Write the config into a workdir (made where it is missing) and return the file's path."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Write the config into a workdir (made where it is missing) and return the file's path.
+
+    Raises UserError where it cannot be written.
+    """
     path = workdir / FILE
     partial = path.with_suffix(".partial")
-    partial.write_text(to_json(config, info))
-    os.replace(partial, path)  # whole or not at all
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial.write_text(to_json(config, info))
+        os.replace(partial, path)  # whole or not at all
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path

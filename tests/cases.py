@@ -115,7 +115,7 @@ class SamplerCase(NamedTuple):
         make: from ``num_steps`` and ``denoise``.
         order: of the error of the flow's states; 0 where it is not measured.
         weak_order: of the error of a Gaussian's variance; 0 where it is not measured.
-        steps: with which it is compared with the exact distribution.
+        steps: with which it is compared with the exact distribution; 0 where it is not.
         bias: that is granted there: of the mean relative to the standard deviation, of the variance
             relative to itself, of the modes' weights. None is annealed Langevin's, which its
             recursion gives.
@@ -166,7 +166,7 @@ SAMPLER_CASES = {
     "reverse_diffusion": _predictor("reverse_diffusion", weak_order=1),
     "ancestral": _predictor("ancestral", weak_order=1),
     "probability flow by euler_maruyama": SamplerCase(
-        partial(_PC, probability_flow=True), order=1, steps=400, bias=20 / 400
+        partial(_PC, probability_flow=True), order=1, steps=0
     ),
     "reverse_diffusion+langevin": _corrected("reverse_diffusion", "langevin", SNR_BIAS),
     "ancestral+ald": _corrected("ancestral", "ald", 0.0),

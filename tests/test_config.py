@@ -356,6 +356,12 @@ def test_a_saved_config_that_cannot_be_read_is_refused_in_one_line(tmp_path):
         workdirs.load(tmp_path)
 
 
+def test_a_workdir_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run/config\.json: cannot be written \(Not a dir"):
+        workdirs.save(valid(), tmp_path / "file" / "run", build.dataset(valid()))
+
+
 def test_changes_leave_out_what_may_change():
     new = changed(valid(), {"training.num_steps": 7, "sampling.num_steps": 7, "model.width": 8})
     assert workdirs.changes(valid(), new, workdirs.WHEN_TRAINING) == {"model.width": 128}

@@ -40,7 +40,7 @@ def test_a_class_conditional_model(tiny_run, tmp_path):
     workdir = tiny_run("classes", tmp_path)
     few = ("--config.likelihood.num_images=3", "--config.likelihood.rtol=1e-2")
     out = succeed("--mode=likelihood", *few, "--config.likelihood.atol=1e-2", cwd=tmp_path)
-    assert "over 3 images (digits, test, given the class)" in out
+    assert "over 3 images (digits, test, given labels)" in out
     saved = workdirs.load(workdir)
     for method in ("pc", "ode", "unipc"):
         settings = {"method": method, "num_steps": 5, "batch_size": 2, "rtol": 1e-2, "atol": 1e-2}

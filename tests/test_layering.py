@@ -60,7 +60,9 @@ ROOMS = {
         5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
     ),
     "score_sde.workdirs": Room(5, (0, 3), ("ml_collections",), neighbours=("score_sde.config",)),
-    "score_sde.presets": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.presets": Room(
+        5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
+    ),
     "score_sde.overrides": Room(
         5,
         (0,),

@@ -148,7 +148,7 @@ def diverged(tiny_run, tmp_path_factory) -> Path:
     draw = np.random.default_rng(0)
 
     def large(leaf):
-        return (100.0 * draw.standard_normal(leaf.shape)).astype(leaf.dtype)
+        return (1e4 * draw.standard_normal(leaf.shape)).astype(leaf.dtype)
 
     return with_weights(tiny_run("digits", tmp_path_factory.mktemp("diverged")), large)
 

@@ -342,7 +342,8 @@ def test_annealed_langevin_presets(variant):
     # (sigma_max / 0.01)^1e-5 = 1.0001 in the last sigma.
     sigmas = np.geomspace(sigma_max, 0.01, levels)
     np.testing.assert_allclose(discretization(process).chain(levels).sigma, sigmas, rtol=1e-5)
-    np.testing.assert_allclose(process.sigma(sampler.times(process)), sigmas, rtol=2e-4)
+    times = sampler.times(process)[:-1:steps]  # of each level the first
+    np.testing.assert_allclose(process.sigma(times), sigmas, rtol=2e-4)
 
 
 def test_ncsnv2s_step_is_what_its_technique_4_chooses():
