@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import __version__, build, data
+from score_sde import __version__, build
 from score_sde.batches import Drawn
 from score_sde.config import changed, refuse
 from score_sde.errors import UserError
@@ -180,13 +180,13 @@ def _picture(
 
     Data that cannot be read, and a density that cannot be solved for, are reported and left out.
     """
-    info, settings = trained.info, trained.config.data
+    info = trained.info
     if info.levels:
         pictures.save_png(path, x[:GRID_IMAGES], info.levels)
         return
     real = None
     try:
-        real = data.load(build.resolve("data.name", settings.name), "test", settings.dir, info).x
+        real = build.arrays(trained.config, info, "test").x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
     pictures.scatter(path, x, real, info.columns, density)
