@@ -99,6 +99,11 @@ def dataset(config: ConfigDict) -> DatasetInfo:
     )
 
 
+def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
+    """Return a split of the data in memory."""
+    return data.load(resolve("data.name", config.data.name), split, config.data.dir, info)
+
+
 def space(config: ConfigDict, info: DatasetInfo) -> Space:
     """Return where the data live: how they become the model's numbers, and back."""
     if info.levels is None:

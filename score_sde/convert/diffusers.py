@@ -31,12 +31,12 @@ DTYPES = ("F32", "F64", "F16", "BF16")  # in the words of safetensors
 
 # Values of keys that config.json lacks: the defaults of the class.
 DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
+    **dict.fromkeys(("sample_size", "time_embedding_dim", "attn_norm_num_groups")),
+    **dict.fromkeys(("class_embed_type", "num_class_embeds")),
     "in_channels": 3,
     "out_channels": 3,
     "center_input_sample": False,
     "time_embedding_type": "positional",
-    "time_embedding_dim": None,
     "freq_shift": 0,
     "flip_sin_to_cos": True,
     "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
@@ -51,12 +51,9 @@ DEFAULTS: dict[str, Any] = {
     "act_fn": "silu",
     "attention_head_dim": 8,
     "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
     "norm_eps": 1e-5,
     "resnet_time_scale_shift": "default",
     "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
 }
 
 # The two networks: their blocks (without attention), and the same as settings of ours.
@@ -165,9 +162,7 @@ def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> di
         for key, values in allowed.items()
         if not any(_same(get[key], value) for value in values)
     ]
-    if kind == SKIP and any(
-        width < 128 for width, attention in zip(widths, attends, strict=True) if attention
-    ):
+    if kind == SKIP and min(itertools.compress(widths, attends), default=128) < 128:
         wrong.append("attention at a width below 128 has 32 groups (ours: a quarter of the width)")
     size = get["sample_size"]
     size = image_size if size is None else size[0] if isinstance(size, list) and size else size
@@ -220,8 +215,7 @@ def _allowed(
 ) -> dict[str, tuple[Any, ...]]:
     """The values that our network allows, for each key that is no setting of ours."""
     widths = get["block_out_channels"]
-    attended = {width for width, attention in zip(widths, attends, strict=True) if attention}
-    attended.add(widths[-1])  # the middle
+    attended = {*itertools.compress(widths, attends), widths[-1]}  # the last is the middle's
     allowed: dict[str, tuple[Any, ...]] = {
         "out_channels": (get["in_channels"],),
         "time_embedding_type": ("positional", "fourier"),

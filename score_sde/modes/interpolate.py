@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, data
+from score_sde import build
 from score_sde.batches import Interpolation, joined
 from score_sde.config import refuse
 from score_sde.errors import UserError
@@ -33,8 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings = config.sampling
     start(settings.batch_size)
     trained = load(workdir, config)
-    name = build.resolve("data.name", config.data.name)
-    items, known = data.load(name, "test", config.data.dir, trained.info)
+    items, known = build.arrays(config, trained.info, "test")
     names = build.condition_names(config, trained.info)
     if "vector" in names:
         raise UserError(

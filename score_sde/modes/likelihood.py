@@ -40,8 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings = config.likelihood
     start(settings.batch_size)
     trained = load(workdir, config)
-    name = build.resolve("data.name", config.data.name)
-    arrays = data.load(name, settings.split, config.data.dir, trained.info)
+    arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     tell_unread(config, workdir, {f"likelihood.{key}" for key in _read(trained)})

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import __version__, build, data
+from score_sde import __version__, build
 from score_sde.batches import Drawn
 from score_sde.config import changed, refuse
 from score_sde.errors import UserError
@@ -47,14 +47,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     table = Table(
-        workdir / VALUES,
-        _depends(trained),
-        facts=_facts(trained),
-        beside=(PICTURE, FILM),
+        workdir / VALUES, _depends(trained), facts=_facts(trained), beside=(PICTURE, FILM)
     )
-    if settings.gif and len(table):  # the film is of states that are not kept
-        table.rows = {}
     film = _Film(workdir / FILM, trained.info.levels or 0) if settings.gif else None
+    if film:  # it is of states that are not kept
+        table.rows = {}
     table.report(number)
 
     def save() -> None:
@@ -183,13 +180,13 @@ def _picture(
 
     Data that cannot be read, and a density that cannot be solved for, are reported and left out.
     """
-    info, settings = trained.info, trained.config.data
+    info = trained.info
     if info.levels:
         pictures.save_png(path, x[:GRID_IMAGES], info.levels)
         return
     real = None
     try:
-        real = data.load(build.resolve("data.name", settings.name), "test", settings.dir, info).x
+        real = build.arrays(trained.config, info, "test").x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
     pictures.scatter(path, x, real, info.columns, density)

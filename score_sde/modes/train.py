@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_sde import build, data, networks, workdirs
+from score_sde import build, networks, workdirs
 from score_sde.batches import batch_size
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
@@ -51,8 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     build.check(config, info)
     if workdirs.load_info(workdir) not in (None, info):
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
-    name = build.resolve("data.name", config.data.name)
-    arrays = data.load(name, "train", config.data.dir, info)
+    arrays = build.arrays(config, info, "train")
     if is_writer():
         print(f"config: {workdirs.save(config, workdir, info)}")
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
