@@ -71,7 +71,7 @@ def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
     """The recursion of algorithm 1 for N(0.7, data_variance) and its exact score, written a second
     time: the larger relative error of mean and variance at the end."""
     m, v = 0.0, float(sde.prior_std()) ** 2
-    t = sampler.times(sde)
+    t = sampler.level_times(sde)
     alphas, sigmas = np.asarray(sde.alpha(t), float), np.asarray(sde.sigma(t), float)
     noises, step_size = sigmas / alphas, float(sampler.step_length(sde))
     for level, (alpha, sigma) in enumerate(zip(alphas, sigmas, strict=True)):
@@ -105,7 +105,9 @@ def test_consistent_annealed_langevin_loses_half_its_step_size_of_the_variance(n
         (400, 1, 0.05),
     ):
         sampler = AnnealedLangevin(levels, steps_per_level, step_size)
-        coarsest = np.diff(np.asarray(PROCESSES[name].log_snr(sampler.times(PROCESSES[name]))))
+        coarsest = np.diff(
+            np.asarray(PROCESSES[name].log_snr(sampler.level_times(PROCESSES[name])))
+        )
         largest = max(step_size, 1 - np.exp(-0.5 * coarsest.max()))  # e where levels are far apart
         for data_variance in (1e-4, 0.04, 0.25, 1.0):
             # To first order e / 2; the second order is e^2 / 4 and less, for e <= 0.3.

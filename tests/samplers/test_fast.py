@@ -353,7 +353,7 @@ def test_churn_where_it_is_wanted(mixture):
         ),
         (
             lambda: ExponentialMultistep(order=2, corrector=True, eta=0.5),
-            "allowed is 0 with corrector",
+            "eta = 0.5: allowed are 0 with corrector",
         ),
     ],
 )
