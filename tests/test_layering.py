@@ -59,7 +59,9 @@ ROOMS = {
     "score_sde.config": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
     ),
-    "score_sde.workdirs": Room(5, (0, 3), ("ml_collections",), neighbours=("score_sde.config",)),
+    "score_sde.workdirs": Room(
+        5, (0, 3), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
+    ),
     "score_sde.presets": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
