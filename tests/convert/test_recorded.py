@@ -88,6 +88,7 @@ def losses(original):
             chain = discretization(sde).chain(config.model.num_levels)
             model = build.model(config, original.apply, params)
 
+            @jax.jit  # or each operation of the network is compiled alone
             def score_of(x, level, model=model):
                 noise = model.at_level(level)
                 return model.score_at(x, jax.tree.map(lambda a: a.astype(x.dtype), noise))
@@ -100,7 +101,8 @@ def losses(original):
         if "loss_u" in arrays:  # the times in float64
             t = 1e-5 + arrays["loss_u"].astype(np.float64) * (1.0 - 1e-5)
         t = jnp.asarray(t, dtype)
-        score = build.model(config, original.apply, params)
+        score = jax.jit(lambda x, t, model: model(x, t))
+        score = partial(score, model=build.model(config, original.apply, params))
         for likelihood in (0, 1):
             weight = jnp.ones_like(t)
             if likelihood:
