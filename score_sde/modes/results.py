@@ -179,7 +179,7 @@ def saving(changed: Callable[[], bool], save: Callable[[], None]) -> Iterator[Ca
     def maybe() -> None:
         nonlocal due
         begin = time.perf_counter()
-        if begin > due:
+        if begin > due and changed():
             save()
             now = time.perf_counter()
             due = now + max(SAVE_EVERY, 10.0 * (now - begin))
