@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from score_sde import build, workdirs
+from score_sde import build, overrides, workdirs
 from score_sde.config import changed, default, flat, resolve, validate
 from score_sde.errors import UserError
 from score_sde.schema import SCHEMA, SWITCH, TEXT
@@ -328,6 +328,20 @@ def test_changing_a_copy_leaves_the_config_alone():
 
 
 def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
+def test_of_a_tuple_given_twice_the_last_holds():
+    """As of every other key. ml_collections would join the two."""
+    key = "--config.model.multipliers"
+    for arguments, found in (
+        ((f"{key}=(8,)", f"{key}=(16,)"), (16,)),
+        ((key, "1,2", "--config.seed=1", key, "3"), (3,)),
+        ((f"{key}=(8,)", key, "4,5"), (4, 5)),
+        ((key, "4,5", f"{key[1:]}=()"), ()),
+    ):
+        assert overrides.apply(valid(), arguments).model.multipliers == found
+    both = ("--config.model.multipliers=1", "--config.model.attention_resolutions=2")
+    assert overrides.apply(valid(), both).model.attention_resolutions == (2,)
+
+
     document = json.loads(as_json(valid()))
     del document["config"]["sampling"]["gif"]
     assert workdirs.from_json(json.dumps(document)).sampling.gif is False
