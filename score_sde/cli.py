@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from score_sde import commands, overrides, presets
+from score_sde import commands, overrides, paths, presets
 from score_sde.errors import UserError
 
 # A mode that needs no devices imports no JAX.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import build, networks, workdirs
+from score_sde import build, networks, paths, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import validate
 from score_sde.data import DatasetInfo
@@ -248,7 +248,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     Raises:
         UserError: where there is no config or no checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = paths.local(workdir, "workdir")
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     info = workdirs.load_info(workdir) or build.dataset(config)

@@ -9,6 +9,9 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from score_sde.paths import ALLOWED as PATHS
+from score_sde.paths import is_url
+
 
 class Values(NamedTuple):
     """Allowed values by a predicate."""
@@ -110,6 +113,7 @@ def _are_columns(value: tuple[Any, ...]) -> bool:
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
+PATH = Values(lambda value: not is_url(value), PATHS)
 SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
 COUNT = at_least(1)
 NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")

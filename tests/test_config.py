@@ -49,7 +49,7 @@ def test_every_row_allows_its_default_and_says_what_it_is():
         assert (row.unset is None) == (row.default is not None), row.key
         assert row.help and row.allowed.words, row.key
         assert (row.allowed is SWITCH) == (row.kind is bool), row.key
-    assert {row.key for row in SCHEMA.values() if row.allowed is TEXT} == {"name", "data.dir"}
+    assert {row.key for row in SCHEMA.values() if row.allowed is TEXT} == {"name"}
 
 
 @pytest.mark.parametrize("key", ["sde.name", "model.name", "sampling.method"])
@@ -69,6 +69,7 @@ def test_the_schemas_defaults_are_the_objects_own(key):
 IMPOSSIBLE = {
     "seed": -1,
     "data.name": "mnist",
+    "data.dir": "gs://bucket/data",
     "data.image_size": -8,
     "data.condition": (-1,),
     "data.bin_width": 0.0,
