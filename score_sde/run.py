@@ -188,10 +188,9 @@ class Run:
                 function, arrays, n, self.config[section].batch_size, self.mesh, first=first
             )
         except SolveError as error:
-            allowed = "; allowed are larger ones" if error.too_tight else ""
-            raise UserError(
-                f"config.{section}.rtol, config.{section}.atol: {error}{allowed}"
-            ) from error
+            keys = ", ".join(f"config.{section}.{name}" for name in error.larger)
+            line = f"{keys}: {error}; allowed are larger ones" if keys else f"{section}: {error}"
+            raise UserError(line) from error
 
     def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> DataLikelihood:
         """Compute the likelihood of items with the config's settings. Integer images get bounds of
@@ -224,7 +223,7 @@ class Run:
         settings, items = self.config.likelihood, self.space.check(data)
 
         names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
-        options: Any = {name: settings[name] for name in names}
+        options: Any = {name: settings[name] for name in (*names, "max_steps")}
         options["divergence"] = build.divergence(self.config, self.info)
 
         def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> DataLikelihood:

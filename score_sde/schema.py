@@ -253,6 +253,7 @@ _ROWS = (
     Row("sampling.rho", 7.0, between(1, 100), "of the grid karras: larger, more late steps"),
     Row("sampling.eta", 0.0, between(0, 1), "how much noise a step adds"),
     Row("sampling.order", None, Values(lambda value: value in (1, 2, 3, 4), "1, 2, 3, 4"),
+    Row("sampling.max_steps", 4096, COUNT, "steps of the flow, at most; no result depends on it"),
         "of a multistep method, 4 of ipndm and deis alone; unset: the best", int),
     Row("sampling.churn", 0.0, NOT_NEGATIVE, "S_churn of Heun's method"),
     Row("sampling.churn_from", 0.0, NOT_NEGATIVE, "S_tmin: no churn below this level of noise"),
@@ -276,6 +277,7 @@ _ROWS = (
 )
 # fmt: on
 
+    Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood", "eval")
 SCHEMA: dict[str, Row] = {row.key: row for row in _ROWS}
 """The rows, by their keys."""

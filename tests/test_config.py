@@ -144,6 +144,7 @@ IMPOSSIBLE = {
     "likelihood.seed": -1,
     "likelihood.split": "valid",
     "likelihood.num_images": -1,
+    "sampling.max_steps": 0,
     "likelihood.batch_size": 0,
     "likelihood.dequantization": "variational",
     "likelihood.num_importance": 0,
@@ -154,6 +155,7 @@ IMPOSSIBLE = {
     "likelihood.t_min": 2.0,
 }
 
+    "likelihood.max_steps": 0,
 
 def test_every_row_has_its_impossible_value():
     assert set(IMPOSSIBLE) == {row.key for row in CHECKED}

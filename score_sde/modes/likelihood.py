@@ -25,7 +25,7 @@ VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 # The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
 # the batch's size they depend by rounding only, and a smaller batch needs less memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
-NOT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
+NOT = ("data.dir", *(f"likelihood.{key}" for key in ("num_images", "batch_size", "max_steps")))
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
