@@ -215,6 +215,8 @@ _ROWS = (
     Row("training.learning_rate", 2e-4, POSITIVE, "the largest, after the warm-up"),
     Row("training.warmup_steps", 5000, at_least(0), "updates over which the rate grows linearly"),
     Row("training.schedule", "constant", words("constant cosine"), "the rate after the warm-up"),
+    Row("training.schedule_steps", None, COUNT, "updates until the cosine ends; unset: num_steps",
+        int),
     Row("training.gradient_clip", 1.0, POSITIVE, "largest norm of the gradient"),
     Row("training.beta2", 0.999, FRACTION, "Adam's decay of the second moment"),
     Row("training.weight_decay", 0.0, NOT_NEGATIVE, "AdamW's decay, times the rate"),

@@ -20,6 +20,7 @@ AFTERWARDS: tuple[str, ...] = ("sampling.", "likelihood.", "eval.", "data.dir")
 WHEN_TRAINING: tuple[str, ...] = (
     "training.num_steps",
     "training.log_every",
+    "training.schedule_steps",
     "training.sample_every",
     "training.checkpoint_every",
     *AFTERWARDS,

@@ -105,6 +105,7 @@ IMPOSSIBLE = {
     "training.learning_rate": float("nan"),
     "training.warmup_steps": -1,
     "training.schedule": "linear",
+    "training.schedule_steps": 0,
     "training.gradient_clip": 0.0,
     "training.beta2": 1.0,
     "training.weight_decay": -0.1,

@@ -310,9 +310,15 @@ def test_the_same_command_resumes_and_another_number_of_steps_goes_on(tiny_run, 
     assert "1500 images of digits" in told and "config: runs/vp_digits/config.json" in told
     checkpoints = workdir / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4"]
-    more = "--config.training.num_steps=5"
-    succeed("--mode=train", "--workdir=runs/vp_digits", more, cwd=tmp_path)
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "5"]
+    assert "learning rate" not in told
+    # The cosine would be stretched: 3/4 of 4 steps, 4/5 of 5.
+    go_on = ("--mode=train", "--workdir=runs/vp_digits", "--config.training.num_steps=5")
+    keep = "--config.training.schedule_steps=4"
+    told = succeed(*go_on, "--config.training.keep=3", cwd=tmp_path)
+    last, next_one = (6e-3 * 0.5 * (1 + np.cos(np.pi * share)) for share in (3 / 4, 4 / 5))
+    note = f"note: step 4 has the learning rate {next_one:.2g}, not {last:.2g}; {keep} keeps"
+    assert note in told
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4", "5"]
     assert workdirs.load(workdir).training.num_steps == 5
 
 
@@ -374,7 +380,8 @@ CHANGES = {
         ["--mode=train", DIGITS, *KINDS["digits"], *DIFFERENT],
         "error: config.model.dropout = 0.0 (0.05 in runs/vp_digits), config.sde.beta_max = 10.0 "
         "(20.0 in runs/vp_digits): --mode train may change training.num_steps, "
-        "training.log_every, training.sample_every, training.checkpoint_every, " + MAY,
+        "training.schedule_steps, training.log_every, training.sample_every, "
+        "training.checkpoint_every, training.keep, training.keep_every, " + MAY,
     ),
     "impossible override": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.sampling.predictor=heun"],

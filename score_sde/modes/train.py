@@ -52,6 +52,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if workdirs.load_info(workdir) not in (None, info):
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
     arrays = build.arrays(config, info, "train")
+    if reached:
+        _compare_rates(workdirs.load(workdir), config, reached)
     if is_writer():
         print(f"config: {workdirs.save(config, workdir, info)}")
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
@@ -88,6 +90,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _pictures_of_samples(
     config: ConfigDict,
     info: DatasetInfo,
+def _compare_rates(saved: ConfigDict, config: ConfigDict, reached: int) -> None:
+    """Report a learning rate that does not go on as it would have: a cosine's end has moved."""
+    before, after = (float(build.learning_rate(each)(reached)) for each in (saved, config))
+    if not math.isclose(before, after, rel_tol=1e-3):
+        end = saved.training.schedule_steps or saved.training.num_steps
+        keep = f"--config.training.schedule_steps={end} keeps the schedule that it had"
+        print(f"note: step {reached} has the learning rate {after:.2g}, not {before:.2g}; {keep}")
+
+
     apply: Callable[..., Array],
     real: np.ndarray,
     workdir: Path,
