@@ -111,7 +111,7 @@ class Run:
         def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
             # Drawn for each batch, and spread over the devices: so the sampler runs on all of them.
             shape = (self.batch_size(n), *space.shape)
-            noise = placed(from_prior(key, self.sde, shape, index), spread)
+            noise = placed(from_prior(key, self.sde, shape, index, jnp.float32), spread)
             options: Any = {"trajectory": trajectory, "first": index, "progress": progress}
             found = sampler.sample(key, self.sde, self.score.given(given), noise, **options)
             path = found.trajectory
@@ -236,13 +236,19 @@ class Run:
         return self.in_batches("likelihood", likelihood, arrays, len(items), first)
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Run:
-    """Load a run from its workdir: the newest whole checkpoint, with the averaged weights.
+def load(
+    workdir: str | Path,
+    config: ConfigDict | None = None,
+    mesh: Mesh | None = None,
+    step: int | None = None,
+) -> Run:
+    """Load a run from its workdir, with the averaged weights.
 
     Args:
         workdir: the directory that `--mode train` filled.
         config: instead of the saved config; for other sampling or likelihood settings.
         mesh: the devices to use; all of them by default.
+        step: of the checkpoint; by default the newest that is whole.
 
     Raises:
         UserError: where there is no config or no checkpoint.
@@ -254,6 +260,6 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     build.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
-    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh))
+    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh), step)
     score = build.model(config, apply, ema, levels=build.sampler(config).levels)
     return Run(config, step, score.sde, score, build.model(config, apply, ema), info, mesh)
