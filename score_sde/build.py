@@ -371,6 +371,9 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
+    every, kept = config.training.checkpoint_every, config.training.keep_every
+    if kept % every:
+        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
     if settings.num_levels:
         values = flat(config)
         for key, allowed in (

@@ -8,10 +8,14 @@ workdir keeps its config: the other modes need nothing but --workdir, and the sa
 again resumes. `python main.py` in a checkout and `python -m score_sde` are the same command.
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
-  score-sde --mode export --workdir DIR --target FOLDER
+  score-sde --mode export --workdir DIR --target FOLDER [--step N]
+  score-sde --mode sample|likelihood|interpolate --workdir DIR [--step N]
+
+--step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,10 +42,14 @@ MODES = {
 # Flags of single modes, with their defaults; None has to be given.
 OPTIONS: dict[str, dict[str, str | None]] = {
     "convert": {"source": None, "weights": "averaged"},
-    "export": {"target": None},
+    "export": {"target": None, "step": ""},
+    "sample": {"step": ""},
+    "likelihood": {"step": ""},
+    "interpolate": {"step": ""},
 }
 WEIGHTS = ("averaged", "raw")
-FLAGS = ("mode", "config", "workdir", *(name for flags in OPTIONS.values() for name in flags))
+OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
+FLAGS = ("mode", "config", "workdir", *OF_MODES)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -86,16 +94,24 @@ def parse(argv: Sequence[str]) -> Command | None:
 
 def _options(values: flags.FlagValues) -> dict[str, Any]:
     """Return the mode's own flags, files as paths; refuse those of other modes."""
-    for mode, names in OPTIONS.items():
-        for name in names:
-            if mode != values.mode and values[name].value is not None:
-                raise UserError(f"--{name} = {values[name].value!r}: goes with --mode {mode} only")
+    for name in OF_MODES:
+        takes = [mode for mode, names in OPTIONS.items() if name in names]
+        given = values[name].value
+        if given is not None and values.mode not in takes:
+            raise UserError(f"--{name} = {given!r}: goes with --mode {', '.join(takes)} only")
+        if given == "":
+            raise UserError(f"--{name}: a value is missing")
     options: dict[str, Any] = {}
     for name, default in OPTIONS.get(values.mode, {}).items():
         value = values[name].value or default
-        if not value:
+        if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
-        options[name] = value if name == "weights" else Path(value)
+        if name == "step":
+            if not (value == "" or value.isdecimal()):
+                raise UserError(f"--step = {value!r}: allowed are steps of checkpoints")
+            options[name] = int(value) if value else None
+        else:
+            options[name] = value if name == "weights" else paths.local(value, f"--{name}")
     if options.get("weights", "raw") not in WEIGHTS:
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:
@@ -127,7 +143,12 @@ def main(argv: Sequence[str]) -> int:
 
 def end_with_main() -> NoReturn:
     """Run the process's own command line, and end the process."""
-    status = _run(sys.argv[1:])
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     _ignore_signals()  # nothing is left but to end
     sys.exit(status)
 

@@ -165,7 +165,7 @@ _ROWS = (
     Row("seed", 0, SEED, "of training: initial weights, order of the data, noise"),
 
     Row("data.name", "digits", DATASETS, "the data set"),
-    Row("data.dir", "", TEXT, "folder of the user's files and of downloads; empty: the cache"),
+    Row("data.dir", "", PATH, "folder of the user's files and of downloads; empty: the cache"),
     Row("data.image_size", 0, at_least(0), "pixels of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
@@ -226,6 +226,8 @@ _ROWS = (
     Row("training.dequantize", False, SWITCH, "add uniform noise to integer pixels"),
     Row("training.t_min", 1e-5, TIME, "smallest time of training"),
     Row("training.checkpoint_every", 5000, COUNT, "updates between checkpoints"),
+    Row("training.keep", 2, COUNT, "of the newest checkpoints, so many stay"),
+    Row("training.keep_every", 0, at_least(0), "updates between checkpoints that stay; 0: none"),
     Row("training.log_every", 50, COUNT, "updates between lines of the log"),
     Row("training.sample_every", 5000, at_least(0), "updates between pictures; 0: none"),
 
@@ -251,11 +253,11 @@ _ROWS = (
     Row("sampling.step_control", "sample", STEP_CONTROLS, "each sample's step, or the batch's"),
     Row("sampling.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
     Row("sampling.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
+    Row("sampling.max_steps", 4096, COUNT, "steps of the flow, at most; no result depends on it"),
     Row("sampling.grid", None, GRIDS, "the times; unset: the sampler's own", str),
     Row("sampling.rho", 7.0, between(1, 100), "of the grid karras: larger, more late steps"),
     Row("sampling.eta", 0.0, between(0, 1), "how much noise a step adds"),
     Row("sampling.order", None, Values(lambda value: value in (1, 2, 3, 4), "1, 2, 3, 4"),
-    Row("sampling.max_steps", 4096, COUNT, "steps of the flow, at most; no result depends on it"),
         "of a multistep method, 4 of ipndm and deis alone; unset: the best", int),
     Row("sampling.churn", 0.0, NOT_NEGATIVE, "S_churn of Heun's method"),
     Row("sampling.churn_from", 0.0, NOT_NEGATIVE, "S_tmin: no churn below this level of noise"),
@@ -275,11 +277,11 @@ _ROWS = (
     Row("likelihood.num_probes", 1, COUNT, "probes of the divergence"),
     Row("likelihood.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
     Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
+    Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
 )
 # fmt: on
 
-    Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood", "eval")
 SCHEMA: dict[str, Row] = {row.key: row for row in _ROWS}
 """The rows, by their keys."""

@@ -113,6 +113,8 @@ IMPOSSIBLE = {
     "training.loss": "elbo",
     "training.t_min": 0.0,
     "training.checkpoint_every": 0,
+    "training.keep": 0,
+    "training.keep_every": -1,
     "training.log_every": 0,
     "training.sample_every": -1,
     "sampling.seed": 2**32,
@@ -142,10 +144,10 @@ IMPOSSIBLE = {
     "sampling.churn_noise": 0.0,
     "sampling.rtol": 1e-8,
     "sampling.atol": -1e-5,
+    "sampling.max_steps": 0,
     "likelihood.seed": -1,
     "likelihood.split": "valid",
     "likelihood.num_images": -1,
-    "sampling.max_steps": 0,
     "likelihood.batch_size": 0,
     "likelihood.dequantization": "variational",
     "likelihood.num_importance": 0,
@@ -153,10 +155,10 @@ IMPOSSIBLE = {
     "likelihood.num_probes": 0,
     "likelihood.rtol": 0.0,
     "likelihood.atol": 0.0,
+    "likelihood.max_steps": 0,
     "likelihood.t_min": 2.0,
 }
 
-    "likelihood.max_steps": 0,
 
 def test_every_row_has_its_impossible_value():
     assert set(IMPOSSIBLE) == {row.key for row in CHECKED}
@@ -268,6 +270,7 @@ CONTRADICTIONS = [
         *("model.condition", "time with", "num_levels = 1000"),
     ),
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
+    ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
     ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
 ]
@@ -325,13 +328,6 @@ def test_an_optional_number_survives_json():
     assert changed(again, {"sampling.t_min": 1e-4}).sampling.t_min == 1e-4
 
 
-def test_changing_a_copy_leaves_the_config_alone():
-    config = valid()
-    changed(config, {"model.width": 8})
-    assert config.model.width == 128
-
-
-def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
 def test_of_a_tuple_given_twice_the_last_holds():
     """As of every other key. ml_collections would join the two."""
     key = "--config.model.multipliers"
@@ -346,6 +342,13 @@ def test_of_a_tuple_given_twice_the_last_holds():
     assert overrides.apply(valid(), both).model.attention_resolutions == (2,)
 
 
+def test_changing_a_copy_leaves_the_config_alone():
+    config = valid()
+    changed(config, {"model.width": 8})
+    assert config.model.width == 128
+
+
+def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
     document = json.loads(as_json(valid()))
     del document["config"]["sampling"]["gif"]
     assert workdirs.from_json(json.dumps(document)).sampling.gif is False

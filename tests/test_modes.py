@@ -322,6 +322,31 @@ def test_the_same_command_resumes_and_another_number_of_steps_goes_on(tiny_run, 
     assert workdirs.load(workdir).training.num_steps == 5
 
 
+def test_a_checkpoint_can_be_chosen(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    told = succeed("--mode=config", f"--workdir={workdir}", cwd=tmp_path)
+    assert "checkpoints: step, date, loss" in told
+    found = [line.split() for line in told.splitlines()[-2:]]
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+    assert [(line[0], line[-1]) for line in found] == [
+        (step, f"{loss:.4g}") for step, loss in zip("24", losses, strict=True)
+    ]
+    succeed("--mode=sample", "--step=2", *FEW, cwd=tmp_path)
+    assert np.load(workdir / "samples.npz")["step"] == 2
+    told = succeed(
+        "--mode=export", f"--workdir={workdir}", "--step=2", "--target=out", cwd=tmp_path
+    )
+    assert "after 2 steps" in told
+    run = score_sde.load(workdir, step=2)
+    assert run.step == 2
+    newest = jax.tree.leaves(score_sde.load(workdir).score.params)
+    chosen = jax.tree.leaves(run.score.params)
+    assert any((a != b).any() for a, b in zip(newest, chosen, strict=True))
+    done = command("--mode=likelihood", "--step=3", f"--workdir={workdir}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: step = 3: not in " in done.stderr and "allowed are 2, 4" in done.stderr
+
+
 TWO = """
 import os, signal
 from score_sde.cli import main

@@ -28,7 +28,7 @@ DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
 NOT = ("data.dir", *(f"likelihood.{key}" for key in ("num_images", "batch_size", "max_steps")))
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, step: int | None) -> None:
     """Write `likelihood.npz`, one value for each item in the data set's order, and their summary,
     `likelihood.json`; print it.
 
@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.likelihood
     start(settings.batch_size)
-    trained = load(workdir, config)
+    trained = load(workdir, config, step=step)
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")

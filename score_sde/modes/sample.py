@@ -27,7 +27,7 @@ GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, step: int | None) -> None:
     """Write `samples.npz`, a picture and, where `sampling.gif` asks for it, `samples.gif`.
 
     The batches drawn are saved every minute, and at an interruption. The same command then
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings, number = config.sampling, config.sampling.num_samples
     start(min(number, settings.batch_size))
-    trained = load(workdir, config)
+    trained = load(workdir, config, step=step)
     if settings.gif and trained.info.levels is None:
         raise refuse("sampling.gif", True, "False with vectors")
     print(f"{workdir}: averaged weights after {trained.step} steps")

@@ -22,7 +22,7 @@ from score_sde.errors import UserError
 from score_sde.modes import pictures, start
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
-from score_sde.training.checkpoints import newest_step
+from score_sde.training.checkpoints import Checkpoints, newest_step
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
@@ -71,6 +71,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             make_train_step(loss, optimizer, settings.ema_rate, mesh),
             in_memory(examples, batch_size=settings.batch_size, seed=config.seed, mesh=mesh),
             [(settings.sample_every, look)] if settings.sample_every else [],
+            Checkpoints(
+                workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every
+            ),
             workdir,
             num_steps=settings.num_steps,
             seed=config.seed,
@@ -87,9 +90,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"next: --mode sample --workdir {workdir}")
 
 
-def _pictures_of_samples(
-    config: ConfigDict,
-    info: DatasetInfo,
 def _compare_rates(saved: ConfigDict, config: ConfigDict, reached: int) -> None:
     """Report a learning rate that does not go on as it would have: a cosine's end has moved."""
     before, after = (float(build.learning_rate(each)(reached)) for each in (saved, config))
@@ -99,6 +99,9 @@ def _compare_rates(saved: ConfigDict, config: ConfigDict, reached: int) -> None:
         print(f"note: step {reached} has the learning rate {after:.2g}, not {before:.2g}; {keep}")
 
 
+def _pictures_of_samples(
+    config: ConfigDict,
+    info: DatasetInfo,
     apply: Callable[..., Array],
     real: np.ndarray,
     workdir: Path,
