@@ -345,9 +345,13 @@ def test_a_mistake_is_told_without_jax(run_python):
     assert done.stdout.startswith("2 ") and "jax" not in done.stdout, done.stdout + done.stderr
 
 
-def test_devices_that_do_not_divide_the_batch(tmp_path):
-    flags = "--xla_force_host_platform_device_count=3"
-    done = process("--mode=train", cwd=tmp_path, XLA_FLAGS=flags)
+@pytest.mark.parametrize(
+    "variable",
+    [{"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, {"JAX_NUM_CPU_DEVICES": "3"}],
+    ids=lambda variable: next(iter(variable)),
+)
+def test_devices_that_do_not_divide_the_batch(tmp_path, variable):
+    done = process("--mode=train", cwd=tmp_path, **variable)
     line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"
     assert (done.returncode, done.stderr) == (2, line)
     assert not any(tmp_path.iterdir())
