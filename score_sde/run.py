@@ -184,8 +184,11 @@ class Run:
         second: ArrayLike,
         num: int,
         condition: Conditions | None = None,
+        *,
+        begin: int = 0,
     ) -> Iterator[Interpolation]:
-        """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
+        """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for, from the
+        pair of index `begin` on."""
         pairs = [self.space.check(items) for items in (first, second)]
         n = len(pairs[0])
         require(num >= 1, "num", num, "integers of at least 1")
@@ -196,8 +199,8 @@ class Run:
         x0 = self._to_model(key, x0.reshape(-1, *self.space.shape)).reshape(x0.shape)
         room = max(1, self.config.sampling.batch_size // (num + 2))
         weights = jnp.linspace(0.0, 1.0, num + 2)
-        for begin in range(0, n, room):
-            part = slice(begin, begin + room)
+        for index in range(begin, n, room):
+            part = slice(index, index + room)
             yield self._between(x0[part], {k: v[part] for k, v in given.items()}, weights)
 
     def _between(

@@ -121,12 +121,15 @@ def _read_newest(directory: Path, target: dict) -> tuple[dict, list[Path]] | Non
     """What ``target`` names of the newest readable checkpoint, and the newer, unreadable ones."""
     unreadable: list[Path] = []
     reason = ""
-    for path in _newest_first(directory):
+    paths = _newest_first(directory)
+    for path in paths:
         try:
             stored = _read(path / "default", target)
         except Exception as error:
             if not _is_damage(error):
                 raise
+            if _newest_first(directory)[:1] != paths[:1]:  # a training has put newer ones there
+                return _read_newest(directory, target)
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             _log.warning("%s: unreadable checkpoint, trying the one before (%s)", path, reason)
             unreadable.append(path)
