@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -52,17 +52,19 @@ def _taken(path: Path, results: str) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(100):  # whoever held it may have removed it before it was locked here
-            file = path.open("a+", encoding="utf-8", errors="replace")
-            _lock(file, path, results)
-            if _is_at(file, path):
-                break
-        now = datetime.now().astimezone().isoformat(" ", "seconds")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
+            with ExitStack() as stack:
+                file = stack.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
+                _lock(file, path, results)
+                if _is_at(file, path):
+                    now = datetime.now().astimezone().isoformat(" ", "seconds")
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+                    file.flush()
+                    stack.pop_all()
+                    return file
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    return file
+    raise UserError(f"{path}: cannot be locked; other commands remove it again and again")
 
 
 def _lock(file: TextIO, path: Path, results: str) -> None:
