@@ -62,6 +62,7 @@ ROOMS = {
     "score_sde.workdirs": Room(
         5, (0, 3), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
+    "score_sde.locks": Room(5, (0,)),
     "score_sde.presets": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
@@ -77,7 +78,7 @@ ROOMS = {
         ("ml_collections",),
         neighbours=(
             *("score_sde.config", "score_sde.presets"),
-            *("score_sde.overrides", "score_sde.workdirs"),
+            *("score_sde.overrides", "score_sde.workdirs", "score_sde.locks"),
         ),
     ),
     "score_sde.build": Room(
