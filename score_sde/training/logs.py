@@ -148,13 +148,16 @@ def _drop_after(path: Path, step: int) -> None:
     """Rewrites metrics.jsonl without later steps, and without lines that a kill cut short."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    kept, lines = [], path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for line in lines:
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, TypeError, KeyError):  # not ours: a log must not stop a resume
             continue
+    if len(kept) == len(lines):
+        return
+    print(f"{path}: {len(lines) - len(kept)} lines are dropped, as training begins at step {step}")
     rewritten = path.with_name(path.name + ".tmp")
     rewritten.write_text("".join(kept), encoding="utf-8")
     os.replace(rewritten, path)
