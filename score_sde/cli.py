@@ -9,7 +9,7 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
-  score-sde --mode sample|likelihood|interpolate --workdir DIR [--step N]
+  score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
 
 --step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """
@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -28,24 +29,34 @@ from ml_collections import ConfigDict
 
 from score_sde import commands, overrides, paths, presets
 from score_sde.errors import UserError
+from score_sde.locks import writing
 
 # A mode that needs no devices imports no JAX.
 MODES = {
     "train": "train the model of --config, or resume the training of --workdir",
-    "sample": "draw images: samples.png, samples.npz, on request samples.gif",
+    "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
     "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
-# Flags of single modes, with their defaults; None has to be given.
+# Flags of single modes, with their defaults; None has to be given. Results go to the workdir where
+# no output is given.
 OPTIONS: dict[str, dict[str, str | None]] = {
     "convert": {"source": None, "weights": "averaged"},
     "export": {"target": None, "step": ""},
-    "sample": {"step": ""},
-    "likelihood": {"step": ""},
-    "interpolate": {"step": ""},
+    "sample": {"output": "", "step": ""},
+    "likelihood": {"output": "", "step": ""},
+    "interpolate": {"output": "", "step": ""},
+}
+# What a mode writes, one command at a time. Training is many processes, and locks for all of them.
+WRITES = {
+    "sample": "samples",
+    "likelihood": "likelihoods",
+    "interpolate": "interpolations",
+    "convert": "checkpoints",
+    "export": "weights",
 }
 WEIGHTS = ("averaged", "raw")
 OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
@@ -60,6 +71,12 @@ class Command(NamedTuple):
     config: ConfigDict
     workdir: Path
     options: Mapping[str, Any] = MappingProxyType({})  # of the mode alone
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        folder: Path = self.options.get("target") or self.options.get("output") or self.workdir
+        return folder
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -89,6 +106,12 @@ def parse(argv: Sequence[str]) -> Command | None:
         found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
     else:
         found = commands.of_run(mode, values.config, values.workdir, rest)
+    if "output" in options:
+        flag, instead = "workdir", "; --output FOLDER takes another"
+        if options["output"]:
+            flag, instead = "output", ""
+        options["output"] = options["output"] or found[1]
+        commands.check_can_be_made(flag, options["output"], instead)
     return Command(mode, *found, options)
 
 
@@ -110,8 +133,10 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
             if not (value == "" or value.isdecimal()):
                 raise UserError(f"--step = {value!r}: allowed are steps of checkpoints")
             options[name] = int(value) if value else None
+        elif name == "weights" or not value:
+            options[name] = value
         else:
-            options[name] = value if name == "weights" else paths.local(value, f"--{name}")
+            options[name] = paths.local(value, f"--{name}")
     if options.get("weights", "raw") not in WEIGHTS:
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:
@@ -162,8 +187,10 @@ def _run(argv: Sequence[str]) -> int:
         if command.mode != "train":  # which has its own
             # Schedulers and `timeout` send it. As with Ctrl-C, the results so far are kept.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        mode = importlib.import_module(f"score_sde.modes.{command.mode}")
-        mode.run(command.config, command.workdir, **command.options)
+        results = WRITES.get(command.mode)
+        with writing(command.folder, results) if results else nullcontext():
+            mode = importlib.import_module(f"score_sde.modes.{command.mode}")
+            mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
         for line in error.details:
             print(line)
@@ -171,7 +198,7 @@ def _run(argv: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         _ignore_signals()  # once is enough
-        print("interrupted; what was done by then is in the workdir", file=sys.stderr)
+        print("interrupted; what was done by then is kept", file=sys.stderr)
         return 130  # as shells report SIGINT
     return 0
 

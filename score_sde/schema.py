@@ -240,6 +240,7 @@ _ROWS = (
     Row("sampling.t_min", None, TIME, "time of the last state; unset: the process's own", float),
     Row("sampling.condition", (), REALS, "of all samples: a number for each condition column"),
     Row("sampling.gif", False, SWITCH, "also write a film"),
+    Row("sampling.png", False, SWITCH, "also write each image by itself, of 0 to 255"),
     Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),
     Row("sampling.corrector", "none", CORRECTORS, "steps at each time"),
     Row("sampling.corrector_steps", 1, COUNT, "of the corrector at each time"),

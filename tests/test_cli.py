@@ -169,6 +169,14 @@ MISTAKES = {
         ["--mode=train", "--workdir=/dev/null/run"],
         "error: --workdir = '/dev/null/run': /dev/null is not a directory one may write to",
     ),
+    "output of a mode that writes into its workdir": (
+        ["--mode=train", "--output=out"],
+        "error: --output = 'out': goes with --mode sample, likelihood, interpolate only",
+    ),
+    "output empty": (
+        ["--mode=sample", "--output="],
+        "error: --output: a value is missing",
+    ),
     "workdir empty": (
         ["--mode=train", "--workdir="],
         "error: --workdir = '': not a directory",

@@ -63,6 +63,7 @@ ROOMS = {
     "score_sde.workdirs": Room(
         5, (0, 3), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
+    "score_sde.locks": Room(5, (0,)),
     "score_sde.presets": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
@@ -78,7 +79,7 @@ ROOMS = {
         ("ml_collections",),
         neighbours=(
             *("score_sde.config", "score_sde.presets"),
-            *("score_sde.overrides", "score_sde.workdirs"),
+            *("score_sde.overrides", "score_sde.workdirs", "score_sde.locks"),
         ),
     ),
     "score_sde.build": Room(
@@ -88,13 +89,19 @@ ROOMS = {
         neighbours=("score_sde.schema", "score_sde.config"),
     ),
     "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
+    "score_sde.latents": Room(
+        5,
+        (0, 1, 2),
+        ("jax",),
+        neighbours=("score_sde.build", "score_sde.batches", "score_sde.run"),
+    ),
     "score_sde.run": Room(
         5,
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
             *("score_sde.config", "score_sde.workdirs"),
-            *("score_sde.build", "score_sde.batches"),
+            *("score_sde.build", "score_sde.batches", "score_sde.latents"),
         ),
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.

@@ -246,6 +246,36 @@ def test_interpolation_between_held_out_images(workdir, trained):
             wrong()
 
 
+def test_interpolations_are_gone_on_with_or_kept(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    settings = (*LOOSE, "--config.sampling.num_between=1", "--config.sampling.batch_size=3")
+
+    def interpolate(number, *arguments):
+        number = f"--config.sampling.num_pairs={number}"
+        at = ("--mode=interpolate", "--workdir", workdir)
+        told = succeed(*at, *settings, number, *arguments, cwd=tmp_path)
+        with np.load(workdir / "interpolation.npz") as arrays:
+            return told, dict(arrays)
+
+    _, whole = interpolate(3)
+    (workdir / "interpolation.npz").rename(tmp_path / "whole.npz")
+    told, part = interpolate(2)  # the picture is of three pairs: it is kept
+    assert "missing; what lay beside it is now interpolation.old.png" in told
+    told, three = interpolate(3)
+    assert "2 items of these settings; going on after them" in told
+    assert three.keys() == whole.keys() == part.keys()
+    for name, array in three.items():
+        np.testing.assert_array_equal(array, whole[name], err_msg=name)
+    before = (workdir / "interpolation.npz").read_bytes()
+    told, _ = interpolate(1)
+    assert "the first 1 of them follow" in told and "1 pairs, 1 between: NFE " in told
+    assert (workdir / "interpolation.npz").read_bytes() == before
+    told, other = interpolate(1, "--config.sampling.rtol=0.2")
+    assert "of another flow; it is now interpolation.old2.npz, interpolation.old2.png" in told
+    assert (workdir / "interpolation.old2.npz").read_bytes() == before
+    assert len(other["images"]) == 1
+
+
 def test_mistakes_of_an_interpolation_are_told_in_one_line(workdir, trained):
     for arguments, said in (
         (

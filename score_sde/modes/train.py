@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +21,7 @@ from score_sde import build, networks, workdirs
 from score_sde.batches import batch_size
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
+from score_sde.locks import writing
 from score_sde.modes import pictures, start
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
@@ -32,7 +35,7 @@ from score_sde.training.step import make_train_step
 # The grids drawn on the way are a look, not a result: few steps and few images.
 LOOK = PredictorCorrector(num_steps=100, predictor="ancestral")
 LOOK_IMAGES, LOOK_VECTORS = 16, 1024
-INTERRUPTED = "interrupted; what was done by then is in the workdir"
+INTERRUPTED = "interrupted; what was done by then is kept"
 UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure" of sysexits.h
 
 
@@ -40,6 +43,26 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     _end_at_once_on_interrupt()
     build.check_devices(config, start(config.training.batch_size))
+    with _one_writer(workdir):
+        _train(config, workdir)
+
+
+@contextmanager
+def _one_writer(workdir: Path) -> Iterator[None]:
+    """Hold the workdir in the process that writes. Where it cannot, none of them begins."""
+    refusal = None
+    with ExitStack() as stack:
+        if is_writer():
+            try:
+                stack.enter_context(writing(workdir, "checkpoints"))
+            except UserError as error:
+                refusal = error
+        if broadcast_one_to_all(np.int32(refusal is not None)):
+            raise refusal or UserError(f"{workdir}: the process that writes may not write there")
+        yield
+
+
+def _train(config: ConfigDict, workdir: Path) -> None:
     settings, mesh = config.training, data_mesh()
     reached = newest_step(workdir / "checkpoints")
     if settings.num_steps < reached:

@@ -162,13 +162,16 @@ def _read_newest(
     unreadable ones."""
     unreadable: list[Path] = []
     reason = ""
-    paths = [path for path in _newest_first(directory) if step in (None, int(path.name))]
+    newest = _newest_first(directory)
+    paths = [path for path in newest if step in (None, int(path.name))]
     for path in paths:
         try:
             stored = _read(path / "default", target)
         except Exception as error:
             if not _is_damage(error):
                 raise
+            if _newest_first(directory)[:1] != newest[:1]:  # a training has put newer ones there
+                return _read_newest(directory, target, step)
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             _log.warning("%s: unreadable checkpoint, trying the one before (%s)", path, reason)
             unreadable.append(path)

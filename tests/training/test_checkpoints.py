@@ -4,6 +4,7 @@ import dataclasses
 import json
 import resource
 import shutil
+import threading
 import time
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.training.checkpoints import Checkpoints, listing, restore_ema
+from score_sde.training.checkpoints import Checkpoints, listing, newest_step, restore_ema
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import create
@@ -56,6 +57,25 @@ def test_states_return_bit_for_bit(run, written, directory):
     step, ema = restore_ema(directory, jax.eval_shape(lambda: target.ema))
     assert step == 3
     assert_same(ema, written[1][1].ema)
+
+
+def test_a_run_is_read_beside_its_training(run, tmp_path):
+    """Which removes what was the newest checkpoint when the reading began."""
+    state, found = run.state(), []
+
+    def save():
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in range(1, 31):
+                checkpoints.save(state, step)
+
+    training = threading.Thread(target=save)
+    training.start()
+    while training.is_alive():
+        if newest_step(tmp_path):
+            step, ema = restore_ema(tmp_path, jax.eval_shape(lambda: state.ema))
+            assert_same(ema, state.ema)
+            found.append(step)
+    assert found == sorted(found)
 
 
 def test_which_checkpoints_stay(run, tmp_path):
