@@ -12,7 +12,7 @@ import pytest
 from score_sde import paths
 from score_sde.convert import exported
 from score_sde.errors import UserError
-from tests.commands import DIGITS, FEW, KINDS, ROOT, begin, command, process, succeed
+from tests.commands import DIGITS, FEW, KINDS, begin, command, process, succeed
 
 
 @pytest.fixture
@@ -117,13 +117,12 @@ def test_an_export_to_a_full_disk(tmp_path):
 @pytest.mark.slow  # compiles anew: the cache, too, would be cut short
 def test_a_checkpoint_to_a_full_disk(tmp_path):
     """One line, though Orbax logs each of its tasks that fail."""
-    with small_files(8000):
+    with small_files(20_000):  # config.json has 5000 bytes, some of a checkpoint's files 80,000
         running = begin(
             "--mode=train",
-            *(DIGITS, *KINDS["digits"]),
+            *(DIGITS, *KINDS["unet"]),
             cwd=tmp_path,
             JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"),
-            PYTHONPATH=str(ROOT),
         )
     _, said = running.communicate(timeout=240)
     *progress, line = said.splitlines()

@@ -141,10 +141,11 @@ def _cores_as_devices(batch_size: int) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if "JAX_NUM_CPU_DEVICES" in os.environ:
-        return
     import jax
 
+    settings: Any = jax.config
+    if settings.jax_num_cpu_devices > 0:  # also by a notebook
+        return
     # Not all systems report how many of the cores this process may use.
     available = getattr(os, "sched_getaffinity", None)
     cores = len(available(0)) if available else os.cpu_count() or 1
