@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.training.checkpoints import Checkpoints, newest_step, restore_ema
+from score_sde.training import checkpoints
+from score_sde.training.checkpoints import Checkpoints, restore_ema
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import create
@@ -56,23 +56,21 @@ def test_states_return_bit_for_bit(run, written, directory):
     assert_same(ema, written[1][1].ema)
 
 
-def test_a_run_is_read_beside_its_training(run, tmp_path):
-    """Which removes what was the newest checkpoint when the reading began."""
-    state, found = run.state(), []
+def test_a_run_is_read_beside_its_training(run, directory, monkeypatch):
+    """Which saves two more, and so removes what was the newest, just when the reading begins."""
+    state, listed = run.state(), checkpoints._newest_first
 
-    def save():
-        with Checkpoints(tmp_path) as checkpoints:
-            for step in range(1, 31):
-                checkpoints.save(state, step)
+    def list_then_save(directory):
+        found = listed(directory)
+        monkeypatch.undo()
+        with Checkpoints(directory) as training:
+            for step in (4, 5):
+                training.save(state, step)
+        return found
 
-    training = threading.Thread(target=save)
-    training.start()
-    while training.is_alive():
-        if newest_step(tmp_path):
-            step, ema = restore_ema(tmp_path, jax.eval_shape(lambda: state.ema))
-            assert_same(ema, state.ema)
-            found.append(step)
-    assert found == sorted(found)
+    monkeypatch.setattr(checkpoints, "_newest_first", list_then_save)
+    _, ema = restore_ema(directory, jax.eval_shape(lambda: state.ema))
+    assert_same(ema, state.ema)  # of the first state, which the earlier ones are not of
 
 
 def test_the_names_are_plain(directory):
