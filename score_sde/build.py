@@ -228,14 +228,21 @@ def unused(config: ConfigDict) -> set[str]:
     known = _known(config)
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
+    if config.training.schedule != "cosine":
+        keys.add("training.schedule_steps")
     return keys & SCHEMA.keys()
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer with its schedule."""
-    return optimizers.optimizer(
-        **{name: config.training[name] for name in takes(optimizers.optimizer)}
-    )
+    make = optimizers.optimizer
+    return make(**{name: config.training[name] for name in takes(make)})
+
+
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """Return the learning rate as a function of the updates made."""
+    make = optimizers.learning_rate_schedule
+    return make(**{name: config.training[name] for name in takes(make)})
 
 
 def loss(
@@ -364,6 +371,9 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
+    every, kept = config.training.checkpoint_every, config.training.keep_every
+    if kept % every:
+        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
     if settings.num_levels:
         values = flat(config)
         for key, allowed in (

@@ -8,11 +8,14 @@ workdir keeps its config: the other modes need nothing but --workdir, and the sa
 again resumes. `python main.py` in a checkout and `python -m score_sde` are the same command.
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
-  score-sde --mode export --workdir DIR --target FOLDER
-  score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER]
+  score-sde --mode export --workdir DIR --target FOLDER [--step N]
+  score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
+
+--step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from score_sde import commands, overrides, presets
+from score_sde import commands, overrides, paths, presets
 from score_sde.errors import UserError
 from score_sde.locks import writing
 
@@ -42,10 +45,10 @@ MODES = {
 # no output is given.
 OPTIONS: dict[str, dict[str, str | None]] = {
     "convert": {"source": None, "weights": "averaged"},
-    "export": {"target": None},
-    "sample": {"output": ""},
-    "likelihood": {"output": ""},
-    "interpolate": {"output": ""},
+    "export": {"target": None, "step": ""},
+    "sample": {"output": "", "step": ""},
+    "likelihood": {"output": "", "step": ""},
+    "interpolate": {"output": "", "step": ""},
 }
 # What a mode writes, one command at a time. Training is many processes, and locks for all of them.
 WRITES = {
@@ -126,7 +129,14 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         value = values[name].value or default
         if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
-        options[name] = value if name == "weights" else value and Path(value)
+        if name == "step":
+            if not (value == "" or value.isdecimal()):
+                raise UserError(f"--step = {value!r}: allowed are steps of checkpoints")
+            options[name] = int(value) if value else None
+        elif name == "weights" or not value:
+            options[name] = value
+        else:
+            options[name] = paths.local(value, f"--{name}")
     if options.get("weights", "raw") not in WEIGHTS:
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:
@@ -158,7 +168,12 @@ def main(argv: Sequence[str]) -> int:
 
 def end_with_main() -> NoReturn:
     """Run the process's own command line, and end the process."""
-    status = _run(sys.argv[1:])
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     _ignore_signals()  # nothing is left but to end
     sys.exit(status)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_sde import overrides, presets, workdirs
+from score_sde import overrides, paths, presets, workdirs
 from score_sde.config import changed, flat, refuse, validate
 from score_sde.errors import UserError
 from score_sde.locks import SUFFIX
@@ -25,7 +25,7 @@ def of_run(
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)
         workdir = f"runs/{given.name}"
-    path = Path(workdir)
+    path = paths.local(workdir, "--workdir")
     if not workdir or (path.exists() and not path.is_dir()):
         raise UserError(f"--workdir = {workdir!r}: not a directory")
     if (path / EXPORTED).exists() and mode != "config":
@@ -70,7 +70,7 @@ def of_conversion(
         raise UserError("--config: missing; it says the network that --source is one of")
     else:
         config = _valid(presets.load(preset), typed)
-    path = Path(f"runs/{config.name}" if workdir is None else workdir)
+    path = paths.local(f"runs/{config.name}" if workdir is None else workdir, "--workdir")
     check_empty("workdir", path)
     return config, path
 

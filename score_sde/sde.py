@@ -200,7 +200,9 @@ class SDE:
         """The drift with this share of g^2 score taken off."""
 
         def drift(x: Array, t: Array) -> Array:
-            return self.drift(x, t) - expand(share * jnp.square(self.diffusion(t)), x) * score(x, t)
+            change = expand(share * jnp.square(self.diffusion(t)), x) * score(x, t)
+            # As x, whose dtype a solver keeps, under a score whose constants are float64.
+            return (self.drift(x, t) - change).astype(x.dtype)
 
         return drift
 

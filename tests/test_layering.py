@@ -29,6 +29,7 @@ class Room(NamedTuple):
 ROOMS = {
     # 0: what everybody may know
     "score_sde.errors": Room(0, ()),
+    "score_sde.paths": Room(0, (), neighbours=("score_sde.errors",)),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.discrete": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
@@ -55,7 +56,7 @@ ROOMS = {
     "score_sde.convert": Room(4, (0, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
     # Its last check makes the objects of a config, so it knows `build`, within that function.
-    "score_sde.schema": Room(5, ()),
+    "score_sde.schema": Room(5, (0,)),  # what a path is
     "score_sde.config": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
     ),

@@ -25,7 +25,7 @@ READ, BUT = {"method", "seed", "batch_size", "num_pairs", "num_between"}, {"deno
 SHOWN = 40  # more rows would make a picture that no viewer shows
 
 
-def run(config: ConfigDict, workdir: Path, output: Path) -> None:
+def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
     """Write into the output `interpolation.png`, a row for each pair of real images with what lies
     between, and `interpolation.npz`; print the evaluations and what the way to the latents and back
     changes.
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     """
     settings = config.sampling
     start(settings.batch_size)
-    trained = load(workdir, config)
+    trained = load(workdir, config, step=step)
     items, known = build.arrays(config, trained.info, "test")
     names = build.condition_names(config, trained.info)
     if "vector" in names:

@@ -25,10 +25,10 @@ VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 # The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
 # the batch's size they depend by rounding only, and a smaller batch needs less memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
-NOT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
+NOT = ("data.dir", *(f"likelihood.{key}" for key in ("num_images", "batch_size", "max_steps")))
 
 
-def run(config: ConfigDict, workdir: Path, output: Path) -> None:
+def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
     """Write into the output `likelihood.npz`, one value for each item in the data set's order, and
     their summary, `likelihood.json`; print it.
 
@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     """
     settings = config.likelihood
     start(settings.batch_size)
-    trained = load(workdir, config)
+    trained = load(workdir, config, step=step)
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")

@@ -27,7 +27,7 @@ GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 
 
-def run(config: ConfigDict, workdir: Path, output: Path) -> None:
+def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
     """Write into the output `samples.npz`, a picture, and what is asked for by `sampling.gif`
     (`samples.gif`) and `sampling.png` (`samples_png/000000.png` and so on, of 0 to 255).
 
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     """
     settings, number = config.sampling, config.sampling.num_samples
     start(min(number, settings.batch_size))
-    trained = load(workdir, config)
+    trained = load(workdir, config, step=step)
     for key in ("gif", "png"):
         if settings[key] and trained.info.levels is None:
             raise refuse(f"sampling.{key}", True, "False with vectors")

@@ -25,7 +25,7 @@ from score_sde.locks import writing
 from score_sde.modes import pictures, start
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
-from score_sde.training.checkpoints import newest_step
+from score_sde.training.checkpoints import Checkpoints, newest_step
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
@@ -75,6 +75,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     if workdirs.load_info(workdir) not in (None, info):
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
     arrays = build.arrays(config, info, "train")
+    if reached:
+        _compare_rates(workdirs.load(workdir), config, reached)
     if is_writer():
         print(f"config: {workdirs.save(config, workdir, info)}")
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
@@ -92,6 +94,9 @@ def _train(config: ConfigDict, workdir: Path) -> None:
             make_train_step(loss, optimizer, settings.ema_rate, mesh),
             in_memory(examples, batch_size=settings.batch_size, seed=config.seed, mesh=mesh),
             [(settings.sample_every, look)] if settings.sample_every else [],
+            Checkpoints(
+                workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every
+            ),
             workdir,
             num_steps=settings.num_steps,
             seed=config.seed,
@@ -106,6 +111,15 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     if settings.sample_every:
         print(f"pictures: {workdir / 'samples'}")
     print(f"next: --mode sample --workdir {workdir}")
+
+
+def _compare_rates(saved: ConfigDict, config: ConfigDict, reached: int) -> None:
+    """Report a learning rate that does not go on as it would have: a cosine's end has moved."""
+    before, after = (float(build.learning_rate(each)(reached)) for each in (saved, config))
+    if not math.isclose(before, after, rel_tol=1e-3):
+        end = saved.training.schedule_steps or saved.training.num_steps
+        keep = f"--config.training.schedule_steps={end} keeps the schedule that it had"
+        print(f"note: step {reached} has the learning rate {after:.2g}, not {before:.2g}; {keep}")
 
 
 def _pictures_of_samples(
