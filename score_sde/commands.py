@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from score_sde import overrides, presets, workdirs
-from score_sde.config import changed, flat, refuse, validate
+from score_sde.config import changed, default, flat, refuse, validate
 from score_sde.errors import UserError
 
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
@@ -66,13 +66,41 @@ def of_conversion(
         config = _valid(saved, typed)
         changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
         _refuse_changes("convert", changes, config, source)
-    elif preset is None:
-        raise UserError("--config: missing; it says the network that --source is one of")
     else:
-        config = _valid(presets.load(preset), typed)
+        config = _foreign(source, preset, typed)
     path = Path(f"runs/{config.name}" if workdir is None else workdir)
     check_empty("workdir", path)
     return config, path
+
+
+def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDict:
+    """Return the config of another code base's checkpoint: the preset's, with what the source says
+    of itself, and what is typed of the rest."""
+    from score_sde import convert  # here, as it imports JAX
+
+    if preset is None:
+        given = changed(default(), {"data.name": "images", "name": source.resolve().name})
+    else:
+        given = presets.load(preset)
+    says = convert.settings(source, overrides.apply(given, typed).data.image_size)
+    if preset is None and not says:
+        raise UserError("--config: missing; it says the network that --source is one of")
+    config = overrides.apply(changed(given, says), typed)
+    now = flat(config)
+    for key, value in says.items():
+        if now[key] != value:
+            raise refuse(key, now[key], f"{value!r}, as {source} says")
+    validate(config)
+    if preset is not None:
+        before = flat(given)
+        sets = [
+            f"config.{key} = {value!r:.80} (not {before[key]!r:.80})"
+            for key, value in says.items()
+            if value != before[key] and not (key.startswith("data.") and not before[key])
+        ]
+        if sets:
+            print(f"note: {source} sets {', '.join(sets)}", file=sys.stderr)
+    return config
 
 
 def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.sde import SDE, VESDE, VPSDE, Step
+from score_sde.errors import require
+from score_sde.sde import SDE, VESDE, VPSDE, DiscreteVPSDE, Step
 
 
 class Chain(NamedTuple):
@@ -79,6 +80,30 @@ class DDPM:
 
 
 @dataclass(frozen=True)
+class Betas(DDPM):
+    """VP of any betas: the chain is the process itself at its N levels."""
+
+    sde: DiscreteVPSDE  # type: ignore[assignment]
+
+    def check(self, name: str, number: int) -> None:
+        if name == "num_levels":
+            levels = len(self.sde.betas)
+            require(number == levels, name, number, f"0, {levels}, the number of sde.betas")
+
+    def chain(self, num_levels: int) -> Chain:
+        self.check("num_levels", num_levels)
+        integrals = self.sde.integrals
+        return Chain(jnp.exp(-0.5 * integrals), jnp.sqrt(-jnp.expm1(-integrals)))
+
+    def step(self, t: Array, num_steps: int) -> Step:
+        """The exact transition over T / num_steps, which is the chain's where num_steps = N."""
+        sde = self.sde
+        s = jnp.maximum(t - sde.T / num_steps, 0.0)
+        factor, std = sde.transition(s, t)
+        return Step(factor - 1.0, std, std)
+
+
+@dataclass(frozen=True)
 class SMLD:
     """VE: sigmas on a geometric grid from sigma_max to sigma_min, alpha = 1 (Song, Ermon 2019,
     section 4)."""
@@ -109,7 +134,7 @@ class SMLD:
         return Step(jnp.zeros_like(t), G, G * below / sigma)
 
 
-DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD}
+DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD, DiscreteVPSDE: Betas}
 """The processes that have a discrete chain. A user's own process is added here."""
 
 

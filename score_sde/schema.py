@@ -127,6 +127,8 @@ INTEGERS = Values(lambda value: _are_positive(value, (int,)), "tuples of positiv
 NUMBERS = Values(lambda value: _are_positive(value, (int, float)), "tuples of positive numbers")
 REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
                "tuples of numbers")
+BETAS = Values(lambda value: not value or (len(value) > 1 and _are_positive(value, (int, float))),
+               "tuples of positive numbers, one for each level")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
@@ -163,6 +165,8 @@ _ROWS = (
     Row("data.name", "digits", DATASETS, "the data set"),
     Row("data.dir", "", TEXT, "folder of the user's files and of downloads; empty: the cache"),
     Row("data.image_size", 0, at_least(0), "pixels of a set that is only described; 0: its own"),
+    Row("data.channels", 0, at_least(0), "of a set that is only described; 0: its own"),
+    Row("data.num_classes", 0, at_least(0), "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
@@ -172,6 +176,7 @@ _ROWS = (
     Row("sde.beta_max", 20.0, POSITIVE, "beta at t = 1"),
     Row("sde.sigma_min", 0.01, POSITIVE, "sigma at t = 0"),
     Row("sde.sigma_max", 50.0, POSITIVE, "sigma at t = 1"),
+    Row("sde.betas", (), BETAS, "of the levels of vp_discrete, the least noise first"),
 
     Row("model.name", "unet", NETWORKS, "the network"),
     Row("model.width", 128, FOURS, "channels of the first level, or features of the mlp"),
@@ -180,13 +185,16 @@ _ROWS = (
     Row("model.num_blocks", 4, between(1, 100, "integers"), "residual blocks per level"),
     Row("model.block", "biggan", unet("block"), "kind of residual block"),
     Row("model.resample_with_conv", True, SWITCH, "convolve where ddpm blocks resample"),
+    Row("model.symmetric_padding", False, SWITCH, "pad both sides where ddpm blocks halve"),
     Row("model.attention_resolutions", (16,), INTEGERS, "image sizes that have attention"),
     Row("model.decoder_attention", "once", unet("decoder_attention"),
         "attention of the decoder: once a level or after every block"),
+    Row("model.head_width", 0, at_least(0), "channels of an attention's head; 0: one head"),
     Row("model.dropout", 0.1, FRACTION, "probability of dropping an activation in training"),
     Row("model.activation", "swish", unet("activation"), "the nonlinearity"),
     Row("model.init_scale", 0.0, NOT_NEGATIVE, "variance of the initial kernels that end a block"),
     Row("model.norm_groups", 0, at_least(0), "groups of a normalization; 0: min(C // 4, 32)"),
+    Row("model.norm_eps", 1e-6, POSITIVE, "what a normalization adds to the variance"),
     Row("model.conditional", True, SWITCH, "the network reads the noise level"),
     Row("model.embedding", "positional", unet("embedding"), "of the noise level"),
     Row("model.fourier_scale", 16.0, POSITIVE, "standard deviation of the Fourier frequencies"),

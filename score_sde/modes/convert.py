@@ -49,6 +49,8 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
     trained = "with" if foreign.mu else "without"
     print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")
     print(f"parameters: {size:,}")
+    if source.is_dir() and not (source / convert.exported.FILE).is_file():
+        _print_scheduler(config, source)
     print(f"taken from the config, as arrays do not show: {_unseen(config)}")
     print(f"config: {path}")
     print(f"next: --mode sample --workdir {workdir}")
@@ -88,6 +90,19 @@ def _state(
         opt_state=jax.device_put(optax.tree_utils.tree_set(state.opt_state, **known), place),
         ema=jax.device_put(params if weights == "raw" else ema, place),
     )
+
+
+def _print_scheduler(config: ConfigDict, source: Path) -> None:
+    """Print where the process of a diffusers network comes from."""
+    path = convert.diffusers.scheduler_file(source)
+    if path is None:
+        print(f"process: the config's, as no {convert.scheduler.FILE} lies beside the network")
+        return
+    print(f"process: that of {path}, with its {config.model.parameterization}")
+    grid = convert.scheduler.spacing(path)
+    if grid:
+        flags = f"--config.sampling.method=ddim --config.sampling.grid={grid}"
+        print(f"times as its scheduler takes them: {flags}")
 
 
 def _unseen(config: ConfigDict) -> str:
