@@ -39,30 +39,6 @@ class Drawn(NamedTuple):
         return self.condition.get("labels")
 
 
-class Interpolation(NamedTuple):
-    """What lies between n pairs of items, as numpy arrays.
-
-    Attributes:
-        x: (n, num + 2, *shape) in the data's units; the first and last of each row are the pair
-            itself, there and back.
-        latents: of the pairs, float32 (n, 2, *shape).
-        nfe: evaluations of the score for each item, int32: (n, num + 4), the pair's encoding
-            first, then its row's decoding.
-        rms: root mean square of what there and back changes in each item of a pair, in the model's
-            units, float32 (n, 2).
-    """
-
-    x: np.ndarray
-    latents: np.ndarray
-    nfe: np.ndarray
-    rms: np.ndarray
-
-    @property
-    def images(self) -> np.ndarray:
-        """x, by the name that suits images."""
-        return self.x
-
-
 def in_batches(
     function: Callable[[PyTree, int], PyTree],
     arrays: PyTree,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import data
@@ -155,6 +156,32 @@ def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
     """Return the names of the model's conditions."""
     labels = ("labels",) if config.model.class_conditional else ()
     return (*labels, "vector") if info.condition else labels
+
+
+def checked_condition(
+    config: ConfigDict, info: DatasetInfo, n: int, condition: Mapping[str, ArrayLike] | None
+) -> dict[str, np.ndarray]:
+    """Return the condition of n items as arrays; ValueError for another than the model's."""
+    names = condition_names(config, info)
+    given = {name: np.asarray(array) for name, array in (condition or {}).items()}
+    if set(given) != set(names):
+        raise ValueError(
+            f"condition of {', '.join(given) or 'nothing'}: allowed are "
+            f"{', '.join(names) or 'none, as the model has no condition'}"
+        )
+    if "labels" in given:
+        labels, number = given["labels"], info.num_classes
+        if labels.shape != (n,) or not np.isin(labels, np.arange(number)).all():
+            raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
+        given["labels"] = labels.astype(np.int32)
+    if "vector" in given:
+        rows, wide = given["vector"], len(info.condition)
+        if rows.shape != (n, wide) or rows.dtype.kind not in "fiu":
+            raise ValueError(f"vector is {rows.shape}: allowed are numbers ({n}, {wide})")
+        given["vector"] = rows.astype(np.float32)
+        if not np.isfinite(given["vector"]).all():
+            raise ValueError("vector: allowed are numbers that are finite in float32")
+    return given
 
 
 def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:

@@ -13,17 +13,17 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
-from score_sde.batches import Drawn, Interpolation, batch_size, in_batches, joined
+from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import validate
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
+from score_sde.latents import Interpolation, flow, interpolation_batches, to_model
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
-from score_sde.samplers.ode import slerp
 from score_sde.score import Model
 from score_sde.sde import SDE
-from score_sde.spaces import Space, item_keys
+from score_sde.spaces import Space
 from score_sde.training import checkpoints
 from score_sde.training.mesh import along_data, data_mesh, placed, replicated
 
@@ -104,7 +104,7 @@ class Run:
         sampler, space = build.sampler(self.config), self.space
         if condition is None:
             condition = build.classes_in_turn(self.config, self.info, n)
-        given = self.checked_condition(n, condition)
+        given = build.checked_condition(self.config, self.info, n, condition)
 
         spread = along_data(self.mesh)
 
@@ -119,7 +119,7 @@ class Run:
             finite = jnp.isfinite(found.x).reshape(len(found.x), -1).all(axis=1)
             return Drawn(space.from_model(found.x), found.nfe, given, states), finite
 
-        for drawn, finite in self._in_batches("sampling", draw, given, n, first):
+        for drawn, finite in self.in_batches("sampling", draw, given, n, first):
             if not finite.all():
                 raise UserError(
                     f"config.sampling: {(~finite).sum()} of {len(finite)} samples are not finite "
@@ -147,8 +147,8 @@ class Run:
             ValueError: other data, or another condition than the model's.
             UserError: a solve that fails, with the reason.
         """
-        x = self._to_model(key, self.space.check(data))
-        return self._flow(x, condition, back=False)[0]
+        x = to_model(self, key, self.space.check(data))
+        return flow(self, x, condition, back=False)[0]
 
     def decode(self, latents: ArrayLike, **condition: ArrayLike) -> np.ndarray:
         """Return the items of latents (n, *shape): the inverse of `encode`, so without the
@@ -158,7 +158,7 @@ class Run:
             raise ValueError(f"latents are {x.shape}: allowed are (n, *{shape}), n of at least 1")
         if not np.isfinite(x).all():
             raise ValueError("latents: allowed are finite numbers")
-        x, _ = self._flow(x, condition, back=True)
+        x, _ = flow(self, x, condition, back=True)
         return np.asarray(self.space.from_model(jnp.asarray(x)))
 
     def interpolate(
@@ -175,65 +175,10 @@ class Run:
 
         Raises: as `encode`.
         """
-        return joined(list(self.interpolation_batches(key, first, second, num, condition)))
+        parts = interpolation_batches(self, key, first, second, num, condition)
+        return joined(list(parts))
 
-    def interpolation_batches(
-        self,
-        key: Array,
-        first: ArrayLike,
-        second: ArrayLike,
-        num: int,
-        condition: Conditions | None = None,
-    ) -> Iterator[Interpolation]:
-        """As `interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
-        pairs = [self.space.check(items) for items in (first, second)]
-        n = len(pairs[0])
-        require(num >= 1, "num", num, "integers of at least 1")
-        if len(pairs[1]) != n:
-            raise ValueError(f"{n} and {len(pairs[1])} items: allowed are as many second as first")
-        given = self.checked_condition(n, condition)
-        x0 = np.stack(pairs, axis=1)
-        x0 = self._to_model(key, x0.reshape(-1, *self.space.shape)).reshape(x0.shape)
-        room = max(1, self.config.sampling.batch_size // (num + 2))
-        weights = jnp.linspace(0.0, 1.0, num + 2)
-        for begin in range(0, n, room):
-            part = slice(begin, begin + room)
-            yield self._between(x0[part], {k: v[part] for k, v in given.items()}, weights)
-
-    def _between(
-        self, pairs: np.ndarray, given: dict[str, np.ndarray], weights: Array
-    ) -> Interpolation:
-        latents, there = self._rows(pairs, given, back=False)
-        ends = jnp.asarray(latents)
-        x, nfe = self._rows(np.asarray(slerp(ends[:, 0], ends[:, 1], weights)), given, back=True)
-        change = np.square(x[:, [0, -1]] - pairs).reshape(len(pairs), 2, -1).mean(axis=2)
-        data = np.asarray(self.space.from_model(jnp.asarray(x)))
-        return Interpolation(data, latents, np.concatenate([there, nfe], axis=1), np.sqrt(change))
-
-    def _rows(
-        self, x: np.ndarray, given: dict[str, np.ndarray], *, back: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `_flow`, for rows of states (n, row, *shape) with a condition for each row."""
-        n, row = x.shape[:2]
-        each = {name: np.repeat(array, row, axis=0) for name, array in given.items()}
-        ends, nfe = self._flow(x.reshape(-1, *x.shape[2:]), each, back=back)
-        return ends.reshape(x.shape), nfe.reshape(n, row)
-
-    def _flow(
-        self, x: np.ndarray, condition: Conditions | None, *, back: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Take states (n, *shape) from t_min to T, or back; also return the evaluations (n,)."""
-        flow = build.probability_flow(self.config)
-        follow = flow.decode if back else flow.encode
-
-        def carry(part: tuple[Array, dict[str, Array]], _: int) -> tuple[Array, Array]:
-            end = follow(self.sde, self.smooth_score.given(part[1]), part[0])
-            return end.x, end.nfe
-
-        arrays = (x, self.checked_condition(len(x), condition))
-        return joined(list(self._in_batches("sampling", carry, arrays, len(x))))
-
-    def _in_batches(
+    def in_batches(
         self, section: str, function: Callable[[Any, int], Any], arrays: Any, n: int, first: int = 0
     ) -> Iterator[Any]:
         """`in_batches` of the section's size. A solve that fails is an error of the section, whose
@@ -247,13 +192,6 @@ class Run:
             raise UserError(
                 f"config.{section}.rtol, config.{section}.atol: {error}{allowed}"
             ) from error
-
-    def _to_model(self, key: Array, data: np.ndarray) -> np.ndarray:
-        space, items = self.space, jnp.asarray(data)
-        if not space.dequantize:
-            return np.asarray(space.to_model(items))
-        keys = item_keys(key, len(data))
-        return np.asarray(space.dequantized(keys, items, "uniform", 1.0, 1.0).x)
 
     def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> DataLikelihood:
         """Compute the likelihood of items with the config's settings. Integer images get bounds of
@@ -295,31 +233,8 @@ class Run:
                 key, self.sde, score, part[0], self.space, first=index, **options
             )
 
-        arrays = (items, self.checked_condition(len(items), condition))
-        return self._in_batches("likelihood", likelihood, arrays, len(items), first)
-
-    def checked_condition(self, n: int, condition: Conditions | None) -> dict[str, np.ndarray]:
-        """The condition of n items as arrays; ValueError for another than the model's."""
-        names = build.condition_names(self.config, self.info)
-        given = {name: np.asarray(array) for name, array in (condition or {}).items()}
-        if set(given) != set(names):
-            raise ValueError(
-                f"condition of {', '.join(given) or 'nothing'}: allowed are "
-                f"{', '.join(names) or 'none, as the model has no condition'}"
-            )
-        if "labels" in given:
-            labels, number = given["labels"], self.info.num_classes
-            if labels.shape != (n,) or not np.isin(labels, np.arange(number)).all():
-                raise ValueError(f"labels: allowed are {n} integers from 0 to {number - 1}")
-            given["labels"] = labels.astype(np.int32)
-        if "vector" in given:
-            rows, wide = given["vector"], len(self.info.condition)
-            if rows.shape != (n, wide) or rows.dtype.kind not in "fiu":
-                raise ValueError(f"vector is {rows.shape}: allowed are numbers ({n}, {wide})")
-            given["vector"] = rows.astype(np.float32)
-            if not np.isfinite(given["vector"]).all():
-                raise ValueError("vector: allowed are numbers that are finite in float32")
-        return given
+        arrays = (items, build.checked_condition(self.config, self.info, len(items), condition))
+        return self.in_batches("likelihood", likelihood, arrays, len(items), first)
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Run:

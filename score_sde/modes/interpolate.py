@@ -9,9 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import build
-from score_sde.batches import Interpolation, joined
+from score_sde.batches import joined
 from score_sde.config import refuse
 from score_sde.errors import UserError
+from score_sde.latents import Interpolation, interpolation_batches
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import signals_wait, whole
 from score_sde.modes.results import progress
@@ -53,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     first, second = items[indices[:, 0]], items[indices[:, 1]]
     given = {name: known[name][indices[:, 0]] for name in names}
     key = jax.random.key(settings.seed)
-    batches = trained.interpolation_batches(key, first, second, settings.num_between, given)
+    batches = interpolation_batches(trained, key, first, second, settings.num_between, given)
     parts: list[Interpolation] = []
     try:
         with progress(len(indices), 0, "pair", "interpolate") as bar:

@@ -1,0 +1,110 @@
+"""The latents of a run's data by the probability flow, and what lies between them."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from score_sde import build
+from score_sde.batches import joined
+from score_sde.errors import require
+from score_sde.samplers.ode import slerp
+from score_sde.spaces import item_keys
+
+if TYPE_CHECKING:
+    from score_sde.run import Run
+
+
+class Interpolation(NamedTuple):
+    """What lies between n pairs of items, as numpy arrays.
+
+    Attributes:
+        x: (n, num + 2, *shape) in the data's units; the first and last of each row are the pair
+            itself, there and back.
+        latents: of the pairs, float32 (n, 2, *shape).
+        nfe: evaluations of the score for each item, int32: (n, num + 4), the pair's encoding
+            first, then its row's decoding.
+        rms: root mean square of what there and back changes in each item of a pair, in the model's
+            units, float32 (n, 2).
+    """
+
+    x: np.ndarray
+    latents: np.ndarray
+    nfe: np.ndarray
+    rms: np.ndarray
+
+    @property
+    def images(self) -> np.ndarray:
+        """x, by the name that suits images."""
+        return self.x
+
+
+def to_model(run: "Run", key: Array, data: np.ndarray) -> np.ndarray:
+    """Return items as the model was trained on them: dequantized, or as they are."""
+    items = jnp.asarray(data)
+    if not run.space.dequantize:
+        return np.asarray(run.space.to_model(items))
+    keys = item_keys(key, len(data))
+    return np.asarray(run.space.dequantized(keys, items, "uniform", 1.0, 1.0).x)
+
+
+def flow(
+    run: "Run", x: np.ndarray, condition: Mapping[str, ArrayLike], *, back: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take states (n, *shape) from t_min to T, or back; also return the evaluations (n,)."""
+    chosen = build.probability_flow(run.config)
+    follow = chosen.decode if back else chosen.encode
+
+    def carry(part: tuple[Array, dict[str, Array]], _: int) -> tuple[Array, Array]:
+        end = follow(run.sde, run.smooth_score.given(part[1]), part[0])
+        return end.x, end.nfe
+
+    given = build.checked_condition(run.config, run.info, len(x), condition)
+    return joined(list(run.in_batches("sampling", carry, (x, given), len(x))))
+
+
+def interpolation_batches(
+    run: "Run",
+    key: Array,
+    first: ArrayLike,
+    second: ArrayLike,
+    num: int,
+    condition: Mapping[str, ArrayLike],
+) -> Iterator[Interpolation]:
+    """As `Run.interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
+    pairs = [run.space.check(items) for items in (first, second)]
+    n = len(pairs[0])
+    require(num >= 1, "num", num, "integers of at least 1")
+    if len(pairs[1]) != n:
+        raise ValueError(f"{n} and {len(pairs[1])} items: allowed are as many second as first")
+    given = build.checked_condition(run.config, run.info, n, condition)
+    x0 = np.stack(pairs, axis=1)
+    x0 = to_model(run, key, x0.reshape(-1, *run.space.shape)).reshape(x0.shape)
+    room = max(1, run.config.sampling.batch_size // (num + 2))
+    for begin in range(0, n, room):
+        part = slice(begin, begin + room)
+        yield _between(run, x0[part], {name: rows[part] for name, rows in given.items()}, num)
+
+
+def _between(
+    run: "Run", pairs: np.ndarray, given: dict[str, np.ndarray], num: int
+) -> Interpolation:
+    latents, there = _rows(run, pairs, given, back=False)
+    ends, weights = jnp.asarray(latents), jnp.linspace(0.0, 1.0, num + 2)
+    x, nfe = _rows(run, np.asarray(slerp(ends[:, 0], ends[:, 1], weights)), given, back=True)
+    change = np.square(x[:, [0, -1]] - pairs).reshape(len(pairs), 2, -1).mean(axis=2)
+    data = np.asarray(run.space.from_model(jnp.asarray(x)))
+    return Interpolation(data, latents, np.concatenate([there, nfe], axis=1), np.sqrt(change))
+
+
+def _rows(
+    run: "Run", x: np.ndarray, given: dict[str, np.ndarray], *, back: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `flow`, for rows of states (n, row, *shape) with a condition for each row."""
+    n, row = x.shape[:2]
+    each = {name: np.repeat(array, row, axis=0) for name, array in given.items()}
+    ends, nfe = flow(run, x.reshape(-1, *x.shape[2:]), each, back=back)
+    return ends.reshape(x.shape), nfe.reshape(n, row)
