@@ -144,8 +144,6 @@ def _run(argv: Sequence[str]) -> int:
         mode = importlib.import_module(f"score_sde.modes.{command.mode}")
         mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
-        for line in error.details:
-            print(line)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

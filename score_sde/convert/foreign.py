@@ -21,6 +21,8 @@ class Foreign(NamedTuple):
         step: number of training steps taken; 0 where the checkpoint does not say it.
         adam_steps: number of Adam's updates, which its moments are of.
         sigmas: the noise levels that the checkpoint says it was trained on, ascending, or None.
+        nameless: it has one set of weights (`ema`) and does not say whether they are averages.
+        hint: for arrays that do not fit: the setting that is most likely another, or "".
     """
 
     ema: dict[str, np.ndarray]
@@ -30,6 +32,8 @@ class Foreign(NamedTuple):
     step: int
     adam_steps: int = 0
     sigmas: np.ndarray | None = None
+    nameless: bool = False
+    hint: str = ""
 
 
 def whole_number(value: Any) -> int:
