@@ -7,7 +7,7 @@ cancellation of 1 - exp(-B) at small times.
 
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -38,19 +38,32 @@ def named(request, reference_dir):
     return request.param, load(reference_dir, request.param)
 
 
+@cache
+def in_fours(apply):
+    """The network, compiled for four images alone; fewer are filled up. Equal networks share it: a
+    compilation each, for scores, losses and runs."""
+    compiled = jax.jit(apply)
+
+    def call(params, x, noise, condition):
+        rows = np.minimum(np.arange(4), len(x) - 1)
+        return compiled(params, x[rows], noise[rows], condition)[: len(x)]
+
+    return call
+
+
+def model_of(original, params, levels="smooth"):
+    return build.model(original.config, in_fours(original.apply), params, levels=levels)
+
+
 def score_errors(original):
     """The largest error of the score at each recorded time, and of each image of the mixed batch,
     relative to the largest value; and that of the raw weights."""
-    arrays, config = original.arrays, original.config
-
-    @jax.jit
-    def score(params, x, t):
-        return build.model(config, original.apply, params, levels="original")(x, t)
-
+    arrays = original.arrays
     dtype = jax.tree.leaves(original.params)[0].dtype
 
     def error(params, t, x, expected):
-        ours = score(params, jnp.asarray(x, dtype), jnp.asarray(t, dtype))
+        score = model_of(original, params, levels="original")
+        ours = score(jnp.asarray(x, dtype), jnp.asarray(t, dtype))
         return np.abs(ours - expected).max(axis=(1, 2, 3)), np.abs(expected).max(axis=(1, 2, 3))
 
     errors = []
@@ -79,19 +92,17 @@ def test_scores(named):
 def losses(original):
     """Ours over the recorded ones (their float64), all forms of the loss; minus 1."""
     arrays, config = original.arrays, original.config
-    sde, params = build.sde(config), original.params
-    dtype = jax.tree.leaves(params)[0].dtype
+    sde, score = build.sde(config), model_of(original, original.params)
+    dtype = jax.tree.leaves(original.params)[0].dtype
     x0, z = (jnp.asarray(arrays[f"loss_{what}"], dtype) for what in ("batch", "z"))
     found = {}
     for mean in (0, 1):
         if config.model.num_levels:
             chain = discretization(sde).chain(config.model.num_levels)
-            model = build.model(config, original.apply, params)
 
-            @jax.jit  # or each operation of the network is compiled alone
-            def score_of(x, level, model=model):
-                noise = model.at_level(level)
-                return model.score_at(x, jax.tree.map(lambda a: a.astype(x.dtype), noise))
+            def score_of(x, level):
+                noise = score.at_level(level)
+                return score.score_at(x, jax.tree.map(lambda a: a.astype(x.dtype), noise))
 
             level = jnp.asarray(arrays["loss_labels"].astype(np.int32))
             loss = level_error(chain, score_of, x0, level, z, reduce_mean=bool(mean))
@@ -101,8 +112,6 @@ def losses(original):
         if "loss_u" in arrays:  # the times in float64
             t = 1e-5 + arrays["loss_u"].astype(np.float64) * (1.0 - 1e-5)
         t = jnp.asarray(t, dtype)
-        score = jax.jit(lambda x, t, model: model(x, t))
-        score = partial(score, model=build.model(config, original.apply, params))
         for likelihood in (0, 1):
             weight = jnp.ones_like(t)
             if likelihood:
@@ -122,18 +131,14 @@ def run_of_the_sampler(original):
         if config.model.num_levels:  # its labels are those of as many levels
             config.model.num_levels = num_steps
     sampler, sde = build.sampler(config), build.sde(config)
-    score = build.model(config, original.apply, original.params, levels="original")
+    score = build.model(config, in_fours(original.apply), original.params, levels="original")
     draws = sampler.corrections + 1
-
-    @jax.jit
-    def level(x, t, z):
-        t = jnp.full(len(x), t, x.dtype)
-        return sampler.level(sde, score, x, t, t, z)
 
     x = mean = jnp.asarray(arrays["pc_prior_randn"]) * sde.prior_std()
     noise = arrays["pc_noise"].reshape(num_steps, draws, *x.shape)
     for t, z in zip(sampler.times(sde), noise, strict=False):
-        x, mean = level(x, t, jnp.asarray(z))
+        t = jnp.full(len(x), t, x.dtype)
+        x, mean = sampler.level(sde, score, x, t, t, jnp.asarray(z))
     return (mean + 1.0) / 2.0 if config.model.centered else mean
 
 
