@@ -102,6 +102,24 @@ def dataset(config: ConfigDict) -> DatasetInfo:
     )
 
 
+def info_of(config: ConfigDict, kept: DatasetInfo | None) -> DatasetInfo:
+    """Return the facts of a run's data: those that its workdir keeps, or of the set that the config
+    names instead of one that was only described.
+
+    Raises UserError where the network cannot be given that set.
+    """
+    name = config.data.name
+    if kept is not None and (name == kept.name or not data.is_only_described(kept.name)):
+        return kept
+    info = dataset(config)
+    if kept is not None and not (
+        info.shape == kept.shape and kept.num_classes in (0, info.num_classes)
+    ):
+        number = f" of {kept.num_classes} classes" if kept.num_classes else ""
+        raise refuse("data.name", name, f"sets of images {kept.shape}{number}, as the network's")
+    return info
+
+
 def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
     """Return a split of the data in memory."""
     return data.load(resolve("data.name", config.data.name), split, config.data.dir, info)

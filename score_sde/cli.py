@@ -8,6 +8,7 @@ workdir keeps its config: the other modes need nothing but --workdir, and the sa
 again resumes. `python main.py` in a checkout and `python -m score_sde` are the same command.
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
+            [--force]
   score-sde --mode export --workdir DIR --target FOLDER
 """
 
@@ -36,8 +37,8 @@ MODES = {
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
 # Flags of single modes, with their defaults; None has to be given.
-OPTIONS: dict[str, dict[str, str | None]] = {
-    "convert": {"source": None, "weights": "averaged"},
+OPTIONS: dict[str, dict[str, str | bool | None]] = {
+    "convert": {"source": None, "weights": "", "force": False},
     "export": {"target": None},
 }
 WEIGHTS = ("averaged", "raw")
@@ -63,8 +64,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow positional arguments, which are refused later
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    switches = [name for names in OPTIONS.values() for name in names if names[name] is False]
     for name in FLAGS:
-        flags.DEFINE_string(name, None, "", flag_values=values)
+        define = flags.DEFINE_bool if name in switches else flags.DEFINE_string
+        define(name, None, "", flag_values=values)
     try:
         rest = values(["", *argv], known_only=True)[1:]
     except flags.Error as error:
@@ -93,10 +96,10 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, default in OPTIONS.get(values.mode, {}).items():
         value = values[name].value or default
-        if not value:
+        if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
-        options[name] = value if name == "weights" else Path(value)
-    if options.get("weights", "raw") not in WEIGHTS:
+        options[name] = value if name in ("weights", "force") else Path(str(value))
+    if options.get("weights", "") not in ("", *WEIGHTS):
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:
         commands.check_empty("target", options["target"])

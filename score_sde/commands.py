@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from score_sde import overrides, presets, workdirs
 from score_sde.config import changed, default, flat, refuse, validate
+from score_sde.data import is_only_described
 from score_sde.errors import UserError
 
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
@@ -51,8 +52,13 @@ def of_conversion(
     which must be new or empty."""
     if not source.exists():
         raise UserError(f"--source = '{source}': no such file or folder")
-    if source.name == EXPORTED:
-        raise UserError(f"--source = '{source}': a file of an export; allowed is its folder")
+    if source.suffix == ".safetensors":
+        beside = (source.parent / workdirs.FILE).is_file()
+        other = f"a folder with the {workdirs.FILE} of its network, too"
+        allowed = f"its folder '{source.parent}'" if beside else other
+        raise UserError(
+            f"--source = '{source}': arrays, which do not say their network; allowed is {allowed}"
+        )
     if (source / "checkpoints").is_dir():
         raise UserError(
             f"--source = '{source}': a run; --mode export makes of it what convert reads"
@@ -139,6 +145,8 @@ def _merged(
         _refuse_changes(mode, changes, given, path)
     config = overrides.apply(given if given is not None and mode == "train" else saved, typed)
     free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
+    if is_only_described(saved.data.name):  # a converted run's data can be named afterwards
+        free = (*free, "data.")
     _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
     validate(config)
     if mode == "interpolate" and config.sampling.method != "ode":

@@ -16,7 +16,7 @@ class UserError(Exception):
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError for the value of an object's setting, unless it is ok."""
     if not ok:
-        raise ValueError(f"{name} = {value!r}: allowed are {allowed}")
+        raise ValueError(f"{name} = {value!r:.200}: allowed are {allowed}")
 
 
 def one_line(error: BaseException) -> str:

@@ -251,7 +251,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | Non
     workdir = Path(workdir)
     config = workdirs.load(workdir) if config is None else config
     validate(config)
-    info = workdirs.load_info(workdir) or build.dataset(config)
+    info = build.info_of(config, workdirs.load_info(workdir))
     build.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))

@@ -96,7 +96,7 @@ def at_least(least: int) -> Values:
 
 def between(low: float, high: float, kind: str = "numbers") -> Values:
     """Numbers from `low` to `high`, or integers."""
-    return Values(lambda value: low <= value <= high, f"{kind} from {low:g} to {high:g}")
+    return Values(lambda value: low <= value <= high, f"{kind} from {low} to {high}")
 
 
 def _are_positive(value: tuple[Any, ...], types: tuple[type, ...]) -> bool:
@@ -112,6 +112,7 @@ SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
 SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
 COUNT = at_least(1)
+SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by its name alone
 NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
 POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
 FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
@@ -164,9 +165,9 @@ _ROWS = (
 
     Row("data.name", "digits", DATASETS, "the data set"),
     Row("data.dir", "", TEXT, "folder of the user's files and of downloads; empty: the cache"),
-    Row("data.image_size", 0, at_least(0), "pixels of a set that is only described; 0: its own"),
-    Row("data.channels", 0, at_least(0), "of a set that is only described; 0: its own"),
-    Row("data.num_classes", 0, at_least(0), "of a set that is only described; 0: its own"),
+    Row("data.image_size", 0, SIZE, "pixels of a set that is only described; 0: its own"),
+    Row("data.channels", 0, SIZE, "of a set that is only described; 0: its own"),
+    Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),

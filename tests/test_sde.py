@@ -244,7 +244,7 @@ def test_a_process_of_betas_is_the_chain_at_its_levels():
 
 def test_between_its_levels_the_drift_is_that_of_the_pair():
     sde = DiscreteVPSDE(BETAS)
-    t = (jnp.arange(19) + 0.4) / 19
+    t = (jnp.arange(19.0) + 0.4) / 19.0
     derived = jax.jvp(sde.log_alpha, (t,), (jnp.ones_like(t),))[1]
     np.testing.assert_allclose(sde.drift_rate(t), derived, rtol=1e-4)
     np.testing.assert_allclose(sde.diffusion(t) ** 2, -2.0 * sde.drift_rate(t), rtol=1e-5)

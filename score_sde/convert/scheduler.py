@@ -80,6 +80,7 @@ def settings(path: Path) -> dict[str, Any]:
         **_process(get, path),
         "model.parameterization": output,
         "model.condition": "time",
+        "training.loss": "paper",  # the one of a chain
     }
 
 

@@ -15,7 +15,15 @@ from score_sde.data import cifar10, digits, fashion_mnist, npz, toys, vectors
 from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
-__all__ = ["DATASETS", "Arrays", "Dataset", "DatasetInfo", "describe", "load"]
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "Dataset",
+    "DatasetInfo",
+    "describe",
+    "is_only_described",
+    "load",
+]
 
 SPLITS = ("train", "test")
 
@@ -63,6 +71,11 @@ DATASETS: dict[str, Dataset] = {
         for name, (size, train, test) in _PHOTOGRAPHS.items()
     },
 }
+
+
+def is_only_described(name: str) -> bool:
+    """Whether a set's images cannot be read, so that it is known for its models only."""
+    return name in DATASETS and DATASETS[name].load is None
 
 
 def describe(
@@ -114,7 +127,8 @@ def describe(
     }
     for key, own in owns.items():
         if known.load and sizes[key] not in (0, own):
-            allowed = f"allowed are 0 and its own {own} for {info.name}"
+            unit = {"image_size": "pixels", "num_classes": "classes"}.get(key, key)
+            allowed = f"allowed are 0 (its own {own} {unit}) for {info.name}"
             raise UserError(f"config.data.{key} = {sizes[key]}: {allowed}")
     size, wide, classes = (sizes[key] or own for key, own in owns.items())
     if not size:

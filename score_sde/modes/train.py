@@ -49,7 +49,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
     info = build.dataset(config)
     build.check(config, info)
-    if workdirs.load_info(workdir) not in (None, info):
+    kept = workdirs.load_info(workdir)
+    if kept is not None and build.info_of(config, kept) != info:
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
     arrays = build.arrays(config, info, "train")
     if is_writer():

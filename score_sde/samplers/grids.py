@@ -141,7 +141,8 @@ def _spaced(grid: str, num: int, num_levels: int) -> np.ndarray:
     if grid == "trailing":
         return num_levels - np.rint(num_levels - np.arange(num) * num_levels / num).astype(int)
     if grid == "linspace":
-        return np.rint(np.linspace(0, num_levels - 1, num)).astype(int)
+        levels = np.rint(np.linspace(0, num_levels - 1, num))  # counted as DDPM's
+        return num_levels - 1 - levels[::-1].astype(int)
     return num_levels - 1 - np.arange(num)[::-1] * (num_levels // num)
 
 
