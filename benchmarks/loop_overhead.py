@@ -22,6 +22,7 @@ import numpy as np
 from configs import vp_digits
 from score_sde import build, data, networks
 from score_sde.modes import start
+from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh, replicated
@@ -80,8 +81,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as workdir:
         train(
             create(params, optimizer, mesh), step, batches, [(INTERVAL, measure_bare)],
-            Path(workdir), num_steps=num_steps, seed=0, checkpoint_every=CHECKPOINT_EVERY,
-            log_every=LOG_EVERY,
+            Checkpoints(Path(workdir) / "checkpoints"), Path(workdir), num_steps=num_steps, seed=0,
+            checkpoint_every=CHECKPOINT_EVERY, log_every=LOG_EVERY,
         )  # fmt: skip
     # The first pair compiles.
     bare, loop = (

@@ -102,24 +102,6 @@ def dataset(config: ConfigDict) -> DatasetInfo:
     )
 
 
-def info_of(config: ConfigDict, kept: DatasetInfo | None) -> DatasetInfo:
-    """Return the facts of a run's data: those that its workdir keeps, or of the set that the config
-    names instead of one that was only described.
-
-    Raises UserError where the network cannot be given that set.
-    """
-    name = config.data.name
-    if kept is not None and (name == kept.name or not data.is_only_described(kept.name)):
-        return kept
-    info = dataset(config)
-    if kept is not None and not (
-        info.shape == kept.shape and kept.num_classes in (0, info.num_classes)
-    ):
-        number = f" of {kept.num_classes} classes" if kept.num_classes else ""
-        raise refuse("data.name", name, f"sets of images {kept.shape}{number}, as the network's")
-    return info
-
-
 def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
     """Return a split of the data in memory."""
     return data.load(resolve("data.name", config.data.name), split, config.data.dir, info)
@@ -248,14 +230,21 @@ def unused(config: ConfigDict) -> set[str]:
     known = _known(config)
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
+    if config.training.schedule != "cosine":
+        keys.add("training.schedule_steps")
     return keys & SCHEMA.keys()
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer with its schedule."""
-    return optimizers.optimizer(
-        **{name: config.training[name] for name in takes(optimizers.optimizer)}
-    )
+    make = optimizers.optimizer
+    return make(**{name: config.training[name] for name in takes(make)})
+
+
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """Return the learning rate as a function of the updates made."""
+    make = optimizers.learning_rate_schedule
+    return make(**{name: config.training[name] for name in takes(make)})
 
 
 def loss(
@@ -384,6 +373,9 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
+    every, kept = config.training.checkpoint_every, config.training.keep_every
+    if kept % every:
+        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
     if settings.num_levels:
         values = flat(config)
         for key, allowed in (

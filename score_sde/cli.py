@@ -9,13 +9,18 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
             [--force]
-  score-sde --mode export --workdir DIR --target FOLDER
+  score-sde --mode export --workdir DIR --target FOLDER [--step N]
+  score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
+
+--step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -23,26 +28,40 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from score_sde import commands, overrides, presets
+from score_sde import commands, overrides, paths, presets
 from score_sde.errors import UserError
+from score_sde.locks import writing
 
 # A mode that needs no devices imports no JAX.
 MODES = {
     "train": "train the model of --config, or resume the training of --workdir",
-    "sample": "draw images: samples.png, samples.npz, on request samples.gif",
+    "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
     "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
-# Flags of single modes, with their defaults; None has to be given.
+# Flags of single modes, with their defaults; None has to be given. Results go to the workdir where
+# no output is given.
 OPTIONS: dict[str, dict[str, str | bool | None]] = {
     "convert": {"source": None, "weights": "", "force": False},
-    "export": {"target": None},
+    "export": {"target": None, "step": ""},
+    "sample": {"output": "", "step": ""},
+    "likelihood": {"output": "", "step": ""},
+    "interpolate": {"output": "", "step": ""},
+}
+# What a mode writes, one command at a time. Training is many processes, and locks for all of them.
+WRITES = {
+    "sample": "samples",
+    "likelihood": "likelihoods",
+    "interpolate": "interpolations",
+    "convert": "checkpoints",
+    "export": "weights",
 }
 WEIGHTS = ("averaged", "raw")
-FLAGS = ("mode", "config", "workdir", *(name for flags in OPTIONS.values() for name in flags))
+OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
+FLAGS = ("mode", "config", "workdir", *OF_MODES)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -53,6 +72,12 @@ class Command(NamedTuple):
     config: ConfigDict
     workdir: Path
     options: Mapping[str, Any] = MappingProxyType({})  # of the mode alone
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        folder: Path = self.options.get("target") or self.options.get("output") or self.workdir
+        return folder
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -84,21 +109,37 @@ def parse(argv: Sequence[str]) -> Command | None:
         found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
     else:
         found = commands.of_run(mode, values.config, values.workdir, rest)
+    if "output" in options:
+        flag, instead = "workdir", "; --output FOLDER takes another"
+        if options["output"]:
+            flag, instead = "output", ""
+        options["output"] = options["output"] or found[1]
+        commands.check_can_be_made(flag, options["output"], instead)
     return Command(mode, *found, options)
 
 
 def _options(values: flags.FlagValues) -> dict[str, Any]:
     """Return the mode's own flags, files as paths; refuse those of other modes."""
-    for mode, names in OPTIONS.items():
-        for name in names:
-            if mode != values.mode and values[name].value is not None:
-                raise UserError(f"--{name} = {values[name].value!r}: goes with --mode {mode} only")
+    for name in OF_MODES:
+        takes = [mode for mode, names in OPTIONS.items() if name in names]
+        given = values[name].value
+        if given is not None and values.mode not in takes:
+            raise UserError(f"--{name} = {given!r}: goes with --mode {', '.join(takes)} only")
+        if given == "":
+            raise UserError(f"--{name}: a value is missing")
     options: dict[str, Any] = {}
     for name, default in OPTIONS.get(values.mode, {}).items():
         value = values[name].value or default
         if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
-        options[name] = value if name in ("weights", "force") else Path(str(value))
+        if name == "step":
+            if not (value == "" or str(value).isdecimal()):
+                raise UserError(f"--step = {value!r}: allowed are steps of checkpoints")
+            options[name] = int(value) if value else None
+        elif name in ("weights", "force") or not value:
+            options[name] = value
+        else:
+            options[name] = paths.local(str(value), f"--{name}")
     if options.get("weights", "") not in ("", *WEIGHTS):
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:
@@ -130,7 +171,12 @@ def main(argv: Sequence[str]) -> int:
 
 def end_with_main() -> NoReturn:
     """Run the process's own command line, and end the process."""
-    status = _run(sys.argv[1:])
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     _ignore_signals()  # nothing is left but to end
     sys.exit(status)
 
@@ -144,14 +190,16 @@ def _run(argv: Sequence[str]) -> int:
         if command.mode != "train":  # which has its own
             # Schedulers and `timeout` send it. As with Ctrl-C, the results so far are kept.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        mode = importlib.import_module(f"score_sde.modes.{command.mode}")
-        mode.run(command.config, command.workdir, **command.options)
+        results = WRITES.get(command.mode)
+        with writing(command.folder, results) if results else nullcontext():
+            mode = importlib.import_module(f"score_sde.modes.{command.mode}")
+            mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         _ignore_signals()  # once is enough
-        print("interrupted; what was done by then is in the workdir", file=sys.stderr)
+        print("interrupted; what was done by then is kept", file=sys.stderr)
         return 130  # as shells report SIGINT
     return 0
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_sde import overrides, presets, workdirs
+from score_sde import overrides, paths, presets, workdirs
 from score_sde.config import changed, default, flat, refuse, validate
 from score_sde.data import is_only_described
 from score_sde.errors import UserError
+from score_sde.locks import SUFFIX
 
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 
@@ -25,24 +26,23 @@ def of_run(
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)
         workdir = f"runs/{given.name}"
-    path = Path(workdir)
+    path = paths.local(workdir, "--workdir")
     if not workdir or (path.exists() and not path.is_dir()):
         raise UserError(f"--workdir = {workdir!r}: not a directory")
-    saved = (path / workdirs.FILE).exists()
+    if (path / EXPORTED).exists() and mode != "config":
+        raise UserError(f"--workdir = {workdir!r}: an export; --mode convert makes a run of it")
+    if mode == "train":
+        check_can_be_made("workdir", path)
+    saved = workdirs.load(path) if (path / workdirs.FILE).exists() else None
     begun = any((path / "checkpoints").glob("[0-9]*"))
     if saved and (begun or mode != "train"):
-        if mode != "config":
-            _check_can_be_made("workdir", path)
-        return _merged(mode, given, workdirs.load(path), path, typed), path
+        return _merged(mode, given, saved, path, typed), path
     if mode != "train":
         raise workdirs.missing(path)
     if begun:
         raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
-    if given is None:  # a training that ended before its first checkpoint left its config
-        given = workdirs.load(path) if saved else presets.load(presets.DEFAULT)
-    config = _valid(given, typed)
-    _check_can_be_made("workdir", path)
-    return config, path
+    # A training that ended before its first checkpoint left its config.
+    return _valid(given or saved or presets.load(presets.DEFAULT), typed), path
 
 
 def of_conversion(
@@ -74,7 +74,7 @@ def of_conversion(
         _refuse_changes("convert", changes, config, source)
     else:
         config = _foreign(source, preset, typed)
-    path = Path(f"runs/{config.name}" if workdir is None else workdir)
+    path = paths.local(f"runs/{config.name}" if workdir is None else workdir, "--workdir")
     check_empty("workdir", path)
     return config, path
 
@@ -117,16 +117,18 @@ def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:
 
 def check_empty(flag: str, path: Path) -> None:
     """Raise UserError unless the path is a new or empty directory that can be made."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and all(p.suffix == SUFFIX for p in path.iterdir())):
         raise UserError(f"--{flag} = '{path}': not empty; allowed are new or empty directories")
-    _check_can_be_made(flag, path)
+    check_can_be_made(flag, path)
 
 
-def _check_can_be_made(flag: str, path: Path) -> None:
+def check_can_be_made(flag: str, path: Path, instead: str = "") -> None:
     """Raise UserError unless one may write into this directory, there or not yet."""
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--{flag} = '{path}': {existing} is not a directory one may write to")
+        raise UserError(
+            f"--{flag} = '{path}': {existing} is not a directory one may write to{instead}"
+        )
 
 
 def _merged(

@@ -141,6 +141,10 @@ def validate(config: ConfigDict) -> None:
     for key, value in values.items():
         if key not in SCHEMA:
             raise unknown_key(key, value)
+    try:
+        from score_sde import build  # here, as it imports JAX and all that a config can name
+    except ValueError as error:  # JAX reads its variables, and names the one that it refuses
+        raise UserError(f"the environment: {one_line(error)}") from error
     for key, row in SCHEMA.items():
         if key not in values:
             raise UserError(f"config.{key}: missing; a config starts as score_sde.config.default()")
@@ -155,8 +159,6 @@ def validate(config: ConfigDict) -> None:
             raise refuse(key, value, row.allowed.words)
         if isinstance(value, str) and is_own(key, value):
             resolve(key, value)
-    from score_sde import build  # here, as it imports JAX and all that a config can name
-
     build.check(config)
 
 

@@ -56,19 +56,19 @@ SAFETY = 0.8
 # must not decide the next step: a sample's steps would depend on how its batch is computed.
 NEGLIGIBLE = 1e-5
 
-SUCCESS, TOO_MANY, NOT_FINITE = range(3)
+SUCCESS, TOO_MANY, TOO_SMALL, NOT_FINITE = range(4)
 
 
 class SolveError(RuntimeError):
     """A solve that did not succeed; the message has the reason.
 
     Attributes:
-        too_tight: larger tolerances may help.
+        larger: the settings whose larger values may help.
     """
 
-    def __init__(self, message: str, too_tight: bool) -> None:
+    def __init__(self, message: str, larger: tuple[str, ...]) -> None:
         super().__init__(message)
-        self.too_tight = too_tight
+        self.larger = larger
 
 
 class Solution(NamedTuple):
@@ -77,7 +77,8 @@ class Solution(NamedTuple):
     Attributes:
         y: end states, leaves (B, ...); nan where the solve did not succeed.
         nfe: evaluations of the field for each sample, (B,) int32.
-        verdict: for each sample ``SUCCESS``, ``TOO_MANY`` (steps) or ``NOT_FINITE``, (B,) int32.
+        verdict: for each sample ``SUCCESS``, ``TOO_MANY`` (steps), ``TOO_SMALL`` (a step) or
+            ``NOT_FINITE``, (B,) int32.
         path: states at the requested times, leaves (B, times, ...); None unless requested.
     """
 
@@ -99,6 +100,7 @@ def integrate(
     solver: str = "dopri5",
     step_control: str = "sample",
     num_steps: int | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
     """Integrate dy/dt = field(t, y) of a batch from ``start`` to ``end``.
 
@@ -117,6 +119,7 @@ def integrate(
         step_control: ``sample``, a step size for each sample, or ``batch``, one step size for all,
             by the root mean square over the whole batch. Then a sample depends on its batch-mates.
         num_steps: of ``euler``, equal in t; None for the others.
+        max_steps: after so many a sample of the others that has not arrived is given up.
     """
     dtype = jax.tree.leaves(y)[0].dtype
     start, end = jnp.asarray(start, dtype), jnp.asarray(end, dtype)
@@ -130,7 +133,7 @@ def integrate(
         lambda state: jnp.any(solve.active(state)),
         solve.step,
         solve.begin(y),
-        max_steps=MAX_STEPS,
+        max_steps=max_steps,
         kind="checkpointed",
     )
     verdict = jnp.where(solve.active(state), TOO_MANY, state.failure)
@@ -257,7 +260,7 @@ class _Adaptive(NamedTuple):
         # A step below the rounding of u goes nowhere. A value that is not finite stays so.
         shortest = 4.0 * jnp.finfo(h.dtype).eps * jnp.abs(state.u)
         stuck = active & ~accepted & (following < shortest)
-        failure = jnp.where(finite, TOO_MANY, NOT_FINITE)
+        failure = jnp.where(finite, TOO_SMALL, NOT_FINITE)
         slope = jax.tree.map(lambda stage: stage[-1], stages)
         ends = (state.u, target), (state.y, new)
         return _State(
@@ -311,22 +314,23 @@ def check_method(solver: str, step_control: str, num_steps: int | None) -> None:
     require(ok, "num_steps", num_steps, f"{allowed} with {solver}")
 
 
-def check(verdict: Array) -> None:
-    """Raise SolveError with the reason if a solve failed. Within a jitted function nothing is
-    raised: the end states are nan."""
+def check(verdict: Array, max_steps: int = MAX_STEPS) -> None:
+    """Raise SolveError with the reason if a solve of at most ``max_steps`` failed. Within a jitted
+    function nothing is raised: the end states are nan."""
     if isinstance(verdict, jax.core.Tracer):
         return
     codes = np.asarray(verdict)
     failed = codes[codes != SUCCESS]
     if not failed.size:
         return
-    reason = {
-        TOO_MANY: "the flow is too steep to follow at these tolerances: it took the maximum number "
-        f"of steps ({MAX_STEPS}), or steps below rounding",
-        NOT_FINITE: "the score, or a state on the way, is not a finite number",
-    }[failed.max()]
+    steep = "the flow is too steep to follow at these tolerances"
+    reason, larger = {
+        TOO_MANY: (f"{steep} in max_steps = {max_steps}", ("max_steps", "rtol", "atol")),
+        TOO_SMALL: (f"{steep}: its steps fell below rounding", ("rtol", "atol")),
+        NOT_FINITE: ("the score, or a state on the way, is not a finite number", ()),
+    }[int(failed.max())]
     message = f"the solve failed for {failed.size} of {codes.size} samples: {reason}"
-    raise SolveError(message, bool(failed.max() == TOO_MANY))
+    raise SolveError(message, larger)
 
 
 def _scaled(

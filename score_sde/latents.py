@@ -73,8 +73,11 @@ def interpolation_batches(
     second: ArrayLike,
     num: int,
     condition: Mapping[str, ArrayLike],
+    *,
+    begin: int = 0,
 ) -> Iterator[Interpolation]:
-    """As `Run.interpolate`, as many pairs at a time as `sampling.batch_size` has room for."""
+    """As `Run.interpolate`, as many pairs at a time as `sampling.batch_size` has room for, from the
+    pair of index `begin` on."""
     pairs = [run.space.check(items) for items in (first, second)]
     n = len(pairs[0])
     require(num >= 1, "num", num, "integers of at least 1")
@@ -84,8 +87,8 @@ def interpolation_batches(
     x0 = np.stack(pairs, axis=1)
     x0 = to_model(run, key, x0.reshape(-1, *run.space.shape)).reshape(x0.shape)
     room = max(1, run.config.sampling.batch_size // (num + 2))
-    for begin in range(0, n, room):
-        part = slice(begin, begin + room)
+    for index in range(begin, n, room):
+        part = slice(index, index + room)
         yield _between(run, x0[part], {name: rows[part] for name, rows in given.items()}, num)
 
 

@@ -26,7 +26,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde.errors import require
-from score_sde.integrate import check, integrate
+from score_sde.integrate import MAX_STEPS, check, integrate
 from score_sde.score import as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Dequantized, Space, item_keys
@@ -88,6 +88,7 @@ def log_likelihood(
     terminal_log_prob: ScoreFn | None = None,
     first: int = 0,
     probes: Array | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Likelihood:
     """Log density of continuous data at t_min under the model, one adaptive solve for each point.
 
@@ -114,6 +115,7 @@ def log_likelihood(
             module's docstring).
         first: index of the first point, for data that come in parts.
         probes: probes (B, number, *shape) in place of drawn ones, to compare with another code.
+        max_steps: after so many steps a solve fails.
 
     Raises:
         ValueError: for an unknown divergence, no probes, or a time that the process has not.
@@ -124,13 +126,13 @@ def log_likelihood(
     require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
     sde.check()
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
-    times, tolerances = (t_min, sde.T), (rtol, atol)
+    times, tolerances, fixed = (t_min, sde.T), (rtol, atol), (divergence == "exact", max_steps)
     if probes is None:
         probes = _probes(key, x0, divergence, num_probes, first)
     likelihood, verdict = _solve(
-        probes, sde, as_pytree(score), x0, times, tolerances, terminal, divergence == "exact"
+        probes, sde, as_pytree(score), x0, times, tolerances, terminal, fixed
     )
-    check(verdict)
+    check(verdict, max_steps)
     return likelihood
 
 
@@ -240,9 +242,11 @@ def _solve(
     times: tuple[Array, Array],
     tolerances: tuple[Array, Array],
     terminal: Any,
-    exact: bool,
+    fixed: tuple[bool, int],
 ) -> tuple[Likelihood, Array]:
-    """The solve of x and of a column of log p / dims for each probe."""
+    """The solve of x and of a column of log p / dims for each probe. What is fixed: whether the
+    divergence is exact, and the most steps."""
+    exact, max_steps = fixed
     dims, axes = x0[0].size, tuple(range(1, x0.ndim))
     flow = sde.probability_flow(score)
 
@@ -260,10 +264,16 @@ def _solve(
         # their mean, so log p keeps the tolerance that it has with one probe.
         start = (x0, jnp.zeros((len(x0), 1 if exact else probes.shape[1]), x0.dtype))
         solution = integrate(
-            field, start, start=times[0], end=times[1], rtol=tolerances[0], atol=tolerances[1]
+            field,
+            start,
+            start=times[0],
+            end=times[1],
+            rtol=tolerances[0],
+            atol=tolerances[1],
+            max_steps=max_steps,
         )
         latent, change = solution.y
-        end = terminal(latent, jnp.full(len(x0), times[1], x0.dtype))
+        end = terminal(latent, jnp.full(len(x0), times[1], x0.dtype)).astype(x0.dtype)
         by_probe = end[:, None] + dims * change
         log_prob = jnp.mean(by_probe, axis=1)
     return Likelihood(log_prob, latent, solution.nfe, by_probe), solution.verdict

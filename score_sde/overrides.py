@@ -50,7 +50,7 @@ def _applied(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     config = changed(config, {})
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    argv = ["", *arguments]
+    argv = ["", *_last_tuples(arguments)]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         left = values(argv)[1:]
@@ -68,6 +68,19 @@ def _applied(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             f"{left[0]!r}: not a flag; values follow their key as --config.section.key=value"
         )
     return config
+
+
+def _last_tuples(arguments: Sequence[str]) -> list[str]:
+    """The arguments, each tuple in them once: ml_collections joins those that are given twice, and
+    of all other keys the last value holds."""
+    places: dict[str, list[range]] = {}
+    for place, argument in enumerate(arguments):
+        found = _OVERRIDE.fullmatch(argument)
+        if found and found["key"] in SCHEMA and SCHEMA[found["key"]].kind is tuple:
+            parts = 2 if found["value"] is None else 1  # "--key value" or "--key=value"
+            places.setdefault(found["key"], []).append(range(place, place + parts))
+    earlier = {place for each in places.values() for parts in each[:-1] for place in parts}
+    return [argument for place, argument in enumerate(arguments) if place not in earlier]
 
 
 def flag_error(error: flags.Error) -> UserError:

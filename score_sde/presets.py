@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde.config import closest, type_in_words, validate
 from score_sde.errors import UserError, one_line
+from score_sde.paths import local
 from score_sde.schema import SCHEMA
 
 _PACKAGE = Path(__file__).parent
@@ -43,7 +44,7 @@ def load(preset: str) -> ConfigDict:
     if match is None or (match["name"] and match["name"] not in names()):
         allowed = ", ".join([*names(), "FILE.py"])
         raise UserError(f"--config {preset}: no such preset; allowed are {allowed}")
-    path = FOLDER / f"{match['name']}.py" if match["name"] else Path(match["file"])
+    path = FOLDER / f"{match['name']}.py" if match["name"] else local(match["file"], "--config")
     if not path.is_file():
         the_presets = ", ".join(names())
         raise UserError(f"--config {preset}: no such file; the presets are {the_presets}")

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import build, networks, workdirs
+from score_sde import build, networks, paths, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
-from score_sde.config import validate
-from score_sde.data import DatasetInfo
+from score_sde.config import refuse, validate
+from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, flow, interpolation_batches, to_model
@@ -111,7 +111,7 @@ class Run:
         def draw(given: dict[str, Array], index: int) -> tuple[Drawn, Array]:
             # Drawn for each batch, and spread over the devices: so the sampler runs on all of them.
             shape = (self.batch_size(n), *space.shape)
-            noise = placed(from_prior(key, self.sde, shape, index), spread)
+            noise = placed(from_prior(key, self.sde, shape, index, jnp.float32), spread)
             options: Any = {"trajectory": trajectory, "first": index, "progress": progress}
             found = sampler.sample(key, self.sde, self.score.given(given), noise, **options)
             path = found.trajectory
@@ -188,10 +188,9 @@ class Run:
                 function, arrays, n, self.config[section].batch_size, self.mesh, first=first
             )
         except SolveError as error:
-            allowed = "; allowed are larger ones" if error.too_tight else ""
-            raise UserError(
-                f"config.{section}.rtol, config.{section}.atol: {error}{allowed}"
-            ) from error
+            keys = ", ".join(f"config.{section}.{name}" for name in error.larger)
+            line = f"{keys}: {error}; allowed are larger ones" if keys else f"{section}: {error}"
+            raise UserError(line) from error
 
     def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> DataLikelihood:
         """Compute the likelihood of items with the config's settings. Integer images get bounds of
@@ -224,7 +223,7 @@ class Run:
         settings, items = self.config.likelihood, self.space.check(data)
 
         names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
-        options: Any = {name: settings[name] for name in names}
+        options: Any = {name: settings[name] for name in (*names, "max_steps")}
         options["divergence"] = build.divergence(self.config, self.info)
 
         def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> DataLikelihood:
@@ -237,24 +236,48 @@ class Run:
         return self.in_batches("likelihood", likelihood, arrays, len(items), first)
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Run:
-    """Load a run from its workdir: the newest whole checkpoint, with the averaged weights.
+def info_of(config: ConfigDict, kept: DatasetInfo | None) -> DatasetInfo:
+    """Return the facts of a run's data: those that its workdir keeps, or of the set that the config
+    names instead of one that was only described.
+
+    Raises UserError where the network cannot be given that set.
+    """
+    name = config.data.name
+    if kept is not None and (name == kept.name or not is_only_described(kept.name)):
+        return kept
+    info = build.dataset(config)
+    if kept is not None and not (
+        info.shape == kept.shape and kept.num_classes in (0, info.num_classes)
+    ):
+        number = f" of {kept.num_classes} classes" if kept.num_classes else ""
+        raise refuse("data.name", name, f"sets of images {kept.shape}{number}, as the network's")
+    return info
+
+
+def load(
+    workdir: str | Path,
+    config: ConfigDict | None = None,
+    mesh: Mesh | None = None,
+    step: int | None = None,
+) -> Run:
+    """Load a run from its workdir, with the averaged weights.
 
     Args:
         workdir: the directory that `--mode train` filled.
         config: instead of the saved config; for other sampling or likelihood settings.
         mesh: the devices to use; all of them by default.
+        step: of the checkpoint; by default the newest that is whole.
 
     Raises:
         UserError: where there is no config or no checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = paths.local(workdir, "workdir")
     config = workdirs.load(workdir) if config is None else config
     validate(config)
-    info = build.info_of(config, workdirs.load_info(workdir))
+    info = info_of(config, workdirs.load_info(workdir))
     build.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
-    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh))
+    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh), step)
     score = build.model(config, apply, ema, levels=build.sampler(config).levels)
     return Run(config, step, score.sde, score, build.model(config, apply, ema), info, mesh)

@@ -9,6 +9,9 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from score_sde.paths import ALLOWED as PATHS
+from score_sde.paths import is_url
+
 
 class Values(NamedTuple):
     """Allowed values by a predicate."""
@@ -110,6 +113,7 @@ def _are_columns(value: tuple[Any, ...]) -> bool:
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
+PATH = Values(lambda value: not is_url(value), PATHS)
 SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
 COUNT = at_least(1)
 SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by its name alone
@@ -136,7 +140,7 @@ SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
 DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
-PROCESSES = Names("score_sde.sde:PROCESSES", "score_sde.sde:SDE")
+PROCESSES = Names("score_sde.discrete:PROCESSES", "score_sde.sde:SDE")
 NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
 SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
 PREDICTORS = Names(
@@ -164,7 +168,7 @@ _ROWS = (
     Row("seed", 0, SEED, "of training: initial weights, order of the data, noise"),
 
     Row("data.name", "digits", DATASETS, "the data set"),
-    Row("data.dir", "", TEXT, "folder of the user's files and of downloads; empty: the cache"),
+    Row("data.dir", "", PATH, "folder of the user's files and of downloads; empty: the cache"),
     Row("data.image_size", 0, SIZE, "pixels of a set that is only described; 0: its own"),
     Row("data.channels", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
@@ -220,6 +224,8 @@ _ROWS = (
     Row("training.learning_rate", 2e-4, POSITIVE, "the largest, after the warm-up"),
     Row("training.warmup_steps", 5000, at_least(0), "updates over which the rate grows linearly"),
     Row("training.schedule", "constant", words("constant cosine"), "the rate after the warm-up"),
+    Row("training.schedule_steps", None, COUNT, "updates until the cosine ends; unset: num_steps",
+        int),
     Row("training.gradient_clip", 1.0, POSITIVE, "largest norm of the gradient"),
     Row("training.beta2", 0.999, FRACTION, "Adam's decay of the second moment"),
     Row("training.weight_decay", 0.0, NOT_NEGATIVE, "AdamW's decay, times the rate"),
@@ -229,6 +235,8 @@ _ROWS = (
     Row("training.dequantize", False, SWITCH, "add uniform noise to integer pixels"),
     Row("training.t_min", 1e-5, TIME, "smallest time of training"),
     Row("training.checkpoint_every", 5000, COUNT, "updates between checkpoints"),
+    Row("training.keep", 2, COUNT, "of the newest checkpoints, so many stay"),
+    Row("training.keep_every", 0, at_least(0), "updates between checkpoints that stay; 0: none"),
     Row("training.log_every", 50, COUNT, "updates between lines of the log"),
     Row("training.sample_every", 5000, at_least(0), "updates between pictures; 0: none"),
 
@@ -241,6 +249,7 @@ _ROWS = (
     Row("sampling.t_min", None, TIME, "time of the last state; unset: the process's own", float),
     Row("sampling.condition", (), REALS, "of all samples: a number for each condition column"),
     Row("sampling.gif", False, SWITCH, "also write a film"),
+    Row("sampling.png", False, SWITCH, "also write each image by itself, of 0 to 255"),
     Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),
     Row("sampling.corrector", "none", CORRECTORS, "steps at each time"),
     Row("sampling.corrector_steps", 1, COUNT, "of the corrector at each time"),
@@ -254,6 +263,7 @@ _ROWS = (
     Row("sampling.step_control", "sample", STEP_CONTROLS, "each sample's step, or the batch's"),
     Row("sampling.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
     Row("sampling.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
+    Row("sampling.max_steps", 4096, COUNT, "steps of the flow, at most; no result depends on it"),
     Row("sampling.grid", None, GRIDS, "the times; unset: the sampler's own", str),
     Row("sampling.rho", 7.0, between(1, 100), "of the grid karras: larger, more late steps"),
     Row("sampling.eta", 0.0, between(0, 1), "how much noise a step adds"),
@@ -277,6 +287,7 @@ _ROWS = (
     Row("likelihood.num_probes", 1, COUNT, "probes of the divergence"),
     Row("likelihood.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
     Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
+    Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
 )
 # fmt: on

@@ -207,9 +207,11 @@ def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
     Tweedie's formula (x_t + sigma^2 score) / alpha."""
     denoised = getattr(score, "denoised", None)
     if denoised is not None:
-        return denoised(x, t)
-    sigma2 = expand(jnp.square(sde.sigma(t)), x)
-    return (x + sigma2 * score(x, t)) / expand(sde.alpha(t), x)
+        found: Array = denoised(x, t)
+    else:
+        sigma2 = expand(jnp.square(sde.sigma(t)), x)
+        found = (x + sigma2 * score(x, t)) / expand(sde.alpha(t), x)
+    return found.astype(x.dtype)
 
 
 def full_precision() -> Any:

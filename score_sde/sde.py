@@ -24,12 +24,9 @@ from typing import Any, ClassVar, NamedTuple, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from score_sde.errors import require
-
-NO_DATA = 170.0  # B that stands for infinity: alpha = 1e-37, ten times float32's smallest number
 
 ScoreFn = Callable[[Array, Array], Array]
 """The score grad_x log p_t(x): (x of shape (B, *shape), t of shape (B,)) -> (B, *shape)."""
@@ -203,7 +200,9 @@ class SDE:
         """The drift with this share of g^2 score taken off."""
 
         def drift(x: Array, t: Array) -> Array:
-            return self.drift(x, t) - expand(share * jnp.square(self.diffusion(t)), x) * score(x, t)
+            change = expand(share * jnp.square(self.diffusion(t)), x) * score(x, t)
+            # As x, whose dtype a solver keeps, under a score whose constants are float64.
+            return (self.drift(x, t) - change).astype(x.dtype)
 
         return drift
 
@@ -218,7 +217,7 @@ class SDE:
         return -0.5 * quadratic - dims * (0.5 * math.log(2.0 * math.pi) + jnp.log(std))
 
 
-class _ByIntegral(SDE):
+class ByIntegral(SDE):
     """What follows from B(t) = int_0^t beta: alpha = exp(-B/2)."""
 
     def integral(self, t: Array) -> Array:
@@ -234,7 +233,7 @@ class _ByIntegral(SDE):
         raise NotImplementedError
 
     def increment(self, s: Array, t: Array) -> Array:
-        """B(t) - B(s), (B,)."""
+        """B(t) - B(s) without cancellation where a process can, (B,)."""
         return self.integral(t) - self.integral(s)
 
     def log_alpha(self, t: Array) -> Array:
@@ -250,7 +249,7 @@ class _ByIntegral(SDE):
         return jnp.ones(())
 
 
-class _LinearBeta(_ByIntegral):
+class _LinearBeta(ByIntegral):
     """What VP and sub-VP share: beta(t) linear from beta_min to beta_max.
 
     Raises:
@@ -267,20 +266,18 @@ class _LinearBeta(_ByIntegral):
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integral(self, t: Array) -> Array:
-        """B(t) = beta_min t + (beta_max - beta_min) t^2 / 2, (B,) -> (B,)."""
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def inverse_integral(self, value: Array) -> Array:
-        """The t with B(t) = value, (B,) -> (B,): the root that does not cancel."""
+        # The root that does not cancel.
         slope = self.beta_max - self.beta_min
         return 2.0 * value / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * value))
 
     def increment(self, s: Array, t: Array) -> Array:
-        """B(t) - B(s) without cancellation, (B,)."""
         return (t - s) * (self.beta_min + 0.5 * (s + t) * (self.beta_max - self.beta_min))
 
 
-class _VP(_ByIntegral):
+class VP(ByIntegral):
     """Variance-preserving: sigma^2 = 1 - exp(-B) (Song et al. 2021, eq. 32 and 33)."""
 
     def sigma(self, t: Array) -> Array:
@@ -301,64 +298,8 @@ class _VP(_ByIntegral):
         return jnp.exp(-0.5 * increment), jnp.sqrt(-jnp.expm1(-increment))
 
 
-class VPSDE(_LinearBeta, _VP):
+class VPSDE(_LinearBeta, VP):
     """Variance-preserving with beta(t) linear in t (Song et al. 2021, eq. 32 and 33)."""
-
-
-class DiscreteVPSDE(_VP):
-    """Variance-preserving through the N levels of a chain: x_k = sqrt(1 - beta_k) x_{k-1} +
-    sqrt(beta_k) z (Ho et al. 2020, eq. 2 and 4), with any betas.
-
-    Level k = 0 ... N - 1 is the time k / (N - 1). There the noise is the chain's own: B(t) = -sum_j
-    log(1 - beta_j), j = 0 ... k. B is linear in t between two levels. So sigma(0) is sqrt(beta_0),
-    not 0, as it is the least noise that a network of this chain has seen.
-
-    Attributes:
-        betas: beta_0 ... beta_{N-1}, above 0 and below 1. The last may be 1: then alpha(T) = 0
-            (Lin et al. 2024, arXiv:2305.08891).
-
-    Raises:
-        ValueError: other betas, or fewer than two.
-    """
-
-    t_min: ClassVar[float] = 1e-5
-    betas: Any
-
-    def __post_init__(self) -> None:
-        if isinstance(self.betas, tuple | list):  # else it is an array already, or a tracer
-            betas = np.asarray(self.betas, np.float64)
-            ok = betas.ndim == 1 and len(betas) > 1 and bool(np.all(betas > 0.0))
-            ok = ok and bool(np.all(betas[:-1] < 1.0)) and bool(betas[-1] <= 1.0)
-            allowed = "at least two numbers above 0 and below 1, the last up to 1"
-            require(ok, "betas", self.betas if len(self.betas) < 5 else "(...)", allowed)
-            object.__setattr__(self, "betas", jnp.asarray(betas, jnp.float32))
-
-    def __repr__(self) -> str:
-        return f"DiscreteVPSDE of {len(self.betas)} betas"
-
-    @property
-    def integrals(self) -> Array:
-        """B of the levels, rising, (N,). Where the last beta is 1, alpha is next to the smallest
-        number of float32 instead of 0, so that its logarithm is finite."""
-        kept = -jnp.log1p(-self.betas)
-        return jnp.minimum(jnp.cumsum(kept), NO_DATA)
-
-    def integral(self, t: Array) -> Array:
-        return jnp.interp(t, *self._levels(t.dtype))
-
-    def inverse_integral(self, value: Array) -> Array:
-        return jnp.interp(value, *reversed(self._levels(value.dtype)))
-
-    def _levels(self, dtype: Any) -> tuple[Array, Array]:
-        """The times of the levels and B there."""
-        return jnp.linspace(0.0, self.T, len(self.betas), dtype=dtype), self.integrals.astype(dtype)
-
-    def beta(self, t: Array) -> Array:
-        """beta(t), (B,) -> (B,): (N - 1) times B's increment between the levels about t."""
-        last = len(self.betas) - 1
-        after = jnp.clip(jnp.ceil(t / self.T * last).astype(jnp.int32), 1, last)
-        integrals = self.integrals
-        return (last / self.T * (integrals[after] - integrals[after - 1])).astype(t.dtype)
 
 
 class SubVPSDE(_LinearBeta):
@@ -434,13 +375,8 @@ class VESDE(SDE):
         return jnp.ones_like(t), self.sigma(s) * jnp.sqrt(growth)
 
 
-PROCESSES: dict[str, type[SDE]] = {
-    "vp": VPSDE,
-    "subvp": SubVPSDE,
-    "ve": VESDE,
-    "vp_discrete": DiscreteVPSDE,
-}
-"""The processes by the names that configs give them."""
+PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
+"""The processes by the names that configs give them. `score_sde.discrete` adds that of a chain."""
 
 
 def _require_rising(**constants: object) -> None:

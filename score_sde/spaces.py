@@ -59,11 +59,19 @@ from jax.typing import ArrayLike
 from score_sde.errors import require
 
 DEQUANTIZATIONS = ("uniform", "truncated_normal")
+THREEFRY = "threefry2x32"
 
 
 def item_keys(key: Array, num: int, first: int | Array = 0) -> Array:
     """A key for each of the items first ... first + num - 1, (num,): what is drawn for an item does
-    not depend on how many are drawn at a time."""
+    not depend on how many are drawn at a time.
+
+    The keys are threefry's. Those of JAX's other generators draw other numbers for an item in
+    another batch; one of them is folded into a key of threefry's."""
+    if f"{jax.random.key_impl(key)}" != THREEFRY:
+        words, key = jax.random.key_data(key), jax.random.key(0, impl=THREEFRY)
+        for word in words:
+            key = jax.random.fold_in(key, word)
     return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(num))
 
 

@@ -11,6 +11,7 @@ from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key, validate
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError, one_line
+from score_sde.paths import written
 from score_sde.schema import SCHEMA
 
 FILE = "config.json"
@@ -19,9 +20,12 @@ FILE = "config.json"
 AFTERWARDS: tuple[str, ...] = ("sampling.", "likelihood.", "eval.", "data.dir")
 WHEN_TRAINING: tuple[str, ...] = (
     "training.num_steps",
+    "training.schedule_steps",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",
+    "training.keep",
+    "training.keep_every",
     *AFTERWARDS,
 )
 
@@ -110,10 +114,8 @@ def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
     """
     path = workdir / FILE
     partial = path.with_suffix(".partial")
-    try:
+    with written(path):
         workdir.mkdir(parents=True, exist_ok=True)
         partial.write_text(to_json(config, info))
         os.replace(partial, path)  # whole or not at all
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path

@@ -9,6 +9,7 @@ from score_sde import build
 from score_sde.config import changed, default, validate
 from score_sde.data import describe
 from score_sde.errors import UserError
+from score_sde.run import info_of
 
 SMALL = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)}
 VE = {"sde.name": "ve", "model.parameterization": "score", "model.centered": False}
@@ -50,10 +51,10 @@ def test_the_data_of_a_converted_run_can_be_named_afterwards():
     """By a set of images that the network can be given."""
     kept = describe("images", image_size=8, channels=1)
     config = changed(default(), {"data.name": "digits"})
-    assert build.info_of(config, kept) == describe("digits")
-    assert build.info_of(changed(config, {"data.name": "images"}), kept) == kept
-    assert build.info_of(config, None) == describe("digits")
+    assert info_of(config, kept) == describe("digits")
+    assert info_of(changed(config, {"data.name": "images"}), kept) == kept
+    assert info_of(config, None) == describe("digits")
     for other in ({"channels": 3}, {"image_size": 16}, {"num_classes": 7}):
         sizes = {"image_size": 8, "channels": 1, "num_classes": 0} | other
         with pytest.raises(UserError, match=r"data.name = 'digits': allowed are sets of images"):
-            build.info_of(config, describe("images", **sizes))
+            info_of(config, describe("images", **sizes))

@@ -1,7 +1,10 @@
 """The command line as a user types it: the line that each mistake gives."""
 
+from pathlib import Path
+
 import pytest
 
+from score_sde import cli, paths, presets
 from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 
@@ -90,8 +93,8 @@ MISTAKES = {
     "unknown key that is part of others": (
         ["--mode=train", "--config.sampling.step=5"],
         "error: config.sampling.step = '5': no such key; closest are "
-        "config.sampling.corrector_steps, config.sampling.num_steps, config.sampling.step_control, "
-        "config.sampling.step_size, config.sampling.steps_per_level",
+        "config.sampling.corrector_steps, config.sampling.max_steps, config.sampling.num_steps, "
+        "config.sampling.step_control, config.sampling.step_size, config.sampling.steps_per_level",
     ),
     "unknown key like no other": (
         ["--mode=train", "--config.x=5"],
@@ -166,9 +169,92 @@ MISTAKES = {
         ["--mode=train", "--workdir=/dev/null/run"],
         "error: --workdir = '/dev/null/run': /dev/null is not a directory one may write to",
     ),
+    "output of a mode that writes into its workdir": (
+        ["--mode=train", "--output=out"],
+        "error: --output = 'out': goes with --mode sample, likelihood, interpolate only",
+    ),
+    "output empty": (
+        ["--mode=sample", "--output="],
+        "error: --output: a value is missing",
+    ),
     "workdir empty": (
         ["--mode=train", "--workdir="],
         "error: --workdir = '': not a directory",
+    ),
+    "workdir in a bucket": (
+        ["--mode=train", "--workdir=gs://bucket/run"],
+        "error: --workdir = 'gs://bucket/run': allowed are paths of this machine; mount a bucket, "
+        "or copy its files",
+    ),
+    "run in a bucket": (
+        ["--mode=sample", "--workdir", "s3://bucket/run"],
+        "error: --workdir = 's3://bucket/run': allowed are paths of this machine",
+    ),
+    "preset at an address": (
+        ["--mode=train", "--config=https://example.org/mine.py:small"],
+        "error: --config = 'https://example.org/mine.py': allowed are paths of this machine",
+    ),
+    "data in a bucket": (
+        ["--mode=train", DIGITS, "--config.data.dir=gs://bucket/data"],
+        "error: config.data.dir = 'gs://bucket/data': allowed are paths of this machine",
+    ),
+    "source at an address": (
+        ["--mode=convert", "--source=https://example.org/model.pth", DIGITS],
+        "error: --source = 'https://example.org/model.pth': allowed are paths of this machine",
+    ),
+    "target in a bucket": (
+        ["--mode=export", "--target=s3://bucket/out"],
+        "error: --target = 's3://bucket/out': allowed are paths of this machine",
+    ),
+    "home of nobody": (
+        ["--mode=train", "--workdir=~no.such.user/run"],
+        "error: --workdir = '~no.such.user/run': no home folder of ~no.such.user; set HOME, or "
+        "write it out",
+    ),
+    "step that is no number": (
+        ["--mode=sample", "--step=last"],
+        "error: --step = 'last': allowed are steps of checkpoints",
+    ),
+    "step of a training": (
+        ["--mode=train", "--step=4"],
+        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate only",
+    ),
+    "step without value": (
+        ["--mode=likelihood", "--step="],
+        "error: --step: a value is missing",
+    ),
+    "source of another mode": (
+        ["--mode=train", "--source=model.pth"],
+        "error: --source = 'model.pth': goes with --mode convert only",
+    ),
+    "source missing": (
+        ["--mode=convert", DIGITS],
+        "error: --source: missing; --mode convert needs it",
+    ),
+    "source that is not there": (
+        ["--mode=convert", DIGITS, "--source=model.pth"],
+        "error: --source = 'model.pth': no such file or folder",
+    ),
+    "weights that are none": (
+        ["--mode=convert", DIGITS, "--source=model.pth", "--weights=ema"],
+        "error: --weights = 'ema': allowed are averaged, raw",
+    ),
+    "target missing": (
+        ["--mode=export"],
+        "error: --target: missing; --mode export needs it",
+    ),
+    "target that is not empty": (
+        ["--mode=export", "--target=/dev"],
+        "error: --target = '/dev': not empty; allowed are new or empty directories",
+    ),
+    "checkpoints kept that are never made": (
+        ["--mode=train", DIGITS, "--config.training.keep_every=7"],
+        "error: config.training.keep_every = 7: allowed are 0, multiples of "
+        "config.training.checkpoint_every = ",
+    ),
+    "no checkpoint kept": (
+        ["--mode=train", DIGITS, "--config.training.keep=0"],
+        "error: config.training.keep = 0: allowed are integers of at least 1",
     ),
 }
 
@@ -177,6 +263,36 @@ MISTAKES = {
 def test_a_mistake_is_told_in_one_line(tmp_path, arguments, said):
     assert refused(*arguments, cwd=tmp_path).startswith(said)
 
+
+def test_a_tilde_is_the_home_wherever_a_path_is_given(tmp_path, monkeypatch):
+    """No shell replaces one within a word."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model.pth").touch()
+    train = cli.parse(["--mode=train", "--workdir=~/run", DIGITS])
+    assert train.workdir == tmp_path / "run"
+    convert = cli.parse(["--mode=convert", "--source=~/model.pth", "--workdir=~/other", DIGITS])
+    assert convert.workdir == tmp_path / "other"
+    assert convert.options["source"] == tmp_path / "model.pth"
+    (tmp_path / "mine.py").write_text(MINE)
+    assert presets.load("~/mine.py:small").name == "mine-small"
+
+
+def test_a_folder_may_have_a_colon(tmp_path):
+    """One that is named by a time; every absolute path of Windows has one, too."""
+    folder = tmp_path / "2026-01-01T10:00"
+    folder.mkdir()
+    (folder / "mine.py").write_text(MINE)
+    assert presets.load(str(folder / "mine.py")).name == "mine"
+    assert presets.load(f"{folder / 'mine.py'}:small").name == "mine-small"
+    assert paths.local("C:/runs", "--workdir") == Path("C:/runs")  # a drive is no scheme
+
+
+MINE = """
+from score_sde import presets
+
+def get_config(variant=""):
+    return presets.load("vp_digits")
+"""
 
 PRESETS_OF_USERS = {
     "syntax error": ("def get_config(:\n", "line 1: invalid syntax"),
@@ -237,9 +353,13 @@ def test_a_mistake_is_told_without_jax(run_python):
     assert done.stdout.startswith("2 ") and "jax" not in done.stdout, done.stdout + done.stderr
 
 
-def test_devices_that_do_not_divide_the_batch(tmp_path):
-    flags = "--xla_force_host_platform_device_count=3"
-    done = process("--mode=train", cwd=tmp_path, XLA_FLAGS=flags)
+@pytest.mark.parametrize(
+    "variable",
+    [{"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, {"JAX_NUM_CPU_DEVICES": "3"}],
+    ids=lambda variable: next(iter(variable)),
+)
+def test_devices_that_do_not_divide_the_batch(tmp_path, variable):
+    done = process("--mode=train", cwd=tmp_path, **variable)
     line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"
     assert (done.returncode, done.stderr) == (2, line)
     assert not any(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from score_sde import build, workdirs
+from score_sde import build, overrides, workdirs
 from score_sde.config import changed, default, flat, resolve, validate
 from score_sde.errors import UserError
 from score_sde.schema import SCHEMA, SWITCH, TEXT
@@ -49,7 +49,7 @@ def test_every_row_allows_its_default_and_says_what_it_is():
         assert (row.unset is None) == (row.default is not None), row.key
         assert row.help and row.allowed.words, row.key
         assert (row.allowed is SWITCH) == (row.kind is bool), row.key
-    assert {row.key for row in SCHEMA.values() if row.allowed is TEXT} == {"name", "data.dir"}
+    assert {row.key for row in SCHEMA.values() if row.allowed is TEXT} == {"name"}
 
 
 @pytest.mark.parametrize("key", ["sde.name", "model.name", "sampling.method"])
@@ -69,6 +69,7 @@ def test_the_schemas_defaults_are_the_objects_own(key):
 IMPOSSIBLE = {
     "seed": -1,
     "data.name": "mnist",
+    "data.dir": "gs://bucket/data",
     "data.image_size": -8,
     "data.channels": -1,
     "data.num_classes": 10**6,
@@ -109,6 +110,7 @@ IMPOSSIBLE = {
     "training.learning_rate": float("nan"),
     "training.warmup_steps": -1,
     "training.schedule": "linear",
+    "training.schedule_steps": 0,
     "training.gradient_clip": 0.0,
     "training.beta2": 1.0,
     "training.weight_decay": -0.1,
@@ -116,6 +118,8 @@ IMPOSSIBLE = {
     "training.loss": "elbo",
     "training.t_min": 0.0,
     "training.checkpoint_every": 0,
+    "training.keep": 0,
+    "training.keep_every": -1,
     "training.log_every": 0,
     "training.sample_every": -1,
     "sampling.seed": 2**32,
@@ -145,6 +149,7 @@ IMPOSSIBLE = {
     "sampling.churn_noise": 0.0,
     "sampling.rtol": 1e-8,
     "sampling.atol": -1e-5,
+    "sampling.max_steps": 0,
     "likelihood.seed": -1,
     "likelihood.split": "valid",
     "likelihood.num_images": -1,
@@ -155,6 +160,7 @@ IMPOSSIBLE = {
     "likelihood.num_probes": 0,
     "likelihood.rtol": 0.0,
     "likelihood.atol": 0.0,
+    "likelihood.max_steps": 0,
     "likelihood.t_min": 2.0,
 }
 
@@ -270,6 +276,7 @@ CONTRADICTIONS = [
         *("model.condition", "time with", "num_levels = 1000"),
     ),
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
+    ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
     ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
 ]
@@ -325,6 +332,20 @@ def test_an_optional_number_survives_json():
     again = workdirs.from_json(as_json(valid()))
     assert again.sampling.t_min is None
     assert changed(again, {"sampling.t_min": 1e-4}).sampling.t_min == 1e-4
+
+
+def test_of_a_tuple_given_twice_the_last_holds():
+    """As of every other key. ml_collections would join the two."""
+    key = "--config.model.multipliers"
+    for arguments, found in (
+        ((f"{key}=(8,)", f"{key}=(16,)"), (16,)),
+        ((key, "1,2", "--config.seed=1", key, "3"), (3,)),
+        ((f"{key}=(8,)", key, "4,5"), (4, 5)),
+        ((key, "4,5", f"{key[1:]}=()"), ()),
+    ):
+        assert overrides.apply(valid(), arguments).model.multipliers == found
+    both = ("--config.model.multipliers=1", "--config.model.attention_resolutions=2")
+    assert overrides.apply(valid(), both).model.attention_resolutions == (2,)
 
 
 def test_changing_a_copy_leaves_the_config_alone():

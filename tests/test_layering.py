@@ -29,6 +29,7 @@ class Room(NamedTuple):
 ROOMS = {
     # 0: what everybody may know
     "score_sde.errors": Room(0, ()),
+    "score_sde.paths": Room(0, (), neighbours=("score_sde.errors",)),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.discrete": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
@@ -57,13 +58,14 @@ ROOMS = {
     ),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
     # Its last check makes the objects of a config, so it knows `build`, within that function.
-    "score_sde.schema": Room(5, ()),
+    "score_sde.schema": Room(5, (0,)),  # what a path is
     "score_sde.config": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
     ),
     "score_sde.workdirs": Room(
         5, (0, 3), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
+    "score_sde.locks": Room(5, (0,)),
     "score_sde.presets": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
     ),
@@ -79,7 +81,7 @@ ROOMS = {
         ("ml_collections",),
         neighbours=(
             *("score_sde.config", "score_sde.presets"),
-            *("score_sde.overrides", "score_sde.workdirs"),
+            *("score_sde.overrides", "score_sde.workdirs", "score_sde.locks"),
         ),
     ),
     "score_sde.build": Room(
@@ -89,13 +91,19 @@ ROOMS = {
         neighbours=("score_sde.schema", "score_sde.config"),
     ),
     "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
+    "score_sde.latents": Room(
+        5,
+        (0, 1, 2),
+        ("jax",),
+        neighbours=("score_sde.build", "score_sde.batches", "score_sde.run"),
+    ),
     "score_sde.run": Room(
         5,
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
             *("score_sde.config", "score_sde.workdirs"),
-            *("score_sde.build", "score_sde.batches"),
+            *("score_sde.build", "score_sde.batches", "score_sde.latents"),
         ),
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.

@@ -165,20 +165,21 @@ def test_a_flow_that_no_solve_follows_is_an_error(diverged, mode):
     number = 1 if mode == "sample" else 2
     line = done.stderr.rstrip("\n").splitlines()[-1]
     assert line.startswith("error: config.sampling.rtol, config.sampling.atol: ")
-    assert f"{number} of {number}" in line and "4096" in line
+    assert f"{number} of {number}" in line and "its steps fell below rounding" in line
     assert line.endswith("; allowed are larger ones")
     assert "Traceback" not in done.stderr and sorted(diverged.iterdir()) == before
 
 
 def test_a_flow_that_is_not_finite_is_not_blamed_on_the_tolerances(tiny_run, tmp_path):
-    """Larger ones would not help."""
-    workdir = with_weights(tiny_run("digits", tmp_path), lambda leaf: np.full_like(leaf, np.nan))
+    """Larger ones would not help. These weights are finite, and their products are not."""
+    workdir = with_weights(tiny_run("digits", tmp_path), lambda leaf: np.full_like(leaf, 1e38))
     few = ["--config.sampling.num_samples=1", "--config.sampling.method=ode"]
     few.append("--config.sampling.solver=heun")
     done = command("--mode=sample", "--workdir", workdir, *few, cwd=ROOT)
     assert done.returncode == 2, done.stdout + done.stderr
     line = done.stderr.rstrip("\n").splitlines()[-1]
-    assert "1 of 1" in line and "not a finite number" in line and "larger" not in line
+    assert line.startswith("error: sampling: the solve failed for 1 of 1 samples: the score")
+    assert "not a finite number" in line and "larger" not in line and "rtol" not in line
     assert "Traceback" not in done.stderr and not (workdir / "samples.npz").exists()
 
 
@@ -245,6 +246,36 @@ def test_interpolation_between_held_out_images(workdir, trained):
             wrong()
 
 
+def test_interpolations_are_gone_on_with_or_kept(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    settings = (*LOOSE, "--config.sampling.num_between=1", "--config.sampling.batch_size=3")
+
+    def interpolate(number, *arguments):
+        number = f"--config.sampling.num_pairs={number}"
+        at = ("--mode=interpolate", "--workdir", workdir)
+        told = succeed(*at, *settings, number, *arguments, cwd=tmp_path)
+        with np.load(workdir / "interpolation.npz") as arrays:
+            return told, dict(arrays)
+
+    _, whole = interpolate(3)
+    (workdir / "interpolation.npz").rename(tmp_path / "whole.npz")
+    told, part = interpolate(2)  # the picture is of three pairs: it is kept
+    assert "missing; what lay beside it is now interpolation.old.png" in told
+    told, three = interpolate(3)
+    assert "2 items of these settings; going on after them" in told
+    assert three.keys() == whole.keys() == part.keys()
+    for name, array in three.items():
+        np.testing.assert_array_equal(array, whole[name], err_msg=name)
+    before = (workdir / "interpolation.npz").read_bytes()
+    told, _ = interpolate(1)
+    assert "the first 1 of them follow" in told and "1 pairs, 1 between: NFE " in told
+    assert (workdir / "interpolation.npz").read_bytes() == before
+    told, other = interpolate(1, "--config.sampling.rtol=0.2")
+    assert "of another flow; it is now interpolation.old2.npz, interpolation.old2.png" in told
+    assert (workdir / "interpolation.old2.npz").read_bytes() == before
+    assert len(other["images"]) == 1
+
+
 def test_mistakes_of_an_interpolation_are_told_in_one_line(workdir, trained):
     for arguments, said in (
         (
@@ -309,10 +340,41 @@ def test_the_same_command_resumes_and_another_number_of_steps_goes_on(tiny_run, 
     assert "1500 images of digits" in told and "config: runs/vp_digits/config.json" in told
     checkpoints = workdir / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4"]
-    more = "--config.training.num_steps=5"
-    succeed("--mode=train", "--workdir=runs/vp_digits", more, cwd=tmp_path)
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "5"]
+    assert "learning rate" not in told
+    # The cosine would be stretched: 3/4 of 4 steps, 4/5 of 5.
+    go_on = ("--mode=train", "--workdir=runs/vp_digits", "--config.training.num_steps=5")
+    keep = "--config.training.schedule_steps=4"
+    told = succeed(*go_on, "--config.training.keep=3", cwd=tmp_path)
+    last, next_one = (6e-3 * 0.5 * (1 + np.cos(np.pi * share)) for share in (3 / 4, 4 / 5))
+    note = f"note: step 4 has the learning rate {next_one:.2g}, not {last:.2g}; {keep} keeps"
+    assert note in told
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4", "5"]
     assert workdirs.load(workdir).training.num_steps == 5
+
+
+def test_a_checkpoint_can_be_chosen(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    told = succeed("--mode=config", f"--workdir={workdir}", cwd=tmp_path)
+    assert "checkpoints: step, date, loss" in told
+    found = [line.split() for line in told.splitlines()[-2:]]
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+    assert [(line[0], line[-1]) for line in found] == [
+        (step, f"{loss:.4g}") for step, loss in zip("24", losses, strict=True)
+    ]
+    succeed("--mode=sample", "--step=2", *FEW, cwd=tmp_path)
+    assert np.load(workdir / "samples.npz")["step"] == 2
+    told = succeed(
+        "--mode=export", f"--workdir={workdir}", "--step=2", "--target=out", cwd=tmp_path
+    )
+    assert "after 2 steps" in told
+    run = score_sde.load(workdir, step=2)
+    assert run.step == 2
+    newest = jax.tree.leaves(score_sde.load(workdir).score.params)
+    chosen = jax.tree.leaves(run.score.params)
+    assert any((a != b).any() for a, b in zip(newest, chosen, strict=True))
+    done = command("--mode=likelihood", "--step=3", f"--workdir={workdir}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: step = 3: not in " in done.stderr and "allowed are 2, 4" in done.stderr
 
 
 TWO = """
@@ -373,7 +435,8 @@ CHANGES = {
         ["--mode=train", DIGITS, *KINDS["digits"], *DIFFERENT],
         "error: config.model.dropout = 0.0 (0.05 in runs/vp_digits), config.sde.beta_max = 10.0 "
         "(20.0 in runs/vp_digits): --mode train may change training.num_steps, "
-        "training.log_every, training.sample_every, training.checkpoint_every, " + MAY,
+        "training.schedule_steps, training.log_every, training.sample_every, "
+        "training.checkpoint_every, training.keep, training.keep_every, " + MAY,
     ),
     "impossible override": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.sampling.predictor=heun"],

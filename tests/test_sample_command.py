@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from score_sde.modes.files import signals_wait, whole
 from tests.commands import ROOT, begin, command, succeed
@@ -46,7 +47,7 @@ def terminated(workdir, number):
     process.terminate()
     told, more = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said.decode() + more
-    assert "interrupted; what was done by then is in the workdir" in more
+    assert "interrupted; what was done by then is kept" in more
     return told
 
 
@@ -101,12 +102,25 @@ def test_what_was_drawn_is_gone_on_with_or_kept(tiny_run, tmp_path):
     told = sample(workdir, *four, "--config.sampling.seed=1")
     assert f"{workdir / 'samples.gif'}: the film of an earlier command" in told
 
-    # What cannot be read is kept, too; its picture and film go with it.
+    # Single images for other tools, without drawing again; a picture that is missing is made.
+    (workdir / "samples.png").unlink()
+    told = sample(workdir, *four, "--config.sampling.seed=1", "--config.sampling.png")
+    assert "nothing to compute" in told and f"of 0 to 255: {workdir / 'samples_png'}\n" in told
+    assert (workdir / "samples.png").exists()
+    each = [Image.open(workdir / "samples_png" / f"{n:06d}.png") for n in range(4)]
+    assert len(list((workdir / "samples_png").iterdir())) == 4 and each[0].mode == "L"
+    stored = values(workdir)
+    assert stored["arr_0_is"] == "images x 255/16, rounded"
+    np.testing.assert_array_equal(each, np.rint(stored["images"][..., 0] * (255 / 16)))
+
+    # What cannot be read is kept, too; its pictures and film go with it.
     (workdir / "samples.npz").write_bytes(b"of another program")
     told = sample(workdir, *four)
     assert "not as this version writes it" in told and "it is now samples.old2.npz" in told
     assert (workdir / "samples.old2.npz").read_bytes() == b"of another program"
     assert (workdir / "samples.old2.gif").exists() and not (workdir / "samples.gif").exists()
+    assert len(list((workdir / "samples_png.old2").iterdir())) == 4
+    assert not (workdir / "samples_png").exists()
     np.testing.assert_array_equal(values(workdir)["images"], eight["images"][:4])
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.discrete import discretization
-from score_sde.sde import SDE, VPSDE, DiscreteVPSDE
+from score_sde.discrete import DiscreteVPSDE, discretization
+from score_sde.sde import SDE, VPSDE
 from tests.cases import PROCESSES, PUBLISHED, recorded_score
 
 # The original's own float32 cancels here (the references' README and solver_steps.json): the

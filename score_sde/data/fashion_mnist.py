@@ -50,6 +50,8 @@ FILES = {
         ),
     ),
 }
+# Where torchvision puts them, within the folder that it is given.
+TORCHVISION_FOLDER = Path("FashionMNIST", "raw")
 # Of Debian's package dataset-fashion-mnist: the same data, its gzip headers without name and time.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -74,7 +76,7 @@ def load(
     images, labels = files or FILES[split]
 
     def read_files(folder: Path) -> Arrays | None:
-        for place in (folder, system_folder):
+        for place in (folder, folder / TORCHVISION_FOLDER, system_folder):
             arrays = _read_pair(place, images.name, labels.name, INFO.splits[split])
             if arrays is not None:
                 return arrays

@@ -21,6 +21,7 @@ import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.errors import UserError, one_line
+from score_sde.paths import local
 
 _FEWEST = 10  # rows, so that a tenth is one
 
@@ -77,7 +78,7 @@ def _split(arrays: Mapping[str, np.ndarray], split: str) -> Arrays:
 
 def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
     """The file's path and its arrays, held against the module's docstring."""
-    path = Path(data_dir or "").expanduser()
+    path = local(data_dir or "", "config.data.dir")
     if not data_dir or not path.is_file():
         raise UserError(
             f"config.data.dir = {data_dir!r}: allowed is the path of a .npz file with an array x"

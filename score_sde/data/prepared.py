@@ -33,7 +33,7 @@ tfds.builder(name, data_dir=folder, file_format="array_record").download_and_pre
 
 def default_folder() -> Path:
     """Where TFDS itself puts its sets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def find(folder: Path, name: str) -> Path | None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from score_sde import paths
 from score_sde.data import prepared
 from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.errors import UserError
@@ -11,10 +12,7 @@ from score_sde.errors import UserError
 
 def cache_folder(name: str) -> Path:
     """Where downloads go by default: $XDG_CACHE_HOME/score_sde/NAME, ~/.cache in its absence."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "score_sde" / name
+    return paths.cache("config.data.dir") / name
 
 
 def load_in_order(
@@ -42,7 +40,7 @@ def load_in_order(
     Raises:
       UserError: one line. Damaged files end the search: a run must not read others silently.
     """
-    folder = Path(data_dir).expanduser() if data_dir else cache_folder(info.name)
+    folder = paths.local(data_dir, "config.data.dir") if data_dir else cache_folder(info.name)
     _check_folder(folder)
     places = [folder] if data_dir else [prepared.default_folder(), folder]
     failures = []

@@ -4,14 +4,31 @@ Only `start` imports JAX. A mode that needs no devices does without.
 """
 
 import os
+import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from score_sde import workdirs
+from score_sde import paths, workdirs
 from score_sde.config import changed, default, flat
+from score_sde.errors import UserError, one_line
+
+# The settings of JAX on which a command's numbers depend, and their values: what the environment
+# says is reported and has no effect.
+NUMBERS = {
+    "jax_enable_x64": False,  # results say float32
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_debug_nans": False,  # a failed solve ends as nan, to be reported
+    "jax_debug_infs": False,
+}
 
 
 def start(batch_size: int) -> int:
@@ -25,20 +42,57 @@ def start(batch_size: int) -> int:
 
     Returns:
         the number of devices.
+
+    Raises:
+        UserError: there is no such device as JAX_PLATFORMS asks for.
     """
     import jax
 
+    settings: Any = jax.config
+    for name, value in NUMBERS.items():
+        if (found := getattr(settings, name)) != value:
+            print(f"note: {name.upper()} = {found} has no effect here; commands take {value}")
+            settings.update(name, value)
+    if precision := settings.jax_default_matmul_precision:
+        rounded = "what training and samplers compute differs by rounding from that without it"
+        print(f"note: JAX_DEFAULT_MATMUL_PRECISION = {precision}: {rounded}")
     _cores_as_devices(batch_size)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # which JAX reads itself
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "score_sde" / "jax"))
+    _keep_programs()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of every save that it waits for
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX_PLATFORMS = {settings.jax_platforms!r}: {one_line(error)[:200]}; allowed are "
+            "platforms that this machine and this installation of JAX have, such as cpu"
+        ) from error
+    print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    return len(devices)
+
+
+def _keep_programs() -> None:
+    """Have JAX keep compiled programs on disk, if there is a folder for them."""
+    import jax
+
     # The small programs that make a network add up to more than the large ones: keep them all.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of every save that it waits for
-    devices = jax.devices()
-    print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
-    return len(devices)
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # which JAX reads itself
+    if given is not None and (not given or paths.is_url(given)):
+        return
+    try:
+        folder = Path(given) if given else paths.cache("cache") / "jax"
+        with paths.written(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    except UserError as error:
+        print(
+            f"note: compiled programs are not kept: {error}; JAX_COMPILATION_CACHE_DIR moves them"
+        )
+        jax.config.update("jax_compilation_cache_dir", None)
+    # The disk may be full later on.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
 
 
 def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
@@ -65,9 +119,12 @@ def _cores_as_devices(batch_size: int) -> None:
     XLA spreads a large convolution over the cores, but runs the many small operations of a network
     on one: with a part of the batch for each of two cores the digits' step takes about 0.7 of the
     time (without dropout, see benchmarks). Each gets 8 images at least. Nothing changes where
-    XLA_FLAGS say how many devices there are, or for other devices than the CPU's.
+    XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many devices there are, or for other devices than the
+    CPU's.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     import jax
 

@@ -8,13 +8,14 @@ from ml_collections import ConfigDict
 from score_sde import build
 from score_sde.config import flat
 from score_sde.schema import SCHEMA
+from score_sde.training.checkpoints import listing
 
 COLUMNS, LEFT = 100, 48  # of a line; of mark, key and value
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Print the config. Nothing is written, and no device is started."""
-    del workdir
+    """Print the config, and the checkpoints of a run. Nothing is written, and no device is
+    started."""
     print(f"{config.name}: * differs from the default, - is not used beside the other values\n")
     values, unused = flat(config), build.unused(config)
     section = ""
@@ -25,6 +26,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 print()
             mark = ("*" if values[key] != row.default else " ") + ("-" if key in unused else " ")
             print(_entry(mark, key, values[key], f"{row.help} ({row.allowed.words})"))
+    if there := listing(workdir):
+        print("\ncheckpoints: step, date, loss", *there, sep="\n")
 
 
 def _entry(mark: str, key: str, value: object, text: str) -> str:

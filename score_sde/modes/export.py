@@ -9,10 +9,10 @@ from score_sde.modes import start
 from score_sde.run import load
 
 
-def run(config: ConfigDict, workdir: Path, target: Path) -> None:
+def run(config: ConfigDict, workdir: Path, target: Path, step: int | None) -> None:
     """Write `model.safetensors` and `config.json` into the target, a new or empty folder."""
     start(1)
-    loaded = load(workdir, config)
+    loaded = load(workdir, config, step=step)
     arrays = convert.flattened(loaded.score.params)
     target.mkdir(parents=True, exist_ok=True)
     weights = convert.exported.write(target, arrays, loaded.step)

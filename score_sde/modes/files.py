@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from jax.typing import ArrayLike
 
-from score_sde.errors import UserError
+from score_sde.paths import written
 
 
 @contextmanager
@@ -24,15 +24,16 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         UserError: it cannot be written. The file that was there stays.
     """
     partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    with written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
 @contextmanager

@@ -25,12 +25,12 @@ VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
 # The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
 # the batch's size they depend by rounding only, and a smaller batch needs less memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
-NOT = ("data.dir", "likelihood.num_images", "likelihood.batch_size")
+NOT = ("data.dir", *(f"likelihood.{key}" for key in ("num_images", "batch_size", "max_steps")))
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Write `likelihood.npz`, one value for each item in the data set's order, and their summary,
-    `likelihood.json`; print it.
+def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
+    """Write into the output `likelihood.npz`, one value for each item in the data set's order, and
+    their summary, `likelihood.json`; print it.
 
     Both are rewritten after each batch, whole or not at all. Items that `likelihood.npz` already
     holds for the same weights, data and settings are not computed again. So an interrupted run
@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.likelihood
     start(settings.batch_size)
-    trained = load(workdir, config)
+    trained = load(workdir, config, step=step)
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")
@@ -47,10 +47,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names = build.condition_names(config, trained.info)
     given = {name: arrays.condition[name] for name in names}
     usual = flat(default())  # of keys younger than the file
-    table = Table(workdir / VALUES, _depends(trained, arrays), beside=(SUMMARY,), usual=usual)
+    table = Table(output / VALUES, _depends(trained, arrays), beside=(SUMMARY,), usual=usual)
     table.report(wanted)
     if len(table):  # a kill may have come between the two files
-        _write_summary(workdir, trained, _values(table), wanted)
+        _write_summary(output, trained, _values(table), wanted)
     condition = leading(given, wanted)
     batches = trained.likelihood_batches(
         jax.random.key(settings.seed), arrays.x[:wanted], condition, first=len(table)
@@ -60,11 +60,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
             table.add(part._asdict())
             with signals_wait():
                 table.save(wanted)
-                summary = _write_summary(workdir, trained, _values(table), wanted)
+                summary = _write_summary(output, trained, _values(table), wanted)
             bar.done(len(part.nfe), _figure(summary))
     print(_in_words(_summary(trained, leading(_values(table), wanted), wanted)))
     stored = len(table)
-    print(f"result: {workdir / SUMMARY}{f', of all {stored}' if stored > wanted else ''}")
+    print(f"result: {output / SUMMARY}{f', of all {stored}' if stored > wanted else ''}")
 
 
 # --- What is kept ---------------------------------------------------------------------------------
@@ -98,10 +98,10 @@ def _values(table: Table) -> DataLikelihood:
 
 
 def _write_summary(
-    workdir: Path, trained: Run, values: DataLikelihood, wanted: int
+    output: Path, trained: Run, values: DataLikelihood, wanted: int
 ) -> dict[str, Any]:
     summary = _summary(trained, values, wanted)
-    with whole(workdir / SUMMARY) as file:
+    with whole(output / SUMMARY) as file:
         file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     return summary
 

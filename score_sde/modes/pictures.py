@@ -41,13 +41,26 @@ def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndar
     rows = math.ceil(number / columns)
     border = 1
     cells = np.full((rows * columns, height + border, width + border, channels), GREY)
-    cells[:number, :height, :width] = images * (255.0 / (levels - 1))
+    cells[:number, :height, :width] = eight_bits(images, levels)
     # (row, column, y, x, c) to (row y, column x, c), without the last border
     sheet = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 2, 1, 3, 4)
     sheet = sheet.reshape(rows * cells.shape[1], columns * cells.shape[2], channels)
     sheet = np.broadcast_to(sheet, (*sheet.shape[:2], 3))[:-border, :-border]
     scale = math.ceil(SMALLEST / height)
     return np.rint(sheet).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def eight_bits(images: np.ndarray, levels: int) -> np.ndarray:
+    """Images of values 0 ... levels - 1 as uint8 of 0 ... 255."""
+    return np.rint(images * (255.0 / (levels - 1))).astype(np.uint8)
+
+
+def save_each(folder: Path, images: np.ndarray, levels: int) -> None:
+    """Write each image (as `grid` takes them) by itself, as NUMBER.png in a folder."""
+    for number, image in enumerate(images):
+        pixels = eight_bits(image, levels)
+        with whole(folder / f"{number:06d}.png") as file:
+            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "png")
 
 
 def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = None) -> None:

@@ -1,5 +1,6 @@
 """A table of per-item results. It is saved as it fills, and the same command continues it."""
 
+import itertools
 import json
 import os
 import time
@@ -22,14 +23,14 @@ class Table:
     """The results of items 0, 1, ... of one mode in a file of numpy arrays (.npz).
 
     The file says what its numbers depend on. Rows of the same settings are continued. Rows of other
-    settings move to NAME.old.npz with the files beside them, as soon as there are new rows. So no
-    paid work is overwritten.
+    settings move to NAME.old.npz with the files beside them, as soon as there are new rows; so do
+    those files where they are alone. So no paid work is overwritten.
 
     Args:
         path: of the file.
         depends: the settings that the numbers depend on; JSON.
         facts: further arrays of the file, for its readers.
-        beside: names of the files that belong to it.
+        beside: names of the files and folders that belong to it.
         usual: the values of settings that an older file lacks.
     """
 
@@ -55,7 +56,7 @@ class Table:
     def _read(self, usual: dict[str, Any]) -> str | None:
         """Take the file's rows if they are of these settings; otherwise return the reason."""
         if not self.path.is_file():  # a folder of this name is an error of `save`
-            return None
+            return None if self.path.exists() or not self._there() else "missing"
         try:
             with np.load(self.path) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
@@ -110,16 +111,26 @@ class Table:
         """Move files of other settings out of the way, and report it."""
         if not self.other:
             return
-        paths = [self.path, *map(self.path.with_name, self.beside)]
-        numbers = ("", *map(str, range(2, 1000)))
-        free = next(n for n in numbers if not any(_older(path, n).exists() for path in paths))
-        for path in filter(Path.exists, paths):
+        names = [self.path.name, *self.beside]
+        number = next(
+            number
+            for number in itertools.chain([""], map(str, itertools.count(2)))
+            if not any(os.path.lexists(_older(self.path.with_name(name), number)) for name in names)
+        )
+        moved = [(path, _older(path, number)) for path in self._there()]
+        for path, older in reversed(moved):  # the table last: a kill leaves nothing to be replaced
             try:
-                os.replace(path, _older(path, free))
+                os.replace(path, older)
             except OSError as error:
                 raise UserError(f"{path}: cannot be moved ({error.strerror})") from error
-        tqdm.write(f"{self.path}: {self.other}; it is now {_older(self.path, free).name}")
+        now = ", ".join(older.name for _, older in moved)
+        what = "it is" if moved[0][0] == self.path else "what lay beside it is"
+        tqdm.write(f"{self.path}: {self.other}; {what} now {now}")
         self.other = None
+
+    def _there(self) -> list[Path]:
+        """The table's files that are there."""
+        return [p for p in (self.path, *map(self.path.with_name, self.beside)) if p.exists()]
 
 
 def _older(path: Path, number: str) -> Path:

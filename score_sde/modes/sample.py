@@ -19,16 +19,17 @@ from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Progress, Table, progress, saving
 from score_sde.run import Run, load
 
-VALUES, PICTURE, FILM = "samples.npz", "samples.png", "samples.gif"
+VALUES, PICTURE, FILM, IMAGES = "samples.npz", "samples.png", "samples.gif", "samples_png"
 # Beside what the sampler reads.
-READ = {"method", "seed", "num_samples", "batch_size", "gif", "condition"}
+READ = {"method", "seed", "num_samples", "batch_size", "gif", "png", "condition"}
 DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Write `samples.npz`, a picture and, where `sampling.gif` asks for it, `samples.gif`.
+def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
+    """Write into the output `samples.npz`, a picture, and what is asked for by `sampling.gif`
+    (`samples.gif`) and `sampling.png` (`samples_png/000000.png` and so on, of 0 to 255).
 
     The batches drawn are saved every minute, and at an interruption. The same command then
     continues after them; a command with a film starts again. Samples of other settings are kept as
@@ -36,20 +37,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings, number = config.sampling, config.sampling.num_samples
     start(min(number, settings.batch_size))
-    trained = load(workdir, config)
-    if settings.gif and trained.info.levels is None:
-        raise refuse("sampling.gif", True, "False with vectors")
+    trained = load(workdir, config, step=step)
+    for key in ("gif", "png"):
+        if settings[key] and trained.info.levels is None:
+            raise refuse(f"sampling.{key}", True, "False with vectors")
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
     read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
-    contours, picture = _shows_density(trained), workdir / PICTURE
+    contours, picture = _shows_density(trained), output / PICTURE
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
-    table = Table(
-        workdir / VALUES, _depends(trained), facts=_facts(trained), beside=(PICTURE, FILM)
-    )
-    film = _Film(workdir / FILM, trained.info.levels or 0) if settings.gif else None
+    facts = _facts(trained) | _in_other_tools(trained)
+    beside = (PICTURE, FILM, IMAGES)
+    table = Table(output / VALUES, _depends(trained), facts=facts, beside=beside)
+    film = _Film(output / FILM, trained.info.levels or 0) if settings.gif else None
     if film:  # it is of states that are not kept
         table.rows = {}
     table.report(number)
@@ -63,16 +65,22 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 _picture(trained, table.rows[name], picture)
 
     bar = _draw(trained, given, table, film, save)
-    if contours and (bar.drawn or not picture.exists()):
-        print("contours: solving for the density in the plane")
-        _picture(trained, table.rows[name], picture, _density(trained, given))
+    if not picture.exists():
+        if contours:
+            print("contours: solving for the density in the plane")
+        density = _density(trained, given) if contours else None
+        _picture(trained, table.rows[name], picture, density)
+    if settings.png:
+        pictures.save_each(output / IMAGES, table.rows[name], trained.info.levels or 0)
     nfe = table.rows["nfe"][:number].mean()
     speed = f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
     print(f"{number} {unit}s, NFE {nfe:.0f}{speed}")
     if film:
-        print(f"film: {workdir / FILM}")
-    elif (workdir / FILM).exists():
-        print(f"{workdir / FILM}: the film of an earlier command")
+        print(f"film: {output / FILM}")
+    elif (output / FILM).exists():
+        print(f"{output / FILM}: the film of an earlier command")
+    if settings.png:
+        print(f"images of 0 to 255: {output / IMAGES}")
     print(f"picture: {picture}")
 
 
@@ -152,6 +160,15 @@ def _facts(trained: Run) -> dict[str, Any]:
     if sampler.coupled:  # then an item depends on those drawn with it
         facts["batch_size"] = trained.batch_size(settings.num_samples)
     return facts
+
+
+def _in_other_tools(trained: Run) -> dict[str, str]:
+    """Where the images are that suites of evaluation look for in `arr_0`. Two copies would double
+    the file."""
+    levels = trained.info.levels
+    if levels is None:
+        return {}
+    return {"arr_0_is": "images" if levels == 256 else f"images x 255/{levels - 1}, rounded"}
 
 
 def _depends(trained: Run) -> dict[str, Any]:

@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,10 +21,12 @@ from score_sde import build, networks, workdirs
 from score_sde.batches import batch_size
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
+from score_sde.locks import writing
 from score_sde.modes import pictures, start
+from score_sde.run import info_of
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
-from score_sde.training.checkpoints import newest_step
+from score_sde.training.checkpoints import Checkpoints, newest_step
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
@@ -32,7 +36,7 @@ from score_sde.training.step import make_train_step
 # The grids drawn on the way are a look, not a result: few steps and few images.
 LOOK = PredictorCorrector(num_steps=100, predictor="ancestral")
 LOOK_IMAGES, LOOK_VECTORS = 16, 1024
-INTERRUPTED = "interrupted; what was done by then is in the workdir"
+INTERRUPTED = "interrupted; what was done by then is kept"
 UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure" of sysexits.h
 
 
@@ -40,6 +44,26 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     _end_at_once_on_interrupt()
     build.check_devices(config, start(config.training.batch_size))
+    with _one_writer(workdir):
+        _train(config, workdir)
+
+
+@contextmanager
+def _one_writer(workdir: Path) -> Iterator[None]:
+    """Hold the workdir in the process that writes. Where it cannot, none of them begins."""
+    refusal = None
+    with ExitStack() as stack:
+        if is_writer():
+            try:
+                stack.enter_context(writing(workdir, "checkpoints"))
+            except UserError as error:
+                refusal = error
+        if broadcast_one_to_all(np.int32(refusal is not None)):
+            raise refusal or UserError(f"{workdir}: the process that writes may not write there")
+        yield
+
+
+def _train(config: ConfigDict, workdir: Path) -> None:
     settings, mesh = config.training, data_mesh()
     reached = newest_step(workdir / "checkpoints")
     if settings.num_steps < reached:
@@ -50,9 +74,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     info = build.dataset(config)
     build.check(config, info)
     kept = workdirs.load_info(workdir)
-    if kept is not None and build.info_of(config, kept) != info:
+    if kept is not None and info_of(config, kept) != info:
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
     arrays = build.arrays(config, info, "train")
+    if reached:
+        _compare_rates(workdirs.load(workdir), config, reached)
     if is_writer():
         print(f"config: {workdirs.save(config, workdir, info)}")
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
@@ -70,6 +96,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             make_train_step(loss, optimizer, settings.ema_rate, mesh),
             in_memory(examples, batch_size=settings.batch_size, seed=config.seed, mesh=mesh),
             [(settings.sample_every, look)] if settings.sample_every else [],
+            Checkpoints(
+                workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every
+            ),
             workdir,
             num_steps=settings.num_steps,
             seed=config.seed,
@@ -84,6 +113,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if settings.sample_every:
         print(f"pictures: {workdir / 'samples'}")
     print(f"next: --mode sample --workdir {workdir}")
+
+
+def _compare_rates(saved: ConfigDict, config: ConfigDict, reached: int) -> None:
+    """Report a learning rate that does not go on as it would have: a cosine's end has moved."""
+    before, after = (float(build.learning_rate(each)(reached)) for each in (saved, config))
+    if not math.isclose(before, after, rel_tol=1e-3):
+        end = saved.training.schedule_steps or saved.training.num_steps
+        keep = f"--config.training.schedule_steps={end} keeps the schedule that it had"
+        print(f"note: step {reached} has the learning rate {after:.2g}, not {before:.2g}; {keep}")
 
 
 def _pictures_of_samples(

@@ -60,9 +60,11 @@ class Start(NamedTuple):
         return keys, from_prior(self.key, self.sde, shape, self.first)
 
 
-def from_prior(key: Array, sde: SDE, shape: tuple[int, ...], first: Array | int = 0) -> Array:
+def from_prior(
+    key: Array, sde: SDE, shape: tuple[int, ...], first: Array | int = 0, dtype: Any = float
+) -> Array:
     """The states at T (B, *shape) from which samplers start by default."""
-    noise = normal(item_keys(key, shape[0], first), 0, shape[1:])
+    noise = normal(item_keys(key, shape[0], first), 0, shape[1:], dtype)
     return sde.prior_std().astype(noise.dtype) * noise
 
 

@@ -1,7 +1,7 @@
 """The probability-flow ODE from noise to data (Song et al. 2021, eq. 13, section 4.3), and from
 data to their latents and back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.integrate import Solution, check, check_method, integrate
+from score_sde.integrate import MAX_STEPS, Solution, check, check_method, integrate
 from score_sde.samplers.base import ALL, Progress, Sampler, Samples, Start, require_positive
 from score_sde.score import as_pytree, denoise, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
@@ -30,6 +30,7 @@ class ProbabilityFlow(Sampler):
         num_steps: of ``euler``, equal in t; None is 100. Without effect for the others.
         denoise: return the denoised end state (one evaluation more).
         t_min: the last time; None is the process's own.
+        max_steps: after so many steps an adaptive solve fails. No result depends on it.
     """
 
     rtol: float = 1e-5
@@ -39,6 +40,7 @@ class ProbabilityFlow(Sampler):
     num_steps: int | None = None
     denoise: bool = True
     t_min: float | None = None
+    max_steps: int = field(default=MAX_STEPS, repr=False)
 
     def __post_init__(self) -> None:
         require_positive(rtol=self.rtol, atol=self.atol)
@@ -61,7 +63,8 @@ class ProbabilityFlow(Sampler):
 
     @property
     def without_effect(self) -> set[str]:
-        return {"num_steps"} if self.steps is None else {"rtol", "atol", "step_control"}
+        adaptive = {"rtol", "atol", "step_control", "max_steps"}
+        return {"num_steps"} if self.steps is None else adaptive
 
     def _draw(
         self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
@@ -69,7 +72,7 @@ class ProbabilityFlow(Sampler):
         if start.project is not None:
             raise ValueError("project: allowed with samplers whose number of steps is fixed")
         samples, verdict = _sample(start, self, shape, keep)
-        check(verdict)
+        check(verdict, self.max_steps)
         return samples
 
     def encode(self, sde: SDE, score: ScoreFn, x0: Array) -> Samples:
@@ -91,7 +94,7 @@ class ProbabilityFlow(Sampler):
         self.check(sde)
         sde.check()
         latents, verdict = _encode(sde, as_pytree(score), x0, self)
-        check(verdict)
+        check(verdict, self.max_steps)
         return latents
 
     def decode(self, sde: SDE, score: ScoreFn, latents: Array) -> Samples:
@@ -109,7 +112,7 @@ class ProbabilityFlow(Sampler):
     ) -> Solution:
         """The flow of x (B, *shape) from one time to another, within a jitted function."""
         flow, num_steps = sde.probability_flow(score), self.steps
-        names = ("rtol", "atol", "solver", "step_control")
+        names = ("rtol", "atol", "solver", "step_control", "max_steps")
         settings: Any = {name: getattr(self, name) for name in names}
         ends: Any = {"start": start, "end": end, "times": times, "num_steps": num_steps}
         with full_precision():

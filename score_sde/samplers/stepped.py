@@ -123,15 +123,20 @@ class SteppedSampler(Sampler):
             progress(stop / num)
         return _end(state, keys, start, self)
 
-    def _context(self, keys: Array, start: Start) -> Context:
-        times = self.times(start.sde)
-        tables = self.tables(start.sde, times)
+    def _context(self, keys: Array, start: Start, dtype: Any) -> Context:
+        def reals(array: Array) -> Array:
+            # Under 64-bit JAX the states may be float32. Then so are these, and the noise.
+            real = jnp.issubdtype(array.dtype, jnp.floating)
+            return array.astype(jnp.promote_types(dtype, jnp.float32)) if real else array
+
+        times = reals(self.times(start.sde))
+        tables = jax.tree.map(reals, self.tables(start.sde, times))
         return Context(start.sde, _Counted(start.score), times, tables, keys)
 
     def _step(self, state: _State, i: Array, c: Context, project: Any, keep: int) -> _State:
         """One step, with its projection, its evaluations and its place in the trajectory."""
         before = c.score.calls
-        x, memory = self.step(state.x, state.memory, i, c)
+        x, memory = _typed(self.step(state.x, state.memory, i, c), (state.x, state.memory))
         if project is not None:
             fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PROJECTION), i))
             x = project(x, c.t(i + 1), fold(c.keys))
@@ -160,7 +165,7 @@ class SteppedSampler(Sampler):
 def _whole(start: Start, sampler: SteppedSampler, shape: tuple[int, ...], keep: int) -> Samples:
     """The whole loop as one program."""
     keys, x = start.states(shape)
-    c = sampler._context(keys, start)
+    c = sampler._context(keys, start, x.dtype)
 
     def body(state: _State, i: Array) -> tuple[_State, None]:
         return sampler._step(state, i, c, start.project, keep), None
@@ -189,7 +194,7 @@ def _steps(
     keep: int,
 ) -> _State:
     """The steps begin ... stop - 1. Both are arguments, so that one program runs all parts."""
-    c = sampler._context(keys, start)
+    c = sampler._context(keys, start, state.x.dtype)
 
     def body(i: Array, state: _State) -> _State:
         return sampler._step(state, i, c, start.project, keep)
@@ -199,7 +204,13 @@ def _steps(
 
 @partial(jax.jit, static_argnums=3)
 def _end(state: _State, keys: Array, start: Start, sampler: SteppedSampler) -> Samples:
-    return sampler._ended(state, sampler._context(keys, start))
+    return sampler._ended(state, sampler._context(keys, start, state.x.dtype))
+
+
+def _typed(new: Any, old: Any) -> Any:
+    """A tree with the dtypes of another: float32 states stay so under a score whose constants are
+    float64."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
 
 
 class _Counted:

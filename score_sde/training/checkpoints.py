@@ -6,11 +6,19 @@ it, without this package's classes. Saving is atomic (a directory named N is com
 kill leaves only an unfinished ``N.orbax-checkpoint-tmp``, which the next training run removes.
 """
 
+import errno
+import json
 import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -18,13 +26,14 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from score_sde.errors import UserError, one_line
+from score_sde.paths import written
+from score_sde.training.logs import logged
 from score_sde.training.mesh import is_writer
 from score_sde.training.state import TrainState
 
 PyTree = Any
 
 _log = logging.getLogger(__name__)
-KEPT = 2  # checkpoints of a run
 
 
 class Checkpoints:
@@ -33,12 +42,16 @@ class Checkpoints:
     Where several processes train together, each makes the same calls; Orbax divides the work.
 
     Args:
-        directory: the place of the checkpoints, created if absent. The newest `KEPT` stay.
+        directory: the place of the checkpoints, created if absent.
+        keep: how many of the newest stay.
+        keep_every: those of its multiples stay, too; 0: none.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, keep: int = 2, keep_every: int = 0):
+        self._kept = {"max_to_keep": keep, "keep_period": keep_every or None}
         self._directory = Path(directory).absolute()  # Orbax takes no relative paths
-        self._directory.mkdir(parents=True, exist_ok=True)
+        with written(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
         self._writer: ocp.CheckpointManager | None = None
 
     def restore(self, target: TrainState) -> TrainState | None:
@@ -72,13 +85,15 @@ class Checkpoints:
         written. An error of the writing is raised by the next call or on leaving.
 
         Raises:
+            UserError: a checkpoint cannot be written, as on a full disk. Those before it are whole.
             RuntimeError: this or a later step is there already.
         """
         if self._writer is None:
             # Opened late: the directories that `restore` renames would otherwise count as steps.
-            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+            options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **self._kept)
             self._writer = ocp.CheckpointManager(self._directory, options=options)
-        saved = self._writer.save(step, args=ocp.args.StandardSave(_to_dict(state)))
+        with self._told():
+            saved = self._writer.save(step, args=ocp.args.StandardSave(_to_dict(state)))
         if not saved:
             newest = self._writer.latest_step()
             raise RuntimeError(
@@ -90,43 +105,73 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         if self._writer is not None:
-            self._writer.wait_until_finished()
-            self._writer.close()
+            with closing(self._writer), self._told():
+                self._writer.wait_until_finished()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn an error of the writing, of this step or one before, into a UserError."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            text, known = one_line(error), map(os.strerror, errno.errorcode)
+            reason = next((words for words in known if words in text), text[:200])
+            newest = newest_step(self._directory)
+            go_on = f"the same command goes on from step {newest}" if newest else "none is whole"
+            raise UserError(f"{self._directory}: cannot be written ({reason}); {go_on}") from error
 
 
 def restore_ema(
-    directory: Path, ema: PyTree, sharding: Sharding | None = None
+    directory: Path, ema: PyTree, sharding: Sharding | None = None, step: int | None = None
 ) -> tuple[int, PyTree]:
-    """The averaged parameters of the newest readable checkpoint, and their step; writes nothing.
+    """The averaged parameters of a checkpoint, and their step; writes nothing.
 
     Args:
         directory: the run's checkpoints.
         ema: a tree of the shapes and dtypes, e.g. of ShapeDtypeStructs.
         sharding: where every leaf goes; the first device by default.
+        step: of the checkpoint; by default the newest that can be read.
 
     Raises:
-        UserError: no checkpoint, none that can be read, or one of other shapes.
+        UserError: no checkpoint, none that can be read, one of other shapes, or weights that are
+            not finite.
     """
+    there = [int(path.name) for path in reversed(_newest_first(Path(directory)))]
+    if there and step not in (None, *there):
+        allowed = ", ".join(map(str, there))
+        raise UserError(f"step = {step}: not in {directory}; allowed are {allowed}")
     place = sharding or SingleDeviceSharding(jax.local_devices()[0])
     target = {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")}
     target = jax.tree.map(lambda leaf: _abstract(leaf, place), target)
-    found = _read_newest(Path(directory).absolute(), _to_dict(target))
+    found = _read_newest(Path(directory).absolute(), _to_dict(target), step)
     if found is None:
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
     restored = _from_dict(target, found[0])
-    return int(restored["step"]), restored["ema"]
+    step, ema = int(restored["step"]), restored["ema"]
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(ema)):
+        raise UserError(f"{directory}: the averaged weights of step {step} are not finite numbers")
+    return step, ema
 
 
-def _read_newest(directory: Path, target: dict) -> tuple[dict, list[Path]] | None:
-    """What ``target`` names of the newest readable checkpoint, and the newer, unreadable ones."""
+def _read_newest(
+    directory: Path, target: dict, step: int | None = None
+) -> tuple[dict, list[Path]] | None:
+    """What ``target`` names of the newest readable checkpoint, or of that of a step, and the newer,
+    unreadable ones."""
     unreadable: list[Path] = []
     reason = ""
-    for path in _newest_first(directory):
+    newest = _newest_first(directory)
+    paths = [path for path in newest if step in (None, int(path.name))]
+    for path in paths:
         try:
             stored = _read(path / "default", target)
         except Exception as error:
             if not _is_damage(error):
                 raise
+            if _newest_first(directory)[:1] != newest[:1]:  # a training has put newer ones there
+                return _read_newest(directory, target, step)
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             _log.warning("%s: unreadable checkpoint, trying the one before (%s)", path, reason)
             unreadable.append(path)
@@ -145,6 +190,23 @@ def _is_damage(error: Exception) -> bool:
     # Directories that are empty, cut short or overwritten give OSError and ValueError (JSON's is
     # one), except for the arrays' own files: Orbax 0.12 wraps those errors in a bare Exception.
     return isinstance(error, OSError | ValueError) or type(error) is Exception
+
+
+def listing(workdir: Path) -> list[str]:
+    """A line for each checkpoint of a run, the oldest first: its step, its date, and the loss of
+    the line of metrics.jsonl that counts this step."""
+    losses = [(values["step"], values.get("loss", math.nan)) for _, values in logged(workdir)]
+    lines = []
+    for path in reversed(_newest_first(workdir / "checkpoints")):
+        loss = next((loss for step, loss in losses if step >= int(path.name)), math.nan)
+        try:
+            written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
+            seconds = written["commit_timestamp_nsecs"] / 1e9
+        except (OSError, ValueError, TypeError, KeyError):  # damaged: the folder's own
+            seconds = path.stat().st_mtime
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+        lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
+    return lines
 
 
 def newest_step(directory: Path) -> int:

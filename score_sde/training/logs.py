@@ -6,15 +6,19 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
 
+from score_sde.paths import written
 from score_sde.training.mesh import is_writer
 from score_sde.training.step import Metrics
+
+FILE = "metrics.jsonl"
+FLUSH_EVERY = 30.0  # seconds, of TensorBoard's file: each waits for the disk
 
 
 class RunLog:
@@ -120,19 +124,41 @@ class _Report:
     """The writing process's reports: the bar, metrics.jsonl, TensorBoard's scalars."""
 
     def __init__(self, workdir: Path, first_step: int, num_steps: int):
-        from tensorboardX import SummaryWriter  # only training pays for this import
+        # Only training pays for this import. The writer that writes at once: SummaryWriter's thread
+        # dies of a full disk, and then its queue fills up and the training stands still.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        path = workdir / "metrics.jsonl"
-        _drop_after(path, first_step)
-        self._lines = path.open("a", encoding="utf-8")
-        self._scalars = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._path, self._board = workdir / FILE, workdir / "tensorboard"
+        with written(self._path):
+            _drop_after(workdir, first_step)
+            self._lines = self._path.open("a", encoding="utf-8")
+        with written(self._board):
+            self._board.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._board / "events"))
+            # TensorBoard hides what an earlier, killed run wrote of these steps.
+            begun = SessionLog(status=SessionLog.START)
+            self._event(first_step + 1, session_log=begun)
+        self._flushed = 0.0
         self.bar = _progress(first_step, num_steps)
 
+    def _event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
+
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._scalars.add_scalar(name, value, step)
+        from tensorboardX.summary import scalar
+
+        with written(self._path):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
+        with written(self._board):
+            for name, value in values.items():
+                self._event(step, summary=scalar(name, value))
+            if (now := time.perf_counter()) > self._flushed + FLUSH_EVERY:
+                self._events.flush()
+                self._flushed = now
         text = f"loss {values['loss']:.4g}"
         if "images_per_second" in values:
             text += f", {values['images_per_second']:.0f} examples/s"
@@ -140,24 +166,37 @@ class _Report:
 
     def close(self) -> None:
         self.bar.close()
-        self._scalars.close()
-        self._lines.close()
+        with written(self._path), closing(self._lines), written(self._board):
+            self._events.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Rewrites metrics.jsonl without later steps, and without lines that a kill cut short."""
+def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a run's metrics.jsonl, as text and as what they say. Others, such as one that a
+    kill cut short, are left out: a log must not stop a resume."""
+    path = workdir / FILE
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, TypeError, KeyError):  # not ours: a log must not stop a resume
-            continue
-    rewritten = path.with_name(path.name + ".tmp")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(ValueError, TypeError, KeyError):
+            values = json.loads(line)
+            if line.endswith("\n") and isinstance(values["step"], int):
+                yield line, values
+
+
+def _drop_after(workdir: Path, step: int) -> None:
+    """Rewrites metrics.jsonl without later steps, and reports it."""
+    path = workdir / FILE
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        number = sum(1 for _ in file)
+    kept = [line for line, values in logged(workdir) if values["step"] <= step]
+    if len(kept) == number:
+        return
+    print(f"{path}: {number - len(kept)} lines are dropped, as training begins at step {step}")
+    rewritten = workdir / f"{FILE}.tmp"
     rewritten.write_text("".join(kept), encoding="utf-8")
-    os.replace(rewritten, path)
+    os.replace(rewritten, workdir / FILE)
 
 
 def _progress(first_step: int, num_steps: int) -> tqdm:

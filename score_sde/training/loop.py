@@ -26,6 +26,7 @@ def train(
     step: TrainStep,
     batches: Batches,
     hooks: Sequence[Hook],
+    checkpoints: Checkpoints,
     workdir: Path,
     *,
     num_steps: int,
@@ -33,12 +34,11 @@ def train(
     checkpoint_every: int,
     log_every: int,
 ) -> TrainState:
-    """Trains up to ``num_steps`` updates, going on from the newest checkpoint in the workdir.
+    """Trains up to ``num_steps`` updates, going on from the newest checkpoint.
 
-    A run is a pure function of the first state, the seed and the data. One that was killed and
-    started again ends with the unbroken run's numbers, bit for bit on the same devices. SIGTERM
-    and SIGINT let the step finish, save and return early; a second signal acts at once. Several
-    processes do not handle signals: they could not agree on a last step.
+    A run is a pure function of the first state, the seed and the data. Killed and started again, it
+    ends with the unbroken run's numbers, bit for bit on the same devices. SIGTERM and SIGINT let
+    the step finish, save and return early; a second signal acts at once.
 
     Args:
         state: the first state, from ``create``; consumed, and not used where there is a checkpoint.
@@ -46,7 +46,7 @@ def train(
         batches: the feed; ``batches(n)`` yields without end, from update number n (from 0) on.
         hooks: pairs (every, function). ``function(step, state)`` is called every so many steps and
             after the last; it must not keep the state, whose memory the next step reuses.
-        workdir: gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
+        checkpoints: of the run, closed at the end. ``workdir`` gets the logs.
         num_steps: updates of the whole run, earlier ones included.
         seed: of the steps' keys, not negative.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -54,11 +54,11 @@ def train(
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; the checkpoints are earlier ones.
-        UserError: the newest checkpoint does not fit the state, or none can be read.
+        UserError: no checkpoint fits the state or can be read, or a file cannot be written.
     """
-    place = state.step.sharding  # a key elsewhere would be copied at every step
-    key = placed(jax.random.key(seed), place)
-    with _stop_signal() as stop_signal, Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
+    place = state.step.sharding
+    key = placed(jax.random.key(seed), place)  # elsewhere it would be copied at every step
+    with _stop_signal() as stop_signal, checkpoints:
         state = checkpoints.restore(state) or state
         done = first = int(state.step)
         with RunLog(Path(workdir), first, num_steps, _steps_ahead(place)) as log:
@@ -99,7 +99,8 @@ def _steps_ahead(place: Sharding) -> int:
 def _stop_signal() -> Iterator[Callable[[], str | None]]:
     """Yields a function that returns the name of the SIGTERM or SIGINT that came, or None."""
     received: list[str] = []
-    # Python lets only the main thread handle signals.
+    # Python lets only the main thread handle signals. Several processes do not handle them: they
+    # could not agree on a last step.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield lambda: None
         return

@@ -35,21 +35,24 @@ def learning_rate_schedule(
     num_steps: int,
     warmup_steps: int = 0,
     schedule: Literal["constant", "cosine"] = "constant",
+    schedule_steps: int | None = None,
 ) -> optax.Schedule:
     """The learning rate of the update that follows n others, as a function of n (int32 scalar).
 
     The warm-up is the paper's, ``learning_rate * min(n / warmup_steps, 1)``: the first update's
     rate is 0. ``warmup_steps=0`` starts at the full rate. "cosine" decays from there by half a
-    cosine, to 0 at ``num_steps`` (the last update, n = num_steps - 1, is the last above 0).
+    cosine, which would be 0 at ``schedule_steps``, by default ``num_steps``. Updates from there on
+    keep the rate of the last one before.
     """
     require(schedule in ("constant", "cosine"), "schedule", schedule, "constant, cosine")
+    end = (schedule_steps or num_steps) - warmup_steps
 
     def rate(count: Array) -> Array:
         n = jnp.asarray(count, jnp.float32)
         value = jnp.asarray(learning_rate, jnp.float32)
         if schedule == "cosine":
-            decayed = (n - warmup_steps) / max(num_steps - warmup_steps, 1)
-            value = value * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(decayed, 0.0, 1.0)))
+            decayed = jnp.clip(n - warmup_steps, 0.0, max(end - 1, 0)) / max(end, 1)
+            value = value * 0.5 * (1.0 + jnp.cos(jnp.pi * decayed))
         if warmup_steps > 0:
             value = value * jnp.minimum(n / warmup_steps, 1.0)
         return value
@@ -63,6 +66,7 @@ def optimizer(
     num_steps: int,
     warmup_steps: int = 0,
     schedule: Literal["constant", "cosine"] = "constant",
+    schedule_steps: int | None = None,
     gradient_clip: float = 1.0,
     beta2: float = 0.999,
     weight_decay: float = 0.0,
@@ -71,15 +75,20 @@ def optimizer(
 
     Args:
         learning_rate: the largest, reached after the warm-up.
-        num_steps: updates of the whole run, where the cosine ends.
+        num_steps: updates of the whole run.
         warmup_steps: updates over which the rate grows linearly from 0; 0 for none.
         schedule: what follows the warm-up, "constant" or "cosine".
+        schedule_steps: where the cosine ends; None is ``num_steps``.
         gradient_clip: the largest global norm let through; ``math.inf`` clips nothing.
         beta2: decay of the second moment.
         weight_decay: decoupled decay of all parameters, times the learning rate; 0 for none.
     """
     rate = learning_rate_schedule(
-        learning_rate, num_steps=num_steps, warmup_steps=warmup_steps, schedule=schedule
+        learning_rate,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        schedule_steps=schedule_steps,
     )
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
     chain = optax.chain(

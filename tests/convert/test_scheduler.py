@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from score_sde.convert import scheduler
-from score_sde.discrete import discretization
+from score_sde.discrete import DiscreteVPSDE, discretization
 from score_sde.errors import UserError
-from score_sde.sde import DiscreteVPSDE
 
 
 def settings(folder: Path, **values: Any) -> dict[str, Any]:

@@ -100,6 +100,14 @@ def test_files_packed_or_not(unpacked, split, tmp_path):
     assert read.x.shape == (10_000, 28, 28, 1) and read.condition["labels"].dtype == np.int32
 
 
+def test_what_torchvision_downloaded_is_found_from_its_root(split, tmp_path, no_system):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.parent.mkdir()
+    write(raw, split[2])
+    read = fashion_mnist.load("test", str(tmp_path), system_folder=no_system)
+    np.testing.assert_array_equal(read.condition["labels"], split[1])
+
+
 def test_system_package_serves_where_the_folder_does_not(split, tmp_path):
     write(tmp_path / "system", split[2])
     for data_dir in (None, "", str(tmp_path / "none")):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.discrete import discretization
+from score_sde.discrete import DiscreteVPSDE, discretization
 from score_sde.samplers import (
     DDIM,
     DEIS,
@@ -19,7 +19,6 @@ from score_sde.samplers import (
     grids,
 )
 from score_sde.score import Model
-from score_sde.sde import DiscreteVPSDE
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture, process_of, run_with
 
 

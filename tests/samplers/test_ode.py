@@ -159,15 +159,20 @@ def not_a_number_late(x, t):
 def test_a_failed_solve_tells_the_solvers_reason(step_control):
     sde, x = PROCESSES["vp"], jnp.ones((3, 2))
     hopeless = ProbabilityFlow(1e-12, 1e-12, step_control=step_control)
-    told = "the solve failed for 3 of 3 samples: the flow is too steep .* maximum number of steps"
+    told = "the solve failed for 3 of 3 samples: the flow is too steep .* in max_steps = 4096"
     for follow in (hopeless.encode, hopeless.decode):
         with pytest.raises(SolveError, match=told):
             follow(sde, lambda x, t: -3.0 * x, x)
+    short = ProbabilityFlow(step_control=step_control, max_steps=11)  # ten are the least
+    with pytest.raises(SolveError, match=r"3 of 3 samples: .* in max_steps = 11$") as error:
+        short.encode(sde, lambda x, t: -3.0 * x, x)
+    assert error.value.larger == ("max_steps", "rtol", "atol")
     fixed = ProbabilityFlow(solver="euler", num_steps=9, step_control=step_control)
     told = "the solve failed for 3 of 3 samples: the score.* is not a finite number"
     for follow in (fixed.encode, fixed.decode):
-        with pytest.raises(SolveError, match=told):
+        with pytest.raises(SolveError, match=told) as error:
             follow(sde, not_a_number_late, x)
+        assert error.value.larger == ()
 
 
 def test_within_a_jitted_function_a_failed_solve_is_no_sample():

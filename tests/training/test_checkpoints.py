@@ -1,7 +1,11 @@
 """Checkpoints: exact, framework-neutral, and robust against what kills and disks leave behind."""
 
+import dataclasses
 import json
+import resource
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.training.checkpoints import Checkpoints, restore_ema
+from score_sde.training.checkpoints import Checkpoints, listing, newest_step, restore_ema
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import create
@@ -53,6 +57,78 @@ def test_states_return_bit_for_bit(run, written, directory):
     step, ema = restore_ema(directory, jax.eval_shape(lambda: target.ema))
     assert step == 3
     assert_same(ema, written[1][1].ema)
+
+
+def test_a_run_is_read_beside_its_training(run, tmp_path):
+    """Which removes what was the newest checkpoint when the reading began."""
+    state, found = run.state(), []
+
+    def save():
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in range(1, 31):
+                checkpoints.save(state, step)
+
+    training = threading.Thread(target=save)
+    training.start()
+    while training.is_alive():
+        if newest_step(tmp_path):
+            step, ema = restore_ema(tmp_path, jax.eval_shape(lambda: state.ema))
+            assert_same(ema, state.ema)
+            found.append(step)
+    assert found == sorted(found)
+
+
+def test_which_checkpoints_stay(run, tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(run.state(), step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
+
+
+def test_one_step_of_several(run, written, directory):
+    step, ema = restore_ema(directory, run.state().ema, step=2)
+    assert step == 2
+    assert_same(ema, written[1][0].ema)
+    with pytest.raises(UserError, match=r"^step = 1: not in .*; allowed are 2, 3$"):
+        restore_ema(directory, run.state().ema, step=1)
+    shutil.rmtree(directory / "2" / "default")
+    with pytest.raises(UserError, match=r"none of its checkpoints \(2\) can be read"):
+        restore_ema(directory, run.state().ema, step=2)  # and not another one
+
+
+def test_the_listing_has_steps_dates_and_losses(directory):
+    lines = ('{"step": 2, "loss": 0.25}', "{", '{"step": "3"}', '{"step": 4, "loss": 0.125}')
+    (directory.parent / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    path = directory / "2" / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit_timestamp_nsecs": 10**18}))
+    second, third = listing(directory.parent)
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(10**9))
+    assert second.split() == ["2", *date.split(), "loss", "0.25"]
+    assert third.split()[0] == "3" and third.endswith("loss 0.125")  # of the mean over 3 and 4
+
+
+def test_weights_that_are_not_finite_are_refused(run, tmp_path):
+    state = run.state()
+    broken = dataclasses.replace(state, ema={**state.ema, "in": jnp.nan * state.ema["in"]})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(broken, 1)
+    with pytest.raises(UserError, match="the averaged weights of step 0 are not finite"):
+        restore_ema(tmp_path, state.ema)  # the state's own step
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_told_in_a_line(run, written, directory):
+    """A limit on a file's size stands for it. The checkpoints that are whole stay."""
+    limits, state = resource.getrlimit(resource.RLIMIT_FSIZE), run.state()
+    said = r"cannot be written \(File too large\); .* from step 3"
+    try:
+        with pytest.raises(UserError, match=said) as error, Checkpoints(directory) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+            checkpoints.save(state, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert restore_ema(directory, state.ema)[0] == 3
 
 
 def test_the_names_are_plain(directory):

@@ -82,10 +82,14 @@ def test_schedules():
 
     assert values([0, 1, 2, 4, 9], warmup_steps=4) == [0.0, 0.5, 1.0, 2.0, 2.0]
     assert values([0, 9]) == [2.0, 2.0]
-    # Half a cosine from the end of the warm-up (2) to num_steps (10), its middle at 6. cos(pi)
-    # and cos(pi / 2) in float32 are off by at most 1e-7, and so is half of 2 times them.
-    cosine = values([0, 1, 2, 6, 10, 99], warmup_steps=2, schedule="cosine")
-    np.testing.assert_allclose(cosine, [0.0, 1.0, 2.0, 1.0, 0.0, 0.0], rtol=0, atol=2e-7)
+    # Half a cosine from the end of the warm-up (2) to num_steps (10), its middle at 6. cos(pi / 2)
+    # and cos(7 pi / 8) in float32 are off by at most 1e-7, and so is half of 2 times them.
+    last = 1.0 + math.cos(7 / 8 * math.pi)
+    cosine = values([0, 1, 2, 6, 9, 10, 99], warmup_steps=2, schedule="cosine")
+    np.testing.assert_allclose(cosine, [0.0, 1.0, 2.0, 1.0, last, last, last], rtol=0, atol=2e-7)
+    ends = {"schedule": "cosine", "schedule_steps": 4}
+    last = 1.0 + math.cos(3 / 4 * math.pi)
+    np.testing.assert_allclose(values([2, 3, 9], **ends), [1.0, last, last], rtol=0, atol=2e-7)
     with pytest.raises(ValueError, match="'linear'"):
         learning_rate_schedule(1.0, num_steps=1, schedule="linear")
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.feed import in_memory
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh
@@ -50,7 +51,9 @@ class TinyRun:
 
     def train(self, workdir: Path, hooks=(), **changes) -> TrainState:
         settings = dict(num_steps=self.num_steps, seed=5, checkpoint_every=4, log_every=2)
-        return train(self.state(), self.step, self.batches, hooks, workdir, **settings | changes)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        parts = (self.state(), self.step, self.batches, hooks, checkpoints, workdir)
+        return train(*parts, **settings | changes)
 
 
 if __name__ == "__main__":

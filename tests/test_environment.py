@@ -1,0 +1,136 @@
+"""The environment of a command: what it lacks or asks for is said in a line, and numbers do not
+depend on it."""
+
+import os
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+from score_sde import paths
+from score_sde.errors import UserError
+from tests.commands import DIGITS, FEW, KINDS, begin, command, process, succeed
+
+
+@pytest.fixture
+def settings():
+    """JAX's configuration, put back afterwards."""
+    before = dict(jax.config.values)
+    yield
+    for name in ("jax_compilation_cache_dir", *OTHER):
+        jax.config.update(name, before[name])
+
+
+OTHER = {
+    "jax_enable_x64": True,
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 7,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_debug_nans": True,
+    "jax_debug_infs": True,
+}
+
+
+@pytest.mark.usefixtures("settings")
+def test_settings_of_jax_change_no_numbers(tiny_run, tmp_path):
+    """Samples by a method that draws noise at each step, which rbg keys would couple."""
+    workdir = tiny_run("digits", tmp_path)
+    sample = ("--mode=sample", *FEW, "--config.sampling.method=pc")
+    succeed(*sample, cwd=tmp_path)
+    before = dict(np.load(workdir / "samples.npz"))
+    (workdir / "samples.npz").unlink()
+    for name, value in OTHER.items():
+        jax.config.update(name, value)
+    told = succeed(*sample, cwd=tmp_path)
+    for name in OTHER:  # the command's own conditions set the two promotions (tests/commands.py)
+        assert f"note: {name.upper()} = " in told or "promotion" in name
+    after = dict(np.load(workdir / "samples.npz"))
+    np.testing.assert_array_equal(after["images"], before["images"])
+    assert after["depends"] == before["depends"]
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/cache", None])
+@pytest.mark.usefixtures("settings")
+def test_programs_that_cannot_be_kept_are_compiled_anew(tiny_run, tmp_path, folder, nobody):
+    """The folder cannot be made, or there is no home for it."""
+    tiny_run("digits", tmp_path)
+    if folder:
+        nobody.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    told = succeed("--mode=sample", *FEW, cwd=tmp_path)
+    assert "note: compiled programs are not kept: " in told
+    assert ("Not a directory" if folder else "set HOME") in told
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """A user whom the system does not know, without HOME."""
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    return monkeypatch
+
+
+def test_without_a_home_downloads_have_no_place(nobody, tmp_path):
+    with pytest.raises(UserError, match=r"^config\.data\.dir = .*set HOME, or write it out$"):
+        paths.cache("config.data.dir")
+    nobody.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert paths.cache("config.data.dir") == tmp_path / "score_sde"
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    done = process("--mode=train", DIGITS, cwd=tmp_path, JAX_PLATFORMS="abacus")
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: JAX_PLATFORMS = 'abacus': ") and "such as cpu" in line
+    assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
+
+
+def test_a_variable_that_jax_refuses(tmp_path):
+    done = process("--mode=train", DIGITS, cwd=tmp_path, JAX_ENABLE_X64="maybe")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "JAX_ENABLE_X64" in done.stderr and "'maybe'" in done.stderr
+
+
+def test_an_export_to_a_full_disk(tiny_run, tmp_path):
+    """A limit on a file's size stands for it."""
+    tiny_run("digits", tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        done = command("--mode=export", "--target=out", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: out/model.safetensors: cannot be written (" in done.stderr
+
+
+def test_who_reads_the_output_may_go(tmp_path):
+    running = begin("--mode=config", DIGITS, cwd=tmp_path)
+    running.stdout.close()
+    said = running.stderr.read()
+    assert (running.wait(60), said) == (141, "")
+
+
+FULL = {
+    "config": ("config.partial", "config.json"),
+    "log": ("metrics.jsonl.tmp", "metrics.jsonl"),
+    "picture": ("samples/step_000004.png.partial", "step_000004.png"),
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file whose disk is always full")
+@pytest.mark.parametrize(("partial", "file"), FULL.values(), ids=FULL.keys())
+def test_a_full_disk_ends_a_training_in_one_line(tmp_path, partial, file):
+    """What a checkpoint does there is in tests/training/test_checkpoints.py."""
+    path = tmp_path / "run" / partial
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/dev/full")
+    done = command("--mode=train", DIGITS, "--workdir=run", *KINDS["digits"], cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: run/")
+    assert line.endswith(f"{file}: cannot be written (No space left on device)")

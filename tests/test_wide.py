@@ -1,0 +1,76 @@
+"""64-bit JAX, which diffrax's users switch on, and keys of JAX's other generators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import score_sde
+from score_sde.samplers import ProbabilityFlow
+from score_sde.spaces import item_keys
+from tests.cases import SAMPLER_CASES, process_of
+from tests.commands import as_users_have_it
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
+
+
+class Gaussian:
+    """The score of data of standard deviation 1/2; a wide one's numbers are float64."""
+
+    def __init__(self, sde, wide):
+        self.sde, self.wide = sde, np.float64(1.0) if wide else 1.0
+
+    def __call__(self, x, t):
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        return -x / (0.25 * alpha**2 + sigma**2)[:, None] * self.wide
+
+
+def both(run):
+    """What `run(wide)` returns without and with 64 bits."""
+    narrow = run(False)
+    with as_users_have_it(), jax.enable_x64(True):
+        wide = run(True)
+    return narrow, wide
+
+
+# One of each kind of step: the others share their grids and their loop.
+@pytest.mark.parametrize("which", ["ancestral+ald", "ald", "ddim, eta 1", "deis", "ode"])
+def test_float32_states_stay_so_and_get_the_same_noise(which):
+    sampler, sde = SAMPLER_CASES[which].make(num_steps=4), process_of("vp")
+
+    def run(wide):
+        return sampler.sample(jax.random.key(0), sde, Gaussian(sde, wide), X, trajectory=True)
+
+    narrow, wide = both(run)
+    assert wide.x.dtype == wide.trajectory.dtype == jnp.float32
+    # The grid is computed in 64 bits, then rounded. The flow's steps have errors of 1e-5 each, and
+    # Langevin's sizes are differences of levels, in which roundings of 1e-7 grow a hundredfold.
+    # Other noise would change the states by 0.1.
+    np.testing.assert_allclose(wide.x, narrow.x, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(wide.nfe, narrow.nfe)
+
+
+@pytest.mark.parametrize("divergence", ["rademacher", "exact"])
+def test_the_likelihood_and_the_latents(divergence):
+    sde = score_sde.VPSDE()
+
+    def run(wide):
+        score = Gaussian(sde, wide)
+        found = score_sde.log_likelihood(jax.random.key(0), sde, score, X, divergence=divergence)
+        latents = found.latent if divergence == "exact" else ProbabilityFlow().encode(sde, score, X)
+        return found.log_prob, latents if divergence == "exact" else latents.x
+
+    for narrow, wide in zip(*both(run), strict=True):
+        assert wide.dtype == jnp.float32
+        np.testing.assert_allclose(wide, narrow, rtol=1e-4, atol=1e-4)  # solves of 1e-5 a step
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_an_items_noise_does_not_depend_on_its_batch(impl):
+    """Other generators draw all of a batch's numbers in one stream, whatever its keys."""
+    key = jax.random.key(1, impl=impl)
+    draw = jax.vmap(lambda key: jax.random.normal(key, (4,)))
+    whole = draw(item_keys(key, 5))
+    np.testing.assert_array_equal(draw(item_keys(key, 2, first=3)), whole[3:])
+    other = draw(item_keys(jax.random.key(2, impl=impl), 5))
+    assert len(np.unique(np.concatenate([whole, other]))) == 2 * 5 * 4
