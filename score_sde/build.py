@@ -95,6 +95,8 @@ def dataset(config: ConfigDict) -> DatasetInfo:
         resolve("data.name", settings.name),
         settings.dir,
         image_size=settings.image_size,
+        channels=settings.channels,
+        num_classes=settings.num_classes,
         condition=settings.condition,
         bin_width=settings.bin_width,
     )
@@ -345,7 +347,7 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"
     train, split = info.splits["train"], info.splits[config.likelihood.split]
-    if config.training.batch_size > train:
+    if 0 < train < config.training.batch_size:
         yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"
     if config.likelihood.num_images > split:
         allowed = f"0 (all) to {split}, the {config.likelihood.split} examples of {info.name}"
@@ -377,8 +379,10 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     if settings.num_levels:
         values = flat(config)
         for key, allowed in (
-            ("model.parameterization", ("epsilon", "score")),
-            ("model.embedding", ("positional",)),  # Fourier features are of a log sigma or log SNR
+            (
+                "model.embedding",
+                ("positional", "vaswani"),
+            ),  # Fourier features are of a log sigma or log SNR
             ("model.condition", ("time",)),
             ("training.loss", ("paper",)),
         ):

@@ -8,6 +8,7 @@ workdir keeps its config: the other modes need nothing but --workdir, and the sa
 again resumes. `python main.py` in a checkout and `python -m score_sde` are the same command.
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
+            [--force]
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
   score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
 
@@ -43,8 +44,8 @@ MODES = {
 }
 # Flags of single modes, with their defaults; None has to be given. Results go to the workdir where
 # no output is given.
-OPTIONS: dict[str, dict[str, str | None]] = {
-    "convert": {"source": None, "weights": "averaged"},
+OPTIONS: dict[str, dict[str, str | bool | None]] = {
+    "convert": {"source": None, "weights": "", "force": False},
     "export": {"target": None, "step": ""},
     "sample": {"output": "", "step": ""},
     "likelihood": {"output": "", "step": ""},
@@ -88,8 +89,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow positional arguments, which are refused later
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    switches = [name for names in OPTIONS.values() for name in names if names[name] is False]
     for name in FLAGS:
-        flags.DEFINE_string(name, None, "", flag_values=values)
+        define = flags.DEFINE_bool if name in switches else flags.DEFINE_string
+        define(name, None, "", flag_values=values)
     try:
         rest = values(["", *argv], known_only=True)[1:]
     except flags.Error as error:
@@ -130,14 +133,14 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
         if name == "step":
-            if not (value == "" or value.isdecimal()):
+            if not (value == "" or str(value).isdecimal()):
                 raise UserError(f"--step = {value!r}: allowed are steps of checkpoints")
             options[name] = int(value) if value else None
-        elif name == "weights" or not value:
+        elif name in ("weights", "force") or not value:
             options[name] = value
         else:
-            options[name] = paths.local(value, f"--{name}")
-    if options.get("weights", "raw") not in WEIGHTS:
+            options[name] = paths.local(str(value), f"--{name}")
+    if options.get("weights", "") not in ("", *WEIGHTS):
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:
         commands.check_empty("target", options["target"])
@@ -192,8 +195,6 @@ def _run(argv: Sequence[str]) -> int:
             mode = importlib.import_module(f"score_sde.modes.{command.mode}")
             mode.run(command.config, command.workdir, **command.options)
     except UserError as error:
-        for line in error.details:
-            print(line)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

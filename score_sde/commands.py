@@ -8,7 +8,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from score_sde import overrides, paths, presets, workdirs
-from score_sde.config import changed, flat, refuse, validate
+from score_sde.config import changed, default, flat, refuse, validate
+from score_sde.data import is_only_described
 from score_sde.errors import UserError
 from score_sde.locks import SUFFIX
 
@@ -51,8 +52,13 @@ def of_conversion(
     which must be new or empty."""
     if not source.exists():
         raise UserError(f"--source = '{source}': no such file or folder")
-    if source.name == EXPORTED:
-        raise UserError(f"--source = '{source}': a file of an export; allowed is its folder")
+    if source.suffix == ".safetensors":
+        beside = (source.parent / workdirs.FILE).is_file()
+        other = f"a folder with the {workdirs.FILE} of its network, too"
+        allowed = f"its folder '{source.parent}'" if beside else other
+        raise UserError(
+            f"--source = '{source}': arrays, which do not say their network; allowed is {allowed}"
+        )
     if (source / "checkpoints").is_dir():
         raise UserError(
             f"--source = '{source}': a run; --mode export makes of it what convert reads"
@@ -66,13 +72,41 @@ def of_conversion(
         config = _valid(saved, typed)
         changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
         _refuse_changes("convert", changes, config, source)
-    elif preset is None:
-        raise UserError("--config: missing; it says the network that --source is one of")
     else:
-        config = _valid(presets.load(preset), typed)
+        config = _foreign(source, preset, typed)
     path = paths.local(f"runs/{config.name}" if workdir is None else workdir, "--workdir")
     check_empty("workdir", path)
     return config, path
+
+
+def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDict:
+    """Return the config of another code base's checkpoint: the preset's, with what the source says
+    of itself, and what is typed of the rest."""
+    from score_sde import convert  # here, as it imports JAX
+
+    if preset is None:
+        given = changed(default(), {"data.name": "images", "name": source.resolve().name})
+    else:
+        given = presets.load(preset)
+    says = convert.settings(source, overrides.apply(given, typed).data.image_size)
+    if preset is None and not says:
+        raise UserError("--config: missing; it says the network that --source is one of")
+    config = overrides.apply(changed(given, says), typed)
+    now = flat(config)
+    for key, value in says.items():
+        if now[key] != value:
+            raise refuse(key, now[key], f"{value!r}, as {source} says")
+    validate(config)
+    if preset is not None:
+        before = flat(given)
+        sets = [
+            f"config.{key} = {value!r:.80} (not {before[key]!r:.80})"
+            for key, value in says.items()
+            if value != before[key] and not (key.startswith("data.") and not before[key])
+        ]
+        if sets:
+            print(f"note: {source} sets {', '.join(sets)}", file=sys.stderr)
+    return config
 
 
 def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:
@@ -113,6 +147,8 @@ def _merged(
         _refuse_changes(mode, changes, given, path)
     config = overrides.apply(given if given is not None and mode == "train" else saved, typed)
     free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
+    if is_only_described(saved.data.name):  # a converted run's data can be named afterwards
+        free = (*free, "data.")
     _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
     validate(config)
     if mode == "interpolate" and config.sampling.method != "ode":

@@ -164,7 +164,7 @@ def validate(config: ConfigDict) -> None:
 
 def refuse(key: str, value: object, allowed: str) -> UserError:
     """Return the error for a value that a key cannot have."""
-    return UserError(f"config.{key} = {value!r}: allowed are {allowed}")
+    return UserError(f"config.{key} = {value!r:.200}: allowed are {allowed}")
 
 
 def unknown_key(key: str, value: object) -> UserError:

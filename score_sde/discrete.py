@@ -11,12 +11,14 @@ References:
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from score_sde.sde import SDE, VESDE, VPSDE, Step
+from score_sde.errors import require
+from score_sde.sde import PROCESSES, SDE, VESDE, VP, VPSDE, Step
 
 
 class Chain(NamedTuple):
@@ -34,6 +36,68 @@ class Chain(NamedTuple):
     def log_snr(self) -> Array:
         """2 log(alpha / sigma) of each level, (N,)."""
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+
+
+NO_DATA = 170.0  # B that stands for infinity: alpha = 1e-37, ten times float32's smallest number
+
+
+class DiscreteVPSDE(VP):
+    """Variance-preserving through the N levels of a chain: x_k = sqrt(1 - beta_k) x_{k-1} +
+    sqrt(beta_k) z (Ho et al. 2020, eq. 2 and 4), with any betas.
+
+    Level k = 0 ... N - 1 is the time k / (N - 1). There the noise is the chain's own: B(t) = -sum_j
+    log(1 - beta_j), j = 0 ... k. B is linear in t between two levels. So sigma(0) is sqrt(beta_0),
+    not 0, as it is the least noise that a network of this chain has seen.
+
+    Attributes:
+        betas: beta_0 ... beta_{N-1}, above 0 and below 1. The last may be 1: then alpha(T) = 0
+            (Lin et al. 2024, arXiv:2305.08891).
+
+    Raises:
+        ValueError: other betas, or fewer than two.
+    """
+
+    t_min: ClassVar[float] = 1e-5
+    betas: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.betas, tuple | list):  # else it is an array already, or a tracer
+            betas = np.asarray(self.betas, np.float64)
+            ok = betas.ndim == 1 and len(betas) > 1 and bool(np.all(betas > 0.0))
+            ok = ok and bool(np.all(betas[:-1] < 1.0)) and bool(betas[-1] <= 1.0)
+            allowed = "at least two numbers above 0 and below 1, the last up to 1"
+            require(ok, "betas", self.betas if len(self.betas) < 5 else "(...)", allowed)
+            object.__setattr__(self, "betas", jnp.asarray(betas, jnp.float32))
+
+    def __repr__(self) -> str:
+        return f"DiscreteVPSDE of {len(self.betas)} betas"
+
+    @property
+    def integrals(self) -> Array:
+        """B of the levels, rising, (N,). Where the last beta is 1, alpha is next to the smallest
+        number of float32 instead of 0, so that its logarithm is finite."""
+        kept = -jnp.log1p(-self.betas)
+        return jnp.minimum(jnp.cumsum(kept), NO_DATA)
+
+    def integral(self, t: Array) -> Array:
+        return jnp.interp(t, *self._levels(t.dtype))
+
+    def inverse_integral(self, value: Array) -> Array:
+        return jnp.interp(value, *reversed(self._levels(value.dtype)))
+
+    def _levels(self, dtype: Any) -> tuple[Array, Array]:
+        """The times of the levels and B there."""
+        return jnp.linspace(0.0, self.T, len(self.betas), dtype=dtype), self.integrals.astype(dtype)
+
+    def beta(self, t: Array) -> Array:
+        """beta(t), (B,) -> (B,): (N - 1) times B's increment between the levels about t."""
+        last = len(self.betas) - 1
+        after = jnp.clip(jnp.ceil(t / self.T * last).astype(jnp.int32), 1, last)
+        integrals = self.integrals
+        return (last / self.T * (integrals[after] - integrals[after - 1])).astype(t.dtype)
+
+
+PROCESSES["vp_discrete"] = DiscreteVPSDE
 
 
 @dataclass(frozen=True)
@@ -79,6 +143,30 @@ class DDPM:
 
 
 @dataclass(frozen=True)
+class Betas(DDPM):
+    """VP of any betas: the chain is the process itself at its N levels."""
+
+    sde: DiscreteVPSDE  # type: ignore[assignment]
+
+    def check(self, name: str, number: int) -> None:
+        if name == "num_levels":
+            levels = len(self.sde.betas)
+            require(number == levels, name, number, f"0, {levels}, the number of sde.betas")
+
+    def chain(self, num_levels: int) -> Chain:
+        self.check("num_levels", num_levels)
+        integrals = self.sde.integrals
+        return Chain(jnp.exp(-0.5 * integrals), jnp.sqrt(-jnp.expm1(-integrals)))
+
+    def step(self, t: Array, num_steps: int) -> Step:
+        """The exact transition over T / num_steps, which is the chain's where num_steps = N."""
+        sde = self.sde
+        s = jnp.maximum(t - sde.T / num_steps, 0.0)
+        factor, std = sde.transition(s, t)
+        return Step(factor - 1.0, std, std)
+
+
+@dataclass(frozen=True)
 class SMLD:
     """VE: sigmas on a geometric grid from sigma_max to sigma_min, alpha = 1 (Song, Ermon 2019,
     section 4)."""
@@ -109,7 +197,7 @@ class SMLD:
         return Step(jnp.zeros_like(t), G, G * below / sigma)
 
 
-DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD}
+DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD, DiscreteVPSDE: Betas}
 """The processes that have a discrete chain. A user's own process is added here."""
 
 

@@ -1,7 +1,5 @@
 """Errors that name a setting, its value and what is allowed."""
 
-from collections.abc import Sequence
-
 
 class UserError(Exception):
     """A mistake of the user: one line that names the key or file, the value and what is allowed.
@@ -9,20 +7,16 @@ class UserError(Exception):
     `main.py` prints it and exits with status 2; everything else is a bug and keeps its traceback.
 
     Characters that cannot be printed are escaped, a line's end too: names may come from files.
-
-    Attributes:
-        details: further lines, printed before the one line, with what it leaves out.
     """
 
-    def __init__(self, line: str, details: Sequence[str] = ()) -> None:
+    def __init__(self, line: str) -> None:
         super().__init__(_printable(line))
-        self.details = [_printable(detail) for detail in details]
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError for the value of an object's setting, unless it is ok."""
     if not ok:
-        raise ValueError(f"{name} = {value!r}: allowed are {allowed}")
+        raise ValueError(f"{name} = {value!r:.200}: allowed are {allowed}")
 
 
 def one_line(error: BaseException) -> str:

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from score_sde import build, networks, paths, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
-from score_sde.config import validate
-from score_sde.data import DatasetInfo
+from score_sde.config import refuse, validate
+from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, flow, interpolation_batches, to_model
@@ -236,6 +236,24 @@ class Run:
         return self.in_batches("likelihood", likelihood, arrays, len(items), first)
 
 
+def info_of(config: ConfigDict, kept: DatasetInfo | None) -> DatasetInfo:
+    """Return the facts of a run's data: those that its workdir keeps, or of the set that the config
+    names instead of one that was only described.
+
+    Raises UserError where the network cannot be given that set.
+    """
+    name = config.data.name
+    if kept is not None and (name == kept.name or not is_only_described(kept.name)):
+        return kept
+    info = build.dataset(config)
+    if kept is not None and not (
+        info.shape == kept.shape and kept.num_classes in (0, info.num_classes)
+    ):
+        number = f" of {kept.num_classes} classes" if kept.num_classes else ""
+        raise refuse("data.name", name, f"sets of images {kept.shape}{number}, as the network's")
+    return info
+
+
 def load(
     workdir: str | Path,
     config: ConfigDict | None = None,
@@ -256,7 +274,7 @@ def load(
     workdir = paths.local(workdir, "workdir")
     config = workdirs.load(workdir) if config is None else config
     validate(config)
-    info = workdirs.load_info(workdir) or build.dataset(config)
+    info = info_of(config, workdirs.load_info(workdir))
     build.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))

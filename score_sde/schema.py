@@ -99,7 +99,7 @@ def at_least(least: int) -> Values:
 
 def between(low: float, high: float, kind: str = "numbers") -> Values:
     """Numbers from `low` to `high`, or integers."""
-    return Values(lambda value: low <= value <= high, f"{kind} from {low:g} to {high:g}")
+    return Values(lambda value: low <= value <= high, f"{kind} from {low} to {high}")
 
 
 def _are_positive(value: tuple[Any, ...], types: tuple[type, ...]) -> bool:
@@ -116,6 +116,7 @@ TEXT = Values(lambda value: True, "text")
 PATH = Values(lambda value: not is_url(value), PATHS)
 SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
 COUNT = at_least(1)
+SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by its name alone
 NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
 POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
 FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
@@ -131,13 +132,15 @@ INTEGERS = Values(lambda value: _are_positive(value, (int,)), "tuples of positiv
 NUMBERS = Values(lambda value: _are_positive(value, (int, float)), "tuples of positive numbers")
 REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
                "tuples of numbers")
+BETAS = Values(lambda value: not value or (len(value) > 1 and _are_positive(value, (int, float))),
+               "tuples of positive numbers, one for each level")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
 DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
-PROCESSES = Names("score_sde.sde:PROCESSES", "score_sde.sde:SDE")
+PROCESSES = Names("score_sde.discrete:PROCESSES", "score_sde.sde:SDE")
 NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
 SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
 PREDICTORS = Names(
@@ -166,7 +169,9 @@ _ROWS = (
 
     Row("data.name", "digits", DATASETS, "the data set"),
     Row("data.dir", "", PATH, "folder of the user's files and of downloads; empty: the cache"),
-    Row("data.image_size", 0, at_least(0), "pixels of a set that is only described; 0: its own"),
+    Row("data.image_size", 0, SIZE, "pixels of a set that is only described; 0: its own"),
+    Row("data.channels", 0, SIZE, "of a set that is only described; 0: its own"),
+    Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
@@ -176,6 +181,7 @@ _ROWS = (
     Row("sde.beta_max", 20.0, POSITIVE, "beta at t = 1"),
     Row("sde.sigma_min", 0.01, POSITIVE, "sigma at t = 0"),
     Row("sde.sigma_max", 50.0, POSITIVE, "sigma at t = 1"),
+    Row("sde.betas", (), BETAS, "of the levels of vp_discrete, the least noise first"),
 
     Row("model.name", "unet", NETWORKS, "the network"),
     Row("model.width", 128, FOURS, "channels of the first level, or features of the mlp"),
@@ -184,13 +190,16 @@ _ROWS = (
     Row("model.num_blocks", 4, between(1, 100, "integers"), "residual blocks per level"),
     Row("model.block", "biggan", unet("block"), "kind of residual block"),
     Row("model.resample_with_conv", True, SWITCH, "convolve where ddpm blocks resample"),
+    Row("model.symmetric_padding", False, SWITCH, "pad both sides where ddpm blocks halve"),
     Row("model.attention_resolutions", (16,), INTEGERS, "image sizes that have attention"),
     Row("model.decoder_attention", "once", unet("decoder_attention"),
         "attention of the decoder: once a level or after every block"),
+    Row("model.head_width", 0, at_least(0), "channels of an attention's head; 0: one head"),
     Row("model.dropout", 0.1, FRACTION, "probability of dropping an activation in training"),
     Row("model.activation", "swish", unet("activation"), "the nonlinearity"),
     Row("model.init_scale", 0.0, NOT_NEGATIVE, "variance of the initial kernels that end a block"),
     Row("model.norm_groups", 0, at_least(0), "groups of a normalization; 0: min(C // 4, 32)"),
+    Row("model.norm_eps", 1e-6, POSITIVE, "what a normalization adds to the variance"),
     Row("model.conditional", True, SWITCH, "the network reads the noise level"),
     Row("model.embedding", "positional", unet("embedding"), "of the noise level"),
     Row("model.fourier_scale", 16.0, POSITIVE, "standard deviation of the Fourier frequencies"),

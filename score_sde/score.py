@@ -6,8 +6,8 @@ the denoised data E[x0 | x_t], as
     c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t)),      score = -epsilon / sigma.
 
 Both estimates have their own two coefficients. The score follows from epsilon, which does not
-cancel at small t. The denoised data have their own row of the table. Under `velocity` it does not
-divide by alpha.
+cancel at small t. The denoised data have their own row of the table. It divides by alpha under
+`epsilon` and `score` alone.
 
 A network trained on the N levels of a discrete chain (`score_sde.discrete`) gets a level as its
 noise condition. Three ways lead from a time to its level:
@@ -78,10 +78,17 @@ def _velocity(alpha: Array, sigma: Array) -> Preconditioning:
     return Preconditioning(1.0 / r, (sigma / squared, alpha / r), (alpha / squared, -sigma / r))
 
 
+def _denoised(alpha: Array, sigma: Array) -> Preconditioning:
+    """The network's output is the denoised data (Salimans, Ho 2022, section 4)."""
+    one = jnp.ones_like(sigma)
+    return Preconditioning(one, (1.0 / sigma, -alpha / sigma), (0.0 * one, one))
+
+
 PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
     "epsilon": _epsilon,
     "score": _score,
     "velocity": _velocity,
+    "denoised": _denoised,
 }
 
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
@@ -143,7 +150,7 @@ class Model:
         return self.score_at(x, self.noise(t), **options)
 
     def denoised(self, x: Array, t: Array) -> Array:
-        """E[x0 | x_t] of shape (B, *shape). Under `velocity` it does not divide by alpha."""
+        """E[x0 | x_t], (B, *shape). It divides by alpha under `epsilon` and `score` alone."""
         noise = self.noise(t)
         return self._estimate("denoised", x, noise)
 

@@ -217,36 +217,24 @@ class SDE:
         return -0.5 * quadratic - dims * (0.5 * math.log(2.0 * math.pi) + jnp.log(std))
 
 
-class _LinearBeta(SDE):
-    """What VP and sub-VP share: beta(t) linear from beta_min to beta_max, and alpha = exp(-B/2)
-    with B(t) = int_0^t beta.
+class ByIntegral(SDE):
+    """What follows from B(t) = int_0^t beta: alpha = exp(-B/2)."""
 
-    Raises:
-        ValueError: constants that are not 0 < beta_min < beta_max.
-    """
+    def integral(self, t: Array) -> Array:
+        """B(t), (B,) -> (B,)."""
+        raise NotImplementedError
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _require_rising(beta_min=self.beta_min, beta_max=self.beta_max)
+    def inverse_integral(self, value: Array) -> Array:
+        """The t with B(t) = value, (B,) -> (B,)."""
+        raise NotImplementedError
 
     def beta(self, t: Array) -> Array:
         """beta(t), (B,) -> (B,)."""
-        return self.beta_min + t * (self.beta_max - self.beta_min)
-
-    def integral(self, t: Array) -> Array:
-        """B(t) = beta_min t + (beta_max - beta_min) t^2 / 2, (B,) -> (B,)."""
-        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
-
-    def inverse_integral(self, value: Array) -> Array:
-        """The t with B(t) = value, (B,) -> (B,): the root that does not cancel."""
-        slope = self.beta_max - self.beta_min
-        return 2.0 * value / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * value))
+        raise NotImplementedError
 
     def increment(self, s: Array, t: Array) -> Array:
-        """B(t) - B(s) without cancellation, (B,)."""
-        return (t - s) * (self.beta_min + 0.5 * (s + t) * (self.beta_max - self.beta_min))
+        """B(t) - B(s) without cancellation where a process can, (B,)."""
+        return self.integral(t) - self.integral(s)
 
     def log_alpha(self, t: Array) -> Array:
         return -0.5 * self.integral(t)
@@ -261,7 +249,35 @@ class _LinearBeta(SDE):
         return jnp.ones(())
 
 
-class VPSDE(_LinearBeta):
+class _LinearBeta(ByIntegral):
+    """What VP and sub-VP share: beta(t) linear from beta_min to beta_max.
+
+    Raises:
+        ValueError: constants that are not 0 < beta_min < beta_max.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require_rising(beta_min=self.beta_min, beta_max=self.beta_max)
+
+    def beta(self, t: Array) -> Array:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integral(self, t: Array) -> Array:
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def inverse_integral(self, value: Array) -> Array:
+        # The root that does not cancel.
+        slope = self.beta_max - self.beta_min
+        return 2.0 * value / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * value))
+
+    def increment(self, s: Array, t: Array) -> Array:
+        return (t - s) * (self.beta_min + 0.5 * (s + t) * (self.beta_max - self.beta_min))
+
+
+class VP(ByIntegral):
     """Variance-preserving: sigma^2 = 1 - exp(-B) (Song et al. 2021, eq. 32 and 33)."""
 
     def sigma(self, t: Array) -> Array:
@@ -280,6 +296,10 @@ class VPSDE(_LinearBeta):
     def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
         increment = self.increment(s, t)
         return jnp.exp(-0.5 * increment), jnp.sqrt(-jnp.expm1(-increment))
+
+
+class VPSDE(_LinearBeta, VP):
+    """Variance-preserving with beta(t) linear in t (Song et al. 2021, eq. 32 and 33)."""
 
 
 class SubVPSDE(_LinearBeta):
@@ -356,7 +376,7 @@ class VESDE(SDE):
 
 
 PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
-"""The processes by the names that configs give them."""
+"""The processes by the names that configs give them. `score_sde.discrete` adds that of a chain."""
 
 
 def _require_rising(**constants: object) -> None:

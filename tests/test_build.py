@@ -8,6 +8,8 @@ import pytest
 from score_sde import build
 from score_sde.config import changed, default, validate
 from score_sde.data import describe
+from score_sde.errors import UserError
+from score_sde.run import info_of
 
 SMALL = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)}
 VE = {"sde.name": "ve", "model.parameterization": "score", "model.centered": False}
@@ -43,3 +45,16 @@ def test_the_loss_is_that_of_the_config(kind):
     assert whole == kind.endswith("discrete")
     assert told[0].min() >= 0 and told[0].max() <= (49 if whole else 999)
     assert len(set(told[0])) == 16
+
+
+def test_the_data_of_a_converted_run_can_be_named_afterwards():
+    """By a set of images that the network can be given."""
+    kept = describe("images", image_size=8, channels=1)
+    config = changed(default(), {"data.name": "digits"})
+    assert info_of(config, kept) == describe("digits")
+    assert info_of(changed(config, {"data.name": "images"}), kept) == kept
+    assert info_of(config, None) == describe("digits")
+    for other in ({"channels": 3}, {"image_size": 16}, {"num_classes": 7}):
+        sizes = {"image_size": 8, "channels": 1, "num_classes": 0} | other
+        with pytest.raises(UserError, match=r"data.name = 'digits': allowed are sets of images"):
+            info_of(config, describe("images", **sizes))

@@ -53,7 +53,9 @@ ROOMS = {
         4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tqdm", "tensorboardX", "absl")
     ),
     "score_sde.evaluation": Room(4, (0, 1, 2, 3), ("jax", "flax", "scipy", "tqdm")),
-    "score_sde.convert": Room(4, (0, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")),
+    "score_sde.convert": Room(
+        4, (0, 1, 2, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")
+    ),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
     # Its last check makes the objects of a config, so it knows `build`, within that function.
     "score_sde.schema": Room(5, (0,)),  # what a path is
@@ -75,7 +77,7 @@ ROOMS = {
     ),
     "score_sde.commands": Room(
         5,
-        (0,),
+        (0, 3, 4),
         ("ml_collections",),
         neighbours=(
             *("score_sde.config", "score_sde.presets"),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.discrete import discretization
+from score_sde.discrete import DiscreteVPSDE, discretization
 from score_sde.sde import SDE, VPSDE
 from tests.cases import PROCESSES, PUBLISHED, recorded_score
 
@@ -205,7 +205,8 @@ def test_snapping_is_the_originals():
 @pytest.mark.parametrize("name", ["subvp", "cosine"])
 def test_other_processes_have_no_chain(name):
     with pytest.raises(
-        ValueError, match=r"num_levels: .* has no discrete chain; with one are VPSDE, VESDE"
+        ValueError,
+        match=r"num_levels: .* has no discrete chain; with one are VPSDE, VESDE, DiscreteVPSDE",
     ):
         discretization(PROCESSES[name]).chain(1000)
 
@@ -218,3 +219,46 @@ def test_jit_tells_processes_of_as_many_constants_apart():
         assert structure not in structures[:index]
     assert jax.tree.structure(VPSDE(0.2, 10.0)) == jax.tree.structure(VPSDE())
     assert jax.tree.leaves(VPSDE(0.2, 10.0)) == [0.2, 10.0]
+
+
+BETAS = tuple(np.linspace(0.01, 0.3, 20).tolist())
+
+
+def test_a_process_of_betas_is_the_chain_at_its_levels():
+    """x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, at the times k / (N - 1)."""
+    sde, betas = DiscreteVPSDE(BETAS), np.asarray(BETAS)
+    t = jnp.linspace(0.0, 1.0, len(betas))
+    alpha2 = np.cumprod(1.0 - betas)
+    np.testing.assert_allclose(sde.alpha(t) ** 2, alpha2, rtol=1e-6)
+    np.testing.assert_allclose(sde.sigma(t) ** 2, 1.0 - alpha2, rtol=1e-6)
+    factor, std = sde.transition(t[:-1], t[1:])
+    np.testing.assert_allclose(factor, np.sqrt(1.0 - betas[1:]), rtol=1e-6)
+    np.testing.assert_allclose(std, np.sqrt(betas[1:]), rtol=1e-5)
+    np.testing.assert_allclose(sde.inverse_log_snr(sde.log_snr(t)), t, atol=1e-6)
+    chain = discretization(sde).chain(20)
+    np.testing.assert_allclose(chain.alpha**2, alpha2, rtol=1e-6)
+    np.testing.assert_allclose(discretization(sde).level(t, 20), np.arange(20), rtol=1e-6)
+    step = discretization(sde).step(t[1:], 19)
+    np.testing.assert_allclose(1.0 + step.f, np.sqrt(1.0 - betas[1:]), rtol=1e-6)
+
+
+def test_between_its_levels_the_drift_is_that_of_the_pair():
+    sde = DiscreteVPSDE(BETAS)
+    t = (jnp.arange(19.0) + 0.4) / 19.0
+    derived = jax.jvp(sde.log_alpha, (t,), (jnp.ones_like(t),))[1]
+    np.testing.assert_allclose(sde.drift_rate(t), derived, rtol=1e-4)
+    np.testing.assert_allclose(sde.diffusion(t) ** 2, -2.0 * sde.drift_rate(t), rtol=1e-5)
+    for end in (0.0, 1.0):  # the first and the last segment's
+        beta = -19.0 * np.log1p(-BETAS[1 if end == 0 else -1])
+        np.testing.assert_allclose(sde.beta(jnp.full(1, end)), beta, rtol=1e-5)
+
+
+@pytest.mark.parametrize("betas", [(), (0.1,), (0.1, -0.1), (0.1, 1.0, 0.1), (0.1, 1.1)])
+def test_betas_that_are_none(betas):
+    with pytest.raises(ValueError, match=r"^betas = .*: allowed are at least two numbers above 0"):
+        DiscreteVPSDE(betas)
+
+
+def test_only_as_many_levels_as_betas():
+    with pytest.raises(ValueError, match="num_levels = 10: allowed are 0, 20"):
+        discretization(DiscreteVPSDE(BETAS)).chain(10)

@@ -3,7 +3,7 @@
 A source is known by its content:
 
     a folder with model.safetensors                  an export of ours
-    another folder                                   a diffusers UNet2DModel
+    another folder                                   a diffusers UNet2DModel, or its pipeline
     a zip                                            score_sde_pytorch (.pth)
     any other file                                   score_sde (Flax's msgpack)
 
@@ -12,14 +12,44 @@ Nothing in a source is ever executed.
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
-from score_sde.convert import diffusers, exported, score_sde_flax, score_sde_pytorch
+from score_sde.convert import (
+    diffusers,
+    exported,
+    scheduler,
+    score_sde_flax,
+    score_sde_pytorch,
+)
 from score_sde.convert.fit import fit, flattened
 from score_sde.convert.foreign import Foreign
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 
-__all__ = ["Foreign", "exported", "fit", "flattened", "read"]
+__all__ = [
+    "Foreign",
+    "diffusers",
+    "exported",
+    "fit",
+    "flattened",
+    "read",
+    "scheduler",
+    "settings",
+]
+
+
+def settings(source: Path, image_size: int) -> dict[str, Any]:
+    """Return what a source that is no export says of its network and process, by the keys of a
+    config: that of a folder of diffusers, nothing of a file.
+
+    Args:
+        source: the checkpoint.
+        image_size: of the network, where the source does not say it; 0 for unknown.
+
+    Raises:
+        UserError: one line: a folder that is none, or a network or process that ours cannot be.
+    """
+    return diffusers.settings(source, image_size) if source.is_dir() else {}
 
 
 def read(source: Path, spec: object) -> Foreign:

@@ -1,84 +1,32 @@
-"""Reads the folder of a diffusers `UNet2DModel`: config.json, diffusion_pytorch_model.safetensors.
+"""Reads a diffusers `UNet2DModel`: its folder with config.json and
+diffusion_pytorch_model.safetensors, or the pipeline's folder that has this one as `unet`.
 
-Two of its networks are ours: that of google/ddpm-cifar10-32 (Ho et al. 2020), and that of
-google/ncsnpp-church-256 and its kin (Song et al. 2021 at 256 and 1024 pixels). `architecture`
-returns the settings of our network that config.json describes. `names` returns where each array
-belongs.
+Two of its networks are ours: the one of the class's own defaults and of google/ddpm-cifar10-32 (Ho
+et al. 2020), and that of google/ncsnpp-church-256 and its kin (Song et al. 2021 at 256 and 1024
+pixels). `settings` returns what config.json and the scheduler's file say, as keys of our config.
+`names` returns where each array belongs.
 
 With Fourier features the class also takes the logarithm of sigma and divides its output by sigma.
 Here these belong to the score: the condition `log_sigma` and the parameterization `score`.
 """
 
 import itertools
-import json
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from score_sde.convert.foreign import Foreign, tensors
+from score_sde.convert import scheduler
+from score_sde.convert.foreign import Foreign, read_json, tensors
+from score_sde.convert.unet2d import architecture, value
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 from score_sde.networks.plan import plan
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-# Of config.json, which has some 1200 bytes.
-MOST_BYTES = 2**20
 DTYPES = ("F32", "F64", "F16", "BF16")  # in the words of safetensors
-
-# Values of keys that config.json lacks: the defaults of the class.
-DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("sample_size", "time_embedding_dim", "attn_norm_num_groups")),
-    **dict.fromkeys(("class_embed_type", "num_class_embeds")),
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
-    "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-}
-
-# The two networks: their blocks (without attention), and the same as settings of ours.
-PLAIN, SKIP = ("DownBlock2D", "UpBlock2D"), ("SkipDownBlock2D", "SkipUpBlock2D")
-SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    PLAIN: {
-        "block": "ddpm",
-        "resample_with_conv": True,
-        "fir": False,
-        "skip_rescale": False,
-        "progressive_input": "none",
-        "progressive_output": "none",
-        "decoder_attention": "every",
-    },
-    SKIP: {
-        "block": "biggan",
-        "fir": True,
-        "skip_rescale": True,
-        "progressive_input": "input_skip",
-        "combine": "sum",
-        "progressive_output": "output_skip",
-        "decoder_attention": "once",
-        "norm_groups": 0,
-    },
-}
 
 # The names inside a residual block and inside an attention. Attention has two generations.
 RESIDUAL = {
@@ -96,159 +44,103 @@ ATTENTION = {
 }
 
 
+def folder(source: Path) -> Path:
+    """Return the network's folder: that of a pipeline is its `unet`, where it has one."""
+    inner = source / "unet"
+    return inner if inner.is_dir() else source
+
+
+def scheduler_file(source: Path) -> Path | None:
+    """Return the file of the scheduler that belongs to a network or a pipeline, None without."""
+    network = folder(source).absolute()
+    places = (network.parent / "scheduler", source / "scheduler", network, source)
+    found = (place / scheduler.FILE for place in places)
+    return next((path for path in found if path.is_file()), None)
+
+
+def settings(source: Path, image_size: int) -> dict[str, Any]:
+    """Return the settings of ours that a network's folder says, by their keys in a config.
+
+    Args:
+        source: the folder of a network or of a pipeline.
+        image_size: of the network, if config.json does not say it; 0 for unknown.
+
+    Raises:
+        UserError: one line: a file that is missing or none, or a network or process that ours
+            cannot be.
+    """
+    path = folder(source) / CONFIG
+    found = read_json(path)
+    if found.get("_class_name") != "UNet2DModel":
+        raise UserError(f"{path} is not the config.json of a diffusers UNet2DModel")
+    ours = architecture(found, str(path), image_size)
+    process = scheduler_file(source)
+    if process is not None:
+        ours |= scheduler.settings(process)
+        if (ours["sde.name"] == "ve") != (ours["model.embedding"] == "fourier"):
+            raise UserError(
+                f"{process}: allowed are {scheduler.VE} with time_embedding_type fourier in "
+                f"{path}, the others with positional"
+            )
+    return ours
+
+
 def read(source: Path, spec: UNetSpec) -> Foreign:
     """Return the parameters in a folder, under our names where they have one.
 
     Args:
-        source: the folder.
-        spec: of our network; config.json must describe the same.
+        source: the folder of a network or of a pipeline.
+        spec: our network of the folder's `settings`.
 
     Returns:
         one set of parameters, as `ema`, float32. An array without a place in our network keeps its
         name. The comparison with the network then lists it.
 
     Raises:
-        UserError: a file that is missing or damaged, or another network than that of `spec`.
+        UserError: a file that is missing or damaged.
     """
-    config = source / CONFIG
-    theirs = architecture(_settings(config), str(config), spec.image_size)
-    differences = [
-        f"{key} = {value!r} (not {getattr(spec, key)!r})"
-        for key, value in theirs.items()
-        if value != getattr(spec, key)
-    ]
-    if differences:
-        raise UserError(f"{config} is another network than the config's: {', '.join(differences)}")
+    where = folder(source)
+    found = read_json(where / CONFIG)
+    flipped = spec.embedding != "fourier" and value(found, "flip_sin_to_cos")
     places = names(spec)
     params: dict[str, np.ndarray] = {}
-    weights = source / WEIGHTS
-    if not weights.is_file():
-        raise UserError(
-            f"{weights} is missing; only safetensors are allowed: have diffusers load the model "
-            "and save_pretrained it, which writes them"
-        )
-    for name, array in tensors(weights, DTYPES)[0].items():
+    for name, array in _weights(where).items():
         module, _, leaf = name.rpartition(".")
         place = places.get(module)
         path = name
         if place and leaf in ("weight", "bias", "W"):
             path, array = _placed(place, leaf, array, spec.block == "ddpm")
+            if flipped and path == "condition/dense0/kernel":
+                # Theirs are the cosines before the sines.
+                array = np.roll(array, len(array) // 2, axis=0)
         if path in params and not np.array_equal(params[path], array):
             path = name  # under both generations of names, and they differ: listed as surplus
         params[path] = array
     return Foreign(ema=params, params=None, mu=None, nu=None, step=0)
 
 
-def architecture(settings: Mapping[str, Any], where: str, image_size: int) -> dict[str, Any]:
-    """Return the settings of our `UNetSpec` that describe a `UNet2DModel`.
-
-    Args:
-        settings: the content of config.json.
-        where: its path, for messages.
-        image_size: of the network, if config.json does not say it.
-
-    Raises:
-        UserError: our network cannot be that one; all reasons in one line.
-    """
-    get = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if key in settings}}
-    kind, attends = _blocks(get, where)
-    widths = get["block_out_channels"]
-    counts = (*widths, get["layers_per_block"], get["in_channels"])
-    if not all(type(value) is int and value > 0 for value in counts):
-        raise UserError(f"{where}: widths, layers_per_block and in_channels are positive integers")
-    allowed = _allowed(get, kind, attends)
-    wrong = [
-        f"{key} is {get[key]!r} (ours: {' or '.join(map(repr, values))})"
-        for key, values in allowed.items()
-        if not any(_same(get[key], value) for value in values)
-    ]
-    if kind == SKIP and min(itertools.compress(widths, attends), default=128) < 128:
-        wrong.append("attention at a width below 128 has 32 groups (ours: a quarter of the width)")
-    size = get["sample_size"]
-    size = image_size if size is None else size[0] if isinstance(size, list) and size else size
-    if type(size) is not int or get["sample_size"] not in (None, size, [size, size]):
-        wrong.append(f"sample_size is {get['sample_size']!r} (ours: one integer)")
-    if any(width % widths[0] for width in widths):
-        wrong.append(f"block_out_channels is {widths} (ours: multiples of the first)")
-    if wrong:
-        raise UserError(f"{where} is a network that ours cannot be: {', '.join(wrong)}")
-    return {
-        **SETTINGS[kind],
-        **({"norm_groups": get["norm_num_groups"]} if kind == PLAIN else {}),
-        "image_size": size,
-        "channels": get["in_channels"],
-        "width": widths[0],
-        "multipliers": tuple(width // widths[0] for width in widths),
-        "num_blocks": get["layers_per_block"],
-        "attention_resolutions": tuple(
-            size // 2**level for level, attention in enumerate(attends) if attention
-        ),
-        "activation": "swish",
-        "conditional": True,
-        "embedding": get["time_embedding_type"],
-        "num_classes": get["num_class_embeds"] or 0,
-        "centered": not get["center_input_sample"],
-        "input_frequencies": (),
-    }
-
-
-def _blocks(get: Mapping[str, Any], where: str) -> tuple[tuple[str, str], list[bool]]:
-    """The kind of the network, a key of SETTINGS, and which levels have attention."""
-    down, up, widths = get["down_block_types"], get["up_block_types"], get["block_out_channels"]
-    if all(isinstance(value, list) and value for value in (down, up, widths)):
-        attends = [str(name).startswith("Attn") for name in down]
-        for kind in SETTINGS:
-            expected = [
-                [f"Attn{name}" if attention else name for attention in attends] for name in kind
-            ]
-            if [down, up[::-1]] == expected and len(widths) == len(down):
-                return kind, attends
+def _weights(where: Path) -> dict[str, np.ndarray]:
+    """The arrays of a folder: one file, or several that an index lists; of half precision where
+    there is nothing else."""
+    for variant in ("", ".fp16"):
+        stem = WEIGHTS.removesuffix(".safetensors")
+        single = where / f"{stem}{variant}.safetensors"
+        if single.is_file():
+            return tensors(single, DTYPES)[0]
+        index = where / f"{WEIGHTS}.index{variant}.json"
+        if index.is_file():
+            files = read_json(index).get("weight_map")
+            parts = sorted(set(map(str, files.values()))) if isinstance(files, dict) else []
+            if not parts or any(Path(part).name != part for part in parts):
+                raise UserError(f"{index}: allowed is a weight_map of names to files beside it")
+            arrays: dict[str, np.ndarray] = {}
+            for part in parts:
+                arrays |= tensors(where / part, DTYPES)[0]
+            return arrays
     raise UserError(
-        f"{where}: down_block_types {down}, up_block_types {up} and block_out_channels {widths} "
-        f"make no network of ours: all blocks must be {' and '.join(PLAIN)} or all "
-        f"{' and '.join(SKIP)}, with Attn before the name on the same levels down and up"
+        f"{where / WEIGHTS} is missing; only safetensors are allowed: have diffusers load the "
+        "model and save_pretrained it, which writes them"
     )
-
-
-def _allowed(
-    get: Mapping[str, Any], kind: tuple[str, str], attends: list[bool]
-) -> dict[str, tuple[Any, ...]]:
-    """The values that our network allows, for each key that is no setting of ours."""
-    widths = get["block_out_channels"]
-    attended = {*itertools.compress(widths, attends), widths[-1]}  # the last is the middle's
-    allowed: dict[str, tuple[Any, ...]] = {
-        "out_channels": (get["in_channels"],),
-        "time_embedding_type": ("positional", "fourier"),
-        "time_embedding_dim": (None, 4 * widths[0]),
-        "mid_block_type": ("UNetMidBlock2D",),
-        "mid_block_scale_factor": (math.sqrt(2.0) if kind == SKIP else 1.0,),
-        "act_fn": ("silu", "swish"),
-        # One head, as wide as the layer.
-        "attention_head_dim": (None, *(attended if len(attended) == 1 else ())),
-        "attn_norm_num_groups": (None, get["norm_num_groups"]),
-        "norm_eps": (1e-6,),
-        "resnet_time_scale_shift": ("default",),
-        "add_attention": (True,),
-        "class_embed_type": (None,),
-    }
-    if get["time_embedding_type"] == "positional":
-        allowed |= {"freq_shift": (1,), "flip_sin_to_cos": (False,)}
-    if kind == PLAIN:
-        allowed |= {
-            "downsample_padding": (0,),
-            "downsample_type": ("conv",),
-            "upsample_type": ("conv",),
-        }
-    else:  # of the middle and the head; the blocks have a quarter of their width, at most 32
-        allowed["norm_num_groups"] = (None, *((32,) if widths[0] >= 128 else ()))
-    return allowed
-
-
-def _same(value: Any, right: Any) -> bool:
-    """Whether two values are equal, numbers up to the digits that a file drops."""
-    if type(value) in (int, float) and type(right) in (int, float):
-        return math.isclose(value, right, rel_tol=1e-6)
-    return bool(value == right)
 
 
 def names(spec: UNetSpec) -> dict[str, str]:
@@ -308,18 +200,3 @@ def _placed(place: str, leaf: str, array: np.ndarray, plain: bool) -> tuple[str,
         array = array[:, :, 0, 0]
     order = (2, 3, 1, 0) if array.ndim == 4 else None
     return f"{place}/kernel", np.ascontiguousarray(array.transpose(order))
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The content of config.json."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        settings = json.loads(text) if len(text) <= MOST_BYTES else None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {str(error).splitlines()[0]}") from error
-    if not isinstance(settings, dict) or settings.get("_class_name") != "UNet2DModel":
-        raise UserError(f"{path} is not the config.json of a diffusers UNet2DModel")
-    return settings

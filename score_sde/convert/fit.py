@@ -10,11 +10,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from score_sde.errors import UserError
 
 Tree = dict[str, Any]
-MOST_NAMES = 12  # of each kind in the message: a wrong config has hundreds
+MOST_NAMES = 5  # of each of the four kinds: a wrong config has hundreds
 
 
 def fit(
-    flat: Mapping[str, np.ndarray], expected: Tree, source: object, what: str = "arrays"
+    flat: Mapping[str, np.ndarray],
+    expected: Tree,
+    source: object,
+    what: str = "arrays",
+    hint: str = "",
 ) -> Tree:
     """The arrays as the network's tree of parameters.
 
@@ -23,13 +27,14 @@ def fit(
         expected: the network's parameters, or their `jax.ShapeDtypeStruct`s.
         source: the checkpoint, for the message.
         what: the arrays' name in the message.
+        hint: the setting that most likely is another, for the message.
 
     Returns:
         a nested dict of float32 numpy arrays.
 
     Raises:
         UserError: arrays that are missing, not the network's, of another shape, or no finite
-            numbers. All of them are in its details.
+            numbers, the first of each kind.
     """
     wanted = {name: leaf.shape for name, leaf in flatten_dict(expected, sep="/").items()}
     misshaped = [
@@ -46,9 +51,9 @@ def fit(
     reasons = [f"{len(all_)} {kind}: {_shortened(all_)}" for kind, all_ in found.items() if all_]
     if reasons:
         raise UserError(
-            f"--source {source}: its {what} do not fit the config; {'; '.join(reasons)}. "
+            f"--source {source}: its {what} do not fit the config"
+            f"{f', most likely {hint}' if hint else ''}; {'; '.join(reasons)}. "
             "Allowed are checkpoints of the network that config.model asks for",
-            details=[f"{kind}: {name}" for kind, names in found.items() for name in names],
         )
     arrays = {name: np.ascontiguousarray(flat[name], np.float32) for name in wanted}
     tree: Tree = unflatten_dict(arrays, sep="/")

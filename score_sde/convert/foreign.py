@@ -1,5 +1,6 @@
 """The content of a foreign checkpoint, in our names and layout."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ class Foreign(NamedTuple):
         step: number of training steps taken; 0 where the checkpoint does not say it.
         adam_steps: number of Adam's updates, which its moments are of.
         sigmas: the noise levels that the checkpoint says it was trained on, ascending, or None.
+        nameless: it has one set of weights (`ema`) and does not say whether they are averages.
+        hint: for arrays that do not fit: the setting that is most likely another, or "".
     """
 
     ema: dict[str, np.ndarray]
@@ -29,6 +32,8 @@ class Foreign(NamedTuple):
     step: int
     adam_steps: int = 0
     sigmas: np.ndarray | None = None
+    nameless: bool = False
+    hint: str = ""
 
 
 def whole_number(value: Any) -> int:
@@ -41,6 +46,27 @@ def whole_number(value: Any) -> int:
 def get(mapping: Any, key: str) -> Any:
     """The value of a key of a foreign dict; None where either is missing."""
     return mapping.get(key) if isinstance(mapping, dict) else None
+
+
+def read_json(path: Path, most: int = 2**20) -> dict[str, Any]:
+    """The object in a JSON file of up to so many bytes.
+
+    Raises:
+        UserError: one line: anything else, a pipe without an end too.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read: there is no such file")
+    try:
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+        found = json.loads(text) if len(text) <= most else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: allowed are JSON objects of up to {most} bytes")
+    return found
 
 
 def tensors(path: Path, dtypes: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -5,11 +5,14 @@ PyTorch keeps the modules in a list (`all_modules.17`). Flax counts them for eac
 checkpoint belongs.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from score_sde.networks import UNetSpec
 from score_sde.networks.plan import Block, plan
+from score_sde.networks.spec import CHOICES
 
 
 class Module(NamedTuple):
@@ -148,3 +151,70 @@ def arrays(spec: UNetSpec) -> Iterator[Array]:
                     trained=layer != "fourier",
                 )
         number += module.listed
+
+
+def likeliest(spec: UNetSpec, found: Mapping[Any, tuple[int, ...]], names: str) -> str:
+    """Return the setting that is most likely another in a checkpoint, in words: the change of one
+    setting that brings most names together, or the number that an array's shape tells.
+
+    Args:
+        spec: the settings that the checkpoint does not fit.
+        found: the shapes of its arrays, by their names in its code base.
+        names: "torch" or "flax", which code base's names they are.
+
+    Returns:
+        "" where the checkpoint fits, or no single setting explains half of what does not.
+    """
+
+    def apart(spec: UNetSpec) -> int:
+        return len({getattr(array, names) for array in arrays(spec)} ^ found.keys())
+
+    now = apart(spec)
+    if not now:
+        return _other_number(spec, found, names)
+    changes = [
+        (key, value)
+        for key, values in _alternatives(spec).items()
+        for value in values
+        if value != getattr(spec, key)
+    ]
+    best, key, value = min(
+        ((apart(replace(spec, **{key: value})), key, value) for key, value in changes),
+        key=lambda change: change[0],
+    )
+    return f"config.model.{key} = {value!r}" if 2 * best < now else ""
+
+
+def _alternatives(spec: UNetSpec) -> dict[str, list[Any]]:
+    """Values of the settings that names show."""
+    sizes, switch = spec.sizes, [False, True]
+    some = [
+        tuple(size for bit, size in enumerate(sizes) if number >> bit & 1)
+        for number in range(2 ** min(len(sizes), 8))
+    ]
+    choices = ("block", "embedding", "progressive_input", "progressive_output")
+    switches = ("conditional", "resample_with_conv", "fir")
+    return {
+        "attention_resolutions": some,
+        "num_blocks": [*range(1, 9)],
+        **{key: [*CHOICES[key]] for key in choices},
+        **{key: switch for key in switches if key != "conditional" or not spec.num_classes},
+    }
+
+
+def _other_number(spec: UNetSpec, found: Mapping[Any, tuple[int, ...]], names: str) -> str:
+    """The setting of a number that the shapes tell, where all names fit."""
+    shapes = {array.path: found[getattr(array, names)] for array in arrays(spec)}
+    width = shapes["stem/bias"][0]
+    widths = tuple(
+        shapes[f"encoder/level{level}_block0/conv0/bias"][0] for level in range(len(spec.widths))
+    )
+    # Either code base's kernel has the 3 x 3 pixels and these two, in another order.
+    channels = math.prod(shapes["stem/kernel"]) // (9 * width)
+    if width != spec.width:
+        return f"config.model.width = {width}"
+    if channels != spec.channels:
+        return f"config.data.channels = {channels}"
+    if widths != spec.widths:
+        return f"config.model.multipliers = {tuple(each // width for each in widths)}"
+    return ""

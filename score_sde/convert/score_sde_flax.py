@@ -12,7 +12,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from score_sde.convert.foreign import Foreign, get, whole_number
-from score_sde.convert.original import Array, arrays
+from score_sde.convert.original import Array, arrays, likeliest
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 
@@ -37,20 +37,22 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         ) from None
     ema, optimizer = get(state, "params_ema"), get(state, "optimizer")
     target, adam = get(optimizer, "target"), get(optimizer, "state")
-    if not isinstance(ema, dict) or not isinstance(target, dict) or _deeper(state, MOST_LEVELS):
+    trained = target if isinstance(target, dict) and target else None
+    if not isinstance(ema, dict) or _deeper(state, MOST_LEVELS):
         raise UserError(
             f"--source {source}: not a checkpoint of score_sde; those have params_ema and optimizer"
         )
     known = list(arrays(spec))
     moments = get(adam, "param_states")
-    have = isinstance(moments, dict)
+    have = isinstance(moments, dict) and bool(moments) and trained is not None
     return Foreign(
         ema=_ours(ema, known),
-        params=_ours(target, known),
+        params=None if trained is None else _ours(trained, known),
         mu=_ours(moments, known, "grad_ema") if have else None,
         nu=_ours(moments, known, "grad_sq_ema") if have else None,
         step=whole_number(get(state, "step")),
-        adam_steps=whole_number(get(adam, "step")),
+        adam_steps=whole_number(get(adam, "step")) if have else 0,
+        hint=likeliest(spec, _shapes(ema), "flax"),
     )
 
 
@@ -66,6 +68,26 @@ def _deeper(tree: Any, levels: int) -> bool:
     return levels == 0 or any(_deeper(value, levels - 1) for value in tree.values())
 
 
+def _leaves(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
+    """The arrays of nested dicts by their paths."""
+    leaves = flatten_dict(tree) if isinstance(tree, dict) else {}
+    return {
+        tuple(map(str, path)): value
+        for path, value in leaves.items()
+        if isinstance(value, np.ndarray)
+    }
+
+
+def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shapes of the arrays by their paths, which are those of the networks with a "pp"."""
+    pp = {plain: name for name, plain in PLAIN.items()}
+    shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
+    for (module, *inner), value in _leaves(tree).items():
+        kind, _, number = module.rpartition("_")
+        shapes[f"{pp.get(kind, kind)}_{number}", *inner] = value.shape
+    return shapes
+
+
 def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarray]:
     """Flax's arrays by our paths, in our shapes; unknown ones under their own names.
 
@@ -74,12 +96,7 @@ def _ours(tree: Any, known: list[Array], inside: str = "") -> dict[str, np.ndarr
         known: the network's arrays.
         inside: the name of the array wanted where each has several.
     """
-    leaves = flatten_dict(tree) if isinstance(tree, dict) else {}
-    flat = {
-        tuple(map(str, path)): value
-        for path, value in leaves.items()
-        if isinstance(value, np.ndarray)
-    }
+    flat = _leaves(tree)
     if inside:
         flat = {path[:-1]: value for path, value in flat.items() if path[-1] == inside}
     plain = any(path[0].startswith("AttnBlock_") for path in flat)

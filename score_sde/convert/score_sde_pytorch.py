@@ -2,9 +2,12 @@
 
 A dict of `model` (names to tensors), `ema` (`shadow_params`, a list without names: the trained
 parameters in the order in which the modules were made), `optimizer` (Adam's moments by the
-parameter's number in that order, frozen ones counted) and `step`.
+parameter's number in that order, frozen ones counted) and `step`. In files that others made of it
+`ema` may be a dict of names, too. A file of weights alone is such a dict, or has it as
+`state_dict`, `model` or `ema`.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,11 @@ import numpy as np
 
 from score_sde.convert import torch_zip
 from score_sde.convert.foreign import Foreign, get, whole_number
-from score_sde.convert.original import Array, arrays
+from score_sde.convert.original import Array, arrays, likeliest
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 
-PREFIX = "module."  # of PyTorch's DataParallel
+PREFIX = re.compile(r"((module|_orig_mod)\.)*")  # of DataParallel and torch.compile
 SIGMAS = "sigmas"
 
 
@@ -39,31 +42,30 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
 
 def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
     """As `read`, of what the file holds."""
-    model, ema, optimizer, step = (get(state, key) for key in ("model", "ema", "optimizer", "step"))
-    shadow = get(ema, "shadow_params")
-    steps = whole_number(step)
-    if not isinstance(model, dict) or not isinstance(shadow, list | tuple) or steps < 0:
-        raise UserError(
-            f"--source {source}: not a checkpoint of score_sde_pytorch; those are a dict of model, "
-            "ema, optimizer and step"
-        )
     known = list(arrays(spec))
-    named = {str(name).removeprefix(PREFIX): value for name, value in model.items()}
-    sigmas = named.pop(SIGMAS, None)
+    model, ema, optimizer, step = (get(state, key) for key in ("model", "ema", "optimizer", "step"))
+    averaged = _named(ema)
+    if not isinstance(model, dict) or not (averaged or get(ema, "shadow_params") is not None):
+        alone = averaged or _named(model) or _named(get(state, "state_dict")) or _named(state)
+        if not alone:
+            raise UserError(
+                f"--source {source}: not a checkpoint of score_sde_pytorch; those are a dict of "
+                "model, ema, optimizer and step, or of the weights alone"
+            )
+        sigmas = _sigmas(alone, source)
+        weights, hint = _ours(alone, known), likeliest(spec, _torch_shapes(alone), "torch")
+        return Foreign(weights, None, None, None, 0, sigmas=sigmas, nameless=True, hint=hint)
+    steps = whole_number(step)
+    if steps < 0:
+        raise UserError(f"--source {source}: its step is {step!r:.40}; allowed are whole numbers")
+    named = _named(model)
+    sigmas = _sigmas(named, source)
     params = _ours(named, known)
-    trained = [array.torch for array in known if array.trained]
-    averages = params
-    shadow = [value for value in shadow if isinstance(value, np.ndarray)]
-    if len(shadow) == len(trained):
-        averages = params | _ours(dict(zip(trained, shadow, strict=True)), known)
-    elif {name for name, value in named.items() if isinstance(value, np.ndarray)} == {
-        array.torch for array in known
-    }:
-        raise UserError(
-            f"--source {source}: its averages are {len(shadow)} arrays; allowed are those of its "
-            f"{len(trained)} trained parameters"
-        )
-    # Otherwise it is another network, and its arrays are left to be listed by name.
+    if averaged:
+        _sigmas(averaged, source)
+        averages = params | _ours(averaged, known)
+    else:
+        averages = params | _ours(_in_order(get(ema, "shadow_params"), named, known, source), known)
     mu, nu, adam_steps = _moments(get(optimizer, "state"), known)
     return Foreign(
         ema=averages,
@@ -72,17 +74,65 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
         nu=nu,
         step=steps,
         adam_steps=adam_steps,
-        sigmas=np.sort(sigmas) if isinstance(sigmas, np.ndarray) and sigmas.ndim == 1 else None,
+        sigmas=sigmas,
+        hint=likeliest(spec, _torch_shapes(named), "torch"),
     )
 
 
-def _ours(named: Mapping[str, Any], known: list[Array]) -> dict[str, np.ndarray]:
+def _named(state: Any) -> dict[str, np.ndarray]:
+    """The arrays of a dict of names, without the prefixes of wrappers; {} for anything else."""
+    items = state.items() if isinstance(state, dict) else ()
+    return {
+        PREFIX.sub("", name, count=1): value
+        for name, value in items
+        if isinstance(name, str) and isinstance(value, np.ndarray)
+    }
+
+
+def _torch_shapes(named: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in named.items()}
+
+
+def _sigmas(named: dict[str, np.ndarray], source: Path) -> np.ndarray | None:
+    """Take the noise levels out of a model's arrays: ascending, None where there are none.
+
+    Raises:
+        UserError: they are no levels.
+    """
+    sigmas = named.pop(SIGMAS, None)
+    if sigmas is None:
+        return None
+    ok = sigmas.ndim == 1 and len(sigmas) > 0 and sigmas.dtype.kind == "f"
+    if not ok or not (np.isfinite(sigmas).all() and (sigmas > 0).all()):
+        raise UserError(
+            f"--source {source}: sigmas is {sigmas.dtype} {sigmas.shape}; allowed is one row of "
+            "positive numbers, the levels that the network was trained on"
+        )
+    return np.sort(sigmas)
+
+
+def _in_order(
+    shadow: Any, named: Mapping[str, np.ndarray], known: list[Array], source: Path
+) -> dict[str, np.ndarray]:
+    """The averages, which have no names, under those of the trained parameters."""
+    trained = [array.torch for array in known if array.trained]
+    listed = shadow if isinstance(shadow, list | tuple) else []
+    averages = [value for value in listed if isinstance(value, np.ndarray)]
+    if len(averages) == len(trained):
+        return dict(zip(trained, averages, strict=True))
+    if named.keys() == {array.torch for array in known}:
+        raise UserError(
+            f"--source {source}: its averages are {len(averages)} arrays; allowed are those of its "
+            f"{len(trained)} trained parameters"
+        )
+    return {}  # it is another network, and its arrays are left to be listed by name
+
+
+def _ours(named: Mapping[str, np.ndarray], known: list[Array]) -> dict[str, np.ndarray]:
     """PyTorch's arrays by our paths, in our layout; unknown ones stay as they are."""
     places = {array.torch: array for array in known}
     result = {}
     for name, value in named.items():
-        if not isinstance(value, np.ndarray):
-            continue
         array = places.get(name)
         if array is None:
             result[name] = value

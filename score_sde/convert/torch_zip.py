@@ -3,7 +3,8 @@
 Such a file is a zip of one pickle and of the tensors' bytes. A pickle is a program: it may call
 anything that can be imported. The pickles of checkpoints name a handful of functions and classes.
 Each is an inert stand-in here, and any other name ends the reading. The file's size bounds all
-others.
+others. What stands beside the tensors and is plain (sizes, dtypes, devices, a Namespace of options)
+is skipped.
 """
 
 import io
@@ -31,6 +32,11 @@ STORAGES: dict[str, Any] = {
 } | {"BFloat16Storage": ml_dtypes.bfloat16}
 
 
+_NAMES = "float16 float32 float64 bfloat16 uint8 int8 int16 int32 int64 bool complex64 complex128"
+DTYPES = frozenset(_NAMES.split())
+FACTORIES = frozenset(("dict", "list", "int", "float", "str"))  # of a defaultdict
+
+
 class Refused(Exception):
     """A file is refused. The message gives the user the reason."""
 
@@ -40,6 +46,10 @@ class _Dtype:
 
     def __init__(self, name: object, *_: object) -> None:
         self.name = name
+
+
+class _Namespace:
+    """Stands for `argparse.Namespace`, without what it holds."""
 
 
 class _Call:
@@ -146,7 +156,7 @@ class _Reader(_InPython):
         """Drop a state: attributes of a dict, which could hide its methods, or a dtype's byte
         order, which is little-endian in PyTorch's pickles."""
         self.stack.pop()
-        if not isinstance(self.stack[-1], OrderedDict | _Dtype):
+        if not isinstance(self.stack[-1], OrderedDict | _Dtype | _Namespace):
             raise Refused("it gives a state to something that has none")
 
     dispatch[pickle.SETITEM[0]] = load_setitem
@@ -166,8 +176,16 @@ class _Reader(_InPython):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return name  # an argument only; a call of it fails
+        if module == "torch" and name in DTYPES:
+            return name
+        if module in ("builtins", "__builtin__") and name in FACTORIES:
+            return name
         allowed = {
             "collections.OrderedDict": _Call(lambda: OrderedDict()),  # items follow one by one
+            "collections.defaultdict": _Call(lambda *_: {}),  # likewise
+            "argparse.Namespace": _Namespace,
+            "torch.Size": _Call(lambda sizes: _whole_numbers(tuple(sizes))),
+            "torch.device": _Call(lambda *_: "a device"),
             "torch._utils._rebuild_tensor_v2": _Call(self._tensor),
             "torch._utils._rebuild_parameter": _Call(lambda data, *_: data),
             "numpy.core.multiarray.scalar": _Call(_scalar),

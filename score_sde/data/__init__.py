@@ -15,7 +15,15 @@ from score_sde.data import cifar10, digits, fashion_mnist, npz, toys, vectors
 from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
-__all__ = ["DATASETS", "Arrays", "Dataset", "DatasetInfo", "describe", "load"]
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "Dataset",
+    "DatasetInfo",
+    "describe",
+    "is_only_described",
+    "load",
+]
 
 SPLITS = ("train", "test")
 
@@ -45,6 +53,9 @@ _PHOTOGRAPHS = {
     "ffhq": (1024, 70_000, 0),
 }
 
+# Images that nothing is known of: those of a model that came from elsewhere.
+_IMAGES = DatasetInfo("images", (0, 0, 3), 256, 0, {"train": 0, "test": 0})
+
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(digits.INFO, digits.load),
     "cifar10": Dataset(cifar10.INFO, cifar10.load),
@@ -52,6 +63,7 @@ DATASETS: dict[str, Dataset] = {
     "moons": Dataset(toys.MOONS, toys.load_moons),
     "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
     "npz": Dataset(npz.describe, npz.load),
+    "images": Dataset(_IMAGES, None),
     **{
         name: Dataset(
             DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
@@ -61,11 +73,18 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
+def is_only_described(name: str) -> bool:
+    """Whether a set's images cannot be read, so that it is known for its models only."""
+    return name in DATASETS and DATASETS[name].load is None
+
+
 def describe(
     dataset: str | Dataset,
     data_dir: str | None = None,
     *,
     image_size: int = 0,
+    channels: int = 0,
+    num_classes: int = 0,
     condition: Sequence[str | int] = (),
     bin_width: float | Sequence[float] | None = None,
 ) -> DatasetInfo:
@@ -77,6 +96,8 @@ def describe(
       data_dir: as for `load`.
       image_size: height and width of the models' images, for a set that is only described; 0: its
         own.
+      channels: likewise, their channels.
+      num_classes: likewise, their classes.
       condition: names or indices of the columns of vectors that become the condition.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.
@@ -87,9 +108,11 @@ def describe(
     """
     known = _known(dataset)
     info = _info(known, data_dir)
+    sizes = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
     if not info.levels:
-        if image_size:
-            raise UserError(f"config.data.image_size = {image_size}: allowed is 0 for vectors")
+        for key, size in sizes.items():
+            if size:
+                raise UserError(f"config.data.{key} = {size}: allowed is 0 for vectors")
         train = load(known, "train", data_dir)
         return vectors.complete(info, train.x, tuple(condition), bin_width)
     if condition or bin_width:
@@ -97,12 +120,21 @@ def describe(
         raise UserError(
             f"config.data.{key} = {value!r}: allowed for vectors; {info.name} is images"
         )
-    own, *_, channels = info.shape
-    if known.load and image_size not in (0, own):
-        allowed = f"allowed are 0 (its own {own} pixels) for {info.name}"
-        raise UserError(f"config.data.image_size = {image_size}: {allowed}")
-    size = image_size or own
-    return replace(info, shape=(size, size, channels))
+    owns = {
+        "image_size": info.shape[0],
+        "channels": info.shape[-1],
+        "num_classes": info.num_classes,
+    }
+    for key, own in owns.items():
+        if known.load and sizes[key] not in (0, own):
+            unit = {"image_size": "pixels", "num_classes": "classes"}.get(key, key)
+            allowed = f"allowed are 0 (its own {own} {unit}) for {info.name}"
+            raise UserError(f"config.data.{key} = {sizes[key]}: {allowed}")
+    size, wide, classes = (sizes[key] or own for key, own in owns.items())
+    if not size:
+        allowed = "allowed are positive integers for a set without a size of its own"
+        raise UserError(f"config.data.image_size = 0: {allowed}")
+    return replace(info, shape=(size, size, wide), num_classes=classes)
 
 
 def load(

@@ -14,44 +14,114 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
-from score_sde.config import refuse
+from score_sde.config import flat, refuse
+from score_sde.convert import plausible
+from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.modes import start
+from score_sde.networks.plan import plan
+from score_sde.samplers.base import from_prior
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.mesh import data_mesh
 from score_sde.training.state import TrainState, create
 
+# Settings that stand in no array, beside the process. Some arrays show `fir`, see `_unseen`.
+UNSEEN = (
+    "data.image_size",
+    *("model.parameterization", "model.condition", "model.num_levels", "model.centered"),
+    *("model.embedding", "model.activation", "model.skip_rescale", "model.norm_groups"),
+    *("model.norm_eps", "model.head_width", "model.fir", "model.symmetric_padding"),
+)
 
-def run(config: ConfigDict, workdir: Path, source: Path, weights: str) -> None:
-    """Convert; nothing is written before everything has been read and fits.
+
+def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bool) -> None:
+    """Convert; nothing is written before everything has been read, fits, and predicts noise.
 
     Args:
         config: says the network that the source must be one of.
         workdir: new or empty.
         source: a file or folder, see `score_sde.convert`.
-        weights: "averaged" or "raw", what sampling and likelihood will take.
+        weights: "averaged" or "raw", what sampling and likelihood will take; "" is averaged, if the
+            source says what its weights are.
+        force: write it even if it does not predict noise.
     """
     start(1)
     info = build.dataset(config)
     make = build.network(config, info)
     foreign = convert.read(source, *make.args)
-    for steps in (foreign.step, foreign.adam_steps):
-        if not 0 <= steps < 2**31 - 1:
-            raise UserError(f"--source {source}: its steps are {steps}; allowed are 0 to 2**31 - 2")
-    if weights == "raw" and foreign.params is None:
-        raise UserError(f"--weights = 'raw': {source} has one set of weights, the averaged")
-    _check_levels(config, foreign.sigmas)
-    state = _state(config, make, foreign, weights, source)
+    _check(config, foreign, weights, source)
+    state = _state(config, make, foreign, weights or "averaged", source)
+    is_export = (source / convert.exported.FILE).is_file()
+    noise = "" if is_export else _predicts_noise(config, info, make, state.ema, source, force)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(state, foreign.step)
     path = workdirs.save(config, workdir, info)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trained = "with" if foreign.mu else "without"
-    print(f"{source}: {weights} weights after {foreign.step} steps, {trained} Adam's moments")
+    kind = weights or "averaged"
+    print(f"{source}: {kind} weights after {foreign.step} steps, {trained} Adam's moments")
     print(f"parameters: {size:,}")
-    print(f"taken from the config, as arrays do not show: {_unseen(config)}")
+    if not is_export:
+        _print_origins(config, make, foreign, source)
+        print(noise)
     print(f"config: {path}")
     print(f"next: --mode sample --workdir {workdir}")
+
+
+def _check(config: ConfigDict, foreign: convert.Foreign, weights: str, source: Path) -> None:
+    """Raise UserError for what a checkpoint says that cannot be, or that the config contradicts."""
+    for steps in (foreign.step, foreign.adam_steps):
+        if not 0 <= steps < 2**31 - 1:
+            raise UserError(f"--source {source}: its steps are {steps}; allowed are 0 to 2**31 - 2")
+    if foreign.nameless and not weights:
+        raise UserError(
+            f"--weights: missing; {source} has one set of weights and does not say which: allowed "
+            "are averaged, raw"
+        )
+    if weights == "raw" and foreign.params is None and not foreign.nameless:
+        raise UserError(f"--weights = 'raw': {source} has one set of weights, the averaged")
+    for name, moment in (foreign.nu or {}).items():
+        if moment.size and not (moment >= 0).all():
+            raise UserError(
+                f"--source {source}: Adam's second moment of {name} is negative; allowed are means "
+                "of squares"
+            )
+    _check_levels(config, foreign.sigmas)
+
+
+def _predicts_noise(
+    config: ConfigDict,
+    info: DatasetInfo,
+    make: partial[Any],
+    ema: Any,
+    source: Path,
+    force: bool,
+) -> str:
+    """Return, in words, how well the network predicts the noise that it is given.
+
+    Raises:
+        UserError: it does not, and is not forced.
+    """
+    apply, _ = networks.abstract(make)
+    number = max(1, min(8, plausible.MOST_PIXELS // math.prod(info.shape[:-1])))
+    given = {k: jnp.asarray(v) for k, v in build.classes_in_turn(config, info, number).items()}
+    model = build.model(config, apply, ema, levels="matched").given(given)
+    key = jax.random.key(config.seed)
+    noise = from_prior(key, model.sde, (number, *info.shape))
+    found = plausible.noise_errors(key, model, noise, -1.0 if config.model.centered else 0.0, 1.0)
+    worst = found.worst()
+    if worst is not None and not force:
+        raise UserError(
+            f"--source {source}: with this config its network does not predict the noise that it "
+            f"is given: its error is {found.error[worst]:.2f} at a log-SNR of "
+            f"{found.log_snr[worst]:.0f}; allowed are up to {found.allowed[worst]:.2f}, or --force "
+            "(docs/checkpoints.md has the settings that no array shows)"
+        )
+    errors = ", ".join(f"{error:.2f}" for error in found.error)
+    ends = f"log-SNRs of {found.log_snr[0]:.0f} to {found.log_snr[-1]:.0f}"
+    within = "within the bounds of trained networks"
+    verdict = within if worst is None else f"not {within}: forced"
+    return f"its error in predicting noise, at {ends}: {errors} ({verdict})"
 
 
 def _state(
@@ -65,7 +135,7 @@ def _state(
     _, expected = networks.abstract(make)
 
     def fitted(flat: Mapping[str, np.ndarray], what: str = "arrays") -> Any:
-        return jax.tree.map(jnp.asarray, convert.fit(flat, expected, source, what))
+        return jax.tree.map(jnp.asarray, convert.fit(flat, expected, source, what, foreign.hint))
 
     ema = fitted(foreign.ema)
     params = ema if foreign.params is None else fitted(foreign.params)
@@ -90,19 +160,47 @@ def _state(
     )
 
 
-def _unseen(config: ConfigDict) -> str:
-    """Settings of the training that follow from the config alone, not from the arrays, in words."""
-    keys = ("num_levels", "parameterization", "condition", "centered", "activation")
-    settings = ", ".join(f"model.{key} = {config.model[key]}" for key in keys)
-    return f"the process {build.sde(config)}, {settings}"
+def _print_origins(
+    config: ConfigDict, make: partial[Any], foreign: convert.Foreign, source: Path
+) -> None:
+    """Print where the settings come from that stand in no array."""
+    says = convert.settings(source, config.data.image_size)
+    (spec,) = make.args
+    shown = {"model.fir"} if _shows_fir(spec) else set()
+    values = flat(config)
+    unseen = [f"{key} = {values[key]}" for key in UNSEEN if key not in says and key not in shown]
+    if "sde.name" not in says:
+        unseen.insert(0, f"the process {build.sde(config)}")
+    path = convert.diffusers.scheduler_file(source) if source.is_dir() else None
+    if path is not None:
+        print(f"process: {build.sde(config)}, {config.model.parameterization}; from {path}")
+        grid = convert.scheduler.spacing(path)
+        if grid:
+            flags = f"--config.sampling.method=ddim --config.sampling.grid={grid}"
+            print(f"its scheduler takes the times of {flags}")
+    elif source.is_dir():
+        print(f"no {convert.scheduler.FILE} lies beside the network")
+    if unseen:
+        print(f"taken from the config, as neither arrays nor files show it: {', '.join(unseen)}")
+    if foreign.sigmas is None and config.sde.name == "ve" and path is None:
+        print("its noise levels are not in the file: sde.sigma_min and sigma_max are the config's")
+
+
+def _shows_fir(spec: networks.UNetSpec) -> bool:
+    """Whether the original's names tell if it resamples with the filter."""
+    convolves = ("down", "up") if spec.resample_with_conv else ()
+    return any(block.kind in ("input", "output", *convolves) for block in plan(spec))
 
 
 def _check_levels(config: ConfigDict, sigmas: np.ndarray | None) -> None:
-    """Raise UserError where a VE checkpoint was trained on other noise levels than the config's."""
-    if sigmas is None or not hasattr(build.sde(config), "sigma_min") or not len(sigmas):
+    """Raise UserError where a checkpoint was trained on other noise levels than the config's. Every
+    network of the original code has them, VE's or not, and their number is that of its chain."""
+    if sigmas is None:
+        return
+    if config.model.num_levels not in (0, len(sigmas)):
+        raise refuse("model.num_levels", config.model.num_levels, f"the checkpoint's {len(sigmas)}")
+    if not hasattr(build.sde(config), "sigma_min"):
         return
     for key, level in (("sigma_min", sigmas[0]), ("sigma_max", sigmas[-1])):
         if not math.isclose(config.sde[key], level, rel_tol=1e-5):
             raise refuse(f"sde.{key}", config.sde[key], f"the checkpoint's {float(level):.6g}")
-    if config.model.num_levels not in (0, len(sigmas)):
-        raise refuse("model.num_levels", config.model.num_levels, f"the checkpoint's {len(sigmas)}")

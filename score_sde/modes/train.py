@@ -23,6 +23,7 @@ from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.locks import writing
 from score_sde.modes import pictures, start
+from score_sde.run import info_of
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
 from score_sde.training.checkpoints import Checkpoints, newest_step
@@ -72,7 +73,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         )
     info = build.dataset(config)
     build.check(config, info)
-    if workdirs.load_info(workdir) not in (None, info):
+    kept = workdirs.load_info(workdir)
+    if kept is not None and info_of(config, kept) != info:
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
     arrays = build.arrays(config, info, "train")
     if reached:

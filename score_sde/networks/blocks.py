@@ -14,7 +14,7 @@ from score_sde.networks.spec import UNetSpec
 
 def norm(spec: UNetSpec, channels: int) -> GroupNorm:
     """A normalization."""
-    return GroupNorm(channels, groups=spec.norm_groups, dtype=spec.dtype)
+    return GroupNorm(channels, groups=spec.norm_groups, eps=spec.norm_eps, dtype=spec.dtype)
 
 
 def act(spec: UNetSpec, x: jax.Array) -> jax.Array:
@@ -98,10 +98,11 @@ class ResidualBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Self-attention over all pixels, one head (Ho et al. 2020, appendix B).
+    """Self-attention over all pixels (Ho et al. 2020, appendix B), with one head or several
+    (Vaswani et al. 2017, section 3.2.2).
 
-    q, k, v = three 1x1 maps of GroupNorm(x); softmax(q k / sqrt(C)) v, mapped once more, is added
-    to x.
+    q, k, v = three 1x1 maps of GroupNorm(x), each split into heads of d channels; softmax(q k /
+    sqrt(d)) v of all heads, mapped once more, is added to x.
     """
 
     def __init__(self, channels: int, spec: UNetSpec, *, rngs: nnx.Rngs):
@@ -117,26 +118,30 @@ class AttentionBlock(nnx.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, channels = x.shape
         h = self.norm(x).reshape(batch, height * width, channels)
-        q, k, v = self.query(h), self.key(h), self.value(h)
-        logits = jnp.einsum("bqc,bkc->bqk", q, k) / math.sqrt(channels)
+        each = self.spec.head_width or channels
+        heads = (batch, height * width, channels // each, each)
+        q, k, v = (part(h).reshape(heads) for part in (self.query, self.key, self.value))
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(each)
         weights = jax.nn.softmax(logits.astype(statistics_dtype(self.spec.dtype)), axis=-1)
-        h = self.output(jnp.einsum("bqk,bkc->bqc", weights.astype(v.dtype), v))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+        h = self.output(mixed.reshape(h.shape))
         return add(self.spec, x, h.reshape(x.shape))
 
 
 class Resample(nnx.Module):
     """Doubles or halves the size: (B, H, W, in) -> (B, 2 H, 2 W, out) or (B, H / 2, W / 2, out).
 
-    Down with a convolution: 3x3 at stride 2, padded by (0, 1) or, with FIR, after the filter
-    (Karras et al. 2020). Up with a convolution: 3x3 after nearest neighbours or, with FIR,
-    transposed at stride 2 before the filter. Filter and convolution commute, so here the filter
-    comes first, and no inserted zeros are convolved. Without a convolution, in = out: the filter,
-    or nearest neighbours and 2x2 means.
+    Down with a convolution: 3x3 at stride 2, padded by (0, 1), by (1, 1) with `symmetric_padding`,
+    or with FIR after the filter (Karras et al. 2020). Up with a convolution: 3x3 after nearest
+    neighbours or, with FIR, transposed at stride 2 before the filter. Filter and convolution
+    commute, so here the filter comes first, and no inserted zeros are convolved. Without a
+    convolution, in = out: the filter, or nearest neighbours and 2x2 means.
     """
 
     def __init__(self, n: int, m: int, spec: UNetSpec, *, up: bool, conv: bool, rngs: nnx.Rngs):
         self.fir, self.up = spec.fir, up
-        padding = (0, 0) if spec.fir else (1, 1) if up else (0, 1)
+        both = up or spec.symmetric_padding
+        padding = (0, 0) if spec.fir else (1, 1) if both else (0, 1)
         stride, dtype = 1 if up else 2, spec.dtype
         self.has_conv = conv
         if conv:

@@ -32,8 +32,8 @@ class NoiseEmbedding(nnx.Module):
 
     Args:
         width: number of features; the embedding has four times as many.
-        spec: the network's, with `embedding`: "positional" (Vaswani et al. 2017) or "fourier"
-            (Tancik et al. 2020), `fourier_scale`, `activation` and `dtype`.
+        spec: the network's, with `embedding`: "positional" or "vaswani" (`positional_features`) or
+            "fourier" (Tancik et al. 2020), `fourier_scale`, `activation` and `dtype`.
     """
 
     def __init__(self, width: int, spec: Any, *, rngs: nnx.Rngs):
@@ -42,7 +42,7 @@ class NoiseEmbedding(nnx.Module):
         if self.kind == "fourier":
             # A parameter, so that it is saved with the others, but one without gradient.
             self.frequencies = nnx.Param(normal(rngs, (width,), spec.fourier_scale))
-        features = width if self.kind == "positional" else 2 * width
+        features = 2 * width if self.kind == "fourier" else width
         self.dense0 = Dense(features, 4 * width, dtype=spec.dtype, rngs=rngs)
         self.dense1 = Dense(4 * width, 4 * width, dtype=spec.dtype, rngs=rngs)
 
@@ -50,8 +50,8 @@ class NoiseEmbedding(nnx.Module):
         """(B,) -> (B, 4 width)."""
         # Not in bfloat16: the arguments reach several hundred radians.
         noise = noise.astype(statistics_dtype(self.dtype)).reshape(-1, 1)
-        if self.kind == "positional":
-            features = positional_features(noise, self.width)
+        if self.kind != "fourier":
+            features = positional_features(noise, self.width, to_the_end=self.kind == "positional")
         else:
             frequencies = lax.stop_gradient(self.frequencies[...]).astype(noise.dtype)
             angles = (2.0 * math.pi) * noise * frequencies.reshape(1, -1)
@@ -71,7 +71,7 @@ class LabelEmbedding(nnx.Module):
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32) @ self.table[...]
 
 
-def positional_features(noise: jax.Array, width: int) -> jax.Array:
+def positional_features(noise: jax.Array, width: int, *, to_the_end: bool = True) -> jax.Array:
     """[sin(c f_i), cos(c f_i)] with f_i = 10000^(-i / (width // 2 - 1)), i = 0 ... width // 2 - 1.
 
     The divisor is width // 2 - 1, not width // 2 as in Vaswani et al. (2017): the published
@@ -80,12 +80,13 @@ def positional_features(noise: jax.Array, width: int) -> jax.Array:
     Args:
         noise: c, (B, 1).
         width: number of features.
+        to_the_end: the last frequency is 1e-4. False: the divisor is width // 2.
 
     Returns:
         (B, width).
     """
     half = width // 2
-    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - 1))
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - to_the_end))
     angles = noise * jnp.asarray(frequencies.reshape(1, -1), noise.dtype)
     features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(features, ((0, 0), (0, width % 2)))

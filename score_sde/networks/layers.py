@@ -30,7 +30,7 @@ class Dense(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalization with eps 1e-6 (Wu & He 2018).
+    """Group normalization (Wu & He 2018).
 
     The statistics are computed in float32 and in two passes: E[x^2] - E[x]^2 loses all digits where
     the mean is some 1000 standard deviations away from 0.
@@ -39,17 +39,18 @@ class GroupNorm(nnx.Module):
         channels: C.
         groups: a divisor of C; 0 stands for min(C // 4, 32), or where that does not divide C for
             the largest smaller number that does.
+        eps: added to the variance.
 
     Raises:
         ValueError: groups that do not divide C.
     """
 
-    def __init__(self, channels: int, *, groups: int = 0, dtype: np.dtype):
+    def __init__(self, channels: int, *, groups: int = 0, eps: float = 1e-6, dtype: np.dtype):
         if groups and channels % groups:
             raise ValueError(f"{channels} channels cannot be normalized in {groups} groups")
         most = min(channels // 4, 32)
         self.groups = groups or max(n for n in range(1, most + 1) if channels % n == 0)
-        self.dtype = dtype
+        self.eps, self.dtype = eps, dtype
         self.scale = constant((channels,), 1.0)
         self.bias = constant((channels,), 0.0)
 
@@ -58,7 +59,7 @@ class GroupNorm(nnx.Module):
         x = x.astype(statistics_dtype(self.dtype))
         centered = x - self._group_mean(x)
         variance = self._group_mean(jnp.square(centered))
-        scale = lax.rsqrt(variance + 1e-6) * spread(self.scale[...].astype(x.dtype), 4)
+        scale = lax.rsqrt(variance + self.eps) * spread(self.scale[...].astype(x.dtype), 4)
         return (centered * scale + spread(self.bias[...].astype(x.dtype), 4)).astype(self.dtype)
 
     def _group_mean(self, x: jax.Array) -> jax.Array:

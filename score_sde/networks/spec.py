@@ -9,11 +9,14 @@ import numpy as np
 from score_sde.errors import require
 from score_sde.networks.layers import ACTIVATIONS
 
+# Beyond every network that was published, and below what fills a machine's memory by its names.
+MOST_CHANNELS, MOST_BLOCKS = 2**14, 400
+
 # The allowed words of each setting that is a word.
 CHOICES: dict[str, tuple[str, ...]] = {
     "block": ("biggan", "ddpm"),
     "activation": tuple(ACTIVATIONS),
-    "embedding": ("positional", "fourier"),
+    "embedding": ("positional", "vaswani", "fourier"),
     "progressive_input": ("none", "input_skip", "residual"),
     "progressive_output": ("none", "output_skip", "residual"),
     "combine": ("sum", "cat"),
@@ -35,19 +38,24 @@ class UNetSpec:
         block: type of the residual blocks: "biggan", which also resample between the levels, or
             "ddpm".
         resample_with_conv: "ddpm" blocks only: convolve where the image halves or doubles.
+        symmetric_padding: "ddpm" blocks without `fir` only: where such a convolution halves, pad
+            both sides of the image by 1, else the right and the bottom alone.
         attention_resolutions: the levels' image sizes at which residual blocks are followed by
             attention.
         decoder_attention: in the decoder, "once" after a level's last residual block or after
             "every" one (as in Ho et al.'s code).
+        head_width: channels of each head of an attention; 0 for one head of all channels.
         dropout: probability of dropping an activation inside a residual block.
         activation: "swish", "elu", "relu" or "lrelu" (of slope 0.2).
         init_scale: factor of the variance of the initial kernels that end a block or the network;
             0 stands for 1e-10.
         norm_groups: groups of each normalization; 0 stands for min(C // 4, 32) of C channels.
+        norm_eps: what each normalization adds to the variance.
         conditional: the blocks read the noise level. Without it the network has neither embedding
             nor classes nor input frequencies.
         embedding: "positional": sines and cosines of the noise level at `width` / 2 frequencies
-            from 1 down to 1e-4, made for values of 0 to 1000. "fourier": sines and cosines of
+            from 1 down to 1e-4, made for values of 0 to 1000. "vaswani": likewise, the lowest
+            frequency a step above 1e-4 (`positional_features`). "fourier": sines and cosines of
             2 pi W times the noise level, W drawn once from N(0, fourier_scale^2), never trained.
         fourier_scale: standard deviation of W.
         skip_rescale: divide the sum of a block and its shortcut by sqrt(2).
@@ -80,12 +88,15 @@ class UNetSpec:
     num_blocks: int = 4
     block: str = "biggan"
     resample_with_conv: bool = True
+    symmetric_padding: bool = False
     attention_resolutions: tuple[int, ...] = (16,)
     decoder_attention: str = "once"
+    head_width: int = 0
     dropout: float = 0.1
     activation: str = "swish"
     init_scale: float = 0.0
     norm_groups: int = 0
+    norm_eps: float = 1e-6
     conditional: bool = True
     embedding: str = "positional"
     fourier_scale: float = 16.0
@@ -108,7 +119,8 @@ class UNetSpec:
             self._require(name, getattr(self, name) in words, ", ".join(words))
         for name in ("image_size", "channels", "num_blocks"):
             self._require(name, getattr(self, name) > 0, "positive integers")
-        self._require("width", self.width > 0 and self.width % 4 == 0, "positive multiples of 4")
+        fours = self.width % 4 == 0 and 0 < self.width <= MOST_CHANNELS
+        self._require("width", fours, f"positive multiples of 4, up to {MOST_CHANNELS}")
         self._require("dropout", 0 <= self.dropout < 1, "numbers from 0 to below 1")
         most = (self.image_size & -self.image_size).bit_length()
         self._require(
@@ -117,11 +129,24 @@ class UNetSpec:
             f"1 to {most} positive integers with image_size = {self.image_size}, which halves from "
             "level to level",
         )
+        narrow = max(self.widths) <= MOST_CHANNELS
+        self._require("multipliers", narrow, f"levels of up to {MOST_CHANNELS} channels")
+        few = self.num_blocks * len(self.multipliers) <= MOST_BLOCKS
+        self._require("num_blocks", few, f"up to {MOST_BLOCKS} blocks on all levels together")
         sizes = ", ".join(map(str, self.sizes))
         levels = set(self.attention_resolutions) <= set(self.sizes)
         self._require("attention_resolutions", levels, f"the levels' image sizes {sizes}")
         divides = not self.norm_groups or self.width % self.norm_groups == 0
         self._require("norm_groups", divides, f"0 and divisors of width = {self.width}")
+        attended = {
+            width
+            for size, width in zip(self.sizes, self.widths, strict=True)
+            if size in self.attention_resolutions
+        } | {self.widths[-1]}  # of the middle
+        whole = not self.head_width or all(width % self.head_width == 0 for width in attended)
+        widths = ", ".join(map(str, sorted(attended)))
+        self._require("head_width", whole, f"0 and divisors of the widths {widths} with attention")
+        self._require("norm_eps", self.norm_eps > 0, "positive numbers")
         unconditional = "with conditional = False"
         self._require("num_classes", self.conditional or not self.num_classes, f"0 {unconditional}")
         none = self.conditional or not self.input_frequencies

@@ -11,18 +11,26 @@ The process's inverse log-SNR turns a grid of noise levels into times.
     log_snr    uniform in log-SNR (Lu et al. 2022, DPM-Solver, arXiv:2206.00927, section 3.3)
     karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
     angle      uniform in arctan((nu / c)^(1/r)), c = 1/2, r = 3/2
+    leading    of a chain of N levels every (N // n)th, from the level 0 of the least noise upwards
+    trailing   of a chain every (N / n)th, from the level of the most noise downwards
+    linspace   of a chain n levels from end to end
 
-The last is the angle of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, where c
+`angle` is the angle of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, where c
 and r are 1), shifted and stretched. Its steps in log-SNR are long in nearly pure noise and in
 nearly clean images, and short about c, where the image is decided. The other grids spend steps
 where the denoised image hardly changes. Under sub-VP, whose sigma falls to 1e-4, they do so most. c
 and r were compared on mixtures and on digits (benchmarks/README.md).
+
+The last three are the spacings of diffusers' schedulers (Lin et al. 2024,
+arXiv:2305.08891, table 2). As with `paper`, num_steps = n is the number of times, and the last
+evaluation is the denoising. `leading` does not begin at T.
 """
 
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from score_sde.discrete import discretization
@@ -31,7 +39,9 @@ from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import SteppedSampler
 from score_sde.sde import SDE, VPSDE, ScoreFn
 
-GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle")
+SPACINGS = ("leading", "trailing", "linspace")
+GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle", *SPACINGS)
+COUNTED = ("paper", *SPACINGS)  # grids of num_steps times
 ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
 
 
@@ -40,7 +50,7 @@ class GridSampler(SteppedSampler):
     """A sampler that takes the steps of a grid.
 
     Attributes:
-        num_steps: steps; for the grid `paper`, times.
+        num_steps: steps; for the grids of ``COUNTED``, times.
         denoise, t_min: as of every ``SteppedSampler``.
         grid: the times, one of ``GRIDS``.
         rho: of the grid `karras`.
@@ -56,20 +66,26 @@ class GridSampler(SteppedSampler):
         super().__post_init__()
         require(self.grid in GRIDS, "grid", self.grid, ", ".join(GRIDS))
         require_positive(rho=self.rho)
-        allowed, levels = "integers of at least 2 with grid = 'paper'", self.num_levels
-        require(self.num_steps > 1 or self.grid != "paper", "num_steps", self.num_steps, allowed)
-        allowed = f"1 to {levels - 1} with num_levels = {levels}, as each time is a level"
-        require(not 0 < levels <= self.num_steps, "num_steps", self.num_steps, allowed)
+        allowed, levels = f"integers of at least 2 with grid = {self.grid!r}", self.num_levels
+        counted = self.grid in COUNTED
+        require(self.num_steps > 1 or not counted, "num_steps", self.num_steps, allowed)
+        most = levels if counted else levels - 1
+        allowed = f"1 to {most} with num_levels = {levels}, as each time is a level"
+        require(not levels or self.num_steps <= most, "num_steps", self.num_steps, allowed)
+        others = ", ".join(grid for grid in GRIDS if grid not in SPACINGS)
+        ok = bool(levels) or self.grid not in SPACINGS
+        require(ok, "grid", self.grid, f"{others} for a network without levels (num_levels = 0)")
 
     def check_start(self, sde: SDE, score: ScoreFn) -> None:
         super().check_start(sde, score)
-        allowed = "uniform, paper, angle where alpha(T) = 0, a log-SNR of minus infinity"
+        allowed = f"uniform, paper, angle, {', '.join(SPACINGS)} where alpha(T) = 0"
         ok = self.grid not in ("quadratic", "log_snr", "karras") or sde.keeps_data()
         require(ok, "grid", self.grid, allowed)
 
     @property
     def without_effect(self) -> set[str]:
-        return super().without_effect | (set() if self.grid == "karras" else {"rho"})
+        without = {"t_min"} if self.grid in SPACINGS else set()
+        return super().without_effect | without | (set() if self.grid == "karras" else {"rho"})
 
     def times(self, sde: SDE) -> Array:
         """The times from T to t_min, (steps + 1,)."""
@@ -80,18 +96,21 @@ class GridSampler(SteppedSampler):
 def times(
     grid: str, sde: SDE, num_steps: int, t_min: float, rho: float = 7.0, num_levels: int = 0
 ) -> Array:
-    """The times of a grid from T to t_min, falling: (num_steps + 1,), or (num_steps,) for `paper`.
+    """The times of a grid from T to t_min, falling: (num_steps + 1,), or (num_steps,) for the grids
+    of ``COUNTED``.
 
     Args:
         grid: one of ``GRIDS``.
         sde: the process.
-        num_steps: steps; for `paper`, times.
+        num_steps: steps; for the grids of ``COUNTED``, times.
         t_min: the last time.
         rho: of `karras`: the larger, the more steps at low noise.
         num_levels: 0, or the number of levels of the chain that a network was trained on. Then each
             time is moved to a level, and no two times to the same.
 
     """
+    if grid in SPACINGS:
+        return sde.inverse_log_snr(_chain(sde, num_levels)[_spaced(grid, num_steps, num_levels)])
     if grid == "uniform":
         times = jnp.linspace(sde.T, t_min, num_steps + 1)
     elif grid == "paper":
@@ -115,6 +134,16 @@ def times(
         times = jnp.clip(sde.inverse_log_snr(levels), t_min, sde.T)
         times = times.at[0].set(sde.T).at[-1].set(t_min)  # where the inverse has rounded
     return _at_levels(sde, times, num_levels) if num_levels else times
+
+
+def _spaced(grid: str, num: int, num_levels: int) -> np.ndarray:
+    """Of ``num`` evenly spaced levels of a chain, how many levels have more noise, rising."""
+    if grid == "trailing":
+        return num_levels - np.rint(num_levels - np.arange(num) * num_levels / num).astype(int)
+    if grid == "linspace":
+        levels = np.rint(np.linspace(0, num_levels - 1, num))  # counted as DDPM's
+        return num_levels - 1 - levels[::-1].astype(int)
+    return num_levels - 1 - np.arange(num)[::-1] * (num_levels // num)
 
 
 def _at_levels(sde: SDE, times: Array, num_levels: int) -> Array:

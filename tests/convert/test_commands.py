@@ -1,5 +1,7 @@
 """`--mode convert` and `--mode export`, by the commands that a user types."""
 
+import json
+import re
 from pathlib import Path
 
 import jax
@@ -10,12 +12,16 @@ from safetensors.numpy import load_file
 import score_sde
 from score_sde import build, convert, networks, workdirs
 from score_sde.convert import torch_zip
+from score_sde.errors import UserError
+from score_sde.modes import convert as convert_mode
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.mesh import data_mesh
 from score_sde.training.state import create
 from tests.commands import ROOT, refused, succeed
 from tests.commands import command as run_command
-from tests.convert.originals import source
+from tests.convert.originals import describe, source, spec_of
+from tests.convert.test_diffusers import DDPM, DDPM_SHAPES, arrays_of, write
+from tests.convert.test_sources import save
 from tests.test_cifar10_commands import official  # noqa: F401  (a fixture)
 
 SIZE = (
@@ -31,6 +37,8 @@ SIZE_16 = (
     "--config.model.attention_resolutions=8,",
 )
 PRESETS = ROOT / "configs"
+# The recorded networks were never trained, so they predict no noise.
+FORCE = "--force"
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +51,16 @@ def pth(reference_dir) -> Path:
 def converted(pth, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
     out = succeed(
-        *("--mode", "convert", "--source", pth, "--workdir", "run"),
+        *("--mode", "convert", "--source", pth, "--workdir", "run", FORCE),
         *("--config", PRESETS / "ve_cifar10.py", *SIZE_16),
         cwd=folder,
     )
     assert "averaged weights after 1301 steps, with Adam's moments" in out
+    assert "(not within the bounds of trained networks: forced)" in out
+    unseen = re.search("taken from the config, as neither arrays nor files show it: (.*)", out)[1]
+    for key in ("the process VESDE", "data.image_size = 16", "model.skip_rescale = True"):
+        assert key in unseen
+    assert "norm_groups" in unseen and "model.fir" not in unseen  # its pyramid's names show it
     assert "parameters: 48,763" in out
     return folder / "run"
 
@@ -73,6 +86,7 @@ def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_pat
     succeed(
         *("--mode", "convert", "--source", source(reference_dir, "ve_ncsnpp_discrete")),
         *("--config", f"{PRESETS / 've_cifar10.py'}:ncsnpp_discrete", "--workdir", "run"),
+        FORCE,
         *(*SIZE_16[:-1], "--config.model.attention_resolutions=16,"),
         cwd=tmp_path,
     )
@@ -122,7 +136,7 @@ def test_an_export_and_back(converted, tmp_path):
 
 def test_raw_weights_on_request(pth, tmp_path):
     succeed(
-        *("--mode", "convert", "--source", pth, "--workdir", "run", "--weights", "raw"),
+        *("--mode", "convert", "--source", pth, "--workdir", "run", "--weights", "raw", FORCE),
         *("--config", PRESETS / "ve_cifar10.py", *SIZE_16),
         cwd=tmp_path,
     )
@@ -137,10 +151,62 @@ def test_training_goes_on_where_the_original_stopped(pth, official, tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(official))
     preset = ("--config", PRESETS / "ve_cifar10.py", *SIZE)
     command = ("--mode", "convert", "--source", pth, *preset, "--config.training.batch_size=16")
+    command += (FORCE,)
     succeed(*command, cwd=tmp_path)
     run = ("--workdir", "runs/ve_cifar10")
     succeed("--mode", "train", *run, "--config.training.num_steps=1304", cwd=tmp_path)
     assert score_sde.load(tmp_path / "runs" / "ve_cifar10").step == 1304
+
+
+def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
+    """It says its network, its process and its parameterization."""
+    for name in ("unet", "scheduler"):
+        (tmp_path / "pipe" / name).mkdir(parents=True)
+    write(tmp_path / "pipe" / "unet", DDPM, arrays_of(DDPM_SHAPES))
+    chain = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    chain |= {"prediction_type": "v_prediction", "num_train_timesteps": 50}
+    chain |= {"timestep_spacing": "trailing"}
+    (tmp_path / "pipe" / "scheduler" / "scheduler_config.json").write_text(json.dumps(chain))
+    command = ("--mode", "convert", "--source", "pipe", "--workdir", "run", FORCE)
+    out = succeed(*command, cwd=tmp_path)
+    assert "process: DiscreteVPSDE of 50 betas, velocity; from pipe/scheduler" in out
+    assert "--config.sampling.method=ddim --config.sampling.grid=trailing" in out
+    assert "taken from the config" not in out
+    config = workdirs.load(tmp_path / "run")
+    assert (config.data.name, config.data.image_size, config.name) == ("images", 8, "pipe")
+    assert (config.sde.name, len(config.sde.betas)) == ("vp_discrete", 50)
+    other = ("--mode", "likelihood", "--workdir", "run", "--config.data.name=digits")
+    line = refused(*other, cwd=tmp_path)
+    assert "config.data.name = 'digits': allowed are sets of images (8, 8, 3)" in line
+    typed = (*command[:4], "--config.model.parameterization=epsilon")
+    line = refused(*typed, cwd=tmp_path)
+    assert "config.model.parameterization = 'epsilon': allowed are 'velocity', as pipe says" in line
+    alone = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
+    line = refused("--mode", "convert", "--source", alone, cwd=tmp_path)
+    assert "arrays, which do not say their network; allowed is its folder" in line
+
+
+def test_weights_alone_are_named_by_the_user(pth, tmp_path):
+    weights = torch_zip.load(pth)["model"]
+    save(tmp_path / "weights.pth", weights)
+    command = ("--mode", "convert", "--source", "weights.pth", "--workdir", "run", FORCE)
+    command += ("--config", PRESETS / "ve_cifar10.py", *SIZE_16)
+    line = refused(*command, cwd=tmp_path)
+    assert line.startswith("error: --weights: missing; weights.pth has one set of weights")
+    out = succeed(*command, "--weights", "raw", cwd=tmp_path)
+    assert "raw weights after 0 steps, without Adam's moments" in out
+    params = score_sde.load(tmp_path / "run").score.params
+    stem = weights["module.all_modules.3.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["stem"]["kernel"], stem)
+
+
+def test_second_moments_are_means_of_squares(pth, reference_dir):
+    config = describe(reference_dir, "ve_ncsnpp_continuous")
+    foreign = convert.read(pth, spec_of(config))
+    convert_mode._check(config, foreign, "", pth)
+    wrong = {**foreign.nu, "stem/bias": -foreign.nu["stem/bias"] - 1e-9}
+    with pytest.raises(UserError, match="second moment of stem/bias is negative"):
+        convert_mode._check(config, foreign._replace(nu=wrong), "", pth)
 
 
 MISTAKES = {
@@ -186,6 +252,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(pth, converted, tmp
     assert "config.sde.sigma_max = 90.0: allowed are the checkpoint's 50" in sigma
     other = says("--config", PRESETS / "vp_cifar10.py", *SIZE_16)
     assert "its arrays do not fit the config" in other and "all_modules.0.W" in other
+    blocks = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16, "--config.model.num_blocks=2")
+    assert "do not fit the config, most likely config.model.num_blocks = 1; " in blocks
+    noise = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16)
+    assert "its network does not predict the noise that it is given" in noise
+    assert "--force" in noise
     assert not list(tmp_path.iterdir())
     again = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16, cwd=converted.parent)
     assert "--workdir = 'run': not empty; allowed are new or empty directories" in again

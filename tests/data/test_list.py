@@ -20,6 +20,14 @@ def test_only_sets_that_are_not_read_have_other_image_sizes():
     assert describe("celeba").shape == (64, 64, 3)
     assert describe("celeba", image_size=12).shape == (12, 12, 3)
     assert describe("digits", image_size=8).shape == (8, 8, 1)
+    images = describe("images", image_size=16, channels=1, num_classes=4)
+    assert (images.shape, images.num_classes) == ((16, 16, 1), 4)
+    with pytest.raises(UserError, match=r"image_size = 0: allowed are positive"):
+        describe("images")
+    with pytest.raises(UserError, match=r"channels = 3.*its own 1 channels"):
+        describe("digits", channels=3)
+    with pytest.raises(UserError, match=r"num_classes = 3.*0 for vectors"):
+        describe("moons", num_classes=3)
     with pytest.raises(UserError, match=r"image_size = 16.*8 pixels"):
         describe("digits", image_size=16)
     with pytest.raises(UserError, match=r"image_size = 16.*0"):

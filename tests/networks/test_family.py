@@ -39,7 +39,7 @@ def architecture(seed: int) -> UNetSpec:
         "init_scale": draw.choice([0.0, 1.0]),
         "norm_groups": draw.choice([0, 4]),
         "conditional": conditional,
-        "embedding": draw.choice(CHOICES["embedding"]),
+        "embedding": draw.choice(["positional", "fourier"]),
         "fourier_scale": draw.choice([0.1, 16.0]),
         "skip_rescale": draw.random() < 0.5,
         "fir": draw.random() < 0.5,
@@ -52,6 +52,11 @@ def architecture(seed: int) -> UNetSpec:
         "remat": draw.random() < 0.5,
         "dtype": draw.choice([jnp.float32, jnp.bfloat16]),
     }
+    if settings["embedding"] == "positional" and draw.random() < 0.5:
+        settings["embedding"] = "vaswani"
+    settings["head_width"] = draw.choice([0, 4])
+    settings["norm_eps"] = draw.choice([1e-6, 1e-5])
+    settings["symmetric_padding"] = draw.random() < 0.5
     sizes = {settings["image_size"] // 2**level for level in range(levels)}
     attended = tuple(size for size in settings["attention_resolutions"] if size in sizes)
     return UNetSpec(**settings | {"attention_resolutions": attended})

@@ -1,5 +1,7 @@
 """The parts of the networks, each against its formula written a second time in float64."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from flax import nnx
 
 from score_sde.networks import UNetSpec
-from score_sde.networks.blocks import Resample
+from score_sde.networks.blocks import AttentionBlock, Resample
 from score_sde.networks.convolution import convolve, convolve_reverse_only
 from score_sde.networks.embeddings import input_features, positional_features
 from score_sde.networks.layers import GroupNorm, dropout, dropout_states
@@ -62,14 +64,14 @@ def test_resampling_follows_its_definition(image):
 
 def test_resampling_with_a_convolution_follows_its_definition(image):
     """Down: filter, then every second value; up: zeros between the pixels, convolved to the full
-    2 H + 1, then filtered (conventions of the original). Without FIR: stride 2 and (0, 1) zeros;
-    nearest neighbours, then 3x3."""
+    2 H + 1, then filtered (conventions of the original). Without FIR: stride 2 and (0, 1) zeros,
+    or (1, 1); nearest neighbours, then 3x3."""
     x, wide = jnp.asarray(image), image.astype(np.float64)
     between = np.zeros((2, 11, 11, 3))
     between[:, ::2, ::2] = wide
     for reverse_only in (False, True):
-        for fir in (False, True):
-            spec = UNetSpec(32, 3, fir=fir)
+        for fir, both in ((False, False), (False, True), (True, False)):
+            spec = UNetSpec(32, 3, fir=fir, symmetric_padding=both)
             down = Resample(3, 4, spec, up=False, conv=True, rngs=nnx.Rngs(0))
             up = Resample(3, 4, spec, up=True, conv=True, rngs=nnx.Rngs(1))
             for layer in (down, up):
@@ -81,7 +83,7 @@ def test_resampling_with_a_convolution_follows_its_definition(image):
                     numpy_convolve(between, up.conv.kernel[...], 2, 2), KERNEL, 1, 1
                 )
             else:
-                less = numpy_convolve(wide, down.conv.kernel[...], 0, 1)[:, ::2, ::2]
+                less = numpy_convolve(wide, down.conv.kernel[...], int(both), 1)[:, ::2, ::2]
                 nearest = wide.repeat(2, axis=1).repeat(2, axis=2)
                 more = numpy_convolve(nearest, up.conv.kernel[...], 1, 1)
             # Sums of 27 products of size 1, and of 16 of these with weights that add up to 4.
@@ -155,6 +157,36 @@ def test_dropout_rate_and_independence():
     assert abs((kept[:, ::2] & kept[:, 1::2]).mean() - 0.49) < 5 * 7e-4
 
 
+@pytest.mark.parametrize("head_width", [0, 4])
+def test_attention_follows_its_formula(head_width):
+    """Each head by itself; its channels are neighbours."""
+    spec = UNetSpec(4, 3, width=8, multipliers=(1,), attention_resolutions=(), num_blocks=1)
+    spec = replace(spec, head_width=head_width, skip_rescale=False, norm_eps=0.1)
+    block = AttentionBlock(8, spec, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((1, 2, 3, 8)).astype(np.float32)
+    for index, part in enumerate((block.query, block.key, block.value, block.output)):
+        draw = np.random.default_rng(index + 1)
+        part.kernel[...] = jnp.asarray(draw.standard_normal((8, 8)), jnp.float32)
+
+    wide = x.astype(np.float64).reshape(6, 8)
+    groups = wide.reshape(6, 2, 4)  # min(8 // 4, 32) of them
+    centered = groups - groups.mean(axis=(0, 2), keepdims=True)
+    h = centered / np.sqrt(np.square(centered).mean(axis=(0, 2), keepdims=True) + 0.1)
+    q, k, v = (
+        h.reshape(6, 8) @ np.asarray(part.kernel[...], np.float64)
+        for part in (block.query, block.key, block.value)
+    )
+    heads = []
+    for begin in range(0, 8, head_width or 8):
+        part = slice(begin, begin + (head_width or 8))
+        logits = q[:, part] @ k[:, part].T / np.sqrt(head_width or 8)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        heads.append(weights / weights.sum(axis=1, keepdims=True) @ v[:, part])
+    expected = wide + np.concatenate(heads, axis=1) @ np.asarray(block.output.kernel[...])
+    # Logits of some 30 in float32: their exponentials are off by 30 roundings.
+    np.testing.assert_allclose(block(jnp.asarray(x)).reshape(6, 8), expected, rtol=0, atol=1e-4)
+
+
 def test_embeddings_follow_their_formulas():
     noise = np.asarray([[0.0], [0.5], [999.0]])
     half = 3
@@ -163,6 +195,10 @@ def test_embeddings_follow_their_formulas():
     expected = np.concatenate([np.sin(angles), np.cos(angles), np.zeros((3, 1))], axis=1)
     # Angles up to 999 are rounded at 3e-5.
     out = positional_features(jnp.asarray(noise, jnp.float32), 7)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=5e-5)
+    angles = noise * 10000.0 ** (-np.arange(half) / half)
+    out = positional_features(jnp.asarray(noise, jnp.float32), 6, to_the_end=False)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     np.testing.assert_allclose(out, expected, rtol=0, atol=5e-5)
 
     x = jnp.asarray(np.linspace(-1, 1, 8), jnp.float32).reshape(1, 2, 2, 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.discrete import discretization
+from score_sde.discrete import DiscreteVPSDE, discretization
 from score_sde.samplers import (
     DDIM,
     DEIS,
@@ -250,8 +250,11 @@ def test_the_order_that_is_best_for_the_steps():
         assert ExponentialMultistep(num_steps, eta=eta).lookback == order
 
 
+CONTINUOUS = [grid for grid in grids.GRIDS if grid not in grids.SPACINGS]
+
+
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize(("grid", "rho"), [*((grid, 7) for grid in grids.GRIDS), ("karras", 3)])
+@pytest.mark.parametrize(("grid", "rho"), [*((grid, 7) for grid in CONTINUOUS), ("karras", 3)])
 def test_grids_fall_from_end_to_end(name, grid, rho):
     sde = PROCESSES[name]
     times = np.asarray(grids.times(grid, sde, 12, sde.t_min, float(rho)))
@@ -270,12 +273,15 @@ def test_grids_fall_from_end_to_end(name, grid, rho):
     np.testing.assert_allclose(steps, steps.mean(), rtol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+CHAINS = {**PUBLISHED, "betas": DiscreteVPSDE(tuple(np.linspace(1e-3, 0.2, 100).tolist()))}
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "betas"])
 @pytest.mark.parametrize("num_steps", [5, 50, 99])
 def test_a_discretely_trained_network_is_told_levels_of_its_chain(name, num_steps):
     """Whole ones, each once, and sigma there is the chain's: it is evaluated where it was
     trained."""
-    sde, num_levels = PUBLISHED[name], 100
+    sde, num_levels = CHAINS[name], 100
     times = grids.times("log_snr", sde, num_steps, sde.t_min, num_levels=num_levels)
     told = []
 
@@ -294,6 +300,27 @@ def test_a_discretely_trained_network_is_told_levels_of_its_chain(name, num_step
     np.testing.assert_allclose(
         np.asarray(score)[:, 0], -1 / np.asarray(sde.sigma(times)), rtol=1e-5
     )
+
+
+SPACED = {
+    "leading": [84, 70, 56, 42, 28, 14, 0],
+    # 99 - 100 k / 7, rounded.
+    "trailing": [99, 85, 70, 56, 42, 28, 13],
+    "linspace": [99, 82, 66, 50, 33, 16, 0],
+}
+
+
+@pytest.mark.parametrize(("grid", "levels"), SPACED.items())
+@pytest.mark.parametrize("name", ["vp", "betas"])
+def test_spacings_of_a_chain(name, grid, levels):
+    """Every (100 // 7 = 14)th level."""
+    sde = CHAINS[name]
+    times = DDIM(7, grid=grid, num_levels=100).times(sde)
+    snr = np.asarray(discretization(sde).chain(100).log_snr())
+    np.testing.assert_allclose(sde.log_snr(times), snr[levels], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"^grid = .* without levels"):
+        DDIM(7, grid=grid)
+    assert DDIM(100, grid=grid, num_levels=100).num_steps == 100  # each level is a time
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
