@@ -76,9 +76,9 @@ MISTAKES = {
         ["--mode=train", DIGITS, "--config.sde.name=subvp", "--config.model.num_levels=1000"],
         "error: config.model.num_levels = 1000: allowed are 0, as SubVPSDE has no discrete chain",
     ),
-    "discrete training of a velocity": (
+    "discrete levels for Fourier features": (
         ["--mode=train", DIGITS, "--config.model.num_levels=1000"],
-        "error: config.model.parameterization = 'velocity': allowed are epsilon, score with "
+        "error: config.model.embedding = 'fourier': allowed are positional, vaswani with "
         "config.model.num_levels = 1000",
     ),
     "unknown key": (
@@ -103,8 +103,8 @@ MISTAKES = {
     ),
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
-        "error: config.data = '5': a section; its keys are bin_width, condition, dir, flip, "
-        "image_size, name",
+        "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
+        "flip, image_size, name, num_classes",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],
