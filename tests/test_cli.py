@@ -76,9 +76,9 @@ MISTAKES = {
         ["--mode=train", DIGITS, "--config.sde.name=subvp", "--config.model.num_levels=1000"],
         "error: config.model.num_levels = 1000: allowed are 0, as SubVPSDE has no discrete chain",
     ),
-    "discrete training of a velocity": (
+    "discrete training of Fourier features": (
         ["--mode=train", DIGITS, "--config.model.num_levels=1000"],
-        "error: config.model.parameterization = 'velocity': allowed are epsilon, score with "
+        "error: config.model.embedding = 'fourier': allowed are positional, vaswani with "
         "config.model.num_levels = 1000",
     ),
     "unknown key": (
