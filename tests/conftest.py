@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Most programs run once: to optimize their code in full takes longer than it saves. A number moves
-# by rounding at most, and every tolerance has room for that.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Most programs run once: to optimize their code takes longer than it saves. A number moves by
+# rounding at most, and every tolerance has room for that. Monte Carlo asks for more.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Each test process on a core to itself: two that share the cores wait for each other's threads.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")

@@ -3,12 +3,14 @@ depend on it."""
 
 import os
 import resource
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
 
 from score_sde import paths
+from score_sde.convert import exported
 from score_sde.errors import UserError
 from tests.commands import DIGITS, FEW, KINDS, begin, command, process, succeed
 
@@ -95,17 +97,37 @@ def test_a_variable_that_jax_refuses(tmp_path):
     assert "JAX_ENABLE_X64" in done.stderr and "'maybe'" in done.stderr
 
 
-def test_an_export_to_a_full_disk(tiny_run, tmp_path):
-    """A limit on a file's size stands for it."""
-    tiny_run("digits", tmp_path)
+@contextmanager
+def small_files(size):
+    """A limit on a file's bytes, which stands for a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        done = command("--mode=export", "--target=out", cwd=tmp_path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "error: out/model.safetensors: cannot be written (" in done.stderr
+
+
+def test_an_export_to_a_full_disk(tmp_path):
+    said = r"model\.safetensors: cannot be written \(.*File too large"
+    with small_files(100), pytest.raises(UserError, match=said):
+        exported.write(tmp_path, {"kernel": np.zeros(100, np.float32)}, 1)
+
+
+@pytest.mark.slow  # compiles anew: the cache, too, would be cut short
+def test_a_checkpoint_to_a_full_disk(tmp_path):
+    """One line, though Orbax logs each of its tasks that fail."""
+    with small_files(20_000):  # config.json has 5000 bytes, some of a checkpoint's files 80,000
+        running = begin(
+            "--mode=train",
+            *(DIGITS, *KINDS["unet"]),
+            cwd=tmp_path,
+            JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"),
+        )
+    _, said = running.communicate(timeout=240)
+    *progress, line = said.splitlines()
+    assert running.returncode == 2 and all(each.startswith("training: ") for each in progress), said
+    assert line.startswith("error: ") and "checkpoints: cannot be written (File too large)" in line
 
 
 def test_who_reads_the_output_may_go(tmp_path):
@@ -117,7 +139,7 @@ def test_who_reads_the_output_may_go(tmp_path):
 
 FULL = {
     "config": ("config.partial", "config.json"),
-    "log": ("metrics.jsonl.tmp", "metrics.jsonl"),
+    "log": ("metrics.jsonl", "metrics.jsonl"),
     "picture": ("samples/step_000004.png.partial", "step_000004.png"),
 }
 

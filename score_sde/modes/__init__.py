@@ -4,9 +4,11 @@ Only `start` imports JAX. A mode that needs no devices does without.
 """
 
 import os
+import sys
 import tempfile
 import warnings
 from contextlib import suppress
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def start(batch_size: int) -> int:
         print(f"note: JAX_DEFAULT_MATMUL_PRECISION = {precision}: {rounded}")
     _cores_as_devices(batch_size)
     _keep_programs()
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of every save that it waits for
+    _quiet_orbax()
     try:
         devices = jax.devices()
     except RuntimeError as error:
@@ -68,6 +70,21 @@ def start(batch_size: int) -> int:
         ) from error
     print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     return len(devices)
+
+
+def _quiet_orbax() -> None:
+    """Leave out what Orbax says beside the errors that it raises, such as those of a full disk: it
+    logs them, as it does every save that it waits for, and its tasks end in tracebacks."""
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel("CRITICAL")
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unless_its_loop_is_closed
+
+
+def _unless_its_loop_is_closed(found: Any) -> None:
+    """Report an exception that nobody can catch, as Python does."""
+    if f"{found.exc_value}" != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _keep_programs() -> None:
@@ -124,10 +141,11 @@ def _cores_as_devices(batch_size: int) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if "JAX_NUM_CPU_DEVICES" in os.environ:
-        return
     import jax
 
+    settings: Any = jax.config
+    if settings.jax_num_cpu_devices > 0:  # also by a notebook
+        return
     # Not all systems report how many of the cores this process may use.
     available = getattr(os, "sched_getaffinity", None)
     cores = len(available(0)) if available else os.cpu_count() or 1

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,13 @@ def restore_ema(
         UserError: no checkpoint, none that can be read, one of other shapes, or weights that are
             not finite.
     """
-    there = [int(path.name) for path in reversed(_newest_first(Path(directory)))]
-    if there and step not in (None, *there):
-        allowed = ", ".join(map(str, there))
-        raise UserError(f"step = {step}: not in {directory}; allowed are {allowed}")
     place = sharding or SingleDeviceSharding(jax.local_devices()[0])
     target = {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")}
     target = jax.tree.map(lambda leaf: _abstract(leaf, place), target)
     found = _read_newest(Path(directory).absolute(), _to_dict(target), step)
     if found is None:
+        if there := ", ".join(path.name for path in reversed(_newest_first(Path(directory)))):
+            raise UserError(f"step = {step}: not in {directory}; allowed are {there}")
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
     restored = _from_dict(target, found[0])
     step, ema = int(restored["step"]), restored["ema"]
@@ -199,13 +197,14 @@ def listing(workdir: Path) -> list[str]:
     lines = []
     for path in reversed(_newest_first(workdir / "checkpoints")):
         loss = next((loss for step, loss in losses if step >= int(path.name)), math.nan)
-        try:
-            written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
-            seconds = written["commit_timestamp_nsecs"] / 1e9
-        except (OSError, ValueError, TypeError, KeyError):  # damaged: the folder's own
-            seconds = path.stat().st_mtime
-        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-        lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
+        with suppress(FileNotFoundError):  # a training has removed it
+            try:
+                written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
+                seconds = written["commit_timestamp_nsecs"] / 1e9
+            except (OSError, ValueError, TypeError, KeyError):  # damaged: the folder's own
+                seconds = path.stat().st_mtime
+            date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+            lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
     return lines
 
 

@@ -174,7 +174,7 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a run's metrics.jsonl, as text and as what they say. Others, such as one that a
     kill cut short, are left out: a log must not stop a resume."""
     path = workdir / FILE
-    if not path.exists():
+    if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         with suppress(ValueError, TypeError, KeyError):
@@ -186,7 +186,7 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _drop_after(workdir: Path, step: int) -> None:
     """Rewrites metrics.jsonl without later steps, and reports it."""
     path = workdir / FILE
-    if not path.exists():
+    if not path.is_file():
         return
     with path.open("rb") as file:
         number = sum(1 for _ in file)

@@ -139,6 +139,12 @@ def directions(mixture):
     return np.linalg.qr(np.concatenate([between, others], axis=1))[0]
 
 
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+def many(sampler, sde, score):
+    """NUM samples; enough work for optimized code (tests/conftest.py) to pay."""
+    return sampler.sample(jax.random.key(0), sde, score, shape=(NUM, DIMS))
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("which", [name for name, case in SAMPLER_CASES.items() if case.steps])
 def test_samples_have_the_oracles_moments_and_mode_weights(which, name, mixture, directions):
@@ -148,7 +154,7 @@ def test_samples_have_the_oracles_moments_and_mode_weights(which, name, mixture,
         widest = float(np.linalg.eigvalsh(np.asarray(mixture.moments(truth, 0.0)[1])).max())
         bias = annealed_langevin_error(sampler, truth, widest)
     sde = process_of(name, sampler)
-    out = sampler.sample(jax.random.key(0), sde, mixture.score(sde), shape=(NUM, DIMS))
+    out = many(sampler, sde, mixture.score(sde))
     assert out.x.shape == (NUM, DIMS) and out.nfe.shape == (NUM,) and out.nfe.dtype == jnp.int32
     mean, covariance = (np.asarray(a) for a in mixture.moments(truth, truth.t_min))
     projected = np.asarray(out.x) @ directions
