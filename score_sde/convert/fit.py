@@ -1,6 +1,6 @@
 """Whether the arrays of a foreign checkpoint are those of the network that the config asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -18,7 +18,7 @@ def fit(
     expected: Tree,
     source: object,
     what: str = "arrays",
-    hint: str = "",
+    hint: Callable[[], str] = str,
 ) -> Tree:
     """The arrays as the network's tree of parameters.
 
@@ -27,7 +27,7 @@ def fit(
         expected: the network's parameters, or their `jax.ShapeDtypeStruct`s.
         source: the checkpoint, for the message.
         what: the arrays' name in the message.
-        hint: the setting that most likely is another, for the message.
+        hint: returns the setting that most likely is another, for the message, or "".
 
     Returns:
         a nested dict of float32 numpy arrays.
@@ -50,9 +50,10 @@ def fit(
     }
     reasons = [f"{len(all_)} {kind}: {_shortened(all_)}" for kind, all_ in found.items() if all_]
     if reasons:
+        likely = hint()
         raise UserError(
             f"--source {source}: its {what} do not fit the config"
-            f"{f', most likely {hint}' if hint else ''}; {'; '.join(reasons)}. "
+            f"{f', most likely {likely}' if likely else ''}; {'; '.join(reasons)}. "
             "Allowed are checkpoints of the network that config.model asks for",
         )
     arrays = {name: np.ascontiguousarray(flat[name], np.float32) for name in wanted}

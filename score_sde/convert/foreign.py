@@ -1,7 +1,7 @@
 """The content of a foreign checkpoint, in our names and layout."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class Foreign(NamedTuple):
         adam_steps: number of Adam's updates, which its moments are of.
         sigmas: the noise levels that the checkpoint says it was trained on, ascending, or None.
         nameless: it has one set of weights (`ema`) and does not say whether they are averages.
-        hint: for arrays that do not fit: the setting that is most likely another, or "".
+        hint: for arrays that do not fit, returns the setting that is most likely another, or "".
     """
 
     ema: dict[str, np.ndarray]
@@ -33,7 +33,7 @@ class Foreign(NamedTuple):
     adam_steps: int = 0
     sigmas: np.ndarray | None = None
     nameless: bool = False
-    hint: str = ""
+    hint: Callable[[], str] = str
 
 
 def whole_number(value: Any) -> int:
@@ -75,6 +75,8 @@ def tensors(path: Path, dtypes: Collection[str]) -> tuple[dict[str, np.ndarray],
     Raises:
         UserError: a damaged file, or an array of another dtype, in the words of safetensors.
     """
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read: there is no such file")
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {}

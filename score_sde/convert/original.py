@@ -7,6 +7,7 @@ checkpoint belongs.
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -172,34 +173,31 @@ def likeliest(spec: UNetSpec, found: Mapping[Any, tuple[int, ...]], names: str) 
     now = apart(spec)
     if not now:
         return _other_number(spec, found, names)
-    changes = [
-        (key, value)
-        for key, values in _alternatives(spec).items()
-        for value in values
-        if value != getattr(spec, key)
-    ]
-    best, key, value = min(
-        ((apart(replace(spec, **{key: value})), key, value) for key, value in changes),
-        key=lambda change: change[0],
-    )
+    best, key, value = now, "", None
+    for other_key, other_value, other in _alternatives(spec):
+        if apart(other) < best:
+            best, key, value = apart(other), other_key, other_value
     return f"config.model.{key} = {value!r}" if 2 * best < now else ""
 
 
-def _alternatives(spec: UNetSpec) -> dict[str, list[Any]]:
-    """Values of the settings that names show."""
-    sizes, switch = spec.sizes, [False, True]
+def _alternatives(spec: UNetSpec) -> Iterator[tuple[str, Any, UNetSpec]]:
+    """The networks of one other setting that names show: its key and value, and the network's."""
+    sizes = spec.sizes
     some = [
         tuple(size for bit, size in enumerate(sizes) if number >> bit & 1)
         for number in range(2 ** min(len(sizes), 8))
     ]
     choices = ("block", "embedding", "progressive_input", "progressive_output")
-    switches = ("conditional", "resample_with_conv", "fir")
-    return {
+    values: dict[str, list[Any]] = {
         "attention_resolutions": some,
         "num_blocks": [*range(1, 9)],
         **{key: [*CHOICES[key]] for key in choices},
-        **{key: switch for key in switches if key != "conditional" or not spec.num_classes},
+        **{key: [False, True] for key in ("conditional", "resample_with_conv", "fir")},
     }
+    for key, others in values.items():
+        for value in others:
+            with suppress(ValueError):  # it does not go with the other settings
+                yield key, value, replace(spec, **{key: value})
 
 
 def _other_number(spec: UNetSpec, found: Mapping[Any, tuple[int, ...]], names: str) -> str:

@@ -4,6 +4,7 @@
 Adam's moments (`grad_ema`, `grad_sq_ema`) in the place of each array. msgpack holds data only.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         nu=_ours(moments, known, "grad_sq_ema") if have else None,
         step=whole_number(get(state, "step")),
         adam_steps=whole_number(get(adam, "step")) if have else 0,
-        hint=likeliest(spec, _shapes(ema), "flax"),
+        hint=partial(likeliest, spec, _shapes(ema), "flax"),
     )
 
 

@@ -9,6 +9,7 @@ parameter's number in that order, frozen ones counted) and `step`. In files that
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
                 "model, ema, optimizer and step, or of the weights alone"
             )
         sigmas = _sigmas(alone, source)
-        weights, hint = _ours(alone, known), likeliest(spec, _torch_shapes(alone), "torch")
+        hint = partial(likeliest, spec, _shapes(alone), "torch")
+        weights = _ours(alone, known)
         return Foreign(weights, None, None, None, 0, sigmas=sigmas, nameless=True, hint=hint)
     steps = whole_number(step)
     if steps < 0:
@@ -75,7 +77,7 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
         step=steps,
         adam_steps=adam_steps,
         sigmas=sigmas,
-        hint=likeliest(spec, _torch_shapes(named), "torch"),
+        hint=partial(likeliest, spec, _shapes(named), "torch"),
     )
 
 
@@ -89,7 +91,7 @@ def _named(state: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _torch_shapes(named: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+def _shapes(named: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in named.items()}
 
 

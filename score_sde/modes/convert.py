@@ -106,6 +106,7 @@ def _predicts_noise(
     number = max(1, min(8, plausible.MOST_PIXELS // math.prod(info.shape[:-1])))
     given = {k: jnp.asarray(v) for k, v in build.classes_in_turn(config, info, number).items()}
     model = build.model(config, apply, ema, levels="matched").given(given)
+    print("checking that the network predicts noise")
     key = jax.random.key(config.seed)
     noise = from_prior(key, model.sde, (number, *info.shape))
     found = plausible.noise_errors(key, model, noise, -1.0 if config.model.centered else 0.0, 1.0)

@@ -426,7 +426,7 @@ def test_the_likeliest_setting_comes_before_the_list(reference_dir, spec, change
     path = source(reference_dir, "vp_ddpmpp_continuous")
     changed = replace(spec, **changes)
     foreign = convert.read(path, changed)
-    assert foreign.hint == most_likely
+    assert foreign.hint() == most_likely
     if changes:
         _, expected = networks.abstract(partial(networks.UNet, changed))
         with pytest.raises(UserError, match=re.escape(f"config, most likely {most_likely}; ")):
@@ -436,9 +436,9 @@ def test_the_likeliest_setting_comes_before_the_list(reference_dir, spec, change
 def test_the_likeliest_setting_of_a_flax_checkpoint(reference_dir):
     name = "flax_subvp_ddpmpp_continuous"
     spec, path = spec_of(describe(reference_dir, name)), source(reference_dir, name)
-    assert convert.read(path, spec).hint == ""
+    assert convert.read(path, spec).hint() == ""
     other = replace(spec, num_blocks=spec.num_blocks + 1)
-    assert convert.read(path, other).hint == f"config.model.num_blocks = {spec.num_blocks}"
+    assert convert.read(path, other).hint() == f"config.model.num_blocks = {spec.num_blocks}"
 
 
 PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
