@@ -76,7 +76,7 @@ MISTAKES = {
         ["--mode=train", DIGITS, "--config.sde.name=subvp", "--config.model.num_levels=1000"],
         "error: config.model.num_levels = 1000: allowed are 0, as SubVPSDE has no discrete chain",
     ),
-    "discrete levels for Fourier features": (
+    "discrete training of Fourier features": (
         ["--mode=train", DIGITS, "--config.model.num_levels=1000"],
         "error: config.model.embedding = 'fourier': allowed are positional, vaswani with "
         "config.model.num_levels = 1000",

@@ -11,6 +11,7 @@ Here these belong to the score: the condition `log_sigma` and the parameterizati
 """
 
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +53,9 @@ def folder(source: Path) -> Path:
 
 def scheduler_file(source: Path) -> Path | None:
     """Return the file of the scheduler that belongs to a network or a pipeline, None without."""
-    network = folder(source).absolute()
-    places = (network.parent / "scheduler", source / "scheduler", network, source)
+    network = folder(source)
+    beside = Path(os.path.normpath(network / ".."))
+    places = (source / "scheduler", beside / "scheduler", network, source)
     found = (place / scheduler.FILE for place in places)
     return next((path for path in found if path.is_file()), None)
 

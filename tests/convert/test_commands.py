@@ -176,8 +176,8 @@ def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     assert (config.data.name, config.data.image_size, config.name) == ("images", 8, "pipe")
     assert (config.sde.name, len(config.sde.betas)) == ("vp_discrete", 50)
     other = ("--mode", "likelihood", "--workdir", "run", "--config.data.name=digits")
-    line = refused(*other, cwd=tmp_path)
-    assert "config.data.name = 'digits': allowed are sets of images (8, 8, 3)" in line
+    line = run_command(*other, cwd=tmp_path).stderr
+    assert "config.data.channels = 3: allowed are 0 (its own 1 channels) for digits" in line
     typed = (*command[:4], "--config.model.parameterization=epsilon")
     line = refused(*typed, cwd=tmp_path)
     assert "config.model.parameterization = 'epsilon': allowed are 'velocity', as pipe says" in line
@@ -191,8 +191,9 @@ def test_weights_alone_are_named_by_the_user(pth, tmp_path):
     save(tmp_path / "weights.pth", weights)
     command = ("--mode", "convert", "--source", "weights.pth", "--workdir", "run", FORCE)
     command += ("--config", PRESETS / "ve_cifar10.py", *SIZE_16)
-    line = refused(*command, cwd=tmp_path)
-    assert line.startswith("error: --weights: missing; weights.pth has one set of weights")
+    done = run_command(*command, cwd=tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.startswith("error: --weights: missing; weights.pth has one set of weights")
     out = succeed(*command, "--weights", "raw", cwd=tmp_path)
     assert "raw weights after 0 steps, without Adam's moments" in out
     params = score_sde.load(tmp_path / "run").score.params

@@ -502,6 +502,14 @@ def test_weights_that_are_none(tmp_path: Path):
     for damaged in (whole[:-100], whole[:5], b"", b"\xff" * 1000, b"PK\x03\x04" + whole):
         path.write_bytes(damaged)
         assert f"{path} cannot be read" in refusal(tmp_path, ddpm_spec())
+    path.unlink()
+    os.mkfifo(path)  # is waited for by nobody
+    assert f"{path} is missing" in refusal(tmp_path, ddpm_spec())
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.bias": path.name}}))
+    assert f"{path} cannot be read: there is no such file" in refusal(tmp_path, ddpm_spec())
+    path.unlink()
+    index.unlink()
     save_file({"conv_in.bias": np.zeros(32, np.int32)}, path)
     assert "conv_in.bias is I32; allowed are F32" in refusal(tmp_path, ddpm_spec())
     assert load_file(path).keys() == {"conv_in.bias"}
