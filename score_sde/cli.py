@@ -17,6 +17,7 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
 
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -133,8 +134,8 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
         if name == "step":
-            if not (value == "" or str(value).isdecimal()):
-                raise UserError(f"--step = {value!r}: allowed are steps of checkpoints")
+            if not re.fullmatch("[0-9]{0,10}", str(value)):  # a step is below 2**31
+                raise UserError(f"--step = {value!r:.40}: allowed are steps of checkpoints")
             options[name] = int(value) if value else None
         elif name in ("weights", "force") or not value:
             options[name] = value

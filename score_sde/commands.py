@@ -156,7 +156,7 @@ def _merged(
     if mode != "train" and given is not None:
         differ = workdirs.changes(config, given, ()).items()
         set_here = overrides.keys(typed)
-        held = [f"config.{key} = {value!r}" for key, value in differ if key not in set_here]
+        held = [f"config.{key} = {value!r:.80}" for key, value in differ if key not in set_here]
         if held:
             print(f"note: {path / workdirs.FILE} holds: {', '.join(held)}", file=sys.stderr)
     return config
@@ -166,7 +166,10 @@ def _refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, p
     """Raise UserError where there are changes, {key: value saved in the path}."""
     if changes:
         now = flat(config)
-        found = [f"config.{key} = {now[key]!r} ({was!r} in {path})" for key, was in changes.items()]
+        found = [
+            f"config.{key} = {now[key]!r:.80} ({was!r:.80} in {path})"
+            for key, was in changes.items()
+        ]
         free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
         allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
         raise UserError(f"{', '.join(found)}: --mode {mode} may change {allowed}")

@@ -74,11 +74,12 @@ def _last_tuples(arguments: Sequence[str]) -> list[str]:
     """The arguments, each tuple in them once: ml_collections joins those that are given twice, and
     of all other keys the last value holds."""
     places: dict[str, list[range]] = {}
+    end = 0  # of the last one
     for place, argument in enumerate(arguments):
         found = _OVERRIDE.fullmatch(argument)
-        if found and found["key"] in SCHEMA and SCHEMA[found["key"]].kind is tuple:
-            parts = 2 if found["value"] is None else 1  # "--key value" or "--key=value"
-            places.setdefault(found["key"], []).append(range(place, place + parts))
+        if place >= end and found and found["key"] in SCHEMA and SCHEMA[found["key"]].kind is tuple:
+            end = place + (2 if found["value"] is None else 1)  # "--key value" or "--key=value"
+            places.setdefault(found["key"], []).append(range(place, end))
     earlier = {place for each in places.values() for parts in each[:-1] for place in parts}
     return [argument for place, argument in enumerate(arguments) if place not in earlier]
 

@@ -16,7 +16,8 @@ def local(text: str | os.PathLike[str], where: str) -> Path:
     """Return the path that a text names, with `~` or `~user` at its begin as a shell reads it.
 
     Raises:
-        UserError: a URL, or a home folder that the system does not know; it names `where`.
+        UserError: a URL, a home folder that the system does not know, or a path that cannot be
+            looked at; it names `where`.
     """
     text = os.fspath(text)
     if is_url(text):
@@ -25,6 +26,12 @@ def local(text: str | os.PathLike[str], where: str) -> Path:
     if path.startswith("~"):  # as it was
         user = Path(path).parts[0]
         raise UserError(f"{where} = {text!r}: no home folder of {user}; set HOME, or write it out")
+    try:
+        os.stat(os.path.join(path, "."))  # which a folder refuses to those who may not search it
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # not there, a file, not a path
+        pass
+    except OSError as error:
+        raise UserError(f"{where} = {text!r:.80}: cannot be read ({error.strerror})") from error
     return Path(path)
 
 

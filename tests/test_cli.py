@@ -211,9 +211,17 @@ MISTAKES = {
         "error: --workdir = '~no.such.user/run': no home folder of ~no.such.user; set HOME, or "
         "write it out",
     ),
+    "name that is too long": (
+        ["--mode=train", f"--workdir={'a' * 300}"],
+        f"error: --workdir = '{'a' * 79}: cannot be read (File name too long)",
+    ),
     "step that is no number": (
         ["--mode=sample", "--step=last"],
         "error: --step = 'last': allowed are steps of checkpoints",
+    ),
+    "step of more digits than Python reads": (
+        ["--mode=sample", f"--step={'9' * 5000}"],
+        "error: --step = '9999",
     ),
     "step of a training": (
         ["--mode=train", "--step=4"],

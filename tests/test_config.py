@@ -342,6 +342,7 @@ def test_of_a_tuple_given_twice_the_last_holds():
         ((key, "1,2", "--config.seed=1", key, "3"), (3,)),
         ((f"{key}=(8,)", key, "4,5"), (4, 5)),
         ((key, "4,5", f"{key[1:]}=()"), ()),
+        ((key, f"{key}=8"), (f"{key}=8",)),  # the next word is the value, which `validate` refuses
     ):
         assert overrides.apply(valid(), arguments).model.multipliers == found
     both = ("--config.model.multipliers=1", "--config.model.attention_resolutions=2")

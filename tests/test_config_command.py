@@ -39,6 +39,9 @@ def test_a_workdir(capsys, tmp_path):
     of_run = shown(capsys, f"--workdir={tmp_path}")
     assert of_run["sde.name"] == ("*", "sde.name = 've'")
     assert of_run["sde.beta_min"][0] == "-" and of_run["sde.sigma_min"][0] == ""
+    betas = {"sde.name": "vp_discrete", "sde.betas": (1 / 128,) * 1000}
+    workdirs.save(changed(config, betas), tmp_path, build.dataset(config))
+    assert shown(capsys, f"--workdir={tmp_path}")["sde.betas"][0] == "*"  # in one line
 
 
 def test_no_device_is_started(run_python):

@@ -48,6 +48,11 @@ def get(mapping: Any, key: str) -> Any:
     return mapping.get(key) if isinstance(mapping, dict) else None
 
 
+def _number(digits: str) -> int | float:
+    """An integer of JSON. One that no float holds becomes inf, which every check refuses."""
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
 def read_json(path: Path, most: int = 2**20) -> dict[str, Any]:
     """The object in a JSON file of up to so many bytes.
 
@@ -59,7 +64,7 @@ def read_json(path: Path, most: int = 2**20) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(most + 1)
-        found = json.loads(text) if len(text) <= most else None
+        found = json.loads(text, parse_int=_number) if len(text) <= most else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -34,6 +34,8 @@ def _entry(mark: str, key: str, value: object, text: str) -> str:
     """One key: mark, key and value on the left, its text beside them in as many lines as it
     needs."""
     left = f"{mark} {key} = {'unset' if value is None else repr(value)}"
+    if isinstance(value, tuple) and len(left) > COLUMNS:  # a thousand betas
+        left = f"{left[: COLUMNS - 4]} ..."
     if len(left) >= LEFT:
         left += f"\n{'':{LEFT}}"
     lines = textwrap.wrap(text, COLUMNS - LEFT, break_on_hyphens=False)

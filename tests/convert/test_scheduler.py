@@ -93,6 +93,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"trained_betas": "linear"}, "trained_betas"),
     ({"trained_betas": [0.1, None]}, "trained_betas"),
     ({"trained_betas": [0.1, 1.5]}, "betas"),
+    ({"trained_betas": [0.1, 10**400]}, "betas"),  # larger than any float
     ({"_class_name": scheduler.VE, "sigma_max": 0.001}, "sigma_max"),
 ]
 
