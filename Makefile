@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-slow test-parity lint format clean
+.PHONY: help env demo test test-slow test-faults test-parity lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,13 @@ test: env ## the tests, but the slow ones
 
 test-slow: env ## the slow tests alone
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+FAULTS := $(addprefix tests/,test_locks.py test_environment.py test_wide.py test_results.py \
+  test_sample_command.py test_likelihood_command.py training/test_loop.py training/test_checkpoints.py \
+  convert/test_sources.py data/test_download.py)
+
+test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, the slow ones too
+	$(PYTEST) $(FAULTS) $(PYTEST_ARGS)
 
 # PyTorch brings CUDA along. A build for the CPU that was put into $(PARITY_VENV) before is kept.
 test-parity: ## against diffusers and PyTorch, in an environment of its own (about 6 GB)

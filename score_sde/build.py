@@ -379,10 +379,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     if settings.num_levels:
         values = flat(config)
         for key, allowed in (
-            (
-                "model.embedding",
-                ("positional", "vaswani"),
-            ),  # Fourier features are of a log sigma or log SNR
+            # Fourier features are of a log sigma or log SNR.
+            ("model.embedding", ("positional", "vaswani")),
             ("model.condition", ("time",)),
             ("training.loss", ("paper",)),
         ):

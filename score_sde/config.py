@@ -9,6 +9,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -130,6 +131,19 @@ def kind_keys(key: str) -> set[str]:
 # --- Checks ---------------------------------------------------------------------------------------
 
 
+def import_build() -> ModuleType:
+    """Import `score_sde.build`, and with it JAX and all that a config can name.
+
+    Raises:
+        UserError: a variable of the environment that JAX refuses.
+    """
+    try:
+        from score_sde import build
+    except ValueError as error:  # which names it
+        raise UserError(f"the environment: {one_line(error)}") from error
+    return build
+
+
 def validate(config: ConfigDict) -> None:
     """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible, by
     itself or beside the others.
@@ -141,10 +155,7 @@ def validate(config: ConfigDict) -> None:
     for key, value in values.items():
         if key not in SCHEMA:
             raise unknown_key(key, value)
-    try:
-        from score_sde import build  # here, as it imports JAX and all that a config can name
-    except ValueError as error:  # JAX reads its variables, and names the one that it refuses
-        raise UserError(f"the environment: {one_line(error)}") from error
+    build = import_build()
     for key, row in SCHEMA.items():
         if key not in values:
             raise UserError(f"config.{key}: missing; a config starts as score_sde.config.default()")

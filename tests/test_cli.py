@@ -103,8 +103,8 @@ MISTAKES = {
     ),
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
-        "error: config.data = '5': a section; its keys are bin_width, channels, condition, "
-        "dir, flip, image_size, name, num_classes",
+        "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
+        "flip, image_size, name, num_classes",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],

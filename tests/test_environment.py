@@ -33,6 +33,8 @@ OTHER = {
     "jax_numpy_rank_promotion": "raise",
     "jax_debug_nans": True,
     "jax_debug_infs": True,
+    "jax_transfer_guard": "disallow",
+    "jax_default_device": "gpu",
 }
 
 

@@ -16,7 +16,7 @@ SETTINGS = (
     f"--config.sampling.num_samples={IMAGES}",
     "--config.sampling.batch_size=4",
     "--config.sampling.method=pc",
-    "--config.sampling.num_steps=200",
+    "--config.sampling.num_steps=2000",  # so that an interrupt comes before the end
 )
 SHORT = ("--config.sampling.num_steps=2", "--config.sampling.batch_size=4")
 
@@ -54,7 +54,7 @@ def terminated(workdir, number):
 def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(tiny_run, tmp_path):
     unbroken, workdir = (tiny_run("digits", tmp_path / name) for name in ("unbroken", "broken"))
     told = sample(unbroken, *SETTINGS)
-    assert f"{IMAGES} images, NFE 201, " in told and values(unbroken)["complete"]
+    assert f"{IMAGES} images, NFE 2001, " in told and values(unbroken)["complete"]
     terminated(workdir, 8)
     left = values(workdir)
     drawn = len(left["images"])

@@ -19,9 +19,9 @@ from score_sde import paths, workdirs
 from score_sde.config import changed, default, flat
 from score_sde.errors import UserError, one_line
 
-# The settings of JAX on which a command's numbers depend, and their values: what the environment
-# says is reported and has no effect.
-NUMBERS = {
+# The settings of JAX on which a command's numbers depend, or whether it runs at all, and their
+# values: what the environment says is reported and has no effect.
+SETTINGS = {
     "jax_enable_x64": False,  # results say float32
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
@@ -30,6 +30,8 @@ NUMBERS = {
     "jax_numpy_rank_promotion": "allow",
     "jax_debug_nans": False,  # a failed solve ends as nan, to be reported
     "jax_debug_infs": False,
+    "jax_transfer_guard": None,
+    "jax_default_device": None,  # JAX_PLATFORMS chooses
 }
 
 
@@ -51,7 +53,7 @@ def start(batch_size: int) -> int:
     import jax
 
     settings: Any = jax.config
-    for name, value in NUMBERS.items():
+    for name, value in SETTINGS.items():
         if (found := getattr(settings, name)) != value:
             print(f"note: {name.upper()} = {found} has no effect here; commands take {value}")
             settings.update(name, value)
@@ -63,10 +65,11 @@ def start(batch_size: int) -> int:
     _quiet_orbax()
     try:
         devices = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
+        why = one_line(error)[:100] or "not there"
         raise UserError(
-            f"JAX_PLATFORMS = {settings.jax_platforms!r}: {one_line(error)[:200]}; allowed are "
-            "platforms that this machine and this installation of JAX have, such as cpu"
+            f"JAX_PLATFORMS = {settings.jax_platforms!r}: {why}; allowed are platforms that this "
+            "machine and this installation of JAX have, such as cpu"
         ) from error
     print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     return len(devices)

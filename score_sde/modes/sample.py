@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     facts = _facts(trained) | _in_other_tools(trained)
     beside = (PICTURE, FILM, IMAGES)
     table = Table(output / VALUES, _depends(trained), facts=facts, beside=beside)
-    film = _Film(output / FILM, trained.info.levels or 0) if settings.gif else None
+    film = _Film(output / FILM, trained.info.levels or 0, number) if settings.gif else None
     if film:  # it is of states that are not kept
         table.rows = {}
     table.report(number)
@@ -116,10 +116,10 @@ def _draw(
 
 
 class _Film:
-    """The film of the first images, which is written as soon as they are drawn."""
+    """The film of the first images, which is written as soon as all of them are drawn."""
 
-    def __init__(self, path: Path, levels: int) -> None:
-        self.path, self.levels, self.missing = path, levels, GIF_IMAGES
+    def __init__(self, path: Path, levels: int, number: int) -> None:
+        self.path, self.levels, self.missing = path, levels, min(number, GIF_IMAGES)
         self.states: list[np.ndarray] = []
 
     def add(self, part: Drawn) -> None:
@@ -129,7 +129,8 @@ class _Film:
             states = np.concatenate([states, np.asarray(part.x)[None]])
             self.states.append(states[:, : self.missing])
             self.missing -= states.shape[1]
-            pictures.save_gif(self.path, np.concatenate(self.states, axis=1), self.levels)
+            if self.missing <= 0:  # an earlier film is not replaced by a part of one
+                pictures.save_gif(self.path, np.concatenate(self.states, axis=1), self.levels)
 
 
 def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
