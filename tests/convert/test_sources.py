@@ -86,10 +86,11 @@ def write(path: Path, value: object, parts: dict[str, bytes] | None = None, **op
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """Write a state dict of float32 arrays."""
+    """Write a state dict, its arrays as float32."""
     values, parts = {}, {}
-    for key, (name, array) in enumerate(arrays.items()):
-        strides = [step // array.itemsize for step in np.ascontiguousarray(array).strides]
+    for key, (name, values_of) in enumerate(arrays.items()):
+        array = np.ascontiguousarray(values_of, np.float32)
+        strides = [step // array.itemsize for step in array.strides]
         kept = {"key": str(key), "count": array.size, "shape": array.shape}
         values[name] = tensor(**kept, strides=tuple(strides))
         parts[f"archive/data/{key}"] = array.tobytes()
