@@ -60,7 +60,7 @@ def read_json(path: Path, most: int = 2**20) -> dict[str, Any]:
         UserError: one line: anything else, a pipe without an end too.
     """
     if not path.is_file():
-        raise UserError(f"{path} cannot be read: there is no such file")
+        raise UserError(f"{path} cannot be read: it is missing, or no file")
     try:
         with path.open("rb") as file:
             text = file.read(most + 1)
@@ -81,7 +81,7 @@ def tensors(path: Path, dtypes: Collection[str]) -> tuple[dict[str, np.ndarray],
         UserError: a damaged file, or an array of another dtype, in the words of safetensors.
     """
     if not path.is_file():
-        raise UserError(f"{path} cannot be read: there is no such file")
+        raise UserError(f"{path} cannot be read: it is missing, or no file")
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {}

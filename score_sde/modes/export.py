@@ -15,7 +15,9 @@ def run(config: ConfigDict, workdir: Path, target: Path, step: int | None) -> No
     loaded = load(workdir, config, step=step)
     arrays = convert.flattened(loaded.score.params)
     target.mkdir(parents=True, exist_ok=True)
+    # The weights last: they make the folder an export.
+    path = workdirs.save(config, target, loaded.info)
     weights = convert.exported.write(target, arrays, loaded.step)
     print(f"weights: {weights} (averaged, after {loaded.step} steps)")
-    print(f"config: {workdirs.save(config, target, loaded.info)}")
+    print(f"config: {path}")
     print(f"next: --mode convert --source {target} --workdir DIR")
