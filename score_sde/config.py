@@ -116,6 +116,7 @@ def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     if isinstance(make, functools.partial):
         fixed |= make.keywords.keys()
         make = make.func
+    # mypy warns that a subclass may change __init__; here it is of the very class that is called.
     call = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
     found = inspect.signature(call).parameters
     return {name: found[name] for name in found if name not in fixed}

@@ -146,6 +146,7 @@ class DDPM:
 class Betas(DDPM):
     """VP of any betas: the chain is the process itself at its N levels."""
 
+    # Frozen, so a narrower type than DDPM's is safe; mypy takes the field for one that is assigned.
     sde: DiscreteVPSDE  # type: ignore[assignment]
 
     def check(self, name: str, number: int) -> None:

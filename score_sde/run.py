@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from score_sde.config import refuse, validate
 from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
-from score_sde.latents import Interpolation, flow, interpolation_batches, to_model
+from score_sde.latents import Interpolation, Latents
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
 from score_sde.score import Model
@@ -61,6 +62,12 @@ class Run:
     def space(self) -> Space:
         """Where the data live."""
         return build.space(self.config, self.info)
+
+    @property
+    def latents(self) -> Latents:
+        """The way of the data to their latents and back."""
+        parts = (self.config, self.info, self.sde, self.smooth_score, self.space)
+        return Latents(*parts, partial(self.in_batches, "sampling"))
 
     def sample(
         self,
@@ -147,8 +154,8 @@ class Run:
             ValueError: other data, or another condition than the model's.
             UserError: a solve that fails, with the reason.
         """
-        x = to_model(self, key, self.space.check(data))
-        return flow(self, x, condition, back=False)[0]
+        x = self.latents.to_model(key, self.space.check(data))
+        return self.latents.flow(x, condition, back=False)[0]
 
     def decode(self, latents: ArrayLike, **condition: ArrayLike) -> np.ndarray:
         """Return the items of latents (n, *shape): the inverse of `encode`, so without the
@@ -158,7 +165,7 @@ class Run:
             raise ValueError(f"latents are {x.shape}: allowed are (n, *{shape}), n of at least 1")
         if not np.isfinite(x).all():
             raise ValueError("latents: allowed are finite numbers")
-        x, _ = flow(self, x, condition, back=True)
+        x, _ = self.latents.flow(x, condition, back=True)
         return np.asarray(self.space.from_model(jnp.asarray(x)))
 
     def interpolate(
@@ -175,7 +182,7 @@ class Run:
 
         Raises: as `encode`.
         """
-        parts = interpolation_batches(self, key, first, second, num, condition)
+        parts = self.latents.interpolation_batches(key, first, second, num, condition)
         return joined(list(parts))
 
     def in_batches(

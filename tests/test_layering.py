@@ -93,9 +93,9 @@ ROOMS = {
     "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
     "score_sde.latents": Room(
         5,
-        (0, 1, 2),
-        ("jax",),
-        neighbours=("score_sde.build", "score_sde.batches", "score_sde.run"),
+        (0, 1, 2, 3),
+        ("jax", "ml_collections"),
+        neighbours=("score_sde.build", "score_sde.batches"),
     ),
     "score_sde.run": Room(
         5,

@@ -1,8 +1,8 @@
 """Whether a network predicts the noise that it is given; no data are needed.
 
 A setting that stands in no array may be wrong: the network then fits its arrays and is useless. So
-it is tried on images of its own: a few steps of DDIM draw some, cut to the range of data. A right
-network knows the noise z of x_t = alpha x0 + sigma z well:
+it is tried on images that it draws itself. A few steps of DDIM draw them, and their pixels are cut
+to the range of data. A right network knows the noise z of x_t = alpha x0 + sigma z well:
 
     error = rms(epsilon(x_t) - z) = (alpha / sigma) rms(D(x_t) - x0)
 

@@ -132,7 +132,7 @@ def describe(
             raise UserError(f"config.data.{key} = {sizes[key]}: {allowed}")
     size, wide, classes = (sizes[key] or own for key, own in owns.items())
     if not size:
-        allowed = "allowed are positive integers for a set without a size of its own"
+        allowed = f"allowed are positive integers, as {info.name} has any size"
         raise UserError(f"config.data.image_size = 0: {allowed}")
     return replace(info, shape=(size, size, wide), num_classes=classes)
 

@@ -12,7 +12,7 @@ from score_sde import __version__, build
 from score_sde.batches import leading
 from score_sde.config import refuse
 from score_sde.errors import UserError
-from score_sde.latents import Interpolation, interpolation_batches
+from score_sde.latents import Interpolation
 from score_sde.modes import pictures, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Rows, Table, progress, saving
@@ -69,7 +69,9 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     first, second = items[indices[:, 0]], items[indices[:, 1]]
     given = {name: known[name][indices[:, 0]] for name in names}
     key, between = jax.random.key(settings.seed), settings.num_between
-    batches = interpolation_batches(trained, key, first, second, between, given, begin=len(table))
+    batches = trained.latents.interpolation_batches(
+        key, first, second, between, given, begin=len(table)
+    )
     with (
         progress(number, len(table), "pair", "interpolate") as bar,
         saving(lambda: table.changed, save) as saved,
