@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from score_sde.errors import UserError
+from score_sde.paths import written
 
 SUFFIX = ".lock"
 # The answers of file systems without locks, such as NFS where its daemon does not run.
@@ -49,7 +50,7 @@ def writing(folder: Path, results: str) -> Iterator[None]:
 
 def _taken(path: Path, results: str) -> TextIO:
     """The locked file, with the name of this process in it."""
-    try:
+    with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(100):  # whoever held it may have removed it before it was locked here
             with ExitStack() as stack:
@@ -62,8 +63,6 @@ def _taken(path: Path, results: str) -> TextIO:
                     file.flush()
                     stack.pop_all()
                     return file
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     raise UserError(f"{path}: cannot be locked; other commands remove it again and again")
 
 
