@@ -98,7 +98,8 @@ def _connect(url: str, patience: float) -> http.client.HTTPResponse:
 
     def connect() -> None:
         try:
-            outcome.put(urllib.request.urlopen(request, timeout=patience))
+            # `urlopen` would keep the proxies of the process's first download.
+            outcome.put(urllib.request.build_opener().open(request, timeout=patience))
         except (OSError, http.client.HTTPException) as error:
             outcome.put(error)
 

@@ -138,6 +138,15 @@ def test_refused_connection(tmp_path):
         download(remote("http://127.0.0.1:9/file"), tmp_path / "file", patience=PATIENCE)
 
 
+def test_a_proxy_set_between_two_downloads_is_used(server, tmp_path, monkeypatch):
+    download(remote(server.serve("file", answer(BODY))), tmp_path / "direct")
+    elsewhere = "http://elsewhere.invalid/file"
+    server.behaviours[elsewhere] = answer(BODY)  # as a proxy is asked
+    monkeypatch.setenv("http_proxy", server.address)
+    download(remote(elsewhere), tmp_path / "by proxy")
+    assert server.asked == ["/file", elsewhere]
+
+
 def test_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     url = server.serve("file", answer(BODY))
