@@ -145,7 +145,8 @@ def score(
     of its panel.
 
     Args:
-        field: the score function, (x float32 (M, 2), t float32 (M,)) to (M, 2).
+        field: the score function, (x float32 (M, 2), t float32 (M,)) to (M, 2). That of a `Run` is
+            in the model's units.
         limits: (low, high) of both axes, or of each.
         t: the process time, or several.
         log_density: (x, t) to log densities (M,), nats.
