@@ -29,7 +29,12 @@ class Room(NamedTuple):
 ROOMS = {
     # 0: what everybody may know
     "score_sde.errors": Room(0, ()),
-    "score_sde.paths": Room(0, (), neighbours=("score_sde.errors",)),
+    "score_sde.paths": Room(
+        0,
+        (),
+        lazy=("etils", "fsspec"),
+        neighbours=("score_sde.errors",),  # of a bucket
+    ),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.discrete": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),

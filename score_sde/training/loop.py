@@ -61,7 +61,7 @@ def train(
     with _stop_signal() as stop_signal, checkpoints:
         state = checkpoints.restore(state) or state
         done = first = int(state.step)
-        with RunLog(Path(workdir), first, num_steps, _steps_ahead(place)) as log:
+        with RunLog(workdir, first, num_steps, _steps_ahead(place)) as log:
             for done, batch in zip(range(first + 1, num_steps + 1), batches(first), strict=False):
                 state, metrics = step(state, batch, key)
                 log.dispatched(metrics, len(jax.tree.leaves(batch)[0]))
