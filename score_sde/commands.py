@@ -8,10 +8,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from score_sde import overrides, paths, presets, workdirs
-from score_sde.config import changed, default, flat, refuse, validate
+from score_sde.config import changed, default, flat, refuse
 from score_sde.data import is_only_described
 from score_sde.errors import UserError
 from score_sde.locks import SUFFIX
+from score_sde.validation import validate
 
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import build, networks, paths, workdirs
+from score_sde import build, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
-from score_sde.config import refuse, validate
+from score_sde.config import refuse
 from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
@@ -27,6 +27,7 @@ from score_sde.sde import SDE
 from score_sde.spaces import Space
 from score_sde.training import checkpoints
 from score_sde.training.mesh import along_data, data_mesh, placed, replicated
+from score_sde.validation import validate
 
 Conditions = Mapping[str, ArrayLike]
 
@@ -282,7 +283,7 @@ def load(
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     info = info_of(config, workdirs.load_info(workdir))
-    build.check(config, info)
+    rules.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh), step)

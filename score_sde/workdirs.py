@@ -7,11 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde import __version__
-from score_sde.config import changed, default, flat, import_build, unknown_key, validate
+from score_sde.config import changed, default, flat, unknown_key
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError, one_line
 from score_sde.paths import whole
 from score_sde.schema import SCHEMA
+from score_sde.validation import import_rules, validate
 
 FILE = "config.json"
 
@@ -64,7 +65,7 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
         if key not in SCHEMA:
             raise UserError(f"{source}: {unknown_key(key, value)}")
         values[key] = tuple(value) if isinstance(value, list) else value
-    import_build()
+    import_rules()
     try:
         config = changed(default(), values)
         validate(config)

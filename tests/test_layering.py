@@ -62,17 +62,33 @@ ROOMS = {
         4, (0, 1, 2, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")
     ),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
-    # Its last check makes the objects of a config, so it knows `build`, within that function.
+    # `validation` knows `rules`, which import JAX, within a function.
     "score_sde.schema": Room(5, (0,)),  # what a path is
-    "score_sde.config": Room(
-        5, (0,), ("ml_collections",), neighbours=("score_sde.schema", "score_sde.build")
+    "score_sde.config": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.schema",)),
+    "score_sde.validation": Room(
+        5,
+        (0,),
+        ("ml_collections",),
+        neighbours=("score_sde.schema", "score_sde.config", "score_sde.rules"),
+    ),
+    "score_sde.rules": Room(
+        5,
+        (0, 1, 3),
+        ("ml_collections",),
+        neighbours=("score_sde.config", "score_sde.build"),
     ),
     "score_sde.workdirs": Room(
-        5, (0, 3), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
+        5,
+        (0, 3),
+        ("ml_collections",),
+        neighbours=("score_sde.config", "score_sde.validation", "score_sde.schema"),
     ),
     "score_sde.locks": Room(5, (0,)),
     "score_sde.presets": Room(
-        5, (0,), ("ml_collections",), neighbours=("score_sde.config", "score_sde.schema")
+        5,
+        (0,),
+        ("ml_collections",),
+        neighbours=("score_sde.config", "score_sde.validation", "score_sde.schema"),
     ),
     "score_sde.overrides": Room(
         5,
@@ -85,7 +101,7 @@ ROOMS = {
         (0, 3, 4),
         ("ml_collections",),
         neighbours=(
-            *("score_sde.config", "score_sde.presets"),
+            *("score_sde.config", "score_sde.validation", "score_sde.presets"),
             *("score_sde.overrides", "score_sde.workdirs", "score_sde.locks"),
         ),
     ),
@@ -107,8 +123,8 @@ ROOMS = {
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
-            *("score_sde.config", "score_sde.workdirs"),
-            *("score_sde.build", "score_sde.batches", "score_sde.latents"),
+            *("score_sde.config", "score_sde.validation", "score_sde.workdirs"),
+            *("score_sde.rules", "score_sde.build", "score_sde.batches", "score_sde.latents"),
         ),
     ),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.

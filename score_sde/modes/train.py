@@ -17,7 +17,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_sde import build, networks, workdirs
+from score_sde import build, networks, rules, workdirs
 from score_sde.batches import batch_size
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
@@ -43,7 +43,7 @@ UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure"
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     _end_at_once_on_interrupt()
-    build.check_devices(config, start(config.training.batch_size))
+    rules.check_devices(config, start(config.training.batch_size))
     with _one_writer(workdir):
         _train(config, workdir)
 
@@ -72,7 +72,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
             f"which {workdir} has reached"
         )
     info = build.dataset(config)
-    build.check(config, info)
+    rules.check(config, info)
     kept = workdirs.load_info(workdir)
     if kept is not None and info_of(config, kept) != info:
         raise UserError(f"config.data: the data are not those that {workdir} was trained on")
