@@ -13,7 +13,8 @@ from typing import BinaryIO
 from score_sde.errors import UserError, one_line
 
 ALLOWED = "paths of this machine; mount a bucket, or copy its files"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # one letter is a drive
+# One letter is a drive. With one slash, as of a pathlib.Path, it is no folder "gs:" either.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(gs|s3):/")
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # schemes of URLs, and the packages that open them
 # Packages whose errors say that a bucket cannot be reached. Most of theirs are OSErrors.
 _CLIENTS = ("aiohttp", "botocore", "gcsfs", "google")

@@ -137,9 +137,10 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, arguments, where, packa
 
 
 def test_a_url_is_never_a_path_of_this_machine():
-    for mode in ("local", "place"):
-        with pytest.raises(score_sde.UserError, match="allowed are paths of this machine"):
-            getattr(paths, mode)("ftp://host/run", "--workdir")
+    for named in (paths.local, paths.place):
+        for url in ("ftp://host/run", Path("gs://bucket/run")):  # which has one slash
+            with pytest.raises(score_sde.UserError, match="allowed are paths of this machine"):
+                named(url, "--workdir")
     with pytest.raises(score_sde.UserError, match="Orbax keeps no checkpoints elsewhere"):
         score_sde.load("s3://bucket/run")
 
