@@ -300,7 +300,7 @@ def load(
     """Load a run from its workdir, with the averaged weights.
 
     Args:
-        workdir: the directory that `--mode train` filled.
+        workdir: the directory that `--mode train` filled, or its URL `gs://...`.
         config: instead of the saved config; for other sampling or likelihood settings.
         mesh: the devices to use; all of them by default.
         step: of the checkpoint; by default the newest that is whole.
@@ -308,7 +308,7 @@ def load(
     Raises:
         UserError: where there is no config or no checkpoint.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.place(workdir, "workdir", checkpoints=True)
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     info = info_of(config, workdirs.load_info(workdir))

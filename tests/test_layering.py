@@ -29,7 +29,12 @@ class Room(NamedTuple):
 ROOMS = {
     # 0: what everybody may know
     "score_sde.errors": Room(0, ()),
-    "score_sde.paths": Room(0, (), neighbours=("score_sde.errors",)),
+    "score_sde.paths": Room(
+        0,
+        (),
+        lazy=("etils", "fsspec"),  # of a bucket
+        neighbours=("score_sde.errors",),
+    ),
     "score_sde.progress": Room(0, (), lazy=("tqdm", "IPython")),
     "score_sde.display": Room(0, (), lazy=("PIL",)),
     # 1: maths
