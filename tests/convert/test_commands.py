@@ -19,9 +19,9 @@ from score_sde.training.mesh import data_mesh
 from score_sde.training.state import create
 from tests.commands import ROOT, refused, succeed
 from tests.commands import command as run_command
+from tests.convert.diffusers_folders import DDPM, DDPM_SHAPES, arrays_of, write
 from tests.convert.originals import describe, source, spec_of
-from tests.convert.test_diffusers import DDPM, DDPM_SHAPES, arrays_of, write
-from tests.convert.test_sources import save
+from tests.convert.torch_files import save
 from tests.test_cifar10_commands import official  # noqa: F401  (a fixture)
 
 SIZE = (
