@@ -142,6 +142,8 @@ IMPOSSIBLE = {
     "sampling.grid": "cosine",
     "sampling.rho": 0.0,
     "sampling.eta": 1.1,
+    "sampling.clip": -1.0,
+    "sampling.steps_offset": -1,
     "sampling.order": 5,
     "sampling.churn": -1.0,
     "sampling.churn_from": -0.5,
@@ -429,6 +431,7 @@ def test_another_method_begins_with_its_own_settings():
         ({"method": "pc", "corrector": "ald"}, "snr", "eta"),
         ({"method": "ddim"}, "eta", "rho"),
         ({"method": "ddim", "grid": "karras"}, "rho", "churn"),
+        ({"method": "ddim"}, "clip", "steps_offset"),
         ({"method": "heun"}, "churn", "churn_noise"),
         ({"method": "heun"}, "rho", "churn_to"),  # of the grid that is its own
         ({"method": "heun", "grid": "log_snr"}, "grid", "rho"),

@@ -116,6 +116,39 @@ def test_arrays_that_do_not_fit_are_all_listed(tmp_path: Path):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "most_likely"),
+    [
+        ({"num_blocks": 2}, "config.model.num_blocks = 1 (layers_per_block in config.json)"),
+        (
+            {"attention_resolutions": (8, 4)},
+            "config.model.attention_resolutions = (4,) (down_block_types, up_block_types in "
+            "config.json)",
+        ),
+        ({"width": 64}, "config.model.width = 32 (block_out_channels in config.json)"),
+        (
+            {"multipliers": (1, 3)},
+            "config.model.multipliers = (1, 2) (block_out_channels in config.json)",
+        ),
+        ({"channels": 1}, "config.data.channels = 3 (in_channels, out_channels in config.json)"),
+        ({}, ""),
+    ],
+)
+def test_weights_that_contradict_their_config_name_its_key(
+    tmp_path: Path, changes: dict[str, Any], most_likely: str
+):
+    write(tmp_path, DDPM, arrays_of(DDPM_SHAPES))
+    assert diffusers.read(tmp_path, ddpm_spec(**changes)).hint() == most_likely
+
+
+def test_the_key_of_weights_with_the_other_blocks(tmp_path: Path):
+    older = {name.replace("to_q", "query"): a for name, a in arrays_of(NCSNPP_SHAPES).items()}
+    write(tmp_path, NCSNPP, older)
+    assert diffusers.read(tmp_path, ncsnpp_spec(num_classes=10)).hint() == ""  # one array, listed
+    told = diffusers.read(tmp_path, ncsnpp_spec(num_blocks=2)).hint()
+    assert told == "config.model.num_blocks = 1 (layers_per_block in config.json)"
+
+
 def test_flipped_sines_are_moved_to_where_ours_are(tmp_path: Path):
     theirs, flipped = arrays_of(DDPM_SHAPES), {**DDPM, "flip_sin_to_cos": True}
     ours = diffusers.read(write(tmp_path, flipped, theirs), ddpm_spec()).ema
