@@ -61,7 +61,7 @@ test-slow: env ## the slow tests alone
 
 FAULTS := $(addprefix tests/,test_locks.py test_environment.py test_wide.py test_results.py \
   test_sample_command.py test_likelihood_command.py training/test_loop.py training/test_checkpoints.py \
-  convert/test_sources.py data/test_download.py)
+  convert/test_sources.py convert/test_readers.py data/test_download.py)
 
 test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, the slow ones too
 	$(PYTEST) $(FAULTS) $(PYTEST_ARGS)
