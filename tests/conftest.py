@@ -47,7 +47,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Files whose tests start the most commands. They begin first, so that no process is left alone with
 # one at the end.
-LONG = ("test_modes.py", "test_likelihood_command.py", "test_kinds_of_models.py")
+LONG = (
+    "test_modes.py",
+    "test_interpolate_command.py",
+    "test_likelihood_command.py",
+    "test_kinds_of_models.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

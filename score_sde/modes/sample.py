@@ -10,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import __version__, build
+from score_sde import __version__, build, pictures
 from score_sde.batches import Drawn
 from score_sde.config import changed, refuse
 from score_sde.errors import UserError
-from score_sde.modes import pictures, start, tell_unread
+from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Progress, Table, progress, saving
 from score_sde.run import Run, load
@@ -207,7 +207,7 @@ def _picture(
         real = build.arrays(trained.config, info, "test").x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
-    pictures.scatter(path, x, real, info.columns, density)
+    pictures.save_scatter(path, x, real, info.columns, density)
 
 
 def _density(
