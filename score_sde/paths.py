@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from score_sde.errors import UserError
 
@@ -42,6 +43,27 @@ def written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to. It takes this path's place when all is written. A missing folder is
+    made.
+
+    Raises:
+        UserError: it cannot be written. The file that was there stays.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
 def is_url(text: str) -> bool:

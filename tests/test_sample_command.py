@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_sde.modes.files import signals_wait, whole
+from score_sde.modes.files import signals_wait
+from score_sde.paths import whole
 from tests.commands import ROOT, begin, command, succeed
 
 IMAGES = 40

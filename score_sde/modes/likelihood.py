@@ -15,8 +15,9 @@ from score_sde.batches import leading
 from score_sde.config import default, flat
 from score_sde.likelihood import DataLikelihood
 from score_sde.modes import start, tell_unread
-from score_sde.modes.files import digest, signals_wait, whole
+from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Table, progress
+from score_sde.paths import whole
 from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 

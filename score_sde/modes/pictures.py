@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from score_sde.modes.files import whole
+from score_sde.paths import whole
 
 SMALLEST = 64  # pixels of an image in a picture, at least
 FRAMES = 50  # of a film

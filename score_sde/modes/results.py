@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from score_sde.errors import UserError
-from score_sde.modes.files import whole
+from score_sde.paths import whole
 
 SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
 Rows = dict[str, np.ndarray]
