@@ -98,7 +98,7 @@ def _about_mean(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.n
     """Both as float32 (N, F), about the second's mean."""
     x, y = (each.reshape(len(each), -1) for each in (first, second))
     centre = y.mean(0, dtype=np.float64).astype(np.float32)
-    return (x - centre).astype(np.float32), (y - centre).astype(np.float32)
+    return (x - centre).astype(np.float32, copy=False), (y - centre).astype(np.float32, copy=False)
 
 
 def _radii(x: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:

