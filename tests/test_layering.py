@@ -59,7 +59,10 @@ ROOMS = {
     "score_sde.training": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")
     ),
-    "score_sde.evaluation": Room(4, (0, 1, 2, 3), ("jax", "flax", "scipy", "tqdm")),
+    # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
+    "score_sde.evaluation": Room(
+        4, (0, 1, 2, 3), ("jax", "flax", "safetensors"), neighbours=("score_sde.convert",)
+    ),
     "score_sde.convert": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")
     ),
