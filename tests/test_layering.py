@@ -128,7 +128,7 @@ ROOMS = {
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
-            *("score_sde.config", "score_sde.validation", "score_sde.workdirs"),
+            *("score_sde.schema", "score_sde.config", "score_sde.validation", "score_sde.workdirs"),
             *("score_sde.rules", "score_sde.build", "score_sde.batches", "score_sde.latents"),
         ),
     ),
