@@ -3,11 +3,12 @@
     python benchmarks/samplers.py                    a Gaussian mixture, its exact score
     python benchmarks/samplers.py --held-out         another one, on which nothing was chosen
     python benchmarks/samplers.py runs/vp_digits     a run trained on the digits; or several
+    python benchmarks/samplers.py --few runs/…       as that, methods for the fewest evaluations
 
-They write a table (CSV) and, but for the second, a picture (PNG) beside this file
-(`samplers_mixture`, `samplers_held_out`, `samplers_digits`) and print what is found. Rows that the
-table has already are not measured again: an interrupted run goes on, and to begin anew delete the
-file.
+Each prints what is found and writes a table (CSV) beside this file: `samplers_mixture`,
+`samplers_held_out`, `samplers_digits`, `samplers_digits_few`. The first and the third also write a
+picture (PNG). Rows that the table has already are not measured again: an interrupted run goes on,
+and to begin anew delete the file.
 
 distance   the sliced Wasserstein distance to true samples: the 2-Wasserstein distance, exact in one
            dimension by sorting, in 128 fixed random directions, their root mean square. Mean over 5
@@ -253,11 +254,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdirs", nargs="*", help="of runs trained on the digits")
     parser.add_argument("--held-out", action="store_true", help="another mixture, a few settings")
+    parser.add_argument("--few", action="store_true", help="of the runs: 5, 7, 10, 15 evaluations")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     here = Path(__file__).parent
     name = "samplers_held_out" if arguments.held_out else "samplers_mixture"
-    name = "samplers_digits" if arguments.workdirs else name
+    if arguments.workdirs:
+        name = "samplers_digits_few" if arguments.few else "samplers_digits"
     file = here / f"{name}.csv"
     if arguments.report:
         rows = read(file)
@@ -267,13 +270,14 @@ def main() -> None:
             f"{platform.machine()}, {os.cpu_count()} CPU cores; jax {jax.__version__}", flush=True
         )
         if arguments.workdirs:
-            rows = measure(file, on_digits(arguments.workdirs), for_a_network)
+            asked = for_the_fewest if arguments.few else for_a_network
+            rows = measure(file, on_digits(arguments.workdirs), asked)
         elif arguments.held_out:
             rows = measure(file, on_mixture(HELD_OUT, MORE_SAMPLES), for_the_claim)
         else:
             rows = measure(file, on_mixture(0, SAMPLES), lambda name, setting: True)
     report(rows, BASELINE, PREDICTORS, FEW[:5])
-    if not arguments.held_out:
+    if not (arguments.held_out or arguments.few):
         picture(file.with_suffix(".png"), rows, list(default_curves()), PREDICTORS)
 
 
@@ -285,9 +289,13 @@ def for_a_network(name: str, setting: float) -> bool:
         return setting in (50, 200)
     if name.startswith("Heun"):  # whose grid is the open question
         return setting in (10, 15, 20, *HEUNS)
-    if setting == 7:  # beside the methods for the fewest evaluations
-        return name.startswith(("UniPC, angle", "DPM-Solver++ 3M, angle", "iPNDM", "DEIS"))
     return name in default_curves() and setting in (5, 10, 15, 20, 30)
+
+
+def for_the_fewest(name: str, setting: float) -> bool:
+    """Whether a curve has this setting where a network's few evaluations are compared."""
+    names = ("UniPC, angle", "DPM-Solver++ 3M, angle", "iPNDM", "DEIS")
+    return name.startswith(names) and setting in FEWEST
 
 
 def for_the_claim(name: str, setting: float) -> bool:

@@ -1,7 +1,6 @@
 """From a config to objects. The only place that reads a config to make something.
 
-An object checks its own settings. `check` makes the objects of a config, and adds the few rules
-that cross them.
+An object checks its own settings. The few rules that cross objects are in `score_sde.rules`.
 """
 
 import re
@@ -19,12 +18,11 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import data
-from score_sde.config import flat, is_own, kind_keys, refuse, resolve, takes
+from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
-from score_sde.discrete import DISCRETE, discretization
+from score_sde.discrete import discretization
 from score_sde.errors import UserError, one_line
 from score_sde.losses import denoising_score_matching, discrete_score_matching
-from score_sde.networks import NETWORKS
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schema import SCHEMA
 from score_sde.score import Model
@@ -117,7 +115,7 @@ def space(config: ConfigDict, info: DatasetInfo) -> Space:
 def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
     its one argument is the specification."""
-    make = _network_class(config)
+    make = network_class(config)
     given = _settings(
         "model.name",
         make.Spec,
@@ -133,7 +131,8 @@ def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
         return partial(make, make.Spec(**given))
 
 
-def _network_class(config: ConfigDict) -> Any:
+def network_class(config: ConfigDict) -> Any:
+    """Return the class of the network; UserError for one without a specification."""
     name = config.model.name
     make = resolve("model.name", name)
     if not hasattr(make, "Spec"):
@@ -219,6 +218,14 @@ def keys_read(config: ConfigDict) -> set[str]:
     return (takes(make).keys() & set(config.sampling)) - sampler(config).without_effect
 
 
+def known_info(config: ConfigDict) -> DatasetInfo | None:
+    """Return what is known of the data without reading them: that of images; None for vectors."""
+    known = resolve("data.name", config.data.name)
+    if isinstance(known.info, DatasetInfo) and known.info.levels:
+        return dataset(config)
+    return None
+
+
 def unused(config: ConfigDict) -> set[str]:
     """Return the keys that process, network, sampler and data set do not use, given the others."""
     keys = {f"sampling.{name}" for name in sampler(config).without_effect}
@@ -227,7 +234,7 @@ def unused(config: ConfigDict) -> set[str]:
         chosen = resolve(key, config[section][name])
         others = kind_keys(key) - takes(getattr(chosen, "Spec", chosen)).keys()
         keys |= {f"{section}.{other}" for other in others}
-    known = _known(config)
+    known = known_info(config)
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
     if config.training.schedule != "cosine":
@@ -285,112 +292,3 @@ def loss(
         return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of
-
-
-# --- Checks ---------------------------------------------------------------------------------------
-
-
-def _known(config: ConfigDict) -> DatasetInfo | None:
-    """What is known of the data without reading them: that of images; None for vectors."""
-    known = resolve("data.name", config.data.name)
-    if isinstance(known.info, DatasetInfo) and known.info.levels:
-        return dataset(config)
-    return None
-
-
-def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
-    """Raise UserError for values that do not go together. Nothing is computed.
-
-    Args:
-        config: each value must be allowed by itself (`config.validate`, which calls this).
-        info: of the data, where it is known; that of images always is.
-    """
-    info, process, values = info or _known(config), sde(config), flat(config)
-    if config.model.num_levels:
-        _check_chain(process, config.model.num_levels)
-    for key, allowed in _rules(config, process):
-        raise refuse(key, values[key], allowed)
-    if info is not None:
-        for key, allowed in _data_rules(config, info):
-            raise refuse(key, values[key], allowed)
-        network(config, info)
-    with errors_of("sampling"):
-        sampler(config).check(process)
-    probability_flow(config)
-
-
-def _check_chain(process: SDE, num_levels: int) -> None:
-    if type(process) not in DISCRETE:
-        chains = ", ".join(each.__name__ for each in DISCRETE)
-        why = f"{type(process).__name__} has no discrete chain"
-        allowed = f"0, as {why}; score_sde.discrete.DISCRETE has those of {chains}"
-        raise refuse("model.num_levels", num_levels, allowed)
-    with errors_of("model"):
-        discretization(process).check("num_levels", num_levels)
-
-
-def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
-    """Yield (key, allowed values) for every key that contradicts the data."""
-    settings, make = config.model, _network_class(config)
-    rank, reads = getattr(make, "rank", len(info.shape)), takes(make.Spec)
-    if rank != len(info.shape):
-        fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
-        yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
-    if settings.class_conditional and not info.num_classes:
-        yield "model.class_conditional", f"False: {info.name} has no classes"
-    if settings.class_conditional and "num_classes" not in reads:
-        yield "model.class_conditional", f"False with config.model.name = {settings.name!r}"
-    if info.condition and "condition_features" not in reads:
-        yield "data.condition", f"() with config.model.name = {settings.name!r}"
-    if settings.class_conditional and "conditional" in reads and not settings.conditional:
-        yield "model.class_conditional", "False with config.model.conditional = False"
-    if config.data.flip and info.levels is None:
-        yield "data.flip", f"False: {info.name} are vectors"
-    train, split = info.splits["train"], info.splits[config.likelihood.split]
-    if 0 < train < config.training.batch_size:
-        yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"
-    if config.likelihood.num_images > split:
-        allowed = f"0 (all) to {split}, the {config.likelihood.split} examples of {info.name}"
-        yield "likelihood.num_images", allowed
-
-
-def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
-    """Yield (key, allowed values) for every key that contradicts another object's."""
-    settings, likelihood = config.model, config.likelihood
-    if settings.embedding == "fourier" and settings.condition == "time":
-        yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
-    for key, t_min in (
-        ("training.t_min", config.training.t_min),
-        ("likelihood.t_min", likelihood.t_min),
-    ):
-        if not t_min < process.T:
-            yield key, f"times below T = {process.T:g} of {type(process).__name__}"
-    narrow = likelihood.dequantization == "truncated_normal"
-    if narrow and likelihood.t_min < process.t_resolved:
-        yield (
-            "likelihood.t_min",
-            f"times from {process.t_resolved:g} with config.likelihood.dequantization = "
-            f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
-            "rounding before",
-        )
-    every, kept = config.training.checkpoint_every, config.training.keep_every
-    if kept % every:
-        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
-    if settings.num_levels:
-        values = flat(config)
-        for key, allowed in (
-            # Fourier features are of a log sigma or log SNR.
-            ("model.embedding", ("positional", "vaswani")),
-            ("model.condition", ("time",)),
-            ("training.loss", ("paper",)),
-        ):
-            if values[key] not in allowed:
-                given = f"with config.model.num_levels = {settings.num_levels}"
-                yield key, f"{', '.join(allowed)} {given}"
-
-
-def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raise UserError unless the devices divide the training batch."""
-    size = config.training.batch_size
-    if size % devices:
-        raise refuse("training.batch_size", size, f"multiples of the {devices} devices")

@@ -9,7 +9,6 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -129,49 +128,7 @@ def kind_keys(key: str) -> set[str]:
     return {name for make in names.load().values() for name in takes(getattr(make, "Spec", make))}
 
 
-# --- Checks ---------------------------------------------------------------------------------------
-
-
-def import_build() -> ModuleType:
-    """Import `score_sde.build`, and with it JAX and all that a config can name.
-
-    Raises:
-        UserError: a variable of the environment that JAX refuses.
-    """
-    try:
-        from score_sde import build
-    except ValueError as error:  # which names it
-        raise UserError(f"the environment: {one_line(error)}") from error
-    return build
-
-
-def validate(config: ConfigDict) -> None:
-    """Raise UserError at the first key that is unknown, missing, of a wrong type or impossible, by
-    itself or beside the others.
-
-    Rules that depend on the running machine (does the number of devices divide the batch?) are
-    those of `build.check_devices`.
-    """
-    values = flat(config)
-    for key, value in values.items():
-        if key not in SCHEMA:
-            raise unknown_key(key, value)
-    build = import_build()
-    for key, row in SCHEMA.items():
-        if key not in values:
-            raise UserError(f"config.{key}: missing; a config starts as score_sde.config.default()")
-        value = values[key]
-        if value is None and row.default is None:
-            continue
-        if type(value) is not row.kind:
-            raise refuse(key, value, type_in_words(key))
-        if type(value) is int and abs(value) >= 2**31 and not key.endswith("seed"):
-            raise refuse(key, value, "integers below 2**31")
-        if not row.allowed.ok(value):
-            raise refuse(key, value, row.allowed.words)
-        if isinstance(value, str) and is_own(key, value):
-            resolve(key, value)
-    build.check(config)
+# --- Errors ---------------------------------------------------------------------------------------
 
 
 def refuse(key: str, value: object, allowed: str) -> UserError:

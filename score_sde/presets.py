@@ -13,10 +13,11 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from score_sde.config import closest, type_in_words, validate
+from score_sde.config import closest, type_in_words
 from score_sde.errors import UserError, one_line
 from score_sde.paths import local
 from score_sde.schema import SCHEMA
+from score_sde.validation import validate
 
 _PACKAGE = Path(__file__).parent
 _WHEEL = _PACKAGE / "configs"  # see pyproject.toml

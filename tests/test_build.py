@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from score_sde import build
-from score_sde.config import changed, default, validate
+from score_sde.config import changed, default
 from score_sde.data import describe
 from score_sde.errors import UserError
 from score_sde.run import info_of
+from score_sde.validation import validate
 
 SMALL = {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)}
 VE = {"sde.name": "ve", "model.parameterization": "score", "model.centered": False}

@@ -10,36 +10,17 @@ import numpy as np
 import pytest
 
 from score_sde import build, overrides, workdirs
-from score_sde.config import changed, default, flat, resolve, validate
+from score_sde.config import changed, default, flat, resolve
 from score_sde.errors import UserError
 from score_sde.schema import SCHEMA, SWITCH, TEXT
+from score_sde.validation import validate
+from tests.refusals import refusal, valid
 
 PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10", "vp_moons")
 
 
-def valid():
-    """The schema's defaults with a network that fits the digits."""
-    return changed(default(), {"model.multipliers": (1, 2), "model.attention_resolutions": (4,)})
-
-
 def as_json(config):
     return workdirs.to_json(config, build.dataset(config))
-
-
-def refusal(values):
-    """What is said to the valid config with these values, by itself or beside its data."""
-    with pytest.raises(UserError) as caught:
-        checked(changed(valid(), values))
-    return str(caught.value)
-
-
-def checked(config):
-    """As a training checks it."""
-    validate(config)
-    build.check(config, build.dataset(config))
-
-
-CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT)]
 
 
 def test_every_row_allows_its_default_and_says_what_it_is():
@@ -63,262 +44,6 @@ def test_the_schemas_defaults_are_the_objects_own(key):
             row = SCHEMA.get(f"{section}.{name}")
             if row and row.default is not None and type(parameter.default) is row.kind:
                 assert parameter.default == row.default, (make, name)
-
-
-# For each row one value outside; the text must be the row's own.
-IMPOSSIBLE = {
-    "seed": -1,
-    "data.name": "mnist",
-    "data.dir": "gs://bucket/data",
-    "data.image_size": -8,
-    "data.channels": -1,
-    "data.num_classes": 10**6,
-    "data.condition": (-1,),
-    "data.bin_width": 0.0,
-    "sde.name": "ddpm",
-    "sde.beta_min": 0.0,
-    "sde.beta_max": float("inf"),
-    "sde.sigma_min": -1.0,
-    "sde.sigma_max": float("nan"),
-    "sde.betas": (0.1, -0.1),
-    "model.name": "resnet",
-    "model.width": 6,
-    "model.depth": 0,
-    "model.multipliers": (1, 0),
-    "model.num_blocks": 0,
-    "model.attention_resolutions": ("4",),
-    "model.dropout": 1.0,
-    "model.embedding": "learned",
-    "model.fourier_scale": 0.0,
-    "model.progressive_input": "skip",
-    "model.progressive_output": "skip",
-    "model.combine": "mean",
-    "model.block": "resnet",
-    "model.decoder_attention": "twice",
-    "model.activation": "gelu",
-    "model.init_scale": -1.0,
-    "model.norm_groups": -1,
-    "model.norm_eps": 0.0,
-    "model.head_width": -1,
-    "model.input_frequencies": (0.0,),
-    "model.parameterization": "x0",
-    "model.condition": "sigma",
-    "model.num_levels": 1,
-    "model.dtype": "float16",
-    "training.num_steps": 0,
-    "training.batch_size": 0,
-    "training.learning_rate": float("nan"),
-    "training.warmup_steps": -1,
-    "training.schedule": "linear",
-    "training.schedule_steps": 0,
-    "training.gradient_clip": 0.0,
-    "training.beta2": 1.0,
-    "training.weight_decay": -0.1,
-    "training.ema_rate": 1.0,
-    "training.loss": "elbo",
-    "training.t_min": 0.0,
-    "training.checkpoint_every": 0,
-    "training.keep": 0,
-    "training.keep_every": -1,
-    "training.log_every": 0,
-    "training.sample_every": -1,
-    "sampling.seed": 2**32,
-    "sampling.method": "hmc",
-    "sampling.num_samples": 0,
-    "sampling.batch_size": 0,
-    "sampling.num_steps": 0,
-    "sampling.predictor": "heun",
-    "sampling.corrector": "hmc",
-    "sampling.corrector_steps": 0,
-    "sampling.snr": 0.0,
-    "sampling.steps_per_level": 0,
-    "sampling.step_size": 0.0,
-    "sampling.t_min": 1.0,
-    "sampling.condition": ("a",),
-    "sampling.solver": "rk45",
-    "sampling.step_control": "image",
-    "sampling.num_pairs": 0,
-    "sampling.num_between": 0,
-    "sampling.grid": "cosine",
-    "sampling.rho": 0.0,
-    "sampling.eta": 1.1,
-    "sampling.clip": -1.0,
-    "sampling.steps_offset": -1,
-    "sampling.order": 5,
-    "sampling.churn": -1.0,
-    "sampling.churn_from": -0.5,
-    "sampling.churn_to": 0.0,
-    "sampling.churn_noise": 0.0,
-    "sampling.rtol": 1e-8,
-    "sampling.atol": -1e-5,
-    "sampling.max_steps": 0,
-    "likelihood.seed": -1,
-    "likelihood.split": "valid",
-    "likelihood.num_images": -1,
-    "likelihood.batch_size": 0,
-    "likelihood.dequantization": "variational",
-    "likelihood.num_importance": 0,
-    "likelihood.divergence": "hutchinson",
-    "likelihood.num_probes": 0,
-    "likelihood.rtol": 0.0,
-    "likelihood.atol": 0.0,
-    "likelihood.max_steps": 0,
-    "likelihood.t_min": 2.0,
-}
-
-
-def test_every_row_has_its_impossible_value():
-    assert set(IMPOSSIBLE) == {row.key for row in CHECKED}
-
-
-@pytest.mark.parametrize("row", CHECKED, ids=lambda row: row.key)
-def test_an_impossible_value_is_refused(row):
-    value = IMPOSSIBLE[row.key]
-    line = refusal({row.key: value})
-    assert line == f"config.{row.key} = {value!r}: allowed are {row.allowed.words}"
-
-
-DISCRETE = {"model.num_levels": 1000}
-CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
-MLP = {"data.name": "moons", "model.name": "mlp"}
-OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
-
-# Values, the key that is named, and what is said of the allowed values.
-CONTRADICTIONS = [
-    ({"sde.beta_max": 0.05}, "sde.beta_max", "above beta_min = 0.1"),
-    ({"sde.name": "ve", "sde.sigma_min": 60.0}, "sde.sigma_max", "above sigma_min = 60"),
-    ({"model.multipliers": (1,) * 5}, "model.multipliers", "1 to 4 ", "8"),
-    (
-        {"data.name": "fashion_mnist", "model.multipliers": (1, 1, 1, 1)},
-        *("model.multipliers", "1 to 3 ", "28"),
-    ),
-    (OWN_SIZE | {"model.multipliers": (1, 1, 1, 1)}, "model.multipliers", "1 to 3 ", "12"),
-    ({"model.attention_resolutions": (16,)}, "model.attention_resolutions", "8, 4"),
-    (
-        {"model.embedding": "fourier"},
-        *("model.condition", "log_sigma, log_snr with", "embedding = 'fourier'"),
-    ),
-    (
-        MLP | {"model.embedding": "fourier"},
-        *("model.condition", "log_sigma, log_snr with", "embedding = 'fourier'"),
-    ),
-    ({"model.norm_groups": 48}, "model.norm_groups", "0 and divisors of", "width = 128"),
-    (
-        {"model.conditional": False, "model.class_conditional": True},
-        *("model.class_conditional", "False with", "conditional = False"),
-    ),
-    (
-        {"model.conditional": False, "model.input_frequencies": (17.0,)},
-        *("model.input_frequencies", "() with", "conditional = False"),
-    ),
-    (
-        {"data.name": "lsun_church", "model.class_conditional": True},
-        "model.class_conditional",
-        "False",
-    ),
-    ({"data.image_size": 16}, "data.image_size", "0 (its own 8 pixels) for digits"),
-    ({"data.condition": ("a",)}, "data.condition", "vectors"),
-    ({"data.bin_width": 1.0}, "data.bin_width", "vectors"),
-    ({"model.name": "mlp"}, "model.name", "unet", "digits"),
-    ({"data.name": "moons"}, "model.name", "mlp", "moons"),
-    (MLP | {"model.width": 12}, "model.width", "multiples of 4 of at least 16"),
-    (MLP | {"data.flip": True}, "data.flip", "False", "vectors"),
-    (MLP | {"data.image_size": 8}, "data.image_size", "0", "vectors"),
-    (
-        {
-            "sampling.method": "pc",
-            "sampling.probability_flow": True,
-            "sampling.predictor": "ancestral",
-        },
-        *("sampling.predictor", "euler_maruyama, reverse_diffusion with probability_flow = True"),
-    ),
-    (
-        {"sampling.method": "pc", "sampling.predictor": "none"},
-        "sampling.corrector",
-        "langevin, ald",
-    ),
-    ({"sampling.method": "ald", "sampling.num_steps": 1}, "sampling.num_steps", "at least 2"),
-    (
-        {"sampling.method": "heun", "sampling.churn_from": 2.0, "sampling.churn_to": 1.0},
-        *("sampling.churn_to", "numbers from churn_from = 2.0 on"),
-    ),
-    (
-        {"sampling.method": "dpmpp", "sampling.eta": 0.5, "sampling.order": 3},
-        *("sampling.order", "1, 2 with eta"),
-    ),
-    (
-        {"sampling.grid": "paper", "sampling.num_steps": 1},
-        *("sampling.num_steps", "at least 2 with grid = 'paper'"),
-    ),
-    (
-        {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
-        *("sampling.num_steps", "1 to 99 with num_levels = 100"),
-    ),
-    (CHAIN | {"sampling.num_steps": 20}, "sampling.num_steps", "above beta_max = 20"),
-    (
-        {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},
-        *("likelihood.t_min", "from 0.001 with", "'truncated_normal'", "SubVPSDE"),
-    ),
-    (
-        DISCRETE | {"sde.name": "subvp", "model.parameterization": "velocity"},
-        *("model.num_levels", "0, as SubVPSDE has no discrete chain", "VPSDE, VESDE"),
-    ),
-    ({"model.num_levels": 20}, "model.num_levels", "0, integers above beta_max = 20"),
-    ({"sde.name": "vp_discrete"}, "sde.betas", "at least two numbers above 0 and below 1"),
-    (
-        {"sde.name": "vp_discrete", "sde.betas": (0.1, 0.2), "model.num_levels": 3},
-        *("model.num_levels", "0, 2, the number of sde.betas"),
-    ),
-    (
-        DISCRETE | {"model.embedding": "fourier", "model.condition": "log_sigma"},
-        *("model.embedding", "positional, vaswani with", "num_levels = 1000"),
-    ),
-    (
-        DISCRETE | {"model.condition": "log_snr"},
-        *("model.condition", "time with", "num_levels = 1000"),
-    ),
-    (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
-    ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
-    ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
-    ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
-]
-
-
-@pytest.mark.parametrize("case", CONTRADICTIONS, ids=lambda case: " ".join(case[0]))
-def test_keys_that_contradict_each_other_are_refused(case):
-    values, key, *said = case
-    line = refusal(values)
-    value = flat(changed(valid(), values))[key]
-    assert line.startswith(f"config.{key} = {value!r}: allowed ")
-    assert all(words in line for words in said), line
-
-
-def test_settings_that_a_network_does_not_read_contradict_nothing():
-    checked(changed(valid(), MLP | {"model.multipliers": (1,) * 9, "model.norm_groups": 48}))
-
-
-def test_a_config_made_from_scratch_is_held_to_the_schema():
-    config = valid()
-    with config.unlocked():
-        config.model.height = 3
-    with pytest.raises(UserError, match=r"^config\.model\.height = 3: no such key; closest is"):
-        validate(config)
-    config = valid()
-    with config.unlocked():
-        del config.sampling.snr
-    with pytest.raises(UserError, match=r"^config\.sampling\.snr: missing"):
-        validate(config)
-    config = valid()
-    with config.unlocked(), config.ignore_type():
-        config.training.num_steps = 10.0
-    with pytest.raises(UserError, match=r"^config\.training\.num_steps = 10\.0: allowed are"):
-        validate(config)
-
-
-def test_the_devices_must_divide_the_batch():
-    build.check_devices(valid(), 8)
-    with pytest.raises(UserError, match=r"^config\.training\.batch_size = 128: .*the 7 devices$"):
-        build.check_devices(valid(), 7)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -525,7 +250,7 @@ def test_what_a_users_own_object_lacks(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     process = {"sde.name": "own_of_lacks:Mine"}
     validate(changed(valid(), process))
-    line = refusal(process | DISCRETE)
+    line = refusal(process | {"model.num_levels": 1000})
     assert line.startswith("config.model.num_levels = 1000: allowed are 0, as Mine has no discrete")
     assert "score_sde.discrete.DISCRETE" in line
     network = {"model.name": "own_of_lacks:Plain"}

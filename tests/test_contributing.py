@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import build, data, likelihood, networks, oracle
-from score_sde.config import default, validate
+from score_sde import build, data, likelihood, networks, oracle, rules
+from score_sde.config import default
 from score_sde.data import DATASETS
 from score_sde.networks import NETWORKS
 from score_sde.samplers import DDIM, PREDICTORS, SAMPLERS, PredictorCorrector
 from score_sde.schema import SCHEMA
 from score_sde.sde import PROCESSES
+from score_sde.validation import validate
 from tests.commands import ROOT
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.S | re.M)
@@ -105,7 +106,7 @@ def test_all_from_one_config():
     config.sampling.num_steps = 2
     validate(config)
     info = build.dataset(config)
-    build.check(config, info)
+    rules.check(config, info)
     apply, params = networks.init(build.network(config, info), KEY)
     assert params["first"]["kernel"].shape == (3, 8)
     arrays = data.load("rings", "train", None, info)

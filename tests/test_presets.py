@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from score_sde import build, networks, workdirs
-from score_sde.config import default, flat, validate
+from score_sde.config import default, flat
 from score_sde.discrete import discretization
 from score_sde.errors import UserError
 from score_sde.presets import load, names
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector
+from score_sde.validation import validate
 from tests.commands import CONFIGS
 
 # The 27 rows and the unconditional DDPM of the original's configuration files. Attention is at 16

@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks
-from score_sde.config import default, validate
+from score_sde.config import default
+from score_sde.validation import validate
 
 NAMES = (
     "flax_subvp_ddpmpp_continuous",

@@ -39,6 +39,21 @@ def test_a_tensor_is_read_as_it_lies(tmp_path):
     assert read["n"] == 7 and read["a"].dtype == np.float32
 
 
+def made(name: str, attributes: dict) -> bytes:
+    """A module of TorchScript."""
+    return stream(Global("__torch__.net", name)) + b")\x81" + stream(attributes) + b"b"
+
+
+def test_the_attributes_of_torchscript_are_read(tmp_path):
+    pads = stream(Global("torch.jit._pickle", "build_intlist")) + b"](K\x00K\x03e\x85R"
+    path = write(tmp_path / "a.pt", made("Net", {"conv": made("Conv", {"w": tensor(), "p": pads})}))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/code/__torch__/net.py", "raise SystemExit")
+    read = torch_zip.load(path)["conv"]
+    np.testing.assert_array_equal(read["w"], [[0, 1], [2, 3]])
+    assert read["p"] == (0, 3)
+
+
 def system(tmp_path: Path) -> Call:
     return Call(Global("posix", "system"), f"touch {tmp_path / 'ran'}")
 
@@ -168,6 +183,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "has no pickle": (
         lambda p: write_zip(p / "a.pth", {"archive/x": b""}),
         "it has no data.pkl",
+    ),
+    "fills a module as it makes it": (  # by keys that nobody has looked at
+        lambda p: write(p / "a.pth", Call(Global("__torch__.net", "Net"), (("a", 1),))),
+        "damaged or cut short",
+    ),
+    "gives a module a state that is none": (
+        lambda p: write(
+            p / "a.pth", stream(Global("__torch__.net", "Net")) + b")\x81" + stream((1,)) + b"b"
+        ),
+        "it gives a state to something that has none",
     ),
     "calls a dtype": (
         lambda p: write(p / "a.pth", Call(Global("torch", "float32"), 3)),

@@ -1,0 +1,110 @@
+"""Rules between the values of a config. They make its objects, so importing this imports JAX."""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from score_sde import build
+from score_sde.config import flat, refuse, takes
+from score_sde.data import DatasetInfo
+from score_sde.discrete import DISCRETE, discretization
+from score_sde.networks import NETWORKS
+from score_sde.sde import SDE
+
+
+def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
+    """Raise UserError for values that do not go together. Nothing is computed.
+
+    Args:
+        config: each value must be allowed by itself (`validation.validate`, which calls this).
+        info: of the data, where it is known; that of images always is.
+    """
+    info, process, values = info or build.known_info(config), build.sde(config), flat(config)
+    if config.model.num_levels:
+        _check_chain(process, config.model.num_levels)
+    for key, allowed in _rules(config, process):
+        raise refuse(key, values[key], allowed)
+    if info is not None:
+        for key, allowed in _data_rules(config, info):
+            raise refuse(key, values[key], allowed)
+        build.network(config, info)
+    with build.errors_of("sampling"):
+        build.sampler(config).check(process)
+    build.probability_flow(config)
+
+
+def _check_chain(process: SDE, num_levels: int) -> None:
+    if type(process) not in DISCRETE:
+        chains = ", ".join(each.__name__ for each in DISCRETE)
+        why = f"{type(process).__name__} has no discrete chain"
+        allowed = f"0, as {why}; score_sde.discrete.DISCRETE has those of {chains}"
+        raise refuse("model.num_levels", num_levels, allowed)
+    with build.errors_of("model"):
+        discretization(process).check("num_levels", num_levels)
+
+
+def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts the data."""
+    settings, make = config.model, build.network_class(config)
+    rank, reads = getattr(make, "rank", len(info.shape)), takes(make.Spec)
+    if rank != len(info.shape):
+        fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
+        yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
+    if settings.class_conditional and not info.num_classes:
+        yield "model.class_conditional", f"False: {info.name} has no classes"
+    if settings.class_conditional and "num_classes" not in reads:
+        yield "model.class_conditional", f"False with config.model.name = {settings.name!r}"
+    if info.condition and "condition_features" not in reads:
+        yield "data.condition", f"() with config.model.name = {settings.name!r}"
+    if settings.class_conditional and "conditional" in reads and not settings.conditional:
+        yield "model.class_conditional", "False with config.model.conditional = False"
+    if config.data.flip and info.levels is None:
+        yield "data.flip", f"False: {info.name} are vectors"
+    train, split = info.splits["train"], info.splits[config.likelihood.split]
+    if 0 < train < config.training.batch_size:
+        yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"
+    if config.likelihood.num_images > split:
+        allowed = f"0 (all) to {split}, the {config.likelihood.split} examples of {info.name}"
+        yield "likelihood.num_images", allowed
+
+
+def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts another object's."""
+    settings, likelihood = config.model, config.likelihood
+    if settings.embedding == "fourier" and settings.condition == "time":
+        yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    for key, t_min in (
+        ("training.t_min", config.training.t_min),
+        ("likelihood.t_min", likelihood.t_min),
+    ):
+        if not t_min < process.T:
+            yield key, f"times below T = {process.T:g} of {type(process).__name__}"
+    narrow = likelihood.dequantization == "truncated_normal"
+    if narrow and likelihood.t_min < process.t_resolved:
+        yield (
+            "likelihood.t_min",
+            f"times from {process.t_resolved:g} with config.likelihood.dequantization = "
+            f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
+            "rounding before",
+        )
+    every, kept = config.training.checkpoint_every, config.training.keep_every
+    if kept % every:
+        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
+    if settings.num_levels:
+        values = flat(config)
+        for key, allowed in (
+            # Fourier features are of a log sigma or log SNR.
+            ("model.embedding", ("positional", "vaswani")),
+            ("model.condition", ("time",)),
+            ("training.loss", ("paper",)),
+        ):
+            if values[key] not in allowed:
+                given = f"with config.model.num_levels = {settings.num_levels}"
+                yield key, f"{', '.join(allowed)} {given}"
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raise UserError unless the devices divide the training batch."""
+    size = config.training.batch_size
+    if size % devices:
+        raise refuse("training.batch_size", size, f"multiples of the {devices} devices")
