@@ -1,8 +1,8 @@
 """Whether a network predicts the noise that it is given; no data are needed.
 
 A setting that stands in no array may be wrong: the network then fits its arrays and is useless. So
-it is tried on images that it draws itself. A few steps of DDIM draw them, and their pixels are cut
-to the range of data. A right network knows the noise z of x_t = alpha x0 + sigma z well:
+it is tried on images that it draws itself. A few steps of DPM-Solver++ draw them, and their pixels
+are cut to the range of data. A right network knows the noise z of x_t = alpha x0 + sigma z well:
 
     error = rms(epsilon(x_t) - z) = (alpha / sigma) rms(D(x_t) - x0)
 
@@ -10,12 +10,21 @@ Both D and x0 are images within the range, so their distance is mostly below hal
 noise prevails the error is then below h alpha / sigma, up to what the network is imprecise by.
 Where the image prevails it is below 1: to predict no noise at all would be off by that.
 
-Small networks of digits, trained for a minute, were off by 0.03 to 0.09 in nearly pure noise. The
-same with other groups or eps of the normalizations, other rescaling, another activation or padding
-were off by 0.15 to 0.8 there, or by more than 1 in their own images. A network of the velocity or
-of the denoised data is right in pure noise by its form, so less is noticed.
+A network of the velocity or of the denoised data is within these bounds by its form, nearly
+whatever it is. But D is to be E[x0 | x_t], so what it leaves over, x0 - D, has nothing in common
+with it. For m, the mean pixel of a channel,
+
+    bias^2 = E[(D - m) (D - x0)] = 0
+
+and where D is off by an error that has nothing in common with x0, bias^2 is its mean square. It is
+compared with s^2, the mean square of x0 - m. It is taken where there is an image in x_t: in nearly
+pure noise all of a few images leave the same over by chance.
+
+docs/checkpoints.md has the figures of networks with right and wrong settings.
 """
 
+import math
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -23,27 +32,66 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.samplers import DDIM
+from score_sde.samplers import ExponentialMultistep
 from score_sde.score import Model, full_precision
 from score_sde.sde import expand
 
-LEVELS = 8
+STEPS, LEVELS = 10, 10
 MOST_NOISE, LEAST_NOISE = -12.0, 1.5  # log-SNRs; a small network sees no noise far below
+LEAST_IMAGE = -3.5  # the log-SNR above which the bias counts
 IMPRECISE = 0.1  # by which a trained network may be off in nearly pure noise
+BIASED = 0.2  # bias^2 / s^2 of 8 images
 MOST_PIXELS = 2**16  # of all images that are drawn
 
 
 class Errors(NamedTuple):
-    """Of each level, (n,) each: its log-SNR, the error, and the largest that is allowed."""
+    """Of each level, (n,) each.
+
+    Attributes:
+        log_snr: which level it is.
+        error: in predicting noise.
+        allowed: the largest error that is.
+        bias: bias^2 / s^2; 0 where it is not taken.
+        allowed_bias: the largest that is.
+    """
 
     log_snr: np.ndarray
     error: np.ndarray
     allowed: np.ndarray
+    bias: np.ndarray
+    allowed_bias: np.ndarray
 
-    def worst(self) -> int | None:
-        """The level at which the error is furthest above what is allowed; None where none is."""
-        ratio = np.nan_to_num(self.error / self.allowed, nan=np.inf)
-        return int(np.argmax(ratio)) if ratio.max() > 1.0 else None
+    def failure(self) -> str:
+        """What is furthest above what is allowed, in words; "" where nothing is."""
+        for what, found, most in (
+            ("its error in predicting the noise that it is given", self.error, self.allowed),
+            ("the bias of its denoised images", self.bias, self.allowed_bias),
+        ):
+            ratio = np.nan_to_num(found / most, nan=np.inf)
+            worst = int(np.argmax(ratio))
+            if ratio[worst] > 1.0:
+                return (
+                    f"{what} is {found[worst]:.2f} at a log-SNR of {self.log_snr[worst]:.1f}; "
+                    f"allowed are up to {most[worst]:.2f}"
+                )
+        return ""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Cut:
+    """A model whose denoised images are cut to a range. Otherwise a step that begins where alpha
+    is 1e-4 would carry a network's imprecision away, times 1 / alpha."""
+
+    model: Model
+    low: float = field(metadata={"static": True})
+    high: float = field(metadata={"static": True})
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return self.model(x, t)
+
+    def denoised(self, x: Array, t: Array) -> Array:
+        return jnp.clip(self.model.denoised(x, t), self.low, self.high)
 
 
 def noise_errors(key: Array, model: Model, x_T: Array, low: float, high: float) -> Errors:
@@ -58,32 +106,34 @@ def noise_errors(key: Array, model: Model, x_T: Array, low: float, high: float) 
     sde, z = model.sde, jax.random.normal(key, x_T.shape, x_T.dtype)
     first = float(sde.log_snr(jnp.full(1, sde.T))[0])
     levels = jnp.linspace(max(first, MOST_NOISE), LEAST_NOISE, LEVELS)
+    steps = min(STEPS, model.num_levels - 1) if model.num_levels else STEPS
+    sampler = ExponentialMultistep(steps, order=2, num_levels=model.num_levels)
 
     @jax.jit
-    def draw(model: Model, x: Array) -> Array:
-        # DDIM with denoised images cut to the range. Otherwise a step that begins where alpha is
-        # 1e-4 would carry a network's imprecision away, times 1 / alpha.
-        def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
-            t, s = (jnp.full(len(x), end) for end in ends)
-            x0 = jnp.clip(model.denoised(x, t), low, high)
-            epsilon = (x - expand(sde.alpha(t), x) * x0) / expand(sde.sigma(t), x)
-            return expand(sde.alpha(s), x) * x0 + expand(sde.sigma(s), x) * epsilon, None
+    def measured(model: Model, x0: Array) -> tuple[Array, Array]:
+        rest = x0 - jnp.mean(x0, axis=tuple(range(x0.ndim - 1)), keepdims=True)
 
-        times = DDIM(10, num_levels=model.num_levels).times(sde)
-        x, _ = jax.lax.scan(step, x, (times[:-1], times[1:]))
-        return jnp.clip(jnp.nan_to_num(x), low, high)
-
-    @jax.jit
-    def errors(model: Model, x0: Array) -> Array:
-        def error(level: Array) -> Array:
+        def of_level(level: Array) -> tuple[Array, Array]:
             t = jnp.full(len(x0), sde.inverse_log_snr(level.reshape(1)))
             mean, std = sde.marginal(x0, t)
-            epsilon = -expand(std, x0) * model(mean + expand(std, x0) * z, t)
-            return jnp.sqrt(jnp.mean(jnp.square(epsilon - z)))
+            off = -expand(std, x0) * model(mean + expand(std, x0) * z, t) - z
+            left = -jnp.exp(-0.5 * level) * off  # D - x0
+            return jnp.mean(jnp.square(off)), jnp.mean((rest + left) * left)
 
-        return jax.lax.map(error, levels)
+        error2, bias2 = jax.lax.map(of_level, levels)
+        return jnp.sqrt(error2), bias2 / jnp.mean(jnp.square(rest))
 
     with full_precision():
-        found = errors(model, draw(model, x_T))
-    ratio = 0.5 * (high - low) * np.exp(0.5 * np.asarray(levels))
-    return Errors(np.asarray(levels), np.asarray(found), np.minimum(IMPRECISE + ratio, 1.0))
+        x0 = sampler.sample(key, sde, _Cut(model, low, high), x_T).x
+        error, bias = map(np.asarray, measured(model, jnp.clip(jnp.nan_to_num(x0), low, high)))
+    log_snr = np.asarray(levels)
+    half = 0.5 * (high - low) * np.exp(0.5 * log_snr)
+    by_form = model.parameterization in ("velocity", "denoised")
+    return Errors(
+        log_snr,
+        error,
+        np.minimum(IMPRECISE + half, 1.0),
+        np.where(by_form & (log_snr > LEAST_IMAGE), bias, 0.0),
+        # Of chance alone it has a standard deviation that falls as 1 / sqrt(images).
+        np.full(LEVELS, BIASED * math.sqrt(8.0 / len(x_T))),
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
-from score_sde.config import flat, refuse
+from score_sde.config import changed, flat, refuse
 from score_sde.convert import plausible
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
@@ -32,6 +33,12 @@ UNSEEN = (
     *("model.embedding", "model.activation", "model.skip_rescale", "model.norm_groups"),
     *("model.norm_eps", "model.head_width", "model.fir", "model.symmetric_padding"),
 )
+# Of these, the ones that make another function of the same arrays, and the values to try.
+TRIED: dict[str, tuple[Any, ...]] = {
+    "model.skip_rescale": (False, True),
+    "model.norm_groups": (0, 32, 16, 8),
+    "model.fir": (False, True),
+}
 
 
 def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bool) -> None:
@@ -102,27 +109,60 @@ def _predicts_noise(
     Raises:
         UserError: it does not, and is not forced.
     """
+    print("checking that the network predicts noise")
+    found = _noise_errors(config, info, make, ema)
+    failure = found.failure()
+    if failure and not force:
+        allowed = ", or ".join([*_others(config, info, make, ema, source), "--force"])
+        raise UserError(
+            f"--source {source}: with this config its network does not predict the noise that it "
+            f"is given: {failure}, or {allowed} (docs/checkpoints.md has the settings that no "
+            "array shows)"
+        )
+    errors = ", ".join(f"{error:.2f}" for error in found.error)
+    ends = f"log-SNRs of {found.log_snr[0]:.0f} to {found.log_snr[-1]:.1f}"
+    within = "within the bounds of trained networks"
+    verdict = f"not {within}: forced" if failure else within
+    bias = f"; the bias of its images: up to {found.bias.max():.2f}" if found.bias.any() else ""
+    return f"its error in predicting noise, at {ends}: {errors}{bias} ({verdict})"
+
+
+def _others(
+    config: ConfigDict, info: DatasetInfo, make: partial[Any], ema: Any, source: Path
+) -> list[str]:
+    """Return the settings, of those tried one by one, with which the network predicts noise, the
+    best first. What the source says itself is not tried."""
+    says, values = convert.settings(source, config.data.image_size), flat(config)
+    passed: dict[str, float] = {}
+    for key, others in TRIED.items():
+        for value in others if key not in says else ():
+            with suppress(UserError):  # it does not go with the other settings
+                other = changed(config, {key: value})
+                network = build.network(other, info)
+                if value == values[key] or not _same_arrays(network, make):
+                    continue
+                print(f"trying config.{key} = {value}")
+                found = _noise_errors(other, info, network, ema)
+                if not found.failure():
+                    passed[f"config.{key} = {value}"] = float(found.error.mean())
+    return sorted(passed, key=passed.__getitem__)
+
+
+def _same_arrays(network: partial[Any], other: partial[Any]) -> bool:
+    (_, one), (_, two) = networks.abstract(network), networks.abstract(other)
+    return bool(one == two)
+
+
+def _noise_errors(
+    config: ConfigDict, info: DatasetInfo, make: partial[Any], ema: Any
+) -> plausible.Errors:
     apply, _ = networks.abstract(make)
     number = max(1, min(8, plausible.MOST_PIXELS // math.prod(info.shape[:-1])))
     given = {k: jnp.asarray(v) for k, v in build.classes_in_turn(config, info, number).items()}
     model = build.model(config, apply, ema, levels="matched").given(given)
-    print("checking that the network predicts noise")
     key = jax.random.key(config.seed)
     noise = from_prior(key, model.sde, (number, *info.shape))
-    found = plausible.noise_errors(key, model, noise, -1.0 if config.model.centered else 0.0, 1.0)
-    worst = found.worst()
-    if worst is not None and not force:
-        raise UserError(
-            f"--source {source}: with this config its network does not predict the noise that it "
-            f"is given: its error is {found.error[worst]:.2f} at a log-SNR of "
-            f"{found.log_snr[worst]:.0f}; allowed are up to {found.allowed[worst]:.2f}, or --force "
-            "(docs/checkpoints.md has the settings that no array shows)"
-        )
-    errors = ", ".join(f"{error:.2f}" for error in found.error)
-    ends = f"log-SNRs of {found.log_snr[0]:.0f} to {found.log_snr[-1]:.0f}"
-    within = "within the bounds of trained networks"
-    verdict = within if worst is None else f"not {within}: forced"
-    return f"its error in predicting noise, at {ends}: {errors} ({verdict})"
+    return plausible.noise_errors(key, model, noise, -1.0 if config.model.centered else 0.0, 1.0)
 
 
 def _state(

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import score_sde
 from score_sde import build, convert, networks, workdirs
 from score_sde.convert import torch_zip
+from score_sde.convert.original import arrays
 from score_sde.errors import UserError
 from score_sde.modes import convert as convert_mode
 from score_sde.training.checkpoints import Checkpoints
@@ -174,6 +175,12 @@ def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     assert f"samples as {flags} --config.sampling.clip=1.0\n" in out
     assert "not taken from it: 'variance_type': 'fixed_small'\n" in out
     assert "taken from the config" not in out
+    # Weights drawn at random. The files say every setting, so no other is tried.
+    done = run_command(*command[:-2], "again", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "its network does not predict the noise that it is given: " in done.stderr
+    assert ", or --force (docs/checkpoints.md" in done.stderr and "trying" not in done.stdout
+    assert not (tmp_path / "again").exists()
     config = workdirs.load(tmp_path / "run")
     assert (config.data.name, config.data.image_size, config.name) == ("images", 8, "pipe")
     assert (config.sde.name, len(config.sde.betas)) == ("vp_discrete", 50)
@@ -201,6 +208,29 @@ def test_weights_alone_are_named_by_the_user(pth, tmp_path):
     params = score_sde.load(tmp_path / "run").score.params
     stem = weights["module.all_modules.3.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(params["stem"]["kernel"], stem)
+
+
+@pytest.mark.slow
+def test_the_setting_that_a_network_was_trained_with_is_named(tmp_path):
+    """Digits by velocity, as a file of the original's names; with other groups it fits."""
+    preset = ("--config", PRESETS / "vp_digits.py", "--config.model.input_frequencies=()")
+    short = ("--config.training.num_steps=400", "--config.training.sample_every=0")
+    succeed("--mode", "train", *preset, *short, "--workdir", "run", cwd=tmp_path)
+    run = score_sde.load(tmp_path / "run")
+    params = convert.flattened(run.score.params)
+    weights = {}
+    for array in arrays(spec_of(run.config)):
+        value = params[array.path]
+        layout = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        weights[array.torch] = value.T if array.layer == "dense" else layout
+    save(tmp_path / "weights.pth", weights)
+    command = ("--mode", "convert", "--source", "weights.pth", "--weights", "averaged", *preset)
+    wrong = (*command, "--workdir", "again", "--config.model.norm_groups=32")
+    done = run_command(*wrong, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert re.search(r", or config\.model\.norm_groups = 0.*, or --force", done.stderr), done.stderr
+    out = succeed(*command, "--workdir", "again", cwd=tmp_path)
+    assert "(within the bounds of trained networks)" in out
 
 
 def test_second_moments_are_means_of_squares(pth, reference_dir):
@@ -257,9 +287,6 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(pth, converted, tmp
     assert "its arrays do not fit the config" in other and "all_modules.0.W" in other
     blocks = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16, "--config.model.num_blocks=2")
     assert "do not fit the config, most likely config.model.num_blocks = 1; " in blocks
-    noise = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16)
-    assert "its network does not predict the noise that it is given" in noise
-    assert "--force" in noise
     assert not list(tmp_path.iterdir())
     again = says("--config", PRESETS / "ve_cifar10.py", *SIZE_16, cwd=converted.parent)
     assert "--workdir = 'run': not empty; allowed are new or empty directories" in again
