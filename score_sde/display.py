@@ -8,6 +8,7 @@ import html
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -62,6 +63,13 @@ def shortened(text: str) -> str:
     """A text as a fact: one line, cut where it is long."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def own_settings(settings: Any) -> str:
+    """A dataclass of settings as text, with those that are not at their defaults."""
+    given = {each.name: (getattr(settings, each.name), each.default) for each in fields(settings)}
+    changed = [f"{name}={value!r}" for name, (value, usual) in given.items() if value != usual]
+    return f"{type(settings).__name__}({', '.join(changed)})"
 
 
 def mean(values: Any) -> str:

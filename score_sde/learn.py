@@ -83,14 +83,15 @@ def train(
             that another process trains in, or that cannot be written; numbers that are not finite.
         ValueError: `data`, `labels` or `vector` of another shape or dtype.
     """
-    validate(config)
     if isinstance(data, Arrays):
         labels, vector = data.condition.get("labels"), data.condition.get("vector")
         data = data.x
     if data is None and not (labels is None and vector is None):
         raise ValueError("labels and vector: allowed are those of `data`, which is missing")
     given = None if data is None else own.arrays(data, labels, vector, levels)
-    config = changed(config, OWN if given else {})
+    if given:
+        config = changed(config, OWN)
+    validate(config)
     mesh = data_mesh()
     rules.check_devices(config, mesh.size)
     if workdir is None:

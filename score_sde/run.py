@@ -19,7 +19,7 @@ from score_sde import build, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import changed, refuse, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
-from score_sde.display import shortened, shown
+from score_sde.display import own_settings, shortened, shown
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, Latents
@@ -82,14 +82,16 @@ class Run:
     def _facts(self) -> dict[str, str]:
         info, config = self.info, self.config
         size = sum(leaf.size for leaf in jax.tree.leaves(self.score.params))
-        kind = f"{info.levels} levels" if info.levels else ", ".join(info.columns)
-        given = ", ".join(build.condition_names(config, info))
+        kind = f"images {info.shape} of {info.levels} levels"
+        if info.levels is None:
+            kind = f"vectors of {', '.join(info.columns)}"
+        given = "".join(f", given {name}" for name in build.condition_names(config, info))
         facts = {
-            "data": f"{info.name}, {info.shape} of {kind}",
+            "data": f"{info.name}, {kind}",
             "process": f"{self.sde}",
-            "network": f"{config.model.name}, {size:,} parameters{given and ', given '}{given}",
+            "network": f"{config.model.name}, {size:,} parameters{given}",
             "training steps": f"{self.step}",
-            "sampler": f"{build.sampler(config)}",
+            "sampler": own_settings(build.sampler(config)),
         }
         if self.metrics:
             facts["loss"] = f"{self.metrics[-1]['loss']:.4g}"

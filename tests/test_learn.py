@@ -156,7 +156,8 @@ def test_vectors_of_ones_own_with_a_condition(tmp_path):
 
     # In a workdir likewise, and as Arrays.
     data = Arrays(ROWS, {"vector": GIVEN})
-    assert_same(score_sde.train(VECTORS, tmp_path / "own", data=data), run)
+    config = changed(VECTORS, {"data.name": "digits"})  # which the network cannot be given
+    assert_same(score_sde.train(config, tmp_path / "own", data=data), run)
     assert_same(score_sde.load(tmp_path / "own"), run)
     few = ("--config.sampling.num_samples=2", "--config.sampling.condition=(0.5,)")
     said = succeed("--mode=sample", "--workdir=own", *few, cwd=tmp_path)

@@ -97,10 +97,10 @@ def test_a_run_shows_its_facts_and_no_path(kind, tiny_run, tmp_path):
     run = score_sde.load(tiny_run(kind, tmp_path))
     text, html = repr(run), run._repr_html_()
     size = sum(leaf.size for leaf in jax.tree.leaves(run.score.params))
-    assert text.startswith("Run(data: digits, (8, 8, 1) of 17 levels, process: VPSDE(beta_min=0.1")
+    assert text.startswith("Run(data: digits, images (8, 8, 1) of 17 levels, process: VPSDE(")
     given = ", given labels" if kind == "classes" else ""
     assert f"network: tests.tiny:Tiny, {size} parameters{given}, training steps: 4" in text
-    assert "loss: " in text and len(text) < 500
+    assert "sampler: ExponentialMultistep(" in text and "loss: " in text and len(text) < 500
     assert "<table>" in html and f"{size} parameters" in html
     for shown in (text, html, repr(run.score), repr(run.latents)):
         assert str(tmp_path) not in shown and len(shown) < 2000

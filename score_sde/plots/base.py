@@ -129,7 +129,7 @@ def colours(titles: Iterable[str]) -> dict[str, str]:
 def draw_points(axes: Axes, points: np.ndarray, colour: str) -> Any:
     """Draw points (n, 2), as many as can be told apart; return what moves them."""
     x, y = points[:MOST_POINTS].T
-    return axes.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)
+    return axes.scatter(x, y, s=4, color=colour, alpha=0.6, linewidths=0)
 
 
 def panels(titles: Sequence[str], columns: Sequence[str]) -> tuple[Figure, list[Axes]]:
