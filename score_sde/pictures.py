@@ -37,8 +37,18 @@ def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
     frames = [Image.fromarray(grid(images, levels)) for images in film]
     durations = [60] * (len(frames) - 1) + [2000]  # milliseconds
     settings = {"append_images": frames[1:], "duration": durations, "loop": 0}
+    number = f"{film.shape[1]}".encode()
     with whole(path) as file:
-        frames[0].save(file, format="gif", save_all=True, **settings)
+        frames[0].save(file, format="gif", save_all=True, comment=number, **settings)
+
+
+def images_in_gif(path: Path) -> int:
+    """How many images the film at a path shows; 0 where there is none by `save_gif`."""
+    try:
+        with path.open("rb") as file, Image.open(file) as film:
+            return int(film.info["comment"])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def save_scatter(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from score_sde import build, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
-from score_sde.config import refuse
+from score_sde.config import changed, refuse, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
 from score_sde.display import shortened, shown
 from score_sde.errors import UserError, require
@@ -25,6 +25,7 @@ from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, Latents
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
+from score_sde.schema import SCHEMA
 from score_sde.score import Model
 from score_sde.sde import SDE
 from score_sde.spaces import Space
@@ -158,6 +159,25 @@ class Run:
                     f"with {sampler}; allowed are more or smaller steps"
                 )
             yield drawn
+
+    def changed(self, values: Mapping[str, Any]) -> "Run":
+        """Return the run with other settings of sampling or likelihood: `run.changed(
+        {"sampling.method": "unipc", "sampling.num_steps": 15})`. Values are given as to
+        `score_sde.config.changed`, and the weights are shared.
+
+        Raises:
+            UserError: an unknown key, one of the training, or a value that is not allowed.
+        """
+        for key, value in values.items():
+            if key not in SCHEMA:
+                raise unknown_key(key, value)
+            if not key.startswith(("sampling.", "likelihood.")):
+                raise refuse(key, value, "those of sampling and likelihood for a trained model")
+        config = changed(self.config, values)
+        validate(config)
+        rules.check(config, self.info)
+        parts = self.step, self.score.apply, self.score.params, self.info, self.mesh
+        return assembled(config, *parts, self.metrics)
 
     def batch_size(self, n: int) -> int:
         """How many of n samples are drawn at a time."""
@@ -300,7 +320,7 @@ def load(
     """Load a run from its workdir, with the averaged weights.
 
     Args:
-        workdir: the directory that `--mode train` filled.
+        workdir: the directory that `--mode train` filled, or its URL `gs://...`.
         config: instead of the saved config; for other sampling or likelihood settings.
         mesh: the devices to use; all of them by default.
         step: of the checkpoint; by default the newest that is whole.
@@ -308,7 +328,7 @@ def load(
     Raises:
         UserError: where there is no config or no checkpoint.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.place(workdir, "workdir", checkpoints=True)
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     info = info_of(config, workdirs.load_info(workdir))

@@ -1,7 +1,6 @@
 """The config that a workdir keeps: written by training, read by all that follows."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import UserError, one_line
-from score_sde.paths import written
+from score_sde.paths import whole
 from score_sde.schema import SCHEMA
 from score_sde.validation import import_rules, validate
 
@@ -144,9 +143,6 @@ def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
     Raises UserError where it cannot be written.
     """
     path = workdir / FILE
-    partial = path.with_suffix(".partial")
-    with written(path):
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_json(config, info))
-        os.replace(partial, path)  # whole or not at all
+    with whole(path) as file:
+        file.write(to_json(config, info).encode())
     return path

@@ -29,7 +29,12 @@ class Room(NamedTuple):
 ROOMS = {
     # 0: what everybody may know
     "score_sde.errors": Room(0, ()),
-    "score_sde.paths": Room(0, (), neighbours=("score_sde.errors",)),
+    "score_sde.paths": Room(
+        0,
+        (),
+        lazy=("etils", "fsspec"),  # of a bucket
+        neighbours=("score_sde.errors",),
+    ),
     "score_sde.progress": Room(0, (), lazy=("tqdm", "IPython")),
     "score_sde.display": Room(0, (), lazy=("PIL",)),
     # 1: maths
@@ -54,7 +59,10 @@ ROOMS = {
     "score_sde.training": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")
     ),
-    "score_sde.evaluation": Room(4, (0, 1, 2, 3), ("jax", "flax", "scipy", "tqdm")),
+    # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
+    "score_sde.evaluation": Room(
+        4, (0, 1, 2, 3), ("jax", "flax", "safetensors"), neighbours=("score_sde.convert",)
+    ),
     "score_sde.convert": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")
     ),
@@ -120,7 +128,7 @@ ROOMS = {
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
-            *("score_sde.config", "score_sde.validation", "score_sde.workdirs"),
+            *("score_sde.schema", "score_sde.config", "score_sde.validation", "score_sde.workdirs"),
             *("score_sde.rules", "score_sde.build", "score_sde.batches", "score_sde.latents"),
         ),
     ),

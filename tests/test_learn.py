@@ -221,3 +221,17 @@ def test_other_arrays_are_refused(given, text):
 def test_settings_and_data_that_do_not_go_together_are_refused(config, given, text):
     with pytest.raises(UserError, match=text):
         score_sde.train(config, **given)
+
+
+def test_a_run_takes_other_settings_of_sampling(unbroken, tmp_path):
+    other = unbroken.changed({"sampling.method": "ddim", "sampling.num_steps": 2})
+    assert unbroken.config.sampling.method != "ddim"  # which is as it was
+    jax.tree.map(np.testing.assert_array_equal, other.score.params, unbroken.score.params)
+    assert other.sample(jax.random.key(0), 3).nfe.tolist() == [3, 3, 3]  # and the denoising
+    for values, text in (
+        ({"sampling.steps": 3}, r"config\.sampling\.steps = 3: no such key; closest are"),
+        ({"training.num_steps": 8}, "allowed are those of sampling and likelihood"),
+        ({"sampling.num_steps": 0}, r"config\.sampling\.num_steps = 0: allowed are"),
+    ):
+        with pytest.raises(UserError, match=text):
+            unbroken.changed(values)

@@ -44,7 +44,7 @@ def losses(metrics: Any) -> Figure:
 
 def _lines(run: Any) -> list[Mapping[str, float]]:
     if isinstance(run, str | Path):
-        run = [values for _, values in logged(paths.local(run, "workdir"))]
+        run = [values for _, values in logged(paths.place(run, "workdir"))]
     lines = list(getattr(run, "metrics", run))
     if not lines:
         raise ValueError(f"no metrics: allowed are workdirs with lines in {FILE}, trained runs")

@@ -1,8 +1,8 @@
 """The reports of a training run: a progress bar, metrics.jsonl and TensorBoard's scalars."""
 
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 
-from score_sde.paths import written
+from score_sde.paths import is_url, make, whole, written
 from score_sde.progress import bar
 from score_sde.training.mesh import is_writer
 from score_sde.training.step import Metrics
 
 FILE = "metrics.jsonl"
-FLUSH_EVERY = 30.0  # seconds, of TensorBoard's file: each waits for the disk
+FLUSH_EVERY = 30.0  # seconds, of TensorBoard's file and those of a bucket: each waits for the disk
 
 
 class RunLog:
@@ -163,9 +163,9 @@ class _Files:
         self._path, self._board = workdir / FILE, workdir / "tensorboard"
         with written(self._path):
             _drop_after(workdir, first_step)
-            self._lines = self._path.open("a", encoding="utf-8")
+            self._lines = _Object(self._path) if is_url(workdir) else self._path.open("a")
         with written(self._board):
-            self._board.mkdir(exist_ok=True)
+            make(self._board)
             self._events = EventsWriter(str(self._board / "events"))
             # TensorBoard hides what an earlier, killed run wrote of these steps.
             begun = SessionLog(status=SessionLog.START)
@@ -180,13 +180,15 @@ class _Files:
     def write(self, step: int, values: dict[str, float]) -> None:
         from tensorboardX.summary import scalar
 
+        due = (now := time.perf_counter()) > self._flushed + FLUSH_EVERY
         with written(self._path):
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
-            self._lines.flush()
+            if due or not is_url(self._path):
+                self._lines.flush()
         with written(self._board):
             for name, value in values.items():
                 self._event(step, summary=scalar(name, value))
-            if (now := time.perf_counter()) > self._flushed + FLUSH_EVERY:
+            if due:
                 self._events.flush()
                 self._flushed = now
 
@@ -195,13 +197,31 @@ class _Files:
             self._events.close()
 
 
+class _Object(io.StringIO):
+    """The lines of a file in a bucket. All of them go there each time, as none can be added."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+        if path.exists():
+            self.write(path.read_bytes().decode())
+
+    def flush(self) -> None:
+        self._path.write_bytes(self.getvalue().encode())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+        super().close()
+
+
 def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a run's metrics.jsonl, as text and as what they say. Others, such as one that a
     kill cut short, are left out: a log must not stop a resume."""
     path = workdir / FILE
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True):
         with suppress(ValueError, TypeError, KeyError):
             values = json.loads(line)
             if line.endswith("\n") and isinstance(values["step"], int):
@@ -219,6 +239,5 @@ def _drop_after(workdir: Path, step: int) -> None:
     if len(kept) == number:
         return
     print(f"{path}: {number - len(kept)} lines are dropped, as training begins at step {step}")
-    rewritten = workdir / f"{FILE}.tmp"
-    rewritten.write_text("".join(kept), encoding="utf-8")
-    os.replace(rewritten, workdir / FILE)
+    with whole(path) as file:
+        file.write("".join(kept).encode())
