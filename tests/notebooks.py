@@ -143,7 +143,7 @@ def executed(notebook: Notebook, folder: Path) -> Notebook:
     import nbformat
     from nbclient import NotebookClient
 
-    node = nbformat.from_dict(notebook)
+    node = nbformat.reads(dumps(notebook), as_version=4)
     client = NotebookClient(
         node, timeout=None, kernel_name="python3", record_timing=False, coalesce_streams=True
     )
