@@ -48,7 +48,7 @@ class Extrapolated(NamedTuple):
     Attributes:
         sizes: n, the largest first.
         values: the mean FID of the parts of n images.
-        infinity: the value at 1/n = 0 of the line through them, and its standard error.
+        infinity: the value at 1/n = 0 of the line through the first two, and its standard error.
     """
 
     sizes: list[int]
@@ -64,10 +64,12 @@ def fid_infinity(
     To first order the FID of n samples is FID∞ + b/n. As in the paper, the estimate is the
     intercept of a line in 1/n. The points are means over disjoint parts: the samples in random
     order are cut into k = 1 ... `parts` parts of N/k, so that every point uses all of them. The
-    reference is taken as it is. With n below F the line bends, and the estimate is rough.
+    line goes through N and N/2, as it bends towards small n. The reference is taken as it is.
 
     The standard error is that of the mean over parts, averaged over k > 1: the points share it, as
-    they share the samples.
+    they share the samples. The bend is a further error. For draws from a Gaussian with the moments
+    of CIFAR-10's features, of which FID∞ is 0, the estimate is -0.08 at N = 10,000 (the FID is
+    2.4), -0.45 at 5000 (4.8) and -2.8 at 2000 (13), where N/2 is below F.
 
     Args:
         features: (N, F) of the samples.
@@ -86,10 +88,9 @@ def fid_infinity(
         for count in counts
     ]
     means = [float(np.mean(found)) for found in values]
-    _, intercept = np.polyfit(np.array(counts) / len(features), means, 1)
     errors = [np.std(found, ddof=1) / np.sqrt(len(found)) for found in values[1:]]
     sizes = [len(features) // count for count in counts]
-    return Extrapolated(sizes, means, Estimate(float(intercept), float(np.mean(errors))))
+    return Extrapolated(sizes, means, Estimate(2.0 * means[0] - means[1], float(np.mean(errors))))
 
 
 def _cut(order: np.ndarray, count: int) -> np.ndarray:
