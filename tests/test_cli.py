@@ -94,7 +94,8 @@ MISTAKES = {
         ["--mode=train", "--config.sampling.step=5"],
         "error: config.sampling.step = '5': no such key; closest are "
         "config.sampling.corrector_steps, config.sampling.max_steps, config.sampling.num_steps, "
-        "config.sampling.step_control, config.sampling.step_size, config.sampling.steps_per_level",
+        "config.sampling.step_control, config.sampling.step_size, config.sampling.steps_offset, "
+        "config.sampling.steps_per_level",
     ),
     "unknown key like no other": (
         ["--mode=train", "--config.x=5"],
