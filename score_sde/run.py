@@ -304,11 +304,13 @@ def info_of(config: ConfigDict, kept: DatasetInfo | None) -> DatasetInfo:
         return info
     if kept.levels is None:  # the network knows vectors by the constants that it was trained with
         return dataclasses.replace(kept, name=info.name, splits=info.splits)
-    if (info.shape, info.levels) != (kept.shape, kept.levels) or (
+    # Of a model from elsewhere it is not known how many levels its images had.
+    levels = info.levels if kept.name == "images" else kept.levels
+    if (info.shape, info.levels) != (kept.shape, levels) or (
         kept.num_classes not in (0, info.num_classes)
     ):
         number = f" of {kept.num_classes} classes" if kept.num_classes else ""
-        allowed = f"sets of images {kept.shape}{number} with {kept.levels} levels"
+        allowed = f"sets of images {kept.shape}{number} with {levels} levels"
         raise refuse("data.name", name, f"{allowed}, as the network's")
     return info
 
