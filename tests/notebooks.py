@@ -23,7 +23,8 @@ FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 Notebook = dict[str, Any]  # the JSON of an .ipynb file, version 4.5
 
-IMPORTED = {"score_sde", "jax", "numpy", "matplotlib", "sklearn"}
+# scikit-learn is the yardstick, and flax what a network of one's own is made of.
+IMPORTED = {"score_sde", "jax", "numpy", "matplotlib", "sklearn", "flax", *sys.stdlib_module_names}
 LARGEST = 1_500_000  # bytes of a file
 FULL, QUICK = "QUICK = False", "QUICK = True"
 FIGURE = re.compile(r"^figure: (.+) = (\S+) ± (\S+)$", re.MULTILINE)
