@@ -86,17 +86,17 @@ def save_gif(path: Path, film: np.ndarray, levels: int) -> None:
 
 def scatter(
     path: Path,
-    drawn: np.ndarray,
+    drawn: np.ndarray | None,
     data: np.ndarray | None,
     columns: Sequence[str],
     density: Density | None = None,
 ) -> None:
-    """Write a picture of drawn vectors and of data: two panels side by side for two columns, else a
-    corner plot of the first eight: pairs of columns, and histograms on the diagonal.
+    """Write a picture of drawn vectors, of data or of both: panels side by side for two columns,
+    else a corner plot of the first eight: pairs of columns, and histograms on the diagonal.
 
     Args:
         path: of the PNG; the folder is made where it is missing.
-        drawn: (n, D), in the data's units.
+        drawn: (n, D), in the data's units. None: without.
         data: (N, D). The axes are theirs: a drawn vector may lie outside. None: without.
         columns: names of the D columns.
         density: for two columns: points float32 (M, 2) to log densities (M,) in the data's units,
@@ -104,14 +104,17 @@ def scatter(
     """
     from matplotlib.figure import Figure  # without pyplot, which keeps a state and wants a screen
 
-    clouds = {} if data is None else {"data": (data, DATA)}
-    clouds["drawn"] = (drawn, DRAWN)
-    limits = [_limits(column) for column in (drawn if data is None else data).T]
-    if drawn.shape[1] == 2:
+    clouds = {
+        title: (points, colour)
+        for title, points, colour in (("data", data, DATA), ("drawn", drawn, DRAWN))
+        if points is not None
+    }
+    limits = [_limits(column) for column in next(iter(clouds.values()))[0].T]
+    if len(columns) == 2:
         figure = Figure(figsize=(5 * len(clouds), 5), layout="constrained")
         _panels(figure, clouds, columns, limits, density)
     else:
-        shown = min(drawn.shape[1], MOST_COLUMNS)
+        shown = min(len(columns), MOST_COLUMNS)
         figure = Figure(figsize=(max(4, 1.8 * shown),) * 2, layout="constrained")
         _corner(figure, clouds, columns, limits[:shown])
     with whole(path) as file:
