@@ -121,7 +121,8 @@ def image_sizes(dataset: Dataset, data_dir: str | None) -> Counter[tuple[int, in
       UserError: one line: there is no such folder or file, or it cannot be read.
     """
     assert dataset.files, "a set without files"
-    return images.sizes(images.headers(dataset.files(data_dir)))
+    there = images.headers(dataset.files(data_dir))
+    return Counter((height, width) for height, width, _ in there)
 
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int] | None:

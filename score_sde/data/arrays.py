@@ -15,6 +15,7 @@ Vectors and others become float32. Arrays of another length are ignored. Pickled
 refused.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -99,9 +100,7 @@ def load(table: Table, split: str) -> Arrays:
     _check(table)
     suffix = "_test" if table.has_test and split == "test" else ""
     count = table.kinds[table.data + suffix][0][0]
-    rows: slice | np.ndarray = slice(None)
-    if not table.has_test:
-        rows = held_out(count)[split]
+    rows = slice(None) if table.has_test else held_out(count)[split]
     x = table.read(table.data + suffix)
     if not table.are_images:
         _check_finite(table.where, table.data + suffix, x)
@@ -112,7 +111,8 @@ def load(table: Table, split: str) -> Arrays:
     if "labels" in table.kinds:
         condition["labels"] = table.read(f"labels{suffix}").astype(np.int32)[rows]
     for name in _others(table):
-        condition[name] = table.read(name + suffix).astype(np.float32)[rows]
+        with np.errstate(over="ignore"):  # it is found where a config names the array
+            condition[name] = table.read(name + suffix).astype(np.float32)[rows]
     return Arrays(x[rows], condition)
 
 
@@ -148,10 +148,9 @@ def _check(table: Table) -> None:
         raise UserError(f"{where}: has labels and {table.data}_test, but no array labels_test")
     for name in _keys(table, table.data):
         _check_data(table, name)
-    read = {key for name in (table.data, "labels", *_others(table)) for key in _keys(table, name)}
-    sizes = (int(np.prod(kinds[key][0], dtype=object)) for key in read & kinds.keys())
-    widths = (kinds[key][1].itemsize for key in read & kinds.keys())
-    check_fits(sum(size * wide for size, wide in zip(sizes, widths, strict=True)), where)
+    read = [key for name in (table.data, "labels", *_others(table)) for key in _keys(table, name)]
+    needed = [kinds[key] for key in read if key in kinds]
+    check_fits(sum(math.prod(shape) * dtype.itemsize for shape, dtype in needed), where)
     for name in _keys(table, "labels"):
         if name in kinds:
             _check_labels(table, name, kinds[name.replace("labels", table.data)][0][0])

@@ -8,6 +8,7 @@ dimension as a big-endian 32-bit number, then the data.
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def parse_idx(raw: bytes, source: str) -> np.ndarray:
       UserError: another type of data, or another length than the header says.
     """
     shape, start = _header(raw, source)
-    expected = start + int(np.prod(shape, dtype=object))
+    expected = start + math.prod(shape)
     if len(raw) != expected:
         raise UserError(
             f"config.data.dir: {source} has {len(raw)} bytes of IDX data, not the {expected} its "
@@ -147,7 +148,7 @@ def read_idx_file(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarra
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(16)
             # A byte more than fits: a packed absurdity ends there.
-            size = int(np.prod(shape or _header(raw, str(path))[0], dtype=object)) + 1
+            size = math.prod(shape or _header(raw, str(path))[0]) + 1
             check_fits(size, f"config.data.dir: {path}")
             raw += file.read(size)
     except (OSError, EOFError, zlib.error) as error:

@@ -93,8 +93,8 @@ def load(listing: Listing, decoding: Decoding, split: str) -> Arrays:
     return Arrays(x[rows], {"labels": labels[rows]} if info.num_classes else {})
 
 
-def headers(listing: Listing) -> Counter[tuple[int, int, bool]]:
-    """How many images have each height, width and greyness; those without a header do not count.
+def headers(listing: Listing) -> list[tuple[int, int, bool]]:
+    """Height, width and greyness of each image that has a header.
 
     Raises:
       UserError: a file that cannot be read.
@@ -108,15 +108,7 @@ def headers(listing: Listing) -> Counter[tuple[int, int, bool]]:
         except (CorruptImageError, *_DAMAGED):
             return None
 
-    return Counter(filter(None, _in_threads(read, names, listing, "sizes")))
-
-
-def sizes(there: Counter[tuple[int, int, bool]]) -> Counter[tuple[int, int]]:
-    """How many of the headers have each height and width."""
-    found = Counter[tuple[int, int]]()
-    for (height, width, _), count in there.items():
-        found[height, width] += count
-    return found
+    return list(filter(None, _in_threads(read, names, listing, "sizes")))
 
 
 @lru_cache(maxsize=1)
@@ -181,7 +173,7 @@ def _shape(listing: Listing, decoding: Decoding) -> tuple[int, int, int]:
     size, channels = decoding.size, decoding.channels
     if not size or not channels:
         there = headers(listing)
-        own = sizes(there)
+        own = Counter((height, width) for height, width, _ in there)
         if not size and len(own) > 1:
             raise UserError(
                 f"config.data.image_size = 0: the images of {listing.where.partition(': ')[2]} "

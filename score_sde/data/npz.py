@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def _kind(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> arrays.Kind:
         start = file.tell()
     if dtype.hasobject:
         raise ValueError(f"{member.filename} holds pickled objects, which are never read")
-    size = start + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    size = start + math.prod(shape) * dtype.itemsize
     if size != member.file_size:
         raise ValueError(f"{member.filename} has {member.file_size} bytes, by its header {size}")
     return shape, dtype

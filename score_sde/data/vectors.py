@@ -37,9 +37,9 @@ def complete(
         )
     names = [*info.columns, *(name for name in taken if name not in info.columns)]
     wide = np.stack([found[name] for name in names], axis=1).astype(np.float64, order="C")
-    mean, std = (
-        dict(zip(names, each.tolist(), strict=True)) for each in (wide.mean(0), wide.std(0))
-    )
+    with np.errstate(invalid="ignore"):  # of numbers that are not finite, which are refused below
+        both = wide.mean(axis=0), wide.std(axis=0)
+    mean, std = (dict(zip(names, each.tolist(), strict=True)) for each in both)
     for name in names:
         # Below, float32 has fewer than some ten values within a standard deviation.
         if not std[name] > 1e-6 * abs(mean[name]):

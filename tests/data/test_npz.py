@@ -120,6 +120,11 @@ def test_further_arrays_become_conditions(file):
         assert describe("npz", path, condition=("z[1]",)).condition == ("z[1]",)
         with pytest.raises(UserError, match=r"no column short; allowed are .*y, z\[0\], z\[1\]"):
             describe("npz", path, condition=("short",))
+        for bad in (np.inf, np.nan, 1e300):
+            path = file(**data, y=np.where(np.arange(40) < 30, bad, y))
+            assert describe("npz", path).splits == {"train": 36, "test": 4}
+            with pytest.raises(UserError, match=r"column y of npz is constant.* or not finite"):
+                describe("npz", path, condition=("y",))
     path = file(x=X[:30], x_test=X[30:], y=y[:30], y_test=y[30:], z=z[:30])
     assert describe("npz", path, condition=("y",)).shape == (3,)
     with pytest.raises(UserError, match="no column z; allowed are 0, 1, 2, y, and"):
