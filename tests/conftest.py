@@ -103,17 +103,27 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
-    """Folder of the recorded references: SCORE_SDE_REFERENCE, or shared/reference beside the repo.
+    """Folder of recorded references: SCORE_SDE_REFERENCE, or shared/reference beside the repo."""
+    return shared("SCORE_SDE_REFERENCE", "reference", "recorded references")
 
-    A test that asks for it is skipped where it is absent, unless the variable promised it.
-    """
-    named = os.environ.get("SCORE_SDE_REFERENCE")
-    path = Path(named) if named else ROOT.parent / "shared" / "reference"
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of CIFAR-10, the Inception weights and their features: SCORE_SDE_DATA, or shared/data
+    beside the repo."""
+    return shared("SCORE_SDE_DATA", "data", "CIFAR-10 and Inception weights")
+
+
+def shared(variable: str, name: str, what: str) -> Path:
+    """A folder outside of the repo. A test that asks for it is skipped where it is absent, unless
+    the variable promised it."""
+    named = os.environ.get(variable)
+    path = Path(named) if named else ROOT.parent / "shared" / name
     if path.is_dir():
         return path
     if named:
-        pytest.fail(f"SCORE_SDE_REFERENCE={named} is not a folder")
-    pytest.skip("no recorded references: set SCORE_SDE_REFERENCE to their folder")
+        pytest.fail(f"{variable}={named} is not a folder")
+    pytest.skip(f"no {what}: set {variable} to their folder")
 
 
 @pytest.fixture(scope="session")

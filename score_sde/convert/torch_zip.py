@@ -1,4 +1,4 @@
-"""Reads what `torch.save` wrote, without PyTorch and without running anything that it names.
+"""Reads what `torch.save` or TorchScript wrote, without PyTorch. Nothing that it names is run.
 
 Such a file is a zip of one pickle and of the tensors' bytes. A pickle is a program: it may call
 anything that can be imported. The pickles of checkpoints name a handful of functions and classes.
@@ -52,6 +52,13 @@ class _Namespace:
     """Stands for `argparse.Namespace`, without what it holds."""
 
 
+class _Module(dict[str, Any]):
+    """Stands for a module of TorchScript: its attributes. Its code is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class _Call:
     """A stand-in for a function; not the function itself, whose attributes a stream could set."""
 
@@ -101,7 +108,8 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
     # Nothing is unpacked, so such a path does no harm. No honest file has one.
     if any(name.startswith("/") or ".." in name.split("/") for name in members):
         raise Refused("it names a path outside of itself")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+    read = [info for name, info in members.items() if name.split("/")[1:2] != ["code"]]
+    if any(info.compress_type != zipfile.ZIP_STORED for info in read):
         raise Refused("its parts are compressed, which torch.save does not do")
     roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -153,10 +161,12 @@ class _Reader(_InPython):
         raise Refused("it holds a bytearray")  # room is made for any size before a byte is read
 
     def load_build(self) -> None:
-        """Drop a state: attributes of a dict, which could hide its methods, or a dtype's byte
-        order, which is little-endian in PyTorch's pickles."""
-        self.stack.pop()
-        if not isinstance(self.stack[-1], OrderedDict | _Dtype | _Namespace):
+        """Keep that of a module. Drop another: attributes of a dict, which could hide its methods,
+        or a dtype's byte order, which is little-endian in PyTorch's pickles."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], _Module) and type(state) is dict:
+            self.stack[-1].update(state)
+        elif not isinstance(self.stack[-1], OrderedDict | _Dtype | _Namespace):
             raise Refused("it gives a state to something that has none")
 
     dispatch[pickle.SETITEM[0]] = load_setitem
@@ -178,6 +188,8 @@ class _Reader(_InPython):
             return name  # an argument only; a call of it fails
         if module == "torch" and name in DTYPES:
             return name
+        if module.startswith("__torch__."):
+            return _Module
         if module in ("builtins", "__builtin__") and name in FACTORIES:
             return name
         allowed = {
@@ -185,6 +197,7 @@ class _Reader(_InPython):
             "collections.defaultdict": _Call(lambda *_: {}),  # likewise
             "argparse.Namespace": _Namespace,
             "torch.Size": _Call(lambda sizes: _whole_numbers(tuple(sizes))),
+            "torch.jit._pickle.build_intlist": _Call(lambda sizes: _whole_numbers(tuple(sizes))),
             "torch.device": _Call(lambda *_: "a device"),
             "torch._utils._rebuild_tensor_v2": _Call(self._tensor),
             "torch._utils._rebuild_parameter": _Call(lambda data, *_: data),

@@ -24,6 +24,7 @@ from score_sde.data import (
     idx,
     images,
     npz,
+    own,
     toys,
     vectors,
 )
@@ -100,6 +101,7 @@ DATASETS: dict[str, Dataset] = {
     "folder": _of_files(folder.listing),
     "zip": _of_files(archive.listing),
     "images": Dataset(_IMAGES, None),
+    own.NAME: Dataset(own.describe, None),
     **{
         name: Dataset(
             DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
@@ -199,12 +201,12 @@ def _sized(
     """The facts of images with the sizes that a config asks for."""
     height, width, own_channels = info.shape
     own_size = height if height == width else (height, width)
-    for key, asked, own, unit in (
+    for key, asked, its, unit in (
         ("image_size", sides(image_size), (height, width), f"{own_size} pixels"),
         ("channels", channels, own_channels, f"{own_channels} channels"),
         ("num_classes", num_classes, info.num_classes, f"{info.num_classes} classes"),
     ):
-        if known.load and asked and asked != own:
+        if known.load and asked and asked != its:
             shown = image_size if key == "image_size" else asked
             allowed = f"allowed are 0 (its own {unit}) for {info.name}"
             raise UserError(f"config.data.{key} = {shown}: {allowed}")

@@ -32,6 +32,7 @@ import numpy as np
 from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
 from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits, held_out
 from score_sde.errors import UserError, one_line
+from score_sde.progress import bar
 
 _FEWEST = 10  # images, so that a tenth is one
 _SHOWN = 10  # corrupt files in a line
@@ -257,15 +258,13 @@ def _in_threads(
     function: Callable[[str, Open], Any], names: Sequence[str], listing: Listing, what: str
 ) -> Iterator[Any]:
     """The function's results in the order of the names; a bar where it takes long."""
-    from tqdm import tqdm
-
     with warnings.catch_warnings(), listing.opened() as open_file:
         warnings.simplefilter("ignore")  # Pillow's, of odd files
         pool = ThreadPoolExecutor(_THREADS)
         try:
             results = pool.map(function, names, itertools.repeat(open_file))
             title = f"{listing.name}: {what}"
-            yield from tqdm(results, title, len(names), disable=None, delay=1.0)
+            yield from bar(quiet=True, iterable=results, desc=title, total=len(names), delay=1.0)
         except OSError as error:
             why = error.strerror or one_line(error)
             at = f" {error.filename}" if error.filename else ""

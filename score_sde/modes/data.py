@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, data, rules
+from score_sde import build, data, pictures, rules
 from score_sde.config import changed, flat, resolve, takes
 from score_sde.data import Arrays, DatasetInfo
 from score_sde.errors import UserError
-from score_sde.modes import pictures
 from score_sde.networks import NETWORKS
 from score_sde.schema import SCHEMA
 
@@ -156,7 +155,7 @@ def _repeated(train: np.ndarray, test: np.ndarray) -> str:
 
 def _picture(path: Path, info: DatasetInfo, x: np.ndarray) -> None:
     if info.levels is None:
-        pictures.scatter(path, None, x, info.columns)
+        pictures.save_scatter(path, {"data": x}, None, info.columns)
         return
     number = min(len(x), SHEET if max(info.shape[:2]) <= LARGE else LARGE_SHEET)
     shown = np.sort(np.random.default_rng(0).choice(len(x), number, replace=False))

@@ -1,39 +1,13 @@
-"""Files that are written whole or not at all, and digests of arrays."""
+"""Files that belong together, and digests of arrays."""
 
 import hashlib
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import BinaryIO
+from contextlib import contextmanager
 
 import numpy as np
 from jax.typing import ArrayLike
-
-from score_sde.paths import written
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write to. It takes this path's place when all is written. A missing folder is
-    made.
-
-    Raises:
-        UserError: it cannot be written. The file that was there stays.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    with written(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                yield file
-            os.replace(partial, path)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink()
-            raise
 
 
 @contextmanager

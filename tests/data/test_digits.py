@@ -46,8 +46,8 @@ def test_data_dir_is_not_used():
             "mnist",
             "train",
             "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist, moons, "
-            "swiss_roll, npz, hdf5, idx, folder, zip, images, celeba, lsun_bedroom, lsun_church, "
-            "celebahq, ffhq",
+            "swiss_roll, npz, hdf5, idx, folder, zip, images, arrays, celeba, lsun_bedroom, "
+            "lsun_church, celebahq, ffhq",
         ),
         ("digits", "valid", "split: 'valid' is not one of train, test"),
         (

@@ -121,7 +121,7 @@ def test_further_arrays_become_conditions(file):
         with pytest.raises(UserError, match=r"no column short; allowed are .*y, z\[0\], z\[1\]"):
             describe("npz", path, condition=("short",))
         for bad in (np.inf, np.nan, 1e300):
-            path = file(**data, y=np.where(np.arange(40) < 30, bad, y))
+            path = file(**data, y=np.where(np.arange(40) < 30, np.float64(bad), y))
             assert describe("npz", path).splits == {"train": 36, "test": 4}
             with pytest.raises(UserError, match=r"column y of npz is constant.* or not finite"):
                 describe("npz", path, condition=("y",))
