@@ -54,7 +54,7 @@ def moons(tmp_path_factory):
     look = "--config.training.sample_every=2"
     told = succeed("--mode=train", MOONS, "--workdir", workdir, *SMALL, look, cwd=workdir.parent)
     assert "8000 vectors of moons" in told
-    assert Image.open(workdir / "samples" / "step_000002.png").size == (1000, 500)
+    assert Image.open(workdir / "samples" / "step_000002.png").size == (1050, 525)
     return workdir
 
 
@@ -64,7 +64,7 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     arrays = values(moons / "samples.npz")
     assert arrays["x"].shape == (6, 2) and arrays["x"].dtype == np.float32
     assert np.isfinite(arrays["x"]).all() and "labels" not in arrays
-    assert Image.open(moons / "samples.png").size == (1000, 500)
+    assert Image.open(moons / "samples.png").size == (1050, 525)
     # As after Ctrl-C while the contours are solved for: the vectors are there, the picture is not.
     (moons / "samples.png").unlink()
     told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
@@ -104,7 +104,7 @@ def test_moons_are_interpolated(moons, tmp_path):
     assert arrays["x"].shape == (2, 3, 2) and arrays["x"].dtype == np.float32
     # Two solves at 1e-2 each, some ten steps.
     np.testing.assert_allclose(arrays["x"][:, [0, -1]], arrays["real"], atol=0.2)
-    assert Image.open(moons / "interpolation.png").size == (1000, 500)
+    assert Image.open(moons / "interpolation.png").size == (1050, 525)
 
 
 def test_a_density_given_classes_and_columns(table, tmp_path):
