@@ -97,12 +97,15 @@ def dataset(config: ConfigDict) -> DatasetInfo:
         num_classes=settings.num_classes,
         condition=settings.condition,
         bin_width=settings.bin_width,
+        skip_corrupt=settings.skip_corrupt,
     )
 
 
 def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
     """Return a split of the data in memory."""
-    return data.load(resolve("data.name", config.data.name), split, config.data.dir, info)
+    settings = config.data
+    known = resolve("data.name", settings.name)
+    return data.load(known, split, settings.dir, info, skip_corrupt=settings.skip_corrupt)
 
 
 def space(config: ConfigDict, info: DatasetInfo) -> Space:
@@ -116,11 +119,12 @@ def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
     its one argument is the specification."""
     make = network_class(config)
+    sides = info.shape[:2]  # of vectors their length
     given = _settings(
         "model.name",
         make.Spec,
         config,
-        image_size=info.shape[0],
+        image_size=sides if len(set(sides)) == 2 else sides[0],
         channels=info.shape[-1],
         features=info.shape[0],
         num_classes=info.num_classes if config.model.class_conditional else 0,
@@ -237,6 +241,8 @@ def unused(config: ConfigDict) -> set[str]:
     known = known_info(config)
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
+    if not resolve("data.name", config.data.name).files:
+        keys.add("data.skip_corrupt")
     if config.training.schedule != "cosine":
         keys.add("training.schedule_steps")
     return keys & SCHEMA.keys()

@@ -11,6 +11,7 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
             [--force]
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
   score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
+  score-sde --mode data [--config PRESET] [--output FOLDER] [--config.data.key=value ...]
 
 --step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """
@@ -40,17 +41,19 @@ MODES = {
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
+    "data": "look at the data: counts, moments, duplicates, config lines, data.png",
     "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
 }
 # Flags of single modes, with their defaults; None has to be given. Results go to the workdir where
-# no output is given.
+# no output is given, or without one to the current folder.
 OPTIONS: dict[str, dict[str, str | bool | None]] = {
     "convert": {"source": None, "weights": "", "force": False},
     "export": {"target": None, "step": ""},
     "sample": {"output": "", "step": ""},
     "likelihood": {"output": "", "step": ""},
     "interpolate": {"output": "", "step": ""},
+    "data": {"output": ""},
 }
 # What a mode writes, one command at a time. Training is many processes, and locks for all of them.
 WRITES = {

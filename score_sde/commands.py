@@ -19,7 +19,7 @@ def of_run(
 ) -> tuple[ConfigDict, Path]:
     """Find the workdir. Merge the preset, the config saved there and the typed values."""
     given = None if preset is None else presets.load(preset)
-    if mode == "config" and workdir is None:
+    if mode in ("config", "data") and workdir is None:
         return _valid(given or presets.load(presets.DEFAULT), typed), Path()
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)

@@ -24,8 +24,9 @@ def default() -> ConfigDict:
         section, name = _split(key)
         if section and section not in config:
             config[section] = ConfigDict()
-        unset = row.default is None
-        value = config_dict.placeholder(row.kind) if unset else row.default
+        value: Any = row.default
+        if row.unset is not None:
+            value = config_dict.FieldReference(row.default, field_type=row.kind)
         (config[section] if section else config)[name] = value
     config.update({section: ConfigDict() for section in SECTIONS if section not in config})
     return config.lock()

@@ -68,7 +68,7 @@ def train(
     Args:
         config: of the run, such as `score_sde.presets.load("vp_digits")`.
         workdir: the directory for the run, new or of an earlier training; None for none.
-        data: in place of the set `data.name`: vectors, numbers (N, D); images, uint8 (N, H, H, C)
+        data: in place of the set `data.name`: vectors, numbers (N, D); images, uint8 (N, H, W, C)
             of values 0 ... levels - 1; or `Arrays` of these, with labels and vector inside.
         labels: their classes, integers (N,).
         vector: the condition of vectors in its own units, numbers (N, k). The model gets it

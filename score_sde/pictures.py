@@ -1,6 +1,6 @@
 """Images and vectors as files to look at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def images_in_gif(path: Path) -> int:
 
 def save_scatter(
     path: Path,
-    drawn: np.ndarray,
+    drawn: np.ndarray | Mapping[str, np.ndarray],
     data: np.ndarray | None,
     columns: Sequence[str],
     density: Callable[[np.ndarray], np.ndarray | None] | None = None,
@@ -63,7 +63,7 @@ def save_scatter(
 
     Args:
         path: of the PNG.
-        drawn: (n, D), in the data's units.
+        drawn: (n, D), in the data's units, or several such clouds by their titles.
         data: (N, D); None: without.
         columns: names of the D columns.
         density: as `plots.scatter` takes it; for two columns.

@@ -72,7 +72,7 @@ class Row(NamedTuple):
         default: None is unset.
         allowed: the values that it may be set to.
         help: one short sentence.
-        unset: the type of the values, where the default is None.
+        unset: the type of the values, where the default does not say it; object for several types.
     """
 
     key: str
@@ -110,6 +110,11 @@ def _are_columns(value: tuple[Any, ...]) -> bool:
     return all(type(item) is str or (type(item) is int and item >= 0) for item in value)
 
 
+def _is_image_size(value: Any) -> bool:
+    sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return value == 0 or all(type(side) is int and 0 < side <= 16384 for side in sides)
+
+
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
@@ -117,6 +122,7 @@ PATH = Values(lambda value: not is_url(value), PATHS)
 SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
 COUNT = at_least(1)
 SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by its name alone
+IMAGE_SIZE = Values(_is_image_size, "integers from 0 to 16384, tuples (height, width)")
 NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
 POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
 FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
@@ -168,11 +174,13 @@ _ROWS = (
     Row("seed", 0, SEED, "of training: initial weights, order of the data, noise"),
 
     Row("data.name", "digits", DATASETS, "the data set"),
-    Row("data.dir", "", PATH, "folder of the user's files and of downloads; empty: the cache"),
-    Row("data.image_size", 0, SIZE, "pixels of a set that is only described; 0: its own"),
-    Row("data.channels", 0, SIZE, "of a set that is only described; 0: its own"),
+    Row("data.dir", "", PATH, "the user's folder or file, or where to download; empty: the cache"),
+    Row("data.image_size", 0, IMAGE_SIZE, "to which files of images are resized; 0: their own",
+        object),
+    Row("data.channels", 0, SIZE, "of files of images: 1 grey, 3 colours; 0: their own"),
     Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
+    Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
 

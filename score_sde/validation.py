@@ -40,7 +40,7 @@ def validate(config: ConfigDict) -> None:
         value = values[key]
         if value is None and row.default is None:
             continue
-        if type(value) is not row.kind:
+        if row.kind is not object and type(value) is not row.kind:
             raise refuse(key, value, type_in_words(key))
         if type(value) is int and abs(value) >= 2**31 and not key.endswith("seed"):
             raise refuse(key, value, "integers below 2**31")

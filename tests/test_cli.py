@@ -10,7 +10,7 @@ from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 def test_help_lists_the_modes(tmp_path):
     told = succeed("--help", cwd=tmp_path)
-    for mode in ("train", "sample", "likelihood", "interpolate", "convert", "config", "export"):
+    for mode in cli.MODES:
         assert f"\n  {mode} " in told
     assert succeed("-h", cwd=tmp_path) == told
 
@@ -23,12 +23,12 @@ MISTAKES = {
     "no mode": (
         [],
         "error: --mode: missing; allowed are train, sample, likelihood, interpolate, convert, "
-        "config, export",
+        "data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
         "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, convert, "
-        "config, export",
+        "data, config, export",
     ),
     "mode without value": (
         ["--mode"],
@@ -105,7 +105,7 @@ MISTAKES = {
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
         "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
-        "flip, image_size, name, num_classes",
+        "flip, image_size, name, num_classes, skip_corrupt",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],
@@ -172,7 +172,7 @@ MISTAKES = {
     ),
     "output of a mode that writes into its workdir": (
         ["--mode=train", "--output=out"],
-        "error: --output = 'out': goes with --mode sample, likelihood, interpolate only",
+        "error: --output = 'out': goes with --mode sample, likelihood, interpolate, data only",
     ),
     "output empty": (
         ["--mode=sample", "--output="],

@@ -54,7 +54,7 @@ ROOMS = {
     "score_sde.inverse": Room(2, (0, 1), ("jax",)),
     # 3: networks know nothing of processes, data nothing of models
     "score_sde.networks": Room(3, (0,), ("jax", "flax")),
-    "score_sde.data": Room(3, (0,), (), lazy=("PIL", "sklearn", "tensorflow_datasets")),
+    "score_sde.data": Room(3, (0,), (), lazy=("PIL", "h5py", "sklearn", "tensorflow_datasets")),
     # 4
     "score_sde.training": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")

@@ -192,7 +192,8 @@ def test_images_of_ones_own_with_classes():
     [
         ({"data": ROWS[:, 0]}, r"data is float64 \(40,\): allowed are numbers \(N, D\) and uint8"),
         ({"data": np.zeros((4, 8, 8, 1))}, r"data is float64 \(4, 8, 8, 1\)"),
-        ({"data": np.zeros((4, 8, 6, 1), np.uint8)}, r"\(N, H, H, C\)"),
+        ({"data": np.zeros((4, 8, 6, 2), np.uint8)}, r"\(N, H, W, C\)"),
+        ({"data": np.zeros((4, 8, 0, 1), np.uint8)}, r"\(N, H, W, C\)"),
         ({"data": np.array([["a", "b"]])}, "data is <U1"),
         ({"data": ROWS[:0]}, "at least one item"),
         ({"data": ROWS, "labels": np.zeros(3, int)}, r"labels are int64 \(3,\)"),

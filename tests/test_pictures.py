@@ -44,10 +44,11 @@ def test_a_picture_of_vectors(tmp_path, columns):
         assert points.dtype == np.float32 and points.shape[1] == 2
         assert (points.max(0) > np.percentile(data, 99, axis=0)).all()  # the grid covers the data
 
-    # Without data, one panel where there were two.
-    save_scatter(path, data[:100], None, names)
-    with Image.open(path) as picture:
-        assert picture.size == (height, height)
+    # Without data, or with data alone, one panel where there were two.
+    for drawn in (data[:100], {"data": data})[: 2 if columns == 2 else 1]:
+        save_scatter(path, drawn, None, names)
+        with Image.open(path) as picture:
+            assert picture.size == (height, height)
 
 
 def test_importing_the_module_does_not_import_matplotlib(run_python):

@@ -139,6 +139,10 @@ CONTRADICTIONS = [
         *("model.multipliers", "1 to 3 ", "28"),
     ),
     (OWN_SIZE | {"model.multipliers": (1, 1, 1, 1)}, "model.multipliers", "1 to 3 ", "12"),
+    (
+        OWN_SIZE | {"data.image_size": (16, 24), "model.multipliers": (1,) * 5},
+        *("model.multipliers", "1 to 4 ", "(16, 24)"),
+    ),
     ({"model.attention_resolutions": (16,)}, "model.attention_resolutions", "8, 4"),
     (
         {"model.embedding": "fourier"},
@@ -265,3 +269,8 @@ def test_the_devices_must_divide_the_batch():
     rules.check_devices(valid(), 8)
     with pytest.raises(UserError, match=r"^config\.training\.batch_size = 128: .*the 7 devices$"):
         rules.check_devices(valid(), 7)
+
+
+@pytest.mark.parametrize("size", ["8", None, True, 1.5, (8,), (8, 0), (8, 8, 8), (8.0, 8), [8, 8]])
+def test_an_image_size_is_one_number_or_two(size):
+    assert "config.data.image_size = " in refusal({"data.name": "celeba", "data.image_size": size})

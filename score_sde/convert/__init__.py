@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def settings(source: Path, image_size: int) -> dict[str, Any]:
+def settings(source: Path, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """Return what a source that is no export says of its network and process, by the keys of a
     config: that of a folder of diffusers, nothing of a file.
 

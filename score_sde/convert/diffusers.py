@@ -73,7 +73,7 @@ def scheduler_file(source: Path) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def settings(source: Path, image_size: int) -> dict[str, Any]:
+def settings(source: Path, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """Return the settings of ours that a network's folder says, by their keys in a config.
 
     Args:

@@ -66,7 +66,7 @@ def value(found: Mapping[str, Any], key: str) -> Any:
     return found.get(key, DEFAULTS[key])
 
 
-def architecture(found: Mapping[str, Any], where: str, image_size: int) -> dict[str, Any]:
+def architecture(found: Mapping[str, Any], where: str, image_size: Any) -> dict[str, Any]:
     """Return the settings of ours that describe a `UNet2DModel`, by their keys in a config.
 
     Args:
@@ -84,6 +84,7 @@ def architecture(found: Mapping[str, Any], where: str, image_size: int) -> dict[
     if wrong:
         raise UserError(f"{where} is a network that ours cannot be: {', '.join(wrong)}")
     head, attended = get["attention_head_dim"], _attended(widths, attends)
+    sides = size if isinstance(size, tuple) else (size,)
     model = {
         **SETTINGS[kind],
         **({"norm_groups": get["norm_num_groups"]} if kind == PLAIN else {}),
@@ -92,7 +93,7 @@ def architecture(found: Mapping[str, Any], where: str, image_size: int) -> dict[
         "multipliers": tuple(width // widths[0] for width in widths),
         "num_blocks": get["layers_per_block"],
         "attention_resolutions": tuple(
-            size // 2**level for level, attention in enumerate(attends) if attention
+            min(sides) // 2**level for level, attention in enumerate(attends) if attention
         ),
         "head_width": 0 if head is None or attended == {head} else head,
         "symmetric_padding": kind == PLAIN and get["downsample_padding"] == 1,
@@ -118,9 +119,9 @@ def _reasons(
     kind: tuple[str, str],
     attends: list[bool],
     where: str,
-    image_size: int,
-) -> tuple[list[str], int]:
-    """Why our network cannot be this one, and its image size."""
+    image_size: Any,
+) -> tuple[list[str], Any]:
+    """Why our network cannot be this one, and its image size: a number, or (height, width)."""
     widths = get["block_out_channels"]
     counts = (*widths, get["layers_per_block"], get["in_channels"])
     if not all(type(value) is int and 0 < value < 2**31 for value in counts):
@@ -144,14 +145,15 @@ def _reasons(
     classes, size = get["num_class_embeds"] or 0, get["sample_size"]
     if type(classes) is not int or not 0 <= classes < 2**31:
         wrong.append(f"num_class_embeds is {classes!r} (ours: None or a number)")
-    size = image_size if size is None else size[0] if isinstance(size, list) and size else size
-    if type(size) is not int or get["sample_size"] not in (None, size, [size, size]):
-        wrong.append(f"sample_size is {get['sample_size']!r} (ours: one integer)")
-    elif size < 1:
+    size = image_size if size is None else size
+    sides = [*size] if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or any(type(side) is not int for side in sides):
+        wrong.append(f"sample_size is {get['sample_size']!r} (ours: an integer, or two)")
+    elif min(sides) < 1:
         wrong.append("sample_size is None (ours: config.data.image_size then says it)")
     if any(width % widths[0] for width in widths):
         wrong.append(f"block_out_channels is {widths} (ours: multiples of the first)")
-    return wrong, size
+    return wrong, sides[0] if len(set(sides)) == 1 else tuple(sides)
 
 
 def _attended(widths: list[int], attends: list[bool]) -> set[int]:

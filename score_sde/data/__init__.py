@@ -3,16 +3,32 @@ holds, `load` reads a split.
 
 Nothing here knows of models or configs, and importing it costs no more than numpy.
 
-A new set is one file with an `INFO` and a `load(split, data_dir)`, and one line in `DATASETS`. A
-user's own `Dataset` needs no line.
+A new set is one file with an `INFO` and a `load(split, data_dir)`, and one line in `DATASETS`. One
+of files of images, wherever they lie, is a `listing(data_dir)`. A user's own `Dataset` needs no
+line.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from score_sde.data import cifar10, digits, fashion_mnist, npz, own, toys, vectors
-from score_sde.data.info import Arrays, DatasetInfo, check
+from score_sde.data import (
+    archive,
+    cifar10,
+    digits,
+    fashion_mnist,
+    folder,
+    hdf5,
+    idx,
+    images,
+    npz,
+    own,
+    toys,
+    vectors,
+)
+from score_sde.data.info import Arrays, DatasetInfo, Decoding, check
 from score_sde.errors import UserError
 
 __all__ = [
@@ -21,8 +37,10 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "describe",
+    "image_sizes",
     "is_only_described",
     "load",
+    "sides",
 ]
 
 SPLITS = ("train", "test")
@@ -36,10 +54,25 @@ class Dataset(NamedTuple):
         shape and columns; `describe` adds the constants that are computed from the data.
       load: `load(split, data_dir) -> Arrays`; None for a set that is known for its models only.
         All of a vector's columns are in `x`.
+      files: of a set whose files are decoded to the size that a config asks for; then `info` and
+        `load` are given a `Decoding`, too.
     """
 
-    info: DatasetInfo | Callable[[str | None], DatasetInfo]
-    load: Callable[[str, str | None], Arrays] | None
+    info: DatasetInfo | Callable[..., DatasetInfo]
+    load: Callable[..., Arrays] | None
+    files: Callable[[str | None], images.Listing] | None = None
+
+
+def _of_files(listing: Callable[[str | None], images.Listing]) -> Dataset:
+    """The set of the images in files."""
+
+    def describe_files(data_dir: str | None, decoding: Decoding) -> DatasetInfo:
+        return images.describe(listing(data_dir), decoding)
+
+    def load_files(split: str, data_dir: str | None, decoding: Decoding) -> Arrays:
+        return images.load(listing(data_dir), decoding, split)
+
+    return Dataset(describe_files, load_files, listing)
 
 
 # Colour photographs that the published models were trained on, and that nothing here reads: image
@@ -63,6 +96,10 @@ DATASETS: dict[str, Dataset] = {
     "moons": Dataset(toys.MOONS, toys.load_moons),
     "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
     "npz": Dataset(npz.describe, npz.load),
+    "hdf5": Dataset(hdf5.describe, hdf5.load),
+    "idx": Dataset(idx.describe, idx.load),
+    "folder": _of_files(folder.listing),
+    "zip": _of_files(archive.listing),
     "images": Dataset(_IMAGES, None),
     own.NAME: Dataset(own.describe, None),
     **{
@@ -79,63 +116,106 @@ def is_only_described(name: str) -> bool:
     return name in DATASETS and DATASETS[name].load is None
 
 
+def image_sizes(dataset: Dataset, data_dir: str | None) -> Counter[tuple[int, int]]:
+    """How many of a set's files of images have each height and width, by their headers.
+
+    Raises:
+      UserError: one line: there is no such folder or file, or it cannot be read.
+    """
+    assert dataset.files, "a set without files"
+    there = images.headers(dataset.files(data_dir))
+    return Counter((height, width) for height, width, _ in there)
+
+
+def sides(image_size: int | Sequence[int]) -> tuple[int, int] | None:
+    """The height and width that a config asks for: one number is both, 0 none."""
+    if isinstance(image_size, int):
+        return (image_size, image_size) if image_size else None
+    height, width = image_size
+    return height, width
+
+
 def describe(
     dataset: str | Dataset,
     data_dir: str | None = None,
     *,
-    image_size: int = 0,
+    image_size: int | Sequence[int] = 0,
     channels: int = 0,
     num_classes: int = 0,
     condition: Sequence[str | int] = (),
     bin_width: float | Sequence[float] | None = None,
+    skip_corrupt: bool = False,
 ) -> DatasetInfo:
-    """The facts that a run needs of a set. Those of images are known; those of vectors are computed
-    from the training split.
+    """The facts that a run needs of a set. Those of known images are known; those of vectors are
+    computed from the training split, those of files found in them.
 
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
       data_dir: as for `load`.
-      image_size: height and width of the models' images, for a set that is only described; 0: its
-        own.
+      image_size: height and width of the images, for files that are decoded and for a set that is
+        only described: one number, or (height, width); 0: its own.
       channels: likewise, their channels.
-      num_classes: likewise, their classes.
-      condition: names or indices of the columns of vectors that become the condition.
+      num_classes: likewise, their classes, for a set that is only described.
+      condition: names or indices of the columns of vectors that become the condition, or names of
+        further arrays.
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.
+      skip_corrupt: leave out files that are no images.
 
     Raises:
       UserError: one line: as `load`; an image size, columns or widths that cannot be; a column that
         is constant.
     """
     known = _known(dataset)
-    info = _info(known, data_dir)
-    sizes = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+    decoding = Decoding(sides(image_size), channels, skip_corrupt)
+    info = _info(known, data_dir, decoding)
     if not info.levels:
-        for key, size in sizes.items():
+        asked: dict[str, Any] = {
+            "image_size": image_size,
+            "channels": channels,
+            "num_classes": num_classes,
+        }
+        for key, size in asked.items():
             if size:
                 raise UserError(f"config.data.{key} = {size}: allowed is 0 for vectors")
-        train = load(known, "train", data_dir)
-        return vectors.complete(info, train.x, tuple(condition), bin_width)
-    if condition or bin_width:
-        key, value = ("condition", condition) if condition else ("bin_width", bin_width)
+    elif bin_width or (condition and isinstance(known.info, DatasetInfo)):
+        key, value = ("bin_width", bin_width) if bin_width else ("condition", condition)
         raise UserError(
             f"config.data.{key} = {value!r}: allowed for vectors; {info.name} is images"
         )
-    usual = {
-        "image_size": info.shape[0],
-        "channels": info.shape[-1],
-        "num_classes": info.num_classes,
-    }
-    for key, its in usual.items():
-        if known.load and sizes[key] not in (0, its):
-            unit = {"image_size": "pixels", "num_classes": "classes"}.get(key, key)
-            allowed = f"allowed are 0 (its own {its} {unit}) for {info.name}"
-            raise UserError(f"config.data.{key} = {sizes[key]}: {allowed}")
-    size, wide, classes = (sizes[key] or its for key, its in usual.items())
-    if not size:
+    else:
+        info = _sized(known, info, image_size, channels, num_classes)
+        if not condition:
+            return info
+    train = _arrays(known, "train", data_dir, info, decoding)
+    return vectors.complete(info, train, tuple(condition), bin_width)
+
+
+def _sized(
+    known: Dataset,
+    info: DatasetInfo,
+    image_size: int | Sequence[int],
+    channels: int,
+    num_classes: int,
+) -> DatasetInfo:
+    """The facts of images with the sizes that a config asks for."""
+    height, width, own_channels = info.shape
+    own_size = height if height == width else (height, width)
+    for key, asked, its, unit in (
+        ("image_size", sides(image_size), (height, width), f"{own_size} pixels"),
+        ("channels", channels, own_channels, f"{own_channels} channels"),
+        ("num_classes", num_classes, info.num_classes, f"{info.num_classes} classes"),
+    ):
+        if known.load and asked and asked != its:
+            shown = image_size if key == "image_size" else asked
+            allowed = f"allowed are 0 (its own {unit}) for {info.name}"
+            raise UserError(f"config.data.{key} = {shown}: {allowed}")
+    height, width = sides(image_size) or (height, width)
+    if not height:
         allowed = f"allowed are positive integers, as {info.name} has any size"
         raise UserError(f"config.data.image_size = 0: {allowed}")
-    return replace(info, shape=(size, size, wide), num_classes=classes)
+    shape = (height, width, channels or own_channels)
+    return replace(info, shape=shape, num_classes=num_classes or info.num_classes)
 
 
 def load(
@@ -143,6 +223,8 @@ def load(
     split: str,
     data_dir: str | None = None,
     info: DatasetInfo | None = None,
+    *,
+    skip_corrupt: bool = False,
 ) -> Arrays:
     """Reads a whole split; where it has to, downloads it first.
 
@@ -150,9 +232,11 @@ def load(
       dataset: a key of `DATASETS`, or a set of the user's own.
       split: "train" or "test".
       data_dir: folder of the user's files and of downloads; None or "" for the default
-        (`score_sde.data.sources.cache_folder`). For `npz` the file. Built-in sets need none.
-      info: that of the run, of `describe`. Its condition columns are taken out of vectors and
-        standardised by its constants. None leaves all columns in `x`.
+        (`score_sde.data.sources.cache_folder`). For `npz`, `hdf5` and `zip` the file. Built-in sets
+        need none.
+      info: that of the run, of `describe`. Files are decoded to its shape. Its condition columns
+        are taken out and standardised by its constants. None leaves all columns in `x`.
+      skip_corrupt: leave out files that are no images.
 
     Returns:
       `Arrays(x, condition)` in the set's own order, N as `DatasetInfo.splits` says: images uint8
@@ -164,18 +248,35 @@ def load(
         not those of `info`.
     """
     known = _known(dataset)
-    found = _info(known, data_dir)
+    decoding = Decoding(None, 0, skip_corrupt)
+    if known.files and info is not None:
+        height, width, channels = info.shape
+        decoding = Decoding((height, width), channels, skip_corrupt)
+    found = _info(known, data_dir, decoding)
+    arrays = _arrays(known, split, data_dir, found, decoding)
+    if info is None:
+        return arrays
+    if info.digest != found.digest and info.name == found.name and info.digest:
+        held_out = f"the {split} split may hold some of the others"
+        print(f"note: {data_dir}: not the images of the run; {held_out}", file=sys.stderr)
+    return vectors.separated(arrays, found, info)
+
+
+def _arrays(
+    known: Dataset, split: str, data_dir: str | None, info: DatasetInfo, decoding: Decoding
+) -> Arrays:
+    """A split as it is, held against its facts."""
     if known.load is None:
         readable = (name for name, each in DATASETS.items() if each.load)
         raise UserError(
-            f"config.data.name = {found.name!r}: its images cannot be read, only its models can be "
+            f"config.data.name = {info.name!r}: its images cannot be read, only its models can be "
             f"used; sets that can are {', '.join(readable)}"
         )
     if split not in SPLITS:
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    arrays = known.load(split, data_dir)
-    check(arrays, found, split)
-    return arrays if info is None else vectors.separated(arrays, found, info)
+    arrays = known.load(split, data_dir, *((decoding,) if known.files else ()))
+    check(arrays, info, split)
+    return arrays
 
 
 def _known(dataset: str | Dataset) -> Dataset:
@@ -186,8 +287,10 @@ def _known(dataset: str | Dataset) -> Dataset:
     return DATASETS[dataset]
 
 
-def _info(dataset: Dataset, data_dir: str | None) -> DatasetInfo:
-    info = dataset.info if isinstance(dataset.info, DatasetInfo) else dataset.info(data_dir)
+def _info(dataset: Dataset, data_dir: str | None, decoding: Decoding) -> DatasetInfo:
+    info = dataset.info
+    if not isinstance(info, DatasetInfo):
+        info = info(data_dir, *((decoding,) if dataset.files else ()))
     if set(info.splits) != set(SPLITS):
         raise UserError(
             f"config.data.name: {info.name} has the splits {', '.join(info.splits) or 'none'}; "

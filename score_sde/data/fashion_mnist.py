@@ -8,13 +8,14 @@ dimension as a big-endian 32-bit number, then the data.
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from score_sde.data.download import PATIENCE, RemoteFile, download
-from score_sde.data.info import Arrays, DatasetInfo
+from score_sde.data.info import Arrays, DatasetInfo, check_fits
 from score_sde.data.sources import load_in_order
 from score_sde.errors import UserError
 
@@ -84,7 +85,7 @@ def load(
 
     def fetch(folder: Path) -> None:
         for remote in (images, labels):
-            if _find(folder, remote.name) is None:
+            if find(folder, remote.name) is None:
                 download(remote, folder / remote.name, patience=patience)
 
     hint = (
@@ -100,12 +101,8 @@ def parse_idx(raw: bytes, source: str) -> np.ndarray:
     Raises:
       UserError: another type of data, or another length than the header says.
     """
-    dimensions = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
-    start = 4 + 4 * dimensions
-    if not 1 <= dimensions <= 3 or len(raw) < start:
-        raise UserError(f"config.data.dir: {source} is not an IDX file of unsigned bytes")
-    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, offset=4))
-    expected = start + int(np.prod(shape, dtype=object))
+    shape, start = _header(raw, source)
+    expected = start + math.prod(shape)
     if len(raw) != expected:
         raise UserError(
             f"config.data.dir: {source} has {len(raw)} bytes of IDX data, not the {expected} its "
@@ -114,7 +111,16 @@ def parse_idx(raw: bytes, source: str) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def _find(folder: Path, name: str) -> Path | None:
+def _header(raw: bytes, source: str) -> tuple[tuple[int, ...], int]:
+    """The shape that the first bytes of an IDX file say, and where the data begin."""
+    dimensions = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
+    start = 4 + 4 * dimensions
+    if not 1 <= dimensions <= 3 or len(raw) < start:
+        raise UserError(f"config.data.dir: {source} is not an IDX file of unsigned bytes")
+    return tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, offset=4)), start
+
+
+def find(folder: Path, name: str) -> Path | None:
     """The file `name`.gz in `folder`, or the unpacked one."""
     candidates = (folder / name, folder / name.removesuffix(".gz"))
     return next((path for path in candidates if path.is_file()), None)
@@ -122,25 +128,32 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_pair(folder: Path, images_name: str, labels_name: str, count: int) -> Arrays | None:
     """Images and labels in `folder`; None unless both are there (one alone is fetched)."""
-    images_path, labels_path = _find(folder, images_name), _find(folder, labels_name)
+    images_path, labels_path = find(folder, images_name), find(folder, labels_name)
     if images_path is None or labels_path is None:
         return None
-    images = _read_idx_file(images_path, (count, 28, 28))
-    labels = _read_idx_file(labels_path, (count,))
+    images = read_idx_file(images_path, (count, 28, 28))
+    labels = read_idx_file(labels_path, (count,))
     if labels.max() > 9:
         raise UserError(f"config.data.dir: {labels_path} has a label that is not in 0 … 9")
     return Arrays(images[..., np.newaxis].copy(), {"labels": labels.astype(np.int32)})
 
 
-def _read_idx_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An IDX file, packed or not, that has to have the given shape."""
-    limit = 16 + int(np.prod(shape)) + 1  # a byte more than fits: a packed absurdity ends there
+def read_idx_file(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """An IDX file, packed or not, uint8; of the given shape, or of any that fits into memory.
+
+    Raises:
+      UserError: a file that is damaged or cannot be read, or of another shape.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(limit)
+            raw = file.read(16)
+            # A byte more than fits: a packed absurdity ends there.
+            size = math.prod(shape or _header(raw, str(path))[0]) + 1
+            check_fits(size, f"config.data.dir: {path}")
+            raw += file.read(size)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"config.data.dir: {path} is damaged or unreadable: {error}") from error
     array = parse_idx(raw, str(path))
-    if array.shape != shape:
+    if shape is not None and array.shape != shape:
         raise UserError(f"config.data.dir: {path} has shape {array.shape}, expected {shape}")
     return array

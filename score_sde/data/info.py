@@ -1,14 +1,17 @@
 """The facts of a data set, and its splits as arrays."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from score_sde.errors import UserError
+from score_sde.paths import local
 
 
 class Arrays(NamedTuple):
@@ -17,18 +20,33 @@ class Arrays(NamedTuple):
     Attributes:
         x: images, uint8 (N, H, W, C), or vectors, float32 (N, D).
         condition: arrays with a row for each item: `labels` int32 (N,) where the set has classes,
-            `vector` float32 (N, k) where columns were named as conditions.
+            `vector` float32 (N, k) where columns were named as conditions. Before they are named,
+            the further arrays that can be, float32 (N,) or (N, k).
     """
 
     x: np.ndarray
     condition: dict[str, np.ndarray]
 
 
+class Decoding(NamedTuple):
+    """How files of images become arrays.
+
+    Attributes:
+        size: height and width of all images; None for their own.
+        channels: 1 or 3; 0 for their own.
+        skip_corrupt: leave out files that are no images, instead of ending there.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int = 0
+    skip_corrupt: bool = False
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """The facts that a run needs of its data. A workdir keeps them.
 
-    The fields from `columns` on are for vectors.
+    The fields from `columns` to `bin_width` are for vectors.
 
     Attributes:
         name: of the set.
@@ -44,6 +62,9 @@ class DatasetInfo:
         condition_mean: of each of them in the training split. The set's own vectors are
             standardised by this and the next: (v - mean) / std.
         condition_std: their standard deviations.
+        classes: their names, where the files have some.
+        digest: of the contents of the user's own files of images; "" for others.
+        skipped: the user's files that were left out, and why; no part of what makes sets equal.
     """
 
     name: str
@@ -58,6 +79,9 @@ class DatasetInfo:
     condition: tuple[str, ...] = ()
     condition_mean: tuple[float, ...] = ()
     condition_std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    digest: str = ""
+    skipped: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.levels is None and not self.columns:
@@ -123,3 +147,26 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
             f"{where} has labels {labels.min()} to {labels.max()}, "
             f"allowed are 0 to {info.num_classes - 1}"
         )
+
+
+def held_out(count: int) -> dict[str, np.ndarray]:
+    """The rows of each split of a set that has none: the test split is the last tenth of a fixed
+    permutation."""
+    order = np.random.default_rng(0).permutation(count)
+    return {"train": order[: count - count // 10], "test": order[count - count // 10 :]}
+
+
+def file_of(data_dir: str | None, allowed: str) -> Path:
+    """The user's file; UserError unless there is one."""
+    path = local(data_dir or "", "config.data.dir")
+    if not data_dir or not path.is_file():
+        raise UserError(f"config.data.dir = {data_dir!r}: allowed is the path of {allowed}")
+    return path
+
+
+def check_fits(needed: int, where: str) -> None:
+    """Refuses more bytes than the machine has memory, before they are taken."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        there = f"this machine has {memory / 2**30:.1f} GiB of memory"
+        raise UserError(f"{where}: its arrays take {needed / 2**30:.1f} GiB; {there}")

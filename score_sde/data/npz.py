@@ -1,51 +1,29 @@
-"""The user's own vectors: one .npz file, as `numpy.savez` writes it.
+"""The user's own vectors or images: one .npz file, as `numpy.savez` writes it.
 
-Its arrays:
-
-    x            numbers (N, D): the training split, or all of the data
-    x_test       numbers (M, D): the test split. Without it the last tenth of x, after a fixed
-                 permutation, is held out.
-    labels       integers (N,) of at least 0: classes, optional
-    labels_test  integers (M,), where there are labels and x_test
-    columns      text (D,): names of the columns, optional
-
-Values become float32. Other arrays are ignored. Pickled objects are refused.
+`score_sde.data.arrays` says which arrays it has.
 """
 
+import hashlib
+import math
+import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from zipfile import BadZipFile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+from numpy.lib import format as npy
 
-from score_sde.data.info import Arrays, DatasetInfo
+from score_sde.data import arrays
+from score_sde.data.info import Arrays, DatasetInfo, file_of
 from score_sde.errors import UserError, one_line
-from score_sde.paths import local
 
-_FEWEST = 10  # rows, so that a tenth is one
+# Of the two versions of the format that hold numbers and text.
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def describe(data_dir: str | None) -> DatasetInfo:
-    """The file's shapes, columns and classes.
-
-    Raises:
-      UserError: one line, as `load`.
-    """
-    path, arrays = _read(data_dir)
-    x = arrays["x"]
-    splits = {split: len(_split(arrays, split).x) for split in ("train", "test")}
-    num_classes = max((int(arrays[key].max()) + 1 for key in arrays if "labels" in key), default=0)
-    columns: tuple[str, ...] = ()
-    if "columns" in arrays:
-        columns = tuple(map(str, arrays["columns"].tolist()))
-        is_text = arrays["columns"].dtype.kind in "US" and arrays["columns"].ndim == 1
-        if not is_text or len(set(columns)) != x.shape[1]:
-            raise UserError(
-                f"{_where(path)}: columns is {_kind(arrays['columns'])}; allowed are {x.shape[1]} "
-                "different names, one for each column of x"
-            )
-    return DatasetInfo("npz", x.shape[1:], None, num_classes, splits, columns)
+    """The file's shapes, columns and classes; errors as of `load`."""
+    return arrays.describe(_table(data_dir))
 
 
 def load(split: str, data_dir: str | None = None) -> Arrays:
@@ -56,97 +34,55 @@ def load(split: str, data_dir: str | None = None) -> Arrays:
       data_dir: path of the file.
 
     Raises:
-      UserError: one line: a file or array that is missing or damaged, an array of another rank,
-        dtype or length, too few rows, or a number that is not finite in float32.
+      UserError: one line: a file or array that is missing or damaged, or as of `arrays.describe`.
     """
-    return _split(_read(data_dir)[1], split)
+    return arrays.load(_table(data_dir), split)
 
 
-def _split(arrays: Mapping[str, np.ndarray], split: str) -> Arrays:
-    x, labels = arrays["x"], arrays.get("labels")
-    if "x_test" in arrays:
-        name = "_test" if split == "test" else ""
-        x, labels = arrays[f"x{name}"], arrays.get(f"labels{name}")
-    else:
-        order = np.random.default_rng(0).permutation(len(x))
-        held_out = len(x) // 10
-        rows = order[-held_out:] if split == "test" else order[:-held_out]
-        x, labels = x[rows], None if labels is None else labels[rows]
-    classes = {} if labels is None else {"labels": labels.astype(np.int32)}
-    return Arrays(x.astype(np.float32), classes)
+def _table(data_dir: str | None) -> arrays.Table:
+    path = file_of(data_dir, "a .npz file with an array x")
+    where = f"config.data.dir: {path}"
+    kinds, digest = {}, hashlib.sha256()
+    with _damage(where), zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            # Of the content, as the directory has it and reading compares it.
+            digest.update(f"{name}:{member.file_size}:{member.CRC};".encode())
+            if name != member.filename:
+                kinds[name] = _kind(archive, member)
+
+    def read(name: str) -> np.ndarray:
+        with _damage(where), np.load(path, allow_pickle=False) as file:
+            array: np.ndarray = file[name]
+            return array
+
+    return arrays.Table("npz", where, kinds, read, digest.hexdigest)
 
 
-def _read(data_dir: str | None) -> tuple[Path, dict[str, np.ndarray]]:
-    """The file's path and its arrays, held against the module's docstring."""
-    path = local(data_dir or "", "config.data.dir")
-    if not data_dir or not path.is_file():
-        raise UserError(
-            f"config.data.dir = {data_dir!r}: allowed is the path of a .npz file with an array x"
-        )
+def _kind(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> arrays.Kind:
+    """An array's shape and dtype, from its header; the ValueError of one that does not fit it."""
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{member.filename} has the unknown version {version}")
+        shape, _, dtype = _HEADERS[version](file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds pickled objects, which are never read")
+    size = start + math.prod(shape) * dtype.itemsize
+    if size != member.file_size:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes, by its header {size}")
+    return shape, dtype
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what a damaged or foreign file raises into a UserError."""
     try:
-        # Pickled objects raise ValueError. Numbers and text need none.
-        opened = np.load(path, allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            raise ValueError("it holds a single array")
-        with opened as file:
-            names = ("x", "x_test", "labels", "labels_test", "columns")
-            arrays = {name: file[name] for name in names if name in file.files}
-            there = ", ".join(file.files)
-    except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+        yield
+    except (
+        *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         reason = one_line(error)[:100]
-        raise UserError(f"{_where(path)}: not a .npz file of numbers ({reason})") from error
-    if "x" not in arrays:
-        raise UserError(f"{_where(path)}: has no array x; its arrays are {there or 'none'}")
-    if "labels" in arrays and "x_test" in arrays and "labels_test" not in arrays:
-        raise UserError(f"{_where(path)}: has labels and x_test, but no array labels_test")
-    if "labels" not in arrays or "x_test" not in arrays:
-        arrays.pop("labels_test", None)
-    _check(path, arrays)
-    return path, arrays
-
-
-def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    features = arrays["x"].shape[1] if arrays["x"].ndim == 2 else 0
-    for name, rows in (("x", "N"), ("x_test", "M")):
-        array = arrays.get(name)
-        if array is None:
-            continue
-        expected = f"({rows}, {features if name == 'x_test' else 'D'})"
-        numbers = array.dtype.kind in "fiu" and array.ndim == 2 and array.shape[1] > 0
-        if not numbers or array.shape[1] != features:
-            raise UserError(
-                f"{_where(path)}: {name} is {_kind(array)}; allowed are numbers {expected}"
-            )
-        fewest = 1 if name == "x_test" else 2 if "x_test" in arrays else _FEWEST
-        if len(array) < fewest:
-            raise UserError(f"{_where(path)}: {name} has {len(array)} rows; at least {fewest}")
-        _check_finite(path, name, array)
-        labels = arrays.get(name.replace("x", "labels"))
-        if labels is None:
-            continue
-        integers = labels.dtype.kind in "iu" and labels.shape == array.shape[:1]
-        if not integers or labels.min() < 0 or labels.max() >= 2**31 - 1:
-            reach = f" from {labels.min()} to {labels.max()}" if integers else ""
-            raise UserError(
-                f"{_where(path)}: {name.replace('x', 'labels')} is {_kind(labels)}{reach}; allowed "
-                f"are integers of at least 0 and below 2**31 - 1, ({len(array)},)"
-            )
-
-
-def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
-    with np.errstate(over="ignore"):
-        places = np.argwhere(~np.isfinite(array.astype(np.float32)))
-    if len(places):
-        row, column = places[0]
-        raise UserError(
-            f"{_where(path)}: {name} has {array[row, column]} in row {row}, column {column}; "
-            "allowed are numbers that are finite in float32"
-        )
-
-
-def _where(path: Path) -> str:
-    return f"config.data.dir: {path}"
-
-
-def _kind(array: np.ndarray) -> str:
-    return f"{array.dtype}{array.shape}"
+        raise UserError(f"{where}: not a .npz file of numbers ({reason})") from error

@@ -29,7 +29,7 @@ def arrays(
     columns of `vector` as their last ones, which `info.condition` names.
 
     Args:
-      x: vectors, numbers (N, D); or images, uint8 (N, H, H, C) of values 0 ... levels - 1.
+      x: vectors, numbers (N, D); or images, uint8 (N, H, W, C) of values 0 ... levels - 1.
       labels: classes, integers (N,) from 0 on.
       vector: the condition of vectors in its own units, numbers (N, k).
       levels: of images.
@@ -40,9 +40,9 @@ def arrays(
     x = np.asarray(x)
     are_vectors = x.ndim == 2 and x.dtype.kind in "fiu"
     if not are_vectors and (
-        x.ndim != 4 or x.dtype != np.uint8 or x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3)
+        x.ndim != 4 or x.dtype != np.uint8 or x.shape[3] not in (1, 3) or 0 in x.shape[1:3]
     ):
-        allowed = "numbers (N, D) and uint8 (N, H, H, C) with C of 1 or 3"
+        allowed = "numbers (N, D) and uint8 (N, H, W, C) with C of 1 or 3"
         raise ValueError(f"data is {x.dtype} {x.shape}: allowed are {allowed}")
     shape, known, number = x.shape[1:], {}, len(x)
     require(number > 0, "data", shape, "at least one item")

@@ -29,19 +29,19 @@ class UNetSpec:
     """The settings of a `UNet`. The defaults are DDPM++.
 
     Attributes:
-        image_size: height and width of the images.
+        image_size: height and width of the images: one number, or (height, width).
         channels: channels of the images.
         width: channels of the first level, a multiple of 4.
         multipliers: for each level its width in multiples of `width`. The image halves from each
-            level to the next, so `image_size` is divisible by 2^(levels - 1).
+            level to the next, so both sides are divisible by 2^(levels - 1).
         num_blocks: residual blocks per level of the encoder (the decoder has one more).
         block: type of the residual blocks: "biggan", which also resample between the levels, or
             "ddpm".
         resample_with_conv: "ddpm" blocks only: convolve where the image halves or doubles.
         symmetric_padding: "ddpm" blocks without `fir` only: where such a convolution halves, pad
             both sides of the image by 1, else the right and the bottom alone.
-        attention_resolutions: the levels' image sizes at which residual blocks are followed by
-            attention.
+        attention_resolutions: the levels' image sizes (the shorter side's) at which residual blocks
+            are followed by attention.
         decoder_attention: in the decoder, "once" after a level's last residual block or after
             "every" one (as in Ho et al.'s code).
         head_width: channels of each head of an attention; 0 for one head of all channels.
@@ -81,7 +81,7 @@ class UNetSpec:
             first.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     channels: int
     width: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -115,14 +115,20 @@ class UNetSpec:
         for name in ("multipliers", "attention_resolutions", "input_frequencies"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        if len(set(sides)) == 1:  # so that equal networks have equal specifications
+            object.__setattr__(self, "image_size", sides[0])
         for name, words in CHOICES.items():
             self._require(name, getattr(self, name) in words, ", ".join(words))
-        for name in ("image_size", "channels", "num_blocks"):
+        sides_ok = len(sides) in (1, 2) and min(sides) > 0
+        self._require("image_size", sides_ok, "positive integers, (height, width)")
+        for name in ("channels", "num_blocks"):
             self._require(name, getattr(self, name) > 0, "positive integers")
         fours = self.width % 4 == 0 and 0 < self.width <= MOST_CHANNELS
         self._require("width", fours, f"positive multiples of 4, up to {MOST_CHANNELS}")
         self._require("dropout", 0 <= self.dropout < 1, "numbers from 0 to below 1")
-        most = (self.image_size & -self.image_size).bit_length()
+        both = self.sides[0] | self.sides[1]
+        most = (both & -both).bit_length()
         self._require(
             "multipliers",
             1 <= len(self.multipliers) <= most and min(self.multipliers) > 0,
@@ -161,9 +167,15 @@ class UNetSpec:
         return tuple(self.width * multiplier for multiplier in self.multipliers)
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
-        """Image size of each level."""
-        return tuple(self.image_size // 2**level for level in range(len(self.multipliers)))
+        """Image size of each level: its shorter side."""
+        return tuple(min(self.sides) // 2**level for level in range(len(self.multipliers)))
 
     @property
     def embedding_width(self) -> int:

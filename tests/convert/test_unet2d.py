@@ -119,7 +119,7 @@ def test_a_pipeline_leads_to_its_network_and_scheduler(tmp_path: Path):
         (DDPM, "add_attention", False),
         (DDPM, "attn_norm_num_groups", 16),
         (DDPM, "out_channels", 6),
-        (DDPM, "sample_size", [8, 16]),
+        (DDPM, "sample_size", [8, 16, 8]),
         (DDPM, "sample_size", "8"),
         (DDPM, "block_out_channels", [32, 48]),
         (DDPM, "block_out_channels", [32, 64, 64]),

@@ -46,14 +46,16 @@ def test_data_dir_is_not_used():
             "mnist",
             "train",
             "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist, moons, "
-            "swiss_roll, npz, images, arrays, celeba, lsun_bedroom, lsun_church, celebahq, ffhq",
+            "swiss_roll, npz, hdf5, idx, folder, zip, images, arrays, celeba, lsun_bedroom, "
+            "lsun_church, celebahq, ffhq",
         ),
         ("digits", "valid", "split: 'valid' is not one of train, test"),
         (
             "ffhq",
             "train",
             "config.data.name = 'ffhq': its images cannot be read, only its models can be used; "
-            "sets that can are digits, cifar10, fashion_mnist, moons, swiss_roll, npz",
+            "sets that can are digits, cifar10, fashion_mnist, moons, swiss_roll, npz, hdf5, idx, "
+            "folder, zip",
         ),
     ],
 )

@@ -1,17 +1,22 @@
 """The user's own file: its two layouts, conditions, constants, and each way to be wrong."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 
 from score_sde.data import DatasetInfo, describe, load
+from score_sde.data.info import check_fits
 from score_sde.errors import UserError
 
 X = (np.random.default_rng(0).standard_normal((40, 3)) * [1.0, 2.0, 0.1] + [0.0, 5.0, -3.0]).astype(
     np.float32
 )
 LABELS = np.arange(40) % 3
+PIXELS = np.random.default_rng(1).integers(0, 256, (40, 6, 4), np.uint8)
 
 
 @pytest.fixture
@@ -69,13 +74,85 @@ def test_what_a_run_keeps_survives_json(file):
         DatasetInfo.from_facts({**info.facts(), "unheard": 1})
 
 
+def test_images_of_a_file_are_read_in_their_own_shape(file):
+    colours = np.stack([PIXELS, PIXELS // 2, PIXELS // 3], axis=-1)
+    path = file(images=PIXELS, labels=LABELS)
+    info = describe("npz", path)
+    assert (info.shape, info.levels, info.num_classes) == ((6, 4, 1), 256, 3)
+    assert info.splits == {"train": 36, "test": 4} and not info.columns
+    train, test = (load("npz", split, path, info) for split in ("train", "test"))
+    order = np.random.default_rng(0).permutation(40)
+    joined = np.concatenate([train.x, test.x])[..., 0]
+    np.testing.assert_array_equal(joined, PIXELS[order])
+    np.testing.assert_array_equal(train.condition["labels"], LABELS[order[:36]])
+    with pytest.raises(UserError, match=r"image_size = 8: allowed are 0 \(its own \(6, 4\) pixels"):
+        describe("npz", path, image_size=8)
+    assert describe("npz", path, image_size=(6, 4), channels=1) == info
+    path = file(x=colours[:30], x_test=colours[30:], labels=LABELS[:30], labels_test=LABELS[30:])
+    other = describe("npz", path)
+    assert other.shape == (6, 4, 3) and other.splits == {"train": 30, "test": 10}
+    np.testing.assert_array_equal(load("npz", "test", path, other).x, colours[30:])
+    # What a run keeps tells sets apart by their content.
+    changed = PIXELS.copy()
+    changed[39, 5, 3] ^= 1
+    digests = {describe("npz", file(images=each)).digest for each in (PIXELS, changed, PIXELS[1:])}
+    assert len(digests) == 3 and "" not in digests
+
+
+def test_further_arrays_become_conditions(file):
+    """Of vectors and of images; a name is one column, or all columns of an array."""
+    y, z = X[:, 0] * 3 + 1, np.stack([X[:, 1], X[:, 2] * 2], axis=1)
+    short = np.ones(7)
+    for data in ({"x": X[:, :2]}, {"images": PIXELS}):
+        path = file(**data, y=y, z=z, short=short, notes=["a"] * 40)
+        info = describe("npz", path, condition=("z", "y"))
+        assert info.condition == ("z[0]", "z[1]", "y")
+        train = load("npz", "train", path, info)
+        rows = np.random.default_rng(0).permutation(40)[:36]
+        np.testing.assert_array_equal(
+            train.x.reshape(36, -1), next(iter(data.values()))[rows].reshape(36, -1)
+        )
+        expected = np.concatenate([z, y[:, None]], axis=1)[rows]
+        expected = (expected - expected.mean(0)) / expected.std(0)
+        # Float32's rounding.
+        np.testing.assert_allclose(train.condition["vector"], expected, rtol=1e-4, atol=1e-5)
+        assert set(train.condition) == {"vector"}
+        assert describe("npz", path, condition=("z[1]",)).condition == ("z[1]",)
+        with pytest.raises(UserError, match=r"no column short; allowed are .*y, z\[0\], z\[1\]"):
+            describe("npz", path, condition=("short",))
+        for bad in (np.inf, np.nan, 1e300):
+            path = file(**data, y=np.where(np.arange(40) < 30, np.float64(bad), y))
+            assert describe("npz", path).splits == {"train": 36, "test": 4}
+            with pytest.raises(UserError, match=r"column y of npz is constant.* or not finite"):
+                describe("npz", path, condition=("y",))
+    path = file(x=X[:30], x_test=X[30:], y=y[:30], y_test=y[30:], z=z[:30])
+    assert describe("npz", path, condition=("y",)).shape == (3,)
+    with pytest.raises(UserError, match="no column z; allowed are 0, 1, 2, y, and"):
+        describe("npz", path, condition=("z",))  # it has no rows of the test split
+
+
+def test_what_a_header_says_is_not_believed(tmp_path):
+    """An array that claims more than is there, or more than any memory, takes none."""
+    path = tmp_path / "mine.npz"
+    for shape, words in (((2**40, 2), "by its header"), ((41, 3), "by its header")):
+        content = io.BytesIO()
+        npy.write_array_header_1_0(
+            content, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content.getvalue() + X.tobytes())
+        with pytest.raises(UserError, match=words):
+            describe("npz", str(path))
+    with pytest.raises(UserError, match=r"mine: its arrays take 1048576\.0 GiB; this machine has"):
+        check_fits(2**50, "mine")
+
+
 def test_the_files_columns_must_be_the_runs(file):
     info = describe("npz", file(x=X, columns=["a", "b", "c"]))
     with pytest.raises(UserError, match=r"columns a, b, d.* a, b, c"):
         load("npz", "test", file(x=X, columns=["a", "b", "d"]), info)
 
 
-GOOD = {"x": X}
 NAN = X.copy()
 NAN[7, 1] = np.nan
 
@@ -85,10 +162,17 @@ NAN[7, 1] = np.nan
     [
         ({"y": X}, ("no array x", "y")),
         ({"x": X[:, 0]}, ("x is float32(40,)", "(N, D)")),
+        ({"x": X[:, :, None]}, ("x is float32(40, 3, 1)", "uint8 (N, H, W)", "0 to 255")),
+        ({"x": PIXELS[..., None, None]}, ("x is uint8(40, 6, 4, 1, 1)", "(N, H, W, C)")),
+        ({"images": np.stack([PIXELS] * 2, axis=-1)}, ("images is uint8(40, 6, 4, 2)", "1 or 3")),
+        ({"images": PIXELS[:9]}, ("9 rows", "10")),
+        ({"images": PIXELS, "images_test": PIXELS[:, :5]}, ("images_test", "(M, 6, 4)")),
+        ({"images": PIXELS, "labels": LABELS[:7]}, ("labels is int64(7,)", "(40,)")),
+        ({f"arr_{i}": PIXELS[i, :i] for i in range(3)}, ("no array x or images", "arr_2")),
         ({"x": X[:, :0]}, ("x is float32(40, 0)",)),
         ({"x": X.astype(str)}, ("x is <U", "numbers")),
         ({"x": X.astype(complex)}, ("complex", "numbers")),
-        ({"x": X.astype(object)}, ("mine.npz", "allow_pickle")),
+        ({"x": X.astype(object)}, ("mine.npz", "x.npy holds pickled objects")),
         ({"x": X[:9]}, ("9 rows", "10")),
         ({"x": X[:1], "x_test": X}, ("1 rows", "2")),
         ({"x": X, "x_test": X[:0]}, ("x_test", "0 rows")),

@@ -53,6 +53,8 @@ def batch():
     ("image_size", "options"),
     [
         (28, {"multipliers": (1, 2, 2), "attention_resolutions": (14,)}),
+        ((8, 12), {"multipliers": (1, 2, 1), "attention_resolutions": (4,)}),
+        ((12, 8), {"fir": True, "progressive_input": "input_skip", "block": "ddpm"}),
         (8, {"multipliers": (1,), "attention_resolutions": ()}),
         (8, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}),
         (8, {"progressive_input": "residual", "skip_rescale": False, "centered": False}),
@@ -65,7 +67,7 @@ def test_output_has_the_shape_of_the_input(image_size, options):
     spec = UNetSpec(image_size=image_size, channels=3, num_blocks=1, dropout=0.1, **settings)
     apply, params = abstract(partial(UNet, spec))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    x = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, *spec.sides, 3), jnp.float32)
     noise = jax.ShapeDtypeStruct((2,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     for reverse_only in (False, True):
@@ -80,6 +82,13 @@ def test_output_has_the_shape_of_the_input(image_size, options):
     ("options", "words"),
     [
         ({"image_size": 28, "multipliers": (1, 2, 2, 2)}, ("multipliers", "28", "1 to 3")),
+        ({"image_size": (8, 12), "multipliers": (1,) * 4}, ("multipliers", "(8, 12)", "1 to 3")),
+        ({"image_size": (8, 0)}, ("image_size = (8, 0)", "positive integers, (height, width)")),
+        ({"image_size": (8, 8, 8)}, ("image_size", "positive integers, (height, width)")),
+        (
+            {"image_size": (12, 8), "attention_resolutions": (12,)},
+            ("attention_resolutions = (12,)", "8, 4"),
+        ),
         ({"multipliers": ()}, ("multipliers", "1 to 4")),
         ({"multipliers": (1, 0)}, ("multipliers = (1, 0)", "positive integers")),
         ({"num_blocks": 0}, ("num_blocks = 0", "positive")),
@@ -111,6 +120,30 @@ def test_a_spec_is_hashable_however_it_is_written():
     spec = UNetSpec(8, 1, multipliers=[1, 2], attention_resolutions=[8], dtype="bfloat16")
     same = UNetSpec(8, 1, multipliers=(1, 2), attention_resolutions=(8,), dtype=jnp.bfloat16)
     assert spec == same and hash(spec) == hash(same) and hash(replace(spec, width=8))
+    assert UNetSpec((16, 16), 1) == UNetSpec(16, 1) != UNetSpec((16, 32), 1)
+
+
+def test_images_that_are_not_square_are_mirrored_along_either_side():
+    """With kernels that are symmetric along both sides a mirrored image gives the mirrored output,
+    at height and width that differ: exact but for rounding, as sums run in another order."""
+    spec = replace(TINY, image_size=(4, 6))
+    apply, params = init(partial(UNet, spec), jax.random.key(0))
+    _, of_square = abstract(network())
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, of_square)
+
+    def symmetric(leaf):
+        if leaf.ndim != 4:
+            return leaf
+        leaf = leaf + leaf[::-1]
+        return leaf + leaf[:, ::-1]
+
+    params = jax.tree.map(symmetric, moved(params))
+    x = jax.random.normal(jax.random.key(1), (1, 4, 6, 2))
+    batch = jnp.concatenate([x, x[:, ::-1], x[:, :, ::-1]])
+    plain, upside_down, mirrored = jax.jit(apply)(params, batch, jnp.full(3, 20.0))
+    assert plain.shape == (4, 6, 2) and np.abs(plain - mirrored).max() > 0.1
+    for found in (upside_down[::-1], mirrored[:, ::-1]):
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_initial_values_follow_the_key_and_their_scale():

@@ -1,0 +1,46 @@
+"""A zip archive of the user's own images, which is read as it is.
+
+`score_sde.data.images` says how it is laid out.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import PurePosixPath, PureWindowsPath
+
+from score_sde.data import images
+from score_sde.data.info import file_of
+from score_sde.errors import UserError, one_line
+
+
+def listing(data_dir: str | None) -> images.Listing:
+    """The files in the archive, by name.
+
+    Raises:
+      UserError: there is no such file, it is no zip archive, or it has encrypted files, two of one
+        name, or paths that leave it.
+    """
+    path = file_of(data_dir, "a .zip file of images")
+    where = f"config.data.dir: {path}"
+
+    @contextmanager
+    def opened() -> Iterator[images.Open]:
+        with zipfile.ZipFile(path) as archive:
+            yield archive.open  # type: ignore[misc]
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise UserError(f"{where}: not a zip archive ({one_line(error)[:100]})") from error
+    for member in members:
+        name = member.filename
+        if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+            raise UserError(f"{where}: its file {name!r:.100} leaves it; allowed are paths within")
+        if member.flag_bits & 1:
+            raise UserError(f"{where}: {name!r:.100} is encrypted; allowed are archives without")
+    files = tuple(sorted((str(PurePosixPath(m.filename)), m.file_size, m.CRC) for m in members))
+    if len({name for name, *_ in files}) < len(files):
+        raise UserError(f"{where}: has files of one name; allowed are different ones")
+    return images.Listing("zip", where, files, opened, partial(listing, data_dir))

@@ -1,0 +1,101 @@
+"""The user's own vectors or images: one HDF5 file, whose datasets are those of a .npz file.
+
+`score_sde.data.arrays` says which. Groups are ignored. Nothing outside the file is read.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from score_sde.data import arrays
+from score_sde.data.info import Arrays, DatasetInfo, file_of
+from score_sde.errors import UserError, one_line
+
+_AT_ONCE = 1000  # rows of which a digest is taken
+
+
+def describe(data_dir: str | None) -> DatasetInfo:
+    """The file's shapes, columns and classes; errors as of `load`."""
+    return arrays.describe(_table(data_dir))
+
+
+def load(split: str, data_dir: str | None = None) -> Arrays:
+    """The file's `split`, as `score_sde.data.load` describes it.
+
+    Args:
+      split: "train" or "test".
+      data_dir: path of the file.
+
+    Raises:
+      UserError: one line: h5py is not installed, the file is missing, damaged or points to others,
+        or as of `arrays.describe`.
+    """
+    return arrays.load(_table(data_dir), split)
+
+
+def _table(data_dir: str | None) -> arrays.Table:
+    path = file_of(data_dir, "an HDF5 file with a dataset x")
+    where = f"config.data.dir: {path}"
+
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        """The file; what is wrong with it is a UserError."""
+        try:
+            import h5py
+        except ImportError as error:
+            raise UserError(
+                "config.data.name = 'hdf5': needs h5py: pip install 'score-sde[hdf5]'"
+            ) from error
+        try:
+            with h5py.File(path, "r") as file:
+                yield file
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = one_line(error)[:100]
+            raise UserError(f"{where}: not an HDF5 file of numbers ({reason})") from error
+
+    def read(name: str) -> np.ndarray:
+        with opened() as file:
+            is_text = file[name].dtype.kind == "O"
+            return np.asarray(file[name].asstr()[()], str) if is_text else np.asarray(file[name])
+
+    def digest() -> str:
+        found = hashlib.sha256()
+        with opened() as file:
+            for name in kinds:
+                found.update(f"{name}:{kinds[name]};".encode())
+                shape, dtype = kinds[name]
+                for start in range(0, shape[0] if shape and dtype.kind != "U" else 0, _AT_ONCE):
+                    found.update(file[name][start : start + _AT_ONCE].tobytes())
+        return found.hexdigest()
+
+    with opened() as file:
+        kinds = {name: _kind(file, name) for name in file if _is_dataset(file, name)}
+    return arrays.Table("hdf5", where, kinds, read, digest)
+
+
+def _is_dataset(file: Any, name: str) -> bool:
+    """Whether it is an array; the ValueError of one that lies elsewhere."""
+    import h5py
+
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link; allowed are datasets of the file itself")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        return False
+    if found.external or found.is_virtual:
+        raise ValueError(f"{name} lies in other files; allowed are datasets of the file itself")
+    return True
+
+
+def _kind(file: Any, name: str) -> arrays.Kind:
+    import h5py
+
+    dtype = file[name].dtype
+    if h5py.check_string_dtype(dtype):
+        dtype = np.dtype(str)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects; allowed are numbers and text")
+    return file[name].shape, dtype

@@ -1,0 +1,197 @@
+"""`--mode data`: a look at the data before training."""
+
+import hashlib
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde import build, data, pictures, rules
+from score_sde.config import changed, flat, resolve, takes
+from score_sde.data import Arrays, DatasetInfo
+from score_sde.errors import UserError
+from score_sde.networks import NETWORKS
+from score_sde.schema import SCHEMA
+
+PICTURE = "data.png"
+SHEET, LARGE_SHEET = 64, 16  # images, and those of sides beyond
+LARGE = 128  # pixels
+MOST_PIXELS = 64**2  # of a size that is proposed
+PAIRED, PAIRED_BYTES = 2000, 2**28  # items whose distances are all taken, and their room
+SHOWN = 20  # classes, columns or files in a list
+
+
+def run(config: ConfigDict, workdir: Path, output: Path) -> None:
+    """Print what the data are and which config lines suit them; write `data.png` into the
+    output."""
+    config, sizes = _with_size(config)
+    info = build.dataset(config)
+    splits = {split: build.arrays(config, info, split) for split in ("train", "test")}
+    train = splits["train"]
+    kind = "images" if info.levels else "vectors"
+    shape = " x ".join(map(str, info.shape))
+    counts = ", ".join(f"{count} {split}" for split, count in info.splits.items())
+    print(f"data: {kind} {shape} of {info.name}: {counts}")
+    for line in (*sizes, *_classes(info, train), *_moments(config, info, train.x)):
+        print(line)
+    rows = _sampled(train.x)
+    space: Any = build.space(config, info)  # which takes numpy's arrays too
+    largest = largest_distance(np.asarray(space.to_model(rows)))
+    of = "all pairs" if len(rows) == len(train.x) else f"the pairs of {len(rows)} of them, at least"
+    print(f"largest pairwise distance: {largest:.4g} in the model's units ({of})")
+    print(_repeated(*(splits[split].x for split in ("train", "test"))))
+    for line in info.skipped[:SHOWN]:
+        print(f"left out: {line}")
+    if len(info.skipped) > SHOWN:
+        print(f"left out: {len(info.skipped) - SHOWN} more")
+    path = output / PICTURE
+    _picture(path, info, train.x)
+    print(f"picture: {path}")
+    proposed = _proposed(config, info, largest)
+    try:
+        rules.check(changed(config, proposed), info)
+    except UserError as error:  # of a setting that the data say nothing about
+        print(f"note: training with this preset is refused: {error}")
+    print("\nconfig lines for --mode train with this preset:\n")
+    print(" \\\n".join(f"  {shlex.quote(f'--config.{k}={v}')}" for k, v in proposed.items()))
+
+
+def largest_distance(x: np.ndarray) -> float:
+    """The largest Euclidean distance between two rows of x (n, …): what Song and Ermon 2020
+    (arXiv:2006.09011, technique 1) take for sigma_max."""
+    flat_rows = x.reshape(len(x), -1).astype(np.float32)
+    flat_rows = flat_rows - flat_rows.mean(axis=0)  # differences of small numbers lose less
+    squares = np.square(flat_rows).sum(axis=1)
+    best = 0.0
+    for start in range(0, len(x), 256):
+        part = slice(start, start + 256)
+        products = flat_rows[part] @ flat_rows.T
+        best = max(best, float((squares[part, None] + squares - 2.0 * products).max()))
+    return math.sqrt(best)
+
+
+def _with_size(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """The config, with a size for files of images where it has none, and what sizes they have."""
+    known = resolve("data.name", config.data.name)
+    if not known.files or config.data.image_size:
+        return config, []
+    there = data.image_sizes(known, config.data.dir)
+    height, width = np.median(list(there.elements()) or [(32, 32)], axis=0).tolist()
+    size = proposed_size(height, width)
+    if len(there) == 1 and height * width <= MOST_PIXELS:
+        size = next(iter(there))
+    often = ", ".join(f"{each} {count} times" for each, count in there.most_common(3))
+    line = (
+        f"files: {there.total()} images of {len(there)} sizes (height, width), most often {often}"
+    )
+    both = size[0] if len(set(size)) == 1 else size
+    return changed(config, {"data.image_size": both}), [line]
+
+
+def proposed_size(height: float, width: float) -> tuple[int, int]:
+    """A height and width near those of images: multiples of 8, so that the network can halve them,
+    and about 64 x 64 pixels at most, as larger ones want larger networks."""
+    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
+    first, second = (max(8, 8 * round(scale * side / 8)) for side in (height, width))
+    return first, second
+
+
+def _classes(info: DatasetInfo, train: Arrays) -> Iterator[str]:
+    if not info.num_classes:
+        yield "classes: none"
+        return
+    names = info.classes or tuple(map(str, range(info.num_classes)))
+    counts = np.bincount(train.condition["labels"], minlength=info.num_classes)
+    shown = ", ".join(f"{n} ({c})" for n, c in zip(names[:SHOWN], counts[:SHOWN], strict=True))
+    more = ", …" if len(names) > SHOWN else ""
+    yield f"classes: {len(names)}, with so many training items: {shown}{more}"
+
+
+def _moments(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Iterator[str]:
+    """Mean and standard deviation of each channel or column, and sigma_data."""
+    if info.levels is None:
+        for name, mean, std in list(zip(info.columns, info.mean, info.std, strict=True))[:SHOWN]:
+            yield f"column {name}: mean {mean:.4g}, standard deviation {std:.4g}"
+        yield "sigma_data: 1, as each column is standardised"
+        return
+    values = np.arange(info.levels)
+    shares = np.stack(
+        [np.bincount(x[..., c].ravel(), minlength=info.levels) for c in range(x.shape[-1])]
+    ) / (x.size / x.shape[-1])
+    means = shares @ values
+    stds = np.sqrt(np.maximum(shares @ values**2 - means**2, 0.0))
+    for index, (mean, std) in enumerate(zip(means, stds, strict=True)):
+        top = info.levels - 1
+        yield f"channel {index}: mean {mean:.4g}, standard deviation {std:.4g} (of 0 to {top})"
+    all_channels = shares.mean(axis=0)
+    spread = math.sqrt(max(all_channels @ values**2 - (all_channels @ values) ** 2, 0.0))
+    reach = (2.0 if config.model.centered else 1.0) / (info.levels - 1)
+    interval = "[-1, 1]" if config.model.centered else "[0, 1]"
+    yield f"sigma_data: {spread * reach:.4g} in the model's units, {interval}"
+
+
+def _sampled(x: np.ndarray) -> np.ndarray:
+    """The items, or as many at random as there is time and room for their distances."""
+    most = max(2, min(PAIRED, PAIRED_BYTES // (4 * math.prod(x.shape[1:]))))
+    if len(x) <= most:
+        return x
+    return x[np.sort(np.random.default_rng(0).choice(len(x), most, replace=False))]
+
+
+def _repeated(train: np.ndarray, test: np.ndarray) -> str:
+    """How many items are copies of others, bit by bit."""
+    known, other = ([hashlib.blake2b(row.tobytes()).digest() for row in x] for x in (train, test))
+    again = len(known) - len(set(known))
+    leaked = sum(each in set_of_known for set_of_known in [set(known)] for each in other)
+    return (
+        f"exact duplicates: {again} training items repeat another, {leaked} test items are among "
+        "the training items"
+    )
+
+
+def _picture(path: Path, info: DatasetInfo, x: np.ndarray) -> None:
+    if info.levels is None:
+        pictures.save_scatter(path, {"data": x}, None, info.columns)
+        return
+    number = min(len(x), SHEET if max(info.shape[:2]) <= LARGE else LARGE_SHEET)
+    shown = np.sort(np.random.default_rng(0).choice(len(x), number, replace=False))
+    pictures.save_png(path, x[shown], info.levels)
+
+
+def _proposed(config: ConfigDict, info: DatasetInfo, largest: float) -> dict[str, Any]:
+    """The data's keys, and those of other sections that have to fit them."""
+    values = flat(config)
+    found = {
+        key: value
+        for key, value in values.items()
+        if key.startswith("data.") and (key == "data.name" or value != SCHEMA[key].default)
+    }
+    rank = len(info.shape)
+    if getattr(build.network_class(config), "rank", rank) != rank:
+        found["model.name"] = next(name for name, make in NETWORKS.items() if make.rank == rank)
+    if found.get("model.name", values["model.name"]) == "unet":
+        found |= _levels(config, info)
+    if info.num_classes:
+        found["model.class_conditional"] = True
+    if "sigma_max" in takes(resolve("sde.name", config.sde.name)):
+        found["sde.sigma_max"] = float(f"{1.005 * largest:.3g}")  # rounded up
+    if info.splits["train"] < config.training.batch_size:
+        found["training.batch_size"] = 2 ** int(math.log2(info.splits["train"]))
+    return found
+
+
+def _levels(config: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
+    """The U-Net's levels and attention, where the config's do not go with the images' size."""
+    both, found = info.shape[0] | info.shape[1], {}
+    multipliers, attends = config.model.multipliers, config.model.attention_resolutions
+    most = (both & -both).bit_length()
+    if len(multipliers) > most:
+        multipliers = found["model.multipliers"] = multipliers[:most]
+    sizes = [min(info.shape[:2]) // 2**level for level in range(len(multipliers))]
+    if not set(attends) <= set(sizes):
+        found["model.attention_resolutions"] = (sizes[-1],) if sizes[-1] <= 32 else ()
+    return found

@@ -1,0 +1,418 @@
+"""Files of images in a folder or a zip archive: what becomes of each, layouts, and bad ones."""
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from score_sde.data import describe, load
+from score_sde.data.decoding import CorruptImageError, decode, header
+from score_sde.errors import UserError
+
+DRAW = np.random.default_rng(0)
+
+
+def pixels(height, width, channels=3):
+    return DRAW.integers(0, 256, (height, width, channels), np.uint8).squeeze()
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of few bytes that says it has many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(10**6))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """30 images from 8 x 8 to 40 x 30 in two classes, and a file that is none."""
+    root = tmp_path / "photos"
+    for index in range(30):
+        height, width = 8 + index * 22 // 29, 8 + index * 32 // 29
+        save(root / ("cat" if index % 3 else "ant") / f"{index:02d}.png", pixels(height, width))
+    (root / "notes.txt").write_text("none")
+    return root
+
+
+def decoded(image: Image.Image, size, channels=3, kind="png", **options):
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    content.seek(0)
+    return decode(content, *size, channels)
+
+
+# --- One file -------------------------------------------------------------------------------------
+
+
+def test_an_image_of_the_target_s_size_stays_as_it_is():
+    array = pixels(6, 9)
+    np.testing.assert_array_equal(decoded(Image.fromarray(array), (6, 9)), array)
+
+
+def test_the_middle_is_cut_out():
+    array = pixels(6, 10)
+    np.testing.assert_array_equal(decoded(Image.fromarray(array), (6, 4)), array[:, 3:7])
+    np.testing.assert_array_equal(decoded(Image.fromarray(array), (2, 10)), array[2:4])
+
+
+def test_the_filter_is_antialiased_and_keeps_the_mean():
+    """A checkerboard becomes its mean: a filter without antialiasing would pick single pixels."""
+    board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
+    small = decoded(Image.fromarray(board.astype(np.uint8)), (8, 8), 1)
+    # 127.5, and a level of rounding in each of the two passes. At the border the filter has
+    # fewer pixels.
+    assert np.abs(small[1:-1, 1:-1].astype(float) - 127.5).max() <= 2
+    flat = Image.new("RGB", (33, 50), (10, 200, 77))
+    assert (decoded(flat, (16, 24)) == np.asarray([10, 200, 77])).all()
+
+
+def test_transparent_pixels_lie_over_white():
+    array = pixels(4, 5, 4)
+    array[..., 3] = [0, 64, 128, 255, 255]
+    found = decoded(Image.fromarray(array), (4, 5)).astype(float)
+    alpha = array[..., 3:] / 255
+    # A level of rounding.
+    assert np.abs(found - (alpha * array[..., :3] + (1 - alpha) * 255)).max() <= 1
+    grey = np.stack([array[..., 0], array[..., 3]], axis=-1)
+    found = decoded(Image.fromarray(grey, "LA"), (4, 5), 1).astype(float)
+    assert np.abs(found - (alpha * array[..., :1] + (1 - alpha) * 255)).max() <= 1
+
+
+def test_palettes_are_looked_up():
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3), "P")
+    colours = DRAW.integers(0, 256, (6, 3), np.uint8)
+    image.putpalette(colours.ravel().tolist())
+    for options in ({}, {"transparency": 4}):
+        expected = colours.reshape(2, 3, 3).copy()
+        if options:
+            expected[1, 1] = 255
+        np.testing.assert_array_equal(decoded(image, (2, 3), **options), expected)
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    array = DRAW.integers(0, 2**16, (4, 5), np.uint16)
+    array[0, :2] = 0, 2**16 - 1
+    for kind in ("png", "tiff"):
+        found = decoded(Image.fromarray(array), (4, 5), 1, kind)[..., 0]
+        np.testing.assert_array_equal(found, np.rint(array / 257).astype(np.uint8))
+    floats = Image.fromarray(array.astype(np.float32))
+    with pytest.raises(CorruptImageError, match="32 bits"):
+        decoded(floats, (4, 5), 1, "tiff")
+
+
+def test_the_turn_of_exif_is_made():
+    array = pixels(4, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the right side is the top
+    found = decoded(Image.fromarray(array), (6, 4), exif=exif)
+    np.testing.assert_array_equal(found, np.rot90(array, -1))
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "png", exif=exif)
+    assert header(content) == (6, 4, False)
+
+
+def test_grey_and_colours_become_one_another():
+    grey = pixels(4, 5, 1)
+    found = decoded(Image.fromarray(grey), (4, 5))
+    np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+    array = pixels(4, 5)
+    luma = array @ np.asarray([0.299, 0.587, 0.114])
+    # A level of rounding.
+    assert np.abs(decoded(Image.fromarray(array), (4, 5), 1)[..., 0] - luma).max() <= 1
+    bits = Image.fromarray(grey).convert("1")
+    assert set(np.unique(decoded(bits, (4, 5), 1))) <= {0, 255}
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    first, second = (Image.fromarray(np.full((3, 4), value, np.uint8)) for value in (50, 200))
+    found = decoded(first, (3, 4), 1, "gif", save_all=True, append_images=[second])
+    assert (found == 50).all()
+
+
+# --- Folders and archives -------------------------------------------------------------------------
+
+
+def test_a_folder_with_classes(folder):
+    info = describe("folder", str(folder), image_size=(12, 16))
+    assert (info.shape, info.levels, info.num_classes) == ((12, 16, 3), 256, 2)
+    assert info.classes == ("ant", "cat") and info.splits == {"train": 27, "test": 3}
+    assert info.skipped == ("1 files .txt: hidden, or no images by their names",)
+    parts = [load("folder", split, str(folder), info) for split in ("train", "test")]
+    names = sorted(folder.rglob("*.png"))
+    order = np.random.default_rng(0).permutation(30)
+    for row, found, label in zip(
+        order,
+        np.concatenate([part.x for part in parts]),
+        np.concatenate([part.condition["labels"] for part in parts]),
+        strict=True,
+    ):
+        with names[row].open("rb") as file:
+            np.testing.assert_array_equal(found, decode(file, 12, 16, 3))
+        assert info.classes[label] == names[row].parent.name
+    grey = describe("folder", str(folder), image_size=8, channels=1)
+    assert grey.shape == (8, 8, 1) and grey.digest == info.digest
+    assert load("folder", "test", str(folder), grey).x.shape == (3, 8, 8, 1)
+
+
+def test_a_zip_is_read_as_the_folder_in_it(folder, tmp_path):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__MACOSX/photos/._00.png", "none")
+        for each in folder.rglob("*"):  # in no order
+            archive.write(each, Path("all", "photos", each.relative_to(folder)))
+    ours = describe("folder", str(folder), image_size=8)
+    theirs = describe("zip", str(path), image_size=8)
+    assert (theirs.classes, theirs.splits) == (ours.classes, ours.splits)
+    for split in ("train", "test"):
+        one = load("folder", split, str(folder), ours)
+        other = load("zip", split, str(path), theirs)
+        np.testing.assert_array_equal(one.x, other.x)
+        np.testing.assert_array_equal(one.condition["labels"], other.condition["labels"])
+
+
+def test_folders_train_and_test_are_the_splits(tmp_path):
+    for split, number in (("train", 3), ("test", 2)):
+        for index in range(number):
+            for name in "ab":
+                save(tmp_path / split / name / f"{index}.jpg", pixels(8, 8))
+    info = describe("folder", str(tmp_path))
+    assert info.shape == (8, 8, 3) and info.splits == {"train": 6, "test": 4}
+    assert info.classes == ("a", "b")
+    assert load("folder", "test", str(tmp_path), info).condition["labels"].tolist() == [0, 0, 1, 1]
+    save(tmp_path / "test" / "c" / "0.jpg", pixels(8, 8))
+    with pytest.raises(UserError, match="no training image of the classes c"):
+        describe("folder", str(tmp_path))
+    (tmp_path / "test").rename(tmp_path / "valid")
+    with pytest.raises(UserError, match="has the folders train, valid; allowed beside train is"):
+        describe("folder", str(tmp_path))
+
+
+def test_one_folder_is_no_class_and_grey_images_are_grey(tmp_path):
+    for index in range(10):
+        save(tmp_path / "only" / f"{index}.png", pixels(6, 4, 1))
+    info = describe("folder", str(tmp_path))
+    assert (info.shape, info.num_classes, info.classes) == ((6, 4, 1), 0, ())
+    assert load("folder", "train", str(tmp_path), info).condition == {}
+    save(tmp_path / "loose.png", pixels(6, 4, 1))
+    save(tmp_path / "other" / "1.png", pixels(6, 4, 1))
+    with pytest.raises(UserError, match="1 images lie beside the folders of classes only, other"):
+        describe("folder", str(tmp_path))
+
+
+def test_a_change_of_the_files_changes_what_a_run_keeps(folder, capsys):
+    before = describe("folder", str(folder), image_size=8)
+    assert describe("folder", str(folder), image_size=8) == before
+    victim = folder / "ant" / "00.png"
+    array = np.asarray(Image.open(victim)).copy()
+    array[0, 0, 0] ^= 1
+    save(victim, array)
+    changed = describe("folder", str(folder), image_size=8)
+    assert changed != before and changed.splits == before.splits
+    # Other images than the run's may be scored; which of them were trained on is not known.
+    load("folder", "test", str(folder), changed)
+    assert "note" not in capsys.readouterr().err
+    load("folder", "test", str(folder), before)
+    assert "not the images of the run" in capsys.readouterr().err
+    victim.rename(folder / "cat" / "00.png")
+    assert describe("folder", str(folder), image_size=8) not in (before, changed)
+
+
+# --- Bad ones -------------------------------------------------------------------------------------
+
+
+def corrupt(folder) -> dict[str, str]:
+    """Files that are added, and what is said of each."""
+    good = (folder / "cat" / "29.png").read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 0xFF
+    files = {
+        "empty.png": (b"", "0 bytes"),
+        "cut.png": (good[: len(good) // 2], "truncated"),
+        "flipped.png": (bytes(flipped), ""),
+        "wrong.png": (b"%PDF-1.7", "no image of the formats PNG, JPEG"),
+        "zero.png": (bomb(0, 5), ""),
+        "bomb.png": (bomb(12_000, 12_000), "12000 x 12000 pixels; allowed are up to 67,108,864"),
+        "huge.png": (bomb(60_000, 60_000), ""),
+    }
+    for name, (content, _) in files.items():
+        (folder / "cat" / name).write_bytes(content)
+    return {f"cat/{name}": words for name, (_, words) in files.items()}
+
+
+def test_corrupt_files_are_listed_or_left_out(folder, capsys):
+    before = describe("folder", str(folder), image_size=8)
+    expected = corrupt(folder)
+    with pytest.raises(UserError) as caught:
+        describe("folder", str(folder), image_size=8)
+    line = str(caught.value)
+    assert "7 of 37 images cannot be used: " in line and "skip_corrupt=true" in line
+    assert all(f"{name} (" in line and words in line for name, words in expected.items()), line
+    assert "\n" not in line and " at 0x" not in line
+    info = describe("folder", str(folder), image_size=8, skip_corrupt=True)
+    assert "7 of 37 images cannot be used" in capsys.readouterr().err
+    assert sum(info.splits.values()) == 30 and info.num_classes == before.num_classes
+    assert [skipped.split(":")[0] for skipped in info.skipped[1:]] == sorted(expected)
+    for split in ("train", "test"):
+        part = load("folder", split, str(folder), info, skip_corrupt=True)
+        assert len(part.x) == len(part.condition["labels"]) == info.splits[split]
+    for index in range(12):
+        (folder / "ant" / f"bad{index}.png").touch()
+    with pytest.raises(UserError) as caught:
+        describe("folder", str(folder), image_size=8)
+    assert "19 of 49" in str(caught.value) and str(caught.value).count("(") == 10
+    assert ", …; mend" in str(caught.value)
+
+
+def test_all_corrupt_is_too_many(tmp_path):
+    for index in range(10):
+        (tmp_path / f"{index}.png").write_text("no")
+    with pytest.raises(UserError, match="10 of 10"):
+        describe("folder", str(tmp_path))
+    with pytest.raises(UserError, match="no image is left in the split"):
+        describe("folder", str(tmp_path), skip_corrupt=True)
+
+
+def test_bombs_take_no_memory(folder, tmp_path, run_python):
+    """Of files, of members of a zip and of an array's header, all by their first bytes. The bound
+    is generous: Python with numpy and Pillow takes some 60 MiB, one decoded bomb 137 or 3433."""
+    corrupt(folder)
+    (folder / "cat" / "giant.png").touch()
+    os.truncate(folder / "cat" / "giant.png", 2**28 + 1)  # without a place on the disk
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(10):
+            archive.writestr(f"{index}.png", bomb(60_000, 60_000))
+    code = f"""
+import re, sys
+from pathlib import Path
+from score_sde.data import describe
+from score_sde.errors import UserError
+for name, path in (("folder", {str(folder)!r}), ("zip", {str(path)!r})):
+    try:
+        describe(name, path, image_size=8)
+    except UserError as error:
+        print(error)
+assert "jax" not in sys.modules
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+    *lines, peak = run_python(code).stdout.splitlines()
+    assert len(lines) == 2 and "8 of 38" in lines[0] and "10 of 10" in lines[1]
+    assert "giant.png (268,435,457 bytes; allowed are 1 to 268,435,456)" in lines[0]
+    assert int(peak) < 130 * 1024  # KiB
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda root: None, "has no images, files .png, .jpg"),
+        (lambda root: [save(root / f"{i}.png", pixels(8, 8)) for i in range(9)], "9 images; at"),
+        (
+            lambda root: [save(root / f"{i}.png", pixels(8, 8 + i % 2)) for i in range(11)],
+            r"image_size = 0: the images of .* 2 sizes, most often \(8, 8\)",
+        ),
+        (lambda root: (root / "gone.png").symlink_to(root / "nowhere"), "cannot read .*gone.png"),
+    ],
+)
+def test_a_folder_that_does_not_serve(tmp_path, prepare, words):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=rf"^config\.data\..*{words}"):
+        describe("folder", str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_read(folder, monkeypatch):
+    for data_dir in ("", None, str(folder / "none"), str(folder / "notes.txt")):
+        with pytest.raises(UserError, match="allowed is the path of a folder of images"):
+            describe("folder", data_dir)
+    with pytest.raises(UserError, match=r"channels = 2: allowed are 0 .*, 1 .*, 3"):
+        describe("folder", str(folder), image_size=8, channels=2)
+    if os.geteuid() != 0:  # who may read everything
+        (folder / "ant").chmod(0)
+        with pytest.raises(UserError, match=r"cannot read .*ant .*Permission denied"):
+            describe("folder", str(folder), image_size=8)
+        (folder / "ant").chmod(0o700)
+        (folder / "ant" / "00.png").chmod(0)
+        with pytest.raises(UserError, match=r"00.png cannot be read .*Permission denied"):
+            describe("folder", str(folder), image_size=8)
+
+
+def test_a_folder_that_changes_while_it_is_read(folder, monkeypatch):
+    """By a decoder that, as it begins, has somebody else write or remove a file."""
+    from score_sde.data import images
+
+    new, last = folder / "cat" / "new.png", folder / "cat" / "29.png"
+    new.write_bytes(last.read_bytes())
+    for change, words in (
+        (lambda: new.write_bytes(b"other"), "its files changed while they were read"),
+        (lambda: new.unlink(missing_ok=True), "new.png cannot be read|its files changed"),
+    ):
+
+        def changing(*arguments, change=change):
+            change()
+            return decode(*arguments)
+
+        monkeypatch.setattr(images, "decode", changing)
+        with pytest.raises(UserError, match=words):
+            describe("folder", str(folder), image_size=8, skip_corrupt=True)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["../out.png"], "'../out.png' leaves it"),
+        (["/etc/out.png"], "'/etc/out.png' leaves it"),
+        (["a/../../out.png"], "leaves it"),
+        (["..\\out.png"], "leaves it"),
+        (["C:\\out.png"], "leaves it"),
+        (["one.png", "one.png"], "files of one name"),
+        ([], "has no images"),
+    ],
+)
+def test_a_zip_that_does_not_serve(tmp_path, names, words):
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for index, name in enumerate(names):
+            archive.writestr(name, f"{index}")
+    with pytest.raises(UserError, match=rf"^config\.data\.dir: {path}: .*{words}"):
+        describe("zip", str(path))
+
+
+def test_a_zip_that_is_damaged_or_encrypted(folder, tmp_path):
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for each in sorted(folder.rglob("*.png")):
+            archive.write(each, each.name)
+    raw = path.read_bytes()
+    damaged = bytearray(raw)
+    damaged[raw.index(b"IDAT") + 20] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"1 of 30 images cannot be used: 00.png \(Bad CRC-32"):
+        describe("zip", str(path), image_size=8)
+    encrypted = bytearray(raw)
+    encrypted[raw.index(b"PK\x01\x02") + 8] |= 1  # a flag in the directory
+    path.write_bytes(encrypted)
+    with pytest.raises(UserError, match=r"'00.png' is encrypted"):
+        describe("zip", str(path), image_size=8)
+    for content in (raw[: len(raw) // 2], b"", b"no zip"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a zip archive"):
+            describe("zip", str(path))
+    with pytest.raises(UserError, match=r"allowed is the path of a \.zip file"):
+        describe("zip", str(folder))
