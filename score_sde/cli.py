@@ -10,7 +10,8 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
             [--force]
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
-  score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
+  score-sde --mode sample|likelihood|interpolate|evaluate --workdir DIR [--output FOLDER] [--step N]
+  score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
 
 --step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """
@@ -39,6 +40,7 @@ MODES = {
     "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
+    "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
     "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
@@ -51,12 +53,14 @@ OPTIONS: dict[str, dict[str, str | bool | None]] = {
     "sample": {"output": "", "step": ""},
     "likelihood": {"output": "", "step": ""},
     "interpolate": {"output": "", "step": ""},
+    "evaluate": {"output": "", "step": "", "samples": "", "reference": ""},
 }
 # What a mode writes, one command at a time. Training is many processes, and locks for all of them.
 WRITES = {
     "sample": "samples",
     "likelihood": "likelihoods",
     "interpolate": "interpolations",
+    "evaluate": "evaluations",
     "convert": "checkpoints",
     "export": "weights",
 }

@@ -10,7 +10,7 @@ from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 def test_help_lists_the_modes(tmp_path):
     told = succeed("--help", cwd=tmp_path)
-    for mode in ("train", "sample", "likelihood", "interpolate", "convert", "config", "export"):
+    for mode in cli.MODES:
         assert f"\n  {mode} " in told
     assert succeed("-h", cwd=tmp_path) == told
 
@@ -22,13 +22,13 @@ PRESETS = (
 MISTAKES = {
     "no mode": (
         [],
-        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, convert, "
-        "config, export",
+        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, evaluate, "
+        "convert, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
-        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, convert, "
-        "config, export",
+        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, evaluate, "
+        "convert, config, export",
     ),
     "mode without value": (
         ["--mode"],
@@ -88,7 +88,8 @@ MISTAKES = {
     "unknown key in the wrong section": (
         ["--mode=train", "--config.model.batch_size=5"],
         "error: config.model.batch_size = '5': no such key; closest are "
-        "config.likelihood.batch_size, config.sampling.batch_size, config.training.batch_size",
+        "config.eval.batch_size, config.likelihood.batch_size, config.sampling.batch_size, "
+        "config.training.batch_size",
     ),
     "unknown key that is part of others": (
         ["--mode=train", "--config.sampling.step=5"],
@@ -171,7 +172,7 @@ MISTAKES = {
     ),
     "output of a mode that writes into its workdir": (
         ["--mode=train", "--output=out"],
-        "error: --output = 'out': goes with --mode sample, likelihood, interpolate only",
+        "error: --output = 'out': goes with --mode sample, likelihood, interpolate, evaluate only",
     ),
     "output empty": (
         ["--mode=sample", "--output="],
@@ -225,7 +226,8 @@ MISTAKES = {
     ),
     "step of a training": (
         ["--mode=train", "--step=4"],
-        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate only",
+        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate, evaluate "
+        "only",
     ),
     "step without value": (
         ["--mode=likelihood", "--step="],
