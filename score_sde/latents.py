@@ -1,7 +1,7 @@
 """The latents of a run's data by the probability flow, and what lies between them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from score_sde import build
 from score_sde.batches import joined
 from score_sde.data import DatasetInfo
+from score_sde.display import THUMBNAILS, as_pictures, form, mean, shown
 from score_sde.errors import require
 from score_sde.samplers.ode import slerp
 from score_sde.score import Model
@@ -20,6 +21,7 @@ from score_sde.sde import SDE
 from score_sde.spaces import Space, item_keys
 
 
+@shown
 class Interpolation(NamedTuple):
     """What lies between n pairs of items, as numpy arrays.
 
@@ -31,17 +33,31 @@ class Interpolation(NamedTuple):
             first, then its row's decoding.
         rms: root mean square of what there and back changes in each item of a pair, in the model's
             units, float32 (n, 2).
+        levels: of images, whose values are 0 ... levels - 1; None for vectors, and in a batch.
     """
 
     x: np.ndarray
     latents: np.ndarray
     nfe: np.ndarray
     rms: np.ndarray
+    levels: int | None = None
 
     @property
     def images(self) -> np.ndarray:
         """x, by the name that suits images."""
         return self.x
+
+    def _facts(self) -> dict[str, str]:
+        n, row = self.x.shape[:2]
+        facts = {"pairs": f"{n}", "between": f"{row - 2}", "x": form(self.x)}
+        return facts | {"NFE": mean(self.nfe), "RMS change there and back": mean(self.rms)}
+
+    def _pictures(self) -> tuple[Any, int, int] | None:
+        """A row for each pair, as many as there is room for."""
+        row = self.x.shape[1]
+        pairs = self.x[: max(1, THUMBNAILS // row)]
+        found = as_pictures(pairs.reshape(-1, *self.x.shape[2:]), self.levels or 256)
+        return found and (*found, row)
 
 
 @dataclass(frozen=True)
@@ -57,12 +73,12 @@ class Latents:
         in_batches: `Run.in_batches` with the sizes of sampling.
     """
 
-    config: ConfigDict
-    info: DatasetInfo
+    config: ConfigDict = field(repr=False)
+    info: DatasetInfo = field(repr=False)
     sde: SDE
     score: Model
     space: Space
-    in_batches: Callable[..., Iterator[Any]]
+    in_batches: Callable[..., Iterator[Any]] = field(repr=False)
 
     def to_model(self, key: Array, data: np.ndarray) -> np.ndarray:
         """Return items as the model was trained on them: dequantized, or as they are."""

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from score_sde.display import mean, mean_with_error, shown
 from score_sde.errors import require
 from score_sde.integrate import MAX_STEPS, check, integrate
 from score_sde.score import as_pytree, full_precision
@@ -34,6 +35,7 @@ from score_sde.spaces import Dequantized, Space, item_keys
 DIVERGENCES = ("rademacher", "gaussian", "exact")
 
 
+@shown
 class Likelihood(NamedTuple):
     """Log-likelihoods of B points, exact up to solver and probes.
 
@@ -50,7 +52,16 @@ class Likelihood(NamedTuple):
     nfe: Array
     by_probe: Array
 
+    @property
+    def figure(self) -> tuple[Array, str]:
+        """A number for each point, (B,), and its unit."""
+        return self.log_prob, "nats"
 
+    def _facts(self) -> dict[str, str]:
+        return _facts_of(self)
+
+
+@shown
 class DataLikelihood(NamedTuple):
     """Likelihoods of n items of D numbers each, by K dequantizations (one where there are no bins).
 
@@ -72,6 +83,17 @@ class DataLikelihood(NamedTuple):
     log_weight: Array
     nfe: Array
     probe_error: Array | None
+
+    @property
+    def figure(self) -> tuple[Array, str]:
+        """A number for each item, (n,), and its unit: bits/dim, or nats of the log density of data
+        without bins."""
+        if self.bits_per_dim is None:
+            return self.log_weight.mean(axis=1), "nats"
+        return self.bits_per_dim, "bits/dim"
+
+    def _facts(self) -> dict[str, str]:
+        return _facts_of(self)
 
 
 def log_likelihood(
@@ -227,6 +249,12 @@ def _probe_error(by_probe: Array, log_weight: Array, space: Space) -> Array | No
     shares = jax.nn.softmax(log_weight, axis=1)[:, :, None]
     bounds = space.figure(jnp.sum(shares * by_probe, axis=1))
     return jnp.std(bounds, axis=1, ddof=1) / math.sqrt(number)
+
+
+def _facts_of(found: Likelihood | DataLikelihood) -> dict[str, str]:
+    values, unit = found.figure
+    name = "bits/dim, at most" if unit == "bits/dim" else "log density, nats"
+    return {name: mean_with_error(values), "items": f"{len(values)}", "NFE": mean(found.nfe)}
 
 
 def _prior(sde: SDE, x: Array, t: Array) -> Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from score_sde.errors import UserError
-from score_sde.paths import written
+from score_sde.paths import is_url, written
 
 SUFFIX = ".lock"
 # The answers of file systems without locks, such as NFS where its daemon does not run.
@@ -34,6 +34,10 @@ def writing(folder: Path, results: str) -> Iterator[None]:
         UserError: another process holds the lock, and the line names it; or the file cannot be
             written.
     """
+    if is_url(folder):
+        _note(folder, "a bucket has no locks")
+        yield
+        return
     path = folder / f"{results}{SUFFIX}"
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     file = _taken(path, results)
@@ -85,7 +89,11 @@ def _lock(file: TextIO, path: Path, results: str) -> None:
         if error.errno not in WITHOUT:
             raise
         reason = f"this file system has no locks ({error.strerror})"
-    print(f"note: {path.parent}: {reason}; let no other command write here", file=sys.stderr)
+    _note(path.parent, reason)
+
+
+def _note(folder: Path, reason: str) -> None:
+    print(f"note: {folder}: {reason}; let no other command write here", file=sys.stderr)
 
 
 def _is_at(file: TextIO, path: Path) -> bool:

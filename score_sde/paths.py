@@ -1,16 +1,66 @@
-"""Paths as users write them."""
+"""Paths as users write them, and files that are written whole."""
 
+import io
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 
 ALLOWED = "paths of this machine; mount a bucket, or copy its files"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # one letter is a drive
+# One letter is a drive. With one slash, as of a pathlib.Path, it is no folder "gs:" either.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(gs|s3):/")
+BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # schemes of URLs, and the packages that open them
+# Packages whose errors say that a bucket cannot be reached. Most of theirs are OSErrors.
+_CLIENTS = ("aiohttp", "botocore", "gcsfs", "google")
+
+
+def place(text: str | os.PathLike[str], where: str, *, checkpoints: bool = False) -> Path:
+    """Return the path that a text names, of this machine as `local`, or in a bucket.
+
+    Args:
+        text: a path, or a URL `gs://BUCKET/...` or `s3://BUCKET/...`.
+        where: the setting that has it.
+        checkpoints: whether it is for a run's, which Orbax keeps in no `s3://`.
+
+    Returns:
+        a `pathlib.Path`, or for a URL etils' `epath.Path`, which has its methods.
+
+    Raises:
+        UserError: as `local`; another URL; the extra `remote` is not installed; there is no such
+            bucket, or it cannot be read.
+    """
+    text = os.fspath(text)
+    if not is_url(text):
+        return local(text, where)
+    scheme, mistake = text.partition("://")[0], f"{where} = {text!r:.80}"
+    if scheme not in BUCKETS or (checkpoints and scheme == "s3"):
+        urls = "gs://, as Orbax keeps no checkpoints elsewhere" if checkpoints else "gs://, s3://"
+        raise UserError(f"{mistake}: allowed are paths of this machine, and {urls}")
+    if find_spec(BUCKETS[scheme]) is None:
+        raise UserError(f"{mistake}: {scheme}:// needs an extra, pip install 'score-sde[remote]'")
+    import fsspec
+    from etils import epath
+
+    # Otherwise etils opens it by a TensorFlow that happens to be there, after seconds of import.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    for name in ("gcsfs", "google.auth"):  # they log the errors that they raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # TensorStore, and other commands, write there too: a listing that is kept would be out of date.
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    path = epath.Path(text)
+    try:
+        found = len(path.parts) > 2 and epath.Path(*path.parts[:3]).exists()
+    except Exception as error:  # of credentials or of the network; each package has its own
+        raise UserError(f"{mistake}: cannot be read ({one_line(error):.200})") from error
+    if not found:
+        raise UserError(f"{mistake}: no such bucket, or none that can be read")
+    return path
 
 
 def local(text: str | os.PathLike[str], where: str) -> Path:
@@ -41,8 +91,11 @@ def written(path: Path) -> Iterator[None]:
     """Turn the system's errors into a UserError: the path cannot be written."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _CLIENTS:
+            raise
+        reason = getattr(error, "strerror", None) or f"{one_line(error):.200}"
+        raise UserError(f"{path}: cannot be written ({reason})") from error
 
 
 @contextmanager
@@ -53,8 +106,15 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: it cannot be written. The file that was there stays.
     """
-    partial = path.with_name(f"{path.name}.partial")
     with written(path):
+        if is_url(path):
+            # An object is there whole or not at all: no rename. But closing makes one of what was
+            # written before an error, so nothing is opened until all is there.
+            buffer = io.BytesIO()
+            yield buffer
+            path.write_bytes(buffer.getvalue())
+            return
+        partial = path.with_name(f"{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -66,9 +126,20 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def is_url(text: str) -> bool:
-    """Return whether a text is a URL, such as that of a bucket."""
-    return bool(_URL.match(text))
+def make(folder: Path) -> None:
+    """Make a folder where it is missing. A bucket has none, and mkdir would make the bucket."""
+    if not is_url(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def absolute(path: Path) -> Path:
+    """Return the path from the root on; etils takes a URL for a relative path."""
+    return path if is_url(path) else path.absolute()
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a text or path is a URL, such as that of a bucket."""
+    return bool(_URL.match(os.fspath(path)))
 
 
 def cache(where: str) -> Path:

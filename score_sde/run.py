@@ -1,11 +1,13 @@
 """A trained run, from its workdir."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -15,24 +17,28 @@ from ml_collections import ConfigDict
 
 from score_sde import build, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
-from score_sde.config import refuse
+from score_sde.config import changed, refuse, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
+from score_sde.display import shortened, shown
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, Latents
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
+from score_sde.schema import SCHEMA
 from score_sde.score import Model
 from score_sde.sde import SDE
 from score_sde.spaces import Space
 from score_sde.training import checkpoints
+from score_sde.training.logs import logged
 from score_sde.training.mesh import along_data, data_mesh, placed, replicated
 from score_sde.validation import validate
 
 Conditions = Mapping[str, ArrayLike]
 
 
-@dataclass(frozen=True)
+@shown
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained model with its config and its data's facts.
 
@@ -49,15 +55,18 @@ class Run:
         smooth_score: as `score`, and smooth in t for such a network too. The likelihood needs it.
         info: the data's facts.
         mesh: the devices that batches are spread over.
+        metrics: of the training up to this step, a mapping with `step`, `loss` and so on for each
+            line of `metrics.jsonl`.
     """
 
     config: ConfigDict
     step: int
     sde: SDE
-    score: Model = field(repr=False)  # its parameters would flood a notebook
-    smooth_score: Model = field(repr=False)
-    info: DatasetInfo = field(repr=False)
-    mesh: Mesh = field(repr=False)
+    score: Model
+    smooth_score: Model
+    info: DatasetInfo
+    mesh: Mesh
+    metrics: Sequence[Mapping[str, float]] = ()
 
     @property
     def space(self) -> Space:
@@ -70,6 +79,22 @@ class Run:
         parts = (self.config, self.info, self.sde, self.smooth_score, self.space)
         return Latents(*parts, partial(self.in_batches, "sampling"))
 
+    def _facts(self) -> dict[str, str]:
+        info, config = self.info, self.config
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.score.params))
+        kind = f"{info.levels} levels" if info.levels else ", ".join(info.columns)
+        given = ", ".join(build.condition_names(config, info))
+        facts = {
+            "data": f"{info.name}, {info.shape} of {kind}",
+            "process": f"{self.sde}",
+            "network": f"{config.model.name}, {size:,} parameters{given and ', given '}{given}",
+            "training steps": f"{self.step}",
+            "sampler": f"{build.sampler(config)}",
+        }
+        if self.metrics:
+            facts["loss"] = f"{self.metrics[-1]['loss']:.4g}"
+        return {name: shortened(fact) for name, fact in facts.items()}
+
     def sample(
         self,
         key: Array,
@@ -81,7 +106,7 @@ class Run:
         """Draw n items with the config's sampler, of the classes in turn unless ``labels=`` says
         otherwise; arguments as `sample_batches`."""
         parts = self.sample_batches(key, n, condition or None, trajectory=trajectory)
-        return joined(list(parts))
+        return joined(list(parts))._replace(levels=self.info.levels)
 
     def sample_batches(
         self,
@@ -135,6 +160,25 @@ class Run:
                 )
             yield drawn
 
+    def changed(self, values: Mapping[str, Any]) -> "Run":
+        """Return the run with other settings of sampling or likelihood: `run.changed(
+        {"sampling.method": "unipc", "sampling.num_steps": 15})`. Values are given as to
+        `score_sde.config.changed`, and the weights are shared.
+
+        Raises:
+            UserError: an unknown key, one of the training, or a value that is not allowed.
+        """
+        for key, value in values.items():
+            if key not in SCHEMA:
+                raise unknown_key(key, value)
+            if not key.startswith(("sampling.", "likelihood.")):
+                raise refuse(key, value, "those of sampling and likelihood for a trained model")
+        config = changed(self.config, values)
+        validate(config)
+        rules.check(config, self.info)
+        parts = self.step, self.score.apply, self.score.params, self.info, self.mesh
+        return assembled(config, *parts, self.metrics)
+
     def batch_size(self, n: int) -> int:
         """How many of n samples are drawn at a time."""
         return batch_size(n, self.config.sampling.batch_size, self.mesh)
@@ -184,7 +228,7 @@ class Run:
         Raises: as `encode`.
         """
         parts = self.latents.interpolation_batches(key, first, second, num, condition)
-        return joined(list(parts))
+        return joined(list(parts))._replace(levels=self.info.levels)
 
     def in_batches(
         self, section: str, function: Callable[[Any, int], Any], arrays: Any, n: int, first: int = 0
@@ -254,11 +298,16 @@ def info_of(config: ConfigDict, kept: DatasetInfo | None) -> DatasetInfo:
     if kept is not None and (name == kept.name or not is_only_described(kept.name)):
         return kept
     info = build.dataset(config)
-    if kept is not None and not (
-        info.shape == kept.shape and kept.num_classes in (0, info.num_classes)
+    if kept is None:
+        return info
+    if kept.levels is None:  # the network knows vectors by the constants that it was trained with
+        return dataclasses.replace(kept, name=info.name, splits=info.splits)
+    if (info.shape, info.levels) != (kept.shape, kept.levels) or (
+        kept.num_classes not in (0, info.num_classes)
     ):
         number = f" of {kept.num_classes} classes" if kept.num_classes else ""
-        raise refuse("data.name", name, f"sets of images {kept.shape}{number}, as the network's")
+        allowed = f"sets of images {kept.shape}{number} with {kept.levels} levels"
+        raise refuse("data.name", name, f"{allowed}, as the network's")
     return info
 
 
@@ -271,7 +320,7 @@ def load(
     """Load a run from its workdir, with the averaged weights.
 
     Args:
-        workdir: the directory that `--mode train` filled.
+        workdir: the directory that `--mode train` filled, or its URL `gs://...`.
         config: instead of the saved config; for other sampling or likelihood settings.
         mesh: the devices to use; all of them by default.
         step: of the checkpoint; by default the newest that is whole.
@@ -279,7 +328,7 @@ def load(
     Raises:
         UserError: where there is no config or no checkpoint.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.place(workdir, "workdir", checkpoints=True)
     config = workdirs.load(workdir) if config is None else config
     validate(config)
     info = info_of(config, workdirs.load_info(workdir))
@@ -287,5 +336,20 @@ def load(
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
     step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh), step)
+    metrics = [values for _, values in logged(workdir) if values["step"] <= step]
+    return assembled(config, step, apply, ema, info, mesh, metrics)
+
+
+def assembled(
+    config: ConfigDict,
+    step: int,
+    apply: Callable[..., Array],
+    ema: Any,
+    info: DatasetInfo,
+    mesh: Mesh,
+    metrics: Sequence[Mapping[str, float]],
+) -> Run:
+    """Return the run of a network `apply` and its averaged weights."""
     score = build.model(config, apply, ema, levels=build.sampler(config).levels)
-    return Run(config, step, score.sde, score, build.model(config, apply, ema), info, mesh)
+    smooth = build.model(config, apply, ema)
+    return Run(config, step, score.sde, score, smooth, info, mesh, metrics)

@@ -1,7 +1,6 @@
 """The config that a workdir keeps: written by training, read by all that follows."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,14 @@ from ml_collections import ConfigDict
 
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key
-from score_sde.data import DatasetInfo
+from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import UserError, one_line
-from score_sde.paths import written
+from score_sde.paths import whole
 from score_sde.schema import SCHEMA
 from score_sde.validation import import_rules, validate
 
 FILE = "config.json"
+EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 
 # Keys that may change between two commands on one workdir ("name." stands for a whole section).
 AFTERWARDS: tuple[str, ...] = ("sampling.", "likelihood.", "eval.", "data.dir")
@@ -39,6 +39,34 @@ def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dic
         for key in old
         if old[key] != new[key] and key != "name" and not is_free(key, free)
     }
+
+
+def check_no_export(path: Path) -> None:
+    """Raise UserError for an export of ours in place of a workdir."""
+    if (path / EXPORTED).exists():
+        raise UserError(f"--workdir = '{path}': an export; --mode convert makes a run of it")
+
+
+def check_changes(mode: str, saved: ConfigDict, config: ConfigDict, path: Path) -> None:
+    """Raise UserError where a config differs from that of a workdir in what a mode may not
+    change."""
+    free = WHEN_TRAINING if mode == "train" else AFTERWARDS
+    if is_only_described(saved.data.name):  # a converted run's data can be named afterwards
+        free = (*free, "data.")
+    refuse_changes(mode, changes(saved, config, free), config, path)
+
+
+def refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, path: Path) -> None:
+    """Raise UserError where there are changes, {key: value saved in the path}."""
+    if changes:
+        now = flat(config)
+        found = [
+            f"config.{key} = {now[key]!r:.80} ({was!r:.80} in {path})"
+            for key, was in changes.items()
+        ]
+        free = WHEN_TRAINING if mode == "train" else AFTERWARDS
+        allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
+        raise UserError(f"{', '.join(found)}: --mode {mode} may change {allowed}")
 
 
 def is_free(key: str, free: tuple[str, ...]) -> bool:
@@ -115,9 +143,6 @@ def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:
     Raises UserError where it cannot be written.
     """
     path = workdir / FILE
-    partial = path.with_suffix(".partial")
-    with written(path):
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_json(config, info))
-        os.replace(partial, path)  # whole or not at all
+    with whole(path) as file:
+        file.write(to_json(config, info).encode())
     return path

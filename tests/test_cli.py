@@ -182,14 +182,15 @@ MISTAKES = {
         ["--mode=train", "--workdir="],
         "error: --workdir = '': not a directory",
     ),
-    "workdir in a bucket": (
-        ["--mode=train", "--workdir=gs://bucket/run"],
-        "error: --workdir = 'gs://bucket/run': allowed are paths of this machine; mount a bucket, "
-        "or copy its files",
+    "workdir in a bucket that Orbax does not know": (
+        ["--mode=train", "--workdir=s3://bucket/run"],
+        "error: --workdir = 's3://bucket/run': allowed are paths of this machine, and gs://, as "
+        "Orbax keeps no checkpoints elsewhere",
     ),
-    "run in a bucket": (
-        ["--mode=sample", "--workdir", "s3://bucket/run"],
-        "error: --workdir = 's3://bucket/run': allowed are paths of this machine",
+    "output at an address": (
+        ["--mode=sample", "--output", "https://example.org/out"],
+        "error: --output = 'https://example.org/out': allowed are paths of this machine, and "
+        "gs://, s3://",
     ),
     "preset at an address": (
         ["--mode=train", "--config=https://example.org/mine.py:small"],
@@ -201,11 +202,8 @@ MISTAKES = {
     ),
     "source at an address": (
         ["--mode=convert", "--source=https://example.org/model.pth", DIGITS],
-        "error: --source = 'https://example.org/model.pth': allowed are paths of this machine",
-    ),
-    "target in a bucket": (
-        ["--mode=export", "--target=s3://bucket/out"],
-        "error: --target = 's3://bucket/out': allowed are paths of this machine",
+        "error: --source = 'https://example.org/model.pth': allowed are paths of this machine; "
+        "mount a bucket, or copy its files",
     ),
     "home of nobody": (
         ["--mode=train", "--workdir=~no.such.user/run"],

@@ -156,6 +156,7 @@ def test_another_method_begins_with_its_own_settings():
         ({"method": "pc", "corrector": "ald"}, "snr", "eta"),
         ({"method": "ddim"}, "eta", "rho"),
         ({"method": "ddim", "grid": "karras"}, "rho", "churn"),
+        ({"method": "ddim"}, "clip", "steps_offset"),
         ({"method": "heun"}, "churn", "churn_noise"),
         ({"method": "heun"}, "rho", "churn_to"),  # of the grid that is its own
         ({"method": "heun", "grid": "log_snr"}, "grid", "rho"),

@@ -140,7 +140,7 @@ def test_who_reads_the_output_may_go(tmp_path):
 
 
 FULL = {
-    "config": ("config.partial", "config.json"),
+    "config": ("config.json.partial", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),
     "picture": ("samples/step_000004.png.partial", "step_000004.png"),
 }

@@ -29,7 +29,14 @@ class Room(NamedTuple):
 ROOMS = {
     # 0: what everybody may know
     "score_sde.errors": Room(0, ()),
-    "score_sde.paths": Room(0, (), neighbours=("score_sde.errors",)),
+    "score_sde.paths": Room(
+        0,
+        (),
+        lazy=("etils", "fsspec"),  # of a bucket
+        neighbours=("score_sde.errors",),
+    ),
+    "score_sde.progress": Room(0, (), lazy=("tqdm", "IPython")),
+    "score_sde.display": Room(0, (), lazy=("PIL",)),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.discrete": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
@@ -47,10 +54,10 @@ ROOMS = {
     "score_sde.inverse": Room(2, (0, 1), ("jax",)),
     # 3: networks know nothing of processes, data nothing of models
     "score_sde.networks": Room(3, (0,), ("jax", "flax")),
-    "score_sde.data": Room(3, (0,), (), lazy=("PIL", "sklearn", "tensorflow_datasets", "tqdm")),
+    "score_sde.data": Room(3, (0,), (), lazy=("PIL", "sklearn", "tensorflow_datasets")),
     # 4
     "score_sde.training": Room(
-        4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tqdm", "tensorboardX", "absl")
+        4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")
     ),
     # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
     "score_sde.evaluation": Room(
@@ -121,16 +128,28 @@ ROOMS = {
         (0, 1, 2, 3, 4),
         ("jax", "flax", "ml_collections"),
         neighbours=(
-            *("score_sde.config", "score_sde.validation", "score_sde.workdirs"),
+            *("score_sde.schema", "score_sde.config", "score_sde.validation", "score_sde.workdirs"),
             *("score_sde.rules", "score_sde.build", "score_sde.batches", "score_sde.latents"),
         ),
     ),
+    "score_sde.learn": Room(
+        5,
+        (0, 2, 3, 4),
+        ("jax", "ml_collections"),
+        neighbours=(
+            *("score_sde.config", "score_sde.workdirs", "score_sde.locks", "score_sde.pictures"),
+            *("score_sde.build", "score_sde.rules", "score_sde.validation"),
+            *("score_sde.batches", "score_sde.run"),
+        ),
+    ),
+    # Figures; who draws one imports them there, for matplotlib takes its time.
+    "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),
+    "score_sde.pictures": Room(5, (0,), ("PIL",), neighbours=("score_sde.plots",)),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(
         6,
         (0, 1, 2, 3, 4, 5),
-        ("jax", "optax", "absl", "ml_collections", "PIL", "tqdm"),
-        lazy=("matplotlib",),
+        ("jax", "optax", "absl", "ml_collections", "tqdm"),
     ),
     "score_sde.cli": Room(7, (0, 5, 6), ("absl", "ml_collections")),
     "score_sde.__main__": Room(7, (), neighbours=("score_sde.cli",)),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_sde.modes.pictures import MASSES, contour_levels, scatter
+from score_sde.pictures import save_scatter
+from score_sde.plots.points import MASSES, contour_levels
 
 DRAW = np.random.default_rng(0)
 
@@ -33,7 +34,7 @@ def test_a_picture_of_vectors(tmp_path, columns):
         return -0.5 * np.sum((points / [1.0, 10.0]) ** 2, axis=1)
 
     path, names = tmp_path / "new" / "samples.png", [f"c{i}" for i in range(columns)]
-    scatter(path, data[:100], data, names, density if columns == 2 else None)
+    save_scatter(path, data[:100], data, names, density if columns == 2 else None)
     with Image.open(path) as picture:
         width, height = picture.size
         assert np.asarray(picture.convert("L")).std() > 5  # not empty
@@ -44,11 +45,11 @@ def test_a_picture_of_vectors(tmp_path, columns):
         assert (points.max(0) > np.percentile(data, 99, axis=0)).all()  # the grid covers the data
 
     # Without data, one panel where there were two.
-    scatter(path, data[:100], None, names)
+    save_scatter(path, data[:100], None, names)
     with Image.open(path) as picture:
         assert picture.size == (height, height)
 
 
 def test_importing_the_module_does_not_import_matplotlib(run_python):
-    code = "import sys, score_sde.modes.pictures; print('matplotlib' in sys.modules)"
+    code = "import sys, score_sde.pictures; print('matplotlib' in sys.modules)"
     assert run_python(code).stdout.strip() == "False"

@@ -38,7 +38,8 @@ def test_the_parts_work_alone_as_the_readme_says():
 
 
 @pytest.mark.slow  # its dozen programs compile for a minute
-def test_the_page_on_python():
+def test_the_page_on_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it trains a run
     names = names_of("docs/python.md")
     assert names["drawn"].x.shape == (1000, 2) and names["shares"][-1] == 1.0
     # What it says of both: within 1e-3 nats a dimension, and the prior's own mismatch.

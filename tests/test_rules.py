@@ -88,6 +88,8 @@ IMPOSSIBLE = {
     "sampling.grid": "cosine",
     "sampling.rho": 0.0,
     "sampling.eta": 1.1,
+    "sampling.clip": -1.0,
+    "sampling.steps_offset": -1,
     "sampling.order": 5,
     "sampling.churn": -1.0,
     "sampling.churn_from": -0.5,

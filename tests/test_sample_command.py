@@ -102,6 +102,9 @@ def test_what_was_drawn_is_gone_on_with_or_kept(tiny_run, tmp_path):
     assert_equal(values(workdir), one)
     told = sample(workdir, *four, "--config.sampling.seed=1")
     assert f"{workdir / 'samples.gif'}: the film of an earlier command" in told
+    two = ("--config.sampling.num_samples=2", "--config.sampling.seed=1", "--config.sampling.gif")
+    told = sample(workdir, *two)  # a longer film is not replaced by a shorter one
+    assert "the first 2 of them follow" in told and "the one of 4 images that was there" in told
 
     # Single images for other tools, without drawing again; a picture that is missing is made.
     (workdir / "samples.png").unlink()

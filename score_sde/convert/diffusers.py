@@ -13,7 +13,8 @@ Here these belong to the score: the condition `log_sigma` and the parameterizati
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from score_sde.convert import scheduler
 from score_sde.convert.foreign import Foreign, read_json, tensors
+from score_sde.convert.original import likeliest
 from score_sde.convert.unet2d import architecture, value
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
@@ -28,6 +30,17 @@ from score_sde.networks.plan import plan
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 DTYPES = ("F32", "F64", "F16", "BF16")  # in the words of safetensors
+
+# The keys of config.json that say settings of ours which the arrays show.
+KEYS = {
+    "num_blocks": "layers_per_block",
+    "block": "down_block_types, up_block_types",
+    "attention_resolutions": "down_block_types, up_block_types",
+    "embedding": "time_embedding_type",
+    "width": "block_out_channels",
+    "multipliers": "block_out_channels",
+    "channels": "in_channels, out_channels",
+}
 
 # The names inside a residual block and inside an attention. Attention has two generations.
 RESIDUAL = {
@@ -102,23 +115,35 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         UserError: a file that is missing or damaged.
     """
     where = folder(source)
-    found = read_json(where / CONFIG)
+    found, arrays = read_json(where / CONFIG), _weights(where)
     flipped = spec.embedding != "fourier" and value(found, "flip_sin_to_cos")
     places = names(spec)
     params: dict[str, np.ndarray] = {}
-    for name, array in _weights(where).items():
-        module, _, leaf = name.rpartition(".")
-        place = places.get(module)
-        path = name
-        if place and leaf in ("weight", "bias", "W"):
-            path, array = _placed(place, leaf, array, spec.block == "ddpm")
+    for name, array in arrays.items():
+        path = _path(name, array.ndim, places)
+        if path != name:
+            array = _layout(path, array, spec.block == "ddpm")
             if flipped and path == "condition/dense0/kernel":
                 # Theirs are the cosines before the sines.
                 array = np.roll(array, len(array) // 2, axis=0)
         if path in params and not np.array_equal(params[path], array):
             path = name  # under both generations of names, and they differ: listed as surplus
         params[path] = array
-    return Foreign(ema=params, params=None, mu=None, nu=None, step=0)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    hint = partial(_hint, spec, shapes)
+    return Foreign(ema=params, params=None, mu=None, nu=None, step=0, hint=hint)
+
+
+def _hint(spec: UNetSpec, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """`Foreign.hint`, with the key of config.json that says it."""
+
+    def placed(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
+        places = names(spec)
+        return {_path(name, len(shape), places): shape for name, shape in shapes.items()}
+
+    found = likeliest(spec, placed)
+    key = found.partition(" = ")[0].rpartition(".")[2]
+    return f"{found} ({KEYS[key]} in {CONFIG})" if key in KEYS else found
 
 
 def _weights(where: Path) -> dict[str, np.ndarray]:
@@ -186,19 +211,24 @@ def names(spec: UNetSpec) -> dict[str, str]:
     return places
 
 
-def _placed(place: str, leaf: str, array: np.ndarray, plain: bool) -> tuple[str, np.ndarray]:
-    """An array of the module at our path `place`: its own path, and it in our layout."""
+def _path(name: str, ndim: int, places: Mapping[str, str]) -> str:
+    """Our path of an array; its own name where it has none."""
+    module, _, leaf = name.rpartition(".")
+    place = places.get(module)
+    if not place or leaf not in ("weight", "bias", "W"):
+        return name
     last = place.rpartition("/")[2]
-    if last == "condition":
-        return f"{place}/frequencies", array
-    if last == "labels":
-        return f"{place}/table", array
-    if leaf == "bias":
-        return f"{place}/bias", array
-    if array.ndim == 1:
-        return f"{place}/scale", array
+    ours = "bias" if leaf == "bias" else "scale" if ndim == 1 else "kernel"
+    return f"{place}/{ {'condition': 'frequencies', 'labels': 'table'}.get(last, ours) }"
+
+
+def _layout(path: str, array: np.ndarray, plain: bool) -> np.ndarray:
+    """The array of a path in our layout."""
+    *_, last, leaf = path.split("/")
+    if leaf != "kernel":
+        return array
     dense = last in ("query", "key", "value", "output") or (last == "shortcut" and plain)
     if array.ndim == 4 and array.shape[2:] == (1, 1) and dense:
         array = array[:, :, 0, 0]
     order = (2, 3, 1, 0) if array.ndim == 4 else None
-    return f"{place}/kernel", np.ascontiguousarray(array.transpose(order))
+    return np.ascontiguousarray(array.transpose(order))

@@ -8,26 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from score_sde.convert.foreign import Foreign, tensors
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError
+from score_sde.paths import whole
 
 FILE = "model.safetensors"
 
 
 def write(folder: Path, params: Mapping[str, np.ndarray], step: int) -> Path:
-    """Write the arrays, float32 by path, into an existing folder; return the file's path.
+    """Write the arrays, float32 by path, into a folder; return the file's path.
 
     Raises:
         UserError: it cannot be written, as on a full disk.
     """
     path = folder / FILE
-    try:
-        save_file(dict(params), path, metadata={"step": str(step)})
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be written ({one_line(error)})") from error
+    with whole(path) as file:
+        file.write(save(dict(params), metadata={"step": str(step)}))
     return path
 
 

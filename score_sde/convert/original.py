@@ -6,7 +6,7 @@ checkpoint belongs.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -154,25 +154,31 @@ def arrays(spec: UNetSpec) -> Iterator[Array]:
         number += module.listed
 
 
-def likeliest(spec: UNetSpec, found: Mapping[Any, tuple[int, ...]], names: str) -> str:
+Shapes = Mapping[Any, tuple[int, ...]]
+
+
+def likeliest(spec: UNetSpec, placed: Callable[[UNetSpec], Shapes]) -> str:
     """Return the setting that is most likely another in a checkpoint, in words: the change of one
     setting that brings most names together, or the number that an array's shape tells.
 
     Args:
         spec: the settings that the checkpoint does not fit.
-        found: the shapes of its arrays, by their names in its code base.
-        names: "torch" or "flax", which code base's names they are.
+        placed: returns the shapes of its arrays by their paths in the network of such settings;
+            an array without a place there keeps the name of its code base.
 
     Returns:
         "" where the checkpoint fits, or no single setting explains half of what does not.
     """
 
     def apart(spec: UNetSpec) -> int:
-        return len({getattr(array, names) for array in arrays(spec)} ^ found.keys())
+        paths = {array.path for array in arrays(spec) if array.path}
+        return len(
+            (paths | ({"labels/table"} if spec.num_classes else set())) ^ placed(spec).keys()
+        )
 
     now = apart(spec)
     if not now:
-        return _other_number(spec, found, names)
+        return _other_number(spec, placed(spec))
     best, key, value = now, "", None
     for other_key, other_value, other in _alternatives(spec):
         if apart(other) < best:
@@ -200,9 +206,15 @@ def _alternatives(spec: UNetSpec) -> Iterator[tuple[str, Any, UNetSpec]]:
                 yield key, value, replace(spec, **{key: value})
 
 
-def _other_number(spec: UNetSpec, found: Mapping[Any, tuple[int, ...]], names: str) -> str:
+def placed(found: Shapes, names: str, spec: UNetSpec) -> Shapes:
+    """`placed` of `likeliest`, of shapes by the names of a code base, "torch" or "flax"."""
+    places = {getattr(array, names): array.path for array in arrays(spec)}
+    paths = {name: places.get(name, name) for name in found}
+    return {path: found[name] for name, path in paths.items() if path}
+
+
+def _other_number(spec: UNetSpec, shapes: Shapes) -> str:
     """The setting of a number that the shapes tell, where all names fit."""
-    shapes = {array.path: found[getattr(array, names)] for array in arrays(spec)}
     width = shapes["stem/bias"][0]
     widths = tuple(
         shapes[f"encoder/level{level}_block0/conv0/bias"][0] for level in range(len(spec.widths))

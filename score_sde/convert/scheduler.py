@@ -1,7 +1,8 @@
 """Reads a diffusers scheduler, `scheduler_config.json`: the process that a network was trained on.
 
 Its classes differ in how they sample. What the network was trained on is the same in most of them:
-the N levels of a chain of betas, and what the network's output is.
+the N levels of a chain of betas, and what the network's output is. `settings` returns that.
+`sampling` returns how the file's DDIM samples, and every key that nothing here takes.
 """
 
 import math
@@ -15,7 +16,7 @@ from score_sde.convert.foreign import read_json
 from score_sde.errors import UserError
 
 FILE = "scheduler_config.json"
-MOST_LEVELS = 100_000
+MOST_LEVELS = 10_000  # a config lists their betas; the most that is published are 4000
 
 # Classes of one chain, with the same defaults for the keys that a file lacks.
 CHAINS = tuple(
@@ -34,9 +35,15 @@ DEFAULTS: dict[str, Any] = {
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
-    "timestep_spacing": None,  # it depends on the class, and on nothing that is trained
     "timestep_type": "discrete",
     "use_flow_sigmas": False,
+    # Nothing of these is trained. The defaults are DDIM's.
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "set_alpha_to_one": True,
 }
 VE = "ScoreSdeVeScheduler"
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "velocity", "sample": "denoised"}
@@ -56,20 +63,23 @@ def settings(path: Path) -> dict[str, Any]:
         return _ve(found, path)
     if kind not in CHAINS:
         _refuse(path, "_class_name", kind, ", ".join((*CHAINS, VE)))
-    get = {**DEFAULTS, **{key: found[key] for key in DEFAULTS if key in found}}
+    get = {key: found.get(key, value) for key, value in DEFAULTS.items()}
     choices: dict[str, tuple[Any, ...]] = {
         "prediction_type": tuple(PREDICTIONS),
         "beta_schedule": SCHEDULES if get["trained_betas"] is None else (get["beta_schedule"],),
-        "timestep_spacing": (None, *SPACINGS),
-        "rescale_betas_zero_snr": (False, True),
+        "timestep_spacing": SPACINGS,
         "timestep_type": ("discrete",),
         "use_flow_sigmas": (False,),
     }
-    for key, values in choices.items():
+    switches = ("rescale_betas_zero_snr", "clip_sample", "thresholding", "set_alpha_to_one")
+    for key, values in (choices | dict.fromkeys(switches, (False, True))).items():
         if not any(type(get[key]) is type(each) and get[key] == each for each in values):
-            _refuse(
-                path, key, get[key], ", ".join(f"{each}" for each in values if each is not None)
-            )
+            _refuse(path, key, get[key], ", ".join(map(str, values)))
+    offset, cut = get["steps_offset"], get["clip_sample_range"]
+    if type(offset) is not int or offset < 0:
+        _refuse(path, "steps_offset", offset, "0 and positive integers")
+    if type(cut) not in (int, float) or not 0 < cut < math.inf:
+        _refuse(path, "clip_sample_range", cut, "positive numbers")
     output = PREDICTIONS[get["prediction_type"]]
     if get["rescale_betas_zero_snr"] and output == "epsilon":
         allowed = (
@@ -84,11 +94,37 @@ def settings(path: Path) -> dict[str, Any]:
     }
 
 
-def spacing(path: Path) -> str | None:
-    """Return the grid of ours that has the times of a scheduler whose `settings` can be had; None
-    where its file does not say it."""
-    found = read_json(path).get("timestep_spacing")
-    return found if found in SPACINGS else None
+def sampling(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how the DDIM samples that diffusers makes of a scheduler's file.
+
+    Args:
+        path: of a file whose `settings` can be had.
+
+    Returns:
+        the settings of ours that sample so, by their keys in a config, {} under VE; and what the
+        file says beside that and the process, by its own keys.
+    """
+    found = read_json(path)
+    if found["_class_name"] == VE:
+        ours, taken = {}, {"sigma_min", "sigma_max"}
+    else:
+        get, taken = {key: found.get(key, value) for key, value in DEFAULTS.items()}, {*DEFAULTS}
+        leading, offset = get["timestep_spacing"] == "leading", get["steps_offset"]
+        ours = {"sampling.method": "ddim", "sampling.grid": get["timestep_spacing"]}
+        if leading and offset:  # the other grids have none
+            ours["sampling.steps_offset"] = offset
+        if get["thresholding"]:
+            taken -= {"thresholding"}
+        else:
+            taken |= {"dynamic_thresholding_ratio", "sample_max_value"}
+            ours |= {"sampling.clip": get["clip_sample_range"]} if get["clip_sample"] else {}
+        if not get["set_alpha_to_one"]:
+            if leading and not offset:
+                ours["sampling.denoise"] = False  # the last time is that of the level 0
+            else:
+                taken -= {"set_alpha_to_one"}
+    others = {k: v for k, v in found.items() if k not in taken and not k.startswith("_")}
+    return ours, others
 
 
 def _process(get: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from score_sde.convert.foreign import Foreign, get, whole_number
-from score_sde.convert.original import Array, arrays, likeliest
+from score_sde.convert.original import Array, arrays, likeliest, placed
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 
@@ -53,7 +53,7 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
         nu=_ours(moments, known, "grad_sq_ema") if have else None,
         step=whole_number(get(state, "step")),
         adam_steps=whole_number(get(adam, "step")) if have else 0,
-        hint=partial(likeliest, spec, _shapes(ema), "flax"),
+        hint=partial(likeliest, spec, partial(placed, _shapes(ema), "flax")),
     )
 
 

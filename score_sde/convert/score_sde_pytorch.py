@@ -17,7 +17,7 @@ import numpy as np
 
 from score_sde.convert import torch_zip
 from score_sde.convert.foreign import Foreign, get, whole_number
-from score_sde.convert.original import Array, arrays, likeliest
+from score_sde.convert.original import Array, arrays, likeliest, placed
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
 
@@ -54,7 +54,7 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
                 "model, ema, optimizer and step, or of the weights alone"
             )
         sigmas = _sigmas(alone, source)
-        hint = partial(likeliest, spec, _shapes(alone), "torch")
+        hint = partial(likeliest, spec, partial(placed, _shapes(alone), "torch"))
         weights = _ours(alone, known)
         return Foreign(weights, None, None, None, 0, sigmas=sigmas, nameless=True, hint=hint)
     steps = whole_number(step)
@@ -77,7 +77,7 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
         step=steps,
         adam_steps=adam_steps,
         sigmas=sigmas,
-        hint=partial(likeliest, spec, _shapes(named), "torch"),
+        hint=partial(likeliest, spec, partial(placed, _shapes(named), "torch")),
     )
 
 

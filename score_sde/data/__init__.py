@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from score_sde.data import cifar10, digits, fashion_mnist, npz, toys, vectors
+from score_sde.data import cifar10, digits, fashion_mnist, npz, own, toys, vectors
 from score_sde.data.info import Arrays, DatasetInfo, check
 from score_sde.errors import UserError
 
@@ -64,6 +64,7 @@ DATASETS: dict[str, Dataset] = {
     "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
     "npz": Dataset(npz.describe, npz.load),
     "images": Dataset(_IMAGES, None),
+    own.NAME: Dataset(own.describe, None),
     **{
         name: Dataset(
             DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
@@ -120,17 +121,17 @@ def describe(
         raise UserError(
             f"config.data.{key} = {value!r}: allowed for vectors; {info.name} is images"
         )
-    owns = {
+    usual = {
         "image_size": info.shape[0],
         "channels": info.shape[-1],
         "num_classes": info.num_classes,
     }
-    for key, own in owns.items():
-        if known.load and sizes[key] not in (0, own):
+    for key, its in usual.items():
+        if known.load and sizes[key] not in (0, its):
             unit = {"image_size": "pixels", "num_classes": "classes"}.get(key, key)
-            allowed = f"allowed are 0 (its own {own} {unit}) for {info.name}"
+            allowed = f"allowed are 0 (its own {its} {unit}) for {info.name}"
             raise UserError(f"config.data.{key} = {sizes[key]}: {allowed}")
-    size, wide, classes = (sizes[key] or own for key, own in owns.items())
+    size, wide, classes = (sizes[key] or its for key, its in usual.items())
     if not size:
         allowed = f"allowed are positive integers, as {info.name} has any size"
         raise UserError(f"config.data.image_size = 0: {allowed}")

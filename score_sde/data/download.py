@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from score_sde.errors import UserError
+from score_sde.progress import bar
 
 PATIENCE = 20.0  # seconds
 _PROGRESS = 1 << 20  # bytes; fewer in `patience` seconds count as a stall
@@ -117,13 +118,11 @@ def _receive(
     answer: http.client.HTTPResponse, part: Path, remote: RemoteFile, patience: float
 ) -> str:
     """Writes exactly `remote.size` bytes of `answer` to `part`; returns their SHA-256."""
-    from tqdm import tqdm
-
     digest = hashlib.sha256()
     received = marked = 0
     deadline = time.monotonic() + patience
-    bar = tqdm(total=remote.size, unit="B", unit_scale=True, desc=remote.name, disable=None)
-    with part.open("wb") as file, bar:
+    sizes = {"total": remote.size, "unit": "B", "unit_scale": True}
+    with part.open("wb") as file, bar(desc=remote.name, quiet=True, **sizes) as shown:
         while True:
             try:
                 chunk = answer.read1(_CHUNK)  # returns what one packet brought
@@ -140,7 +139,7 @@ def _receive(
                 raise UserError(f"{remote.url}: more than the file's {remote.size} bytes came")
             file.write(chunk)
             digest.update(chunk)
-            bar.update(len(chunk))
+            shown.update(len(chunk))
             if received - marked >= _PROGRESS:
                 marked, deadline = received, time.monotonic() + patience
             elif time.monotonic() > deadline:

@@ -16,6 +16,7 @@ import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
 from score_sde.errors import UserError, one_line
+from score_sde.progress import bar
 
 _READ_AT_ONCE = 1000  # images
 # Preparing CIFAR-10 takes a minute once downloaded. TFDS retries a dead network for 3.5 minutes. A
@@ -71,7 +72,6 @@ def read(prepared: Path, info: DatasetInfo, split: str) -> Arrays:
       UserError: one line: damaged files, or another number or shape of images than `info` says.
     """
     import tensorflow_datasets as tfds
-    from tqdm import tqdm
 
     count = info.splits[split]
     where = f"config.data.dir: {prepared}"
@@ -81,7 +81,7 @@ def read(prepared: Path, info: DatasetInfo, split: str) -> Arrays:
         source = tfds.builder_from_directory(prepared).as_data_source(split)
         if len(source) != count:
             raise UserError(f"{where}: the {split} split has {len(source)} images, not {count}")
-        with tqdm(total=count, desc=f"{info.name} {split}", disable=None) as bar:
+        with bar(total=count, desc=f"{info.name} {split}", quiet=True) as shown:
             for start in range(0, count, _READ_AT_ONCE):
                 rows = range(start, min(start + _READ_AT_ONCE, count))
                 for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
@@ -90,7 +90,7 @@ def read(prepared: Path, info: DatasetInfo, split: str) -> Arrays:
                         raise UserError(f"{where}: an image has {image.shape}, not {info.shape}")
                     images[row] = image
                     labels[row] = example["label"]
-                bar.update(len(rows))
+                shown.update(len(rows))
     # The record reader's RuntimeError, the JSON's and protobuf's ValueError, Pillow's OSError, the
     # KeyError of a split or feature that is not there.
     except (RuntimeError, ValueError, OSError, KeyError) as error:

@@ -175,10 +175,12 @@ def _print_origins(
     path = convert.diffusers.scheduler_file(source) if source.is_dir() else None
     if path is not None:
         print(f"process: {build.sde(config)}, {config.model.parameterization}; from {path}")
-        grid = convert.scheduler.spacing(path)
-        if grid:
-            flags = f"--config.sampling.method=ddim --config.sampling.grid={grid}"
-            print(f"its scheduler takes the times of {flags}")
+        ours, others = convert.scheduler.sampling(path)
+        if ours:
+            flags = " ".join(f"--config.{key}={value}" for key, value in ours.items())
+            print(f"diffusers' DDIM, made of this scheduler, samples as {flags}")
+        if others:
+            print(f"not taken from it: {str(others)[1:-1]}")
     elif source.is_dir():
         print(f"no {convert.scheduler.FILE} lies beside the network")
     if unseen:

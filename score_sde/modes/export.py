@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from score_sde import convert, workdirs
 from score_sde.modes import start
+from score_sde.paths import is_url
 from score_sde.run import load
 
 
@@ -14,10 +15,10 @@ def run(config: ConfigDict, workdir: Path, target: Path, step: int | None) -> No
     start(1)
     loaded = load(workdir, config, step=step)
     arrays = convert.flattened(loaded.score.params)
-    target.mkdir(parents=True, exist_ok=True)
     # The weights last: they make the folder an export.
     path = workdirs.save(config, target, loaded.info)
     weights = convert.exported.write(target, arrays, loaded.step)
     print(f"weights: {weights} (averaged, after {loaded.step} steps)")
     print(f"config: {path}")
-    print(f"next: --mode convert --source {target} --workdir DIR")
+    if not is_url(target):
+        print(f"next: --mode convert --source {target} --workdir DIR")

@@ -1,4 +1,4 @@
-"""Signals that wait for files, and digests of arrays."""
+"""Files that belong together, and digests of arrays."""
 
 import hashlib
 import signal

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import __version__, build
+from score_sde import __version__, build, pictures
 from score_sde.batches import leading
 from score_sde.config import refuse
 from score_sde.errors import UserError
 from score_sde.latents import Interpolation
-from score_sde.modes import pictures, start, tell_unread
+from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.run import Run, load
@@ -162,4 +162,4 @@ def _picture(trained: Run, rows: Rows, path: Path) -> None:
         shown = np.concatenate([real[:, :1], x[:, 1:-1], real[:, 1:]], axis=1)[:SHOWN]
         pictures.save_png(path, np.concatenate(shown), levels, columns=shown.shape[1])
     else:
-        pictures.scatter(path, np.concatenate(x), np.concatenate(real), columns)
+        pictures.save_scatter(path, np.concatenate(x), np.concatenate(real), columns)

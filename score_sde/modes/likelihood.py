@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from score_sde import __version__, build, data
 from score_sde.batches import leading
 from score_sde.config import default, flat
+from score_sde.display import standard_error
 from score_sde.likelihood import DataLikelihood
 from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
@@ -130,13 +131,13 @@ def _summary(trained: Run, values: DataLikelihood, wanted: int) -> dict[str, Any
         summary |= {
             "bits_per_dim": float(bits.mean()),
             "bits_per_dim_is": f"upper bound by dequantization, up to {up_to}",
-            "standard_error": _standard_error(bits),
+            "standard_error": standard_error(bits),
         }
     bins = f"{trained.info.levels} levels" if trained.info.levels else "the columns' bins"
     return summary | {
         "standard_error_probes": probes,
         "log_prob": float(nats.mean()),
-        "log_prob_standard_error": _standard_error(nats),
+        "log_prob_standard_error": standard_error(nats),
         "log_prob_is": f"mean log density of the {points}, nats, exact up to {up_to}",
         "num_images": number,
         "items": "images" if trained.info.levels else "vectors",
@@ -193,11 +194,6 @@ def _in_words(summary: dict[str, Any]) -> str:
         f"{summary['precision']}",
     ]
     return "\n  ".join(lines)
-
-
-def _standard_error(values: np.ndarray) -> float | None:
-    """Of the mean of one value of each image."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _float64(array: ArrayLike) -> np.ndarray:

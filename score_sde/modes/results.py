@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from score_sde.errors import UserError
-from score_sde.paths import whole
+from score_sde.paths import is_url, whole
 
 SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
 Rows = dict[str, np.ndarray]
@@ -58,7 +58,7 @@ class Table:
         if not self.path.is_file():  # a folder of this name is an error of `save`
             return None if self.path.exists() or not self._there() else "missing"
         try:
-            with np.load(self.path) as arrays:
+            with self.path.open("rb") as file, np.load(file) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
                 rows = {name: arrays[name] for name in json.loads(str(arrays["rows"]))}
         except Exception as error:  # damaged, or of another program
@@ -115,14 +115,14 @@ class Table:
         number = next(
             number
             for number in itertools.chain([""], map(str, itertools.count(2)))
-            if not any(os.path.lexists(_older(self.path.with_name(name), number)) for name in names)
+            if not any(_taken(_older(self.path.with_name(name), number)) for name in names)
         )
         moved = [(path, _older(path, number)) for path in self._there()]
         for path, older in reversed(moved):  # the table last: a kill leaves nothing to be replaced
             try:
-                os.replace(path, older)
+                _move(path, older)
             except OSError as error:
-                raise UserError(f"{path}: cannot be moved ({error.strerror})") from error
+                raise UserError(f"{path}: cannot be moved ({error.strerror or error})") from error
         now = ", ".join(older.name for _, older in moved)
         what = "it is" if moved[0][0] == self.path else "what lay beside it is"
         tqdm.write(f"{self.path}: {self.other}; {what} now {now}")
@@ -131,6 +131,19 @@ class Table:
     def _there(self) -> list[Path]:
         """The table's files that are there."""
         return [p for p in (self.path, *map(self.path.with_name, self.beside)) if p.exists()]
+
+
+def _move(path: Path, to: Path) -> None:
+    if is_url(path) and path.is_dir():  # a bucket has no folders, and s3fs moves none
+        for each in path.iterdir():
+            (to / each.name).write_bytes(each.read_bytes())
+            each.unlink()
+    else:
+        path.replace(to)
+
+
+def _taken(path: Path) -> bool:
+    return path.exists() or os.path.lexists(path)  # a link to nothing, too
 
 
 def _older(path: Path, number: str) -> Path:

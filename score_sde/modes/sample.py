@@ -10,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from score_sde import __version__, build
+from score_sde import __version__, build, pictures
 from score_sde.batches import Drawn
 from score_sde.config import changed, refuse
 from score_sde.errors import UserError
-from score_sde.modes import pictures, start, tell_unread
+from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Progress, Table, progress, saving
 from score_sde.run import Run, load
@@ -32,8 +32,8 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     (`samples.gif`) and `sampling.png` (`samples_png/000000.png` and so on, of 0 to 255).
 
     The batches drawn are saved every minute, and at an interruption. The same command then
-    continues after them; a command with a film starts again. Samples of other settings are kept as
-    `samples.old.npz`.
+    continues after them; one that lacks its film starts again. Samples of other settings are kept
+    as `samples.old.npz`.
     """
     settings, number = config.sampling, config.sampling.num_samples
     start(min(number, settings.batch_size))
@@ -51,7 +51,10 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     facts = _facts(trained) | _in_other_tools(trained)
     beside = (PICTURE, FILM, IMAGES)
     table = Table(output / VALUES, _depends(trained), facts=facts, beside=beside)
-    film = _Film(output / FILM, trained.info.levels or 0, number) if settings.gif else None
+    there = pictures.images_in_gif(output / FILM) if table.other is None else 0
+    film = None
+    if settings.gif and there < min(number, GIF_IMAGES):
+        film = _Film(output / FILM, trained.info.levels or 0, number)
     if film:  # it is of states that are not kept
         table.rows = {}
     table.report(number)
@@ -75,8 +78,10 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     nfe = table.rows["nfe"][:number].mean()
     speed = f", {bar.speed(f'{unit}s')}" if bar.drawn else ""
     print(f"{number} {unit}s, NFE {nfe:.0f}{speed}")
-    if film:
-        print(f"film: {output / FILM}")
+    if settings.gif:
+        print(
+            f"film: {output / FILM}{'' if film else f', the one of {there} images that was there'}"
+        )
     elif (output / FILM).exists():
         print(f"{output / FILM}: the film of an earlier command")
     if settings.png:
@@ -207,7 +212,7 @@ def _picture(
         real = build.arrays(trained.config, info, "test").x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
-    pictures.scatter(path, x, real, info.columns, density)
+    pictures.save_scatter(path, x, real, info.columns, density)
 
 
 def _density(

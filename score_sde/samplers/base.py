@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from jax import Array
 
+from score_sde.display import as_pictures, form, mean, shown
 from score_sde.errors import require
 from score_sde.score import as_pytree
 from score_sde.sde import SDE, ScoreFn
@@ -25,6 +26,7 @@ Project = Callable[[Array, Array, Array], Array]
 """What is done to the states after each step: (x (B, *shape), t (B,), keys (B,)) -> (B, *shape)."""
 
 
+@shown
 class Samples(NamedTuple):
     """What a sampler returns.
 
@@ -38,6 +40,12 @@ class Samples(NamedTuple):
     x: Array
     nfe: Array
     trajectory: Array | None = None
+
+    def _facts(self) -> dict[str, str]:
+        return {"x": form(self.x), "NFE": mean(self.nfe), "trajectory": form(self.trajectory)}
+
+    def _pictures(self) -> tuple[Any, int] | None:
+        return as_pictures(self.x)
 
 
 class Start(NamedTuple):

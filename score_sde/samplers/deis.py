@@ -31,8 +31,7 @@ class DEIS(IPNDM):
     Attributes:
         order: values of epsilon that the polynomial goes through, 1 to 4; 1 is DDIM. The first
             steps have fewer.
-        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
-            one evaluation.
+        num_steps and the others: as of every ``GridSampler``; a step is one evaluation.
     """
 
     def weights(self, sde: SDE, times: Array) -> Array:

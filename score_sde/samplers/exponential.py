@@ -37,16 +37,20 @@ class DDIM(GridSampler):
 
     Attributes:
         eta: how much of the posterior's noise is added, 0 to 1.
-        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``.
+        clip: the denoised images are cut to [-clip, clip], and the noise stays as it is predicted,
+            as diffusers does it (`clip_sample`). 0: they are not cut.
+        num_steps and the others: as of every ``GridSampler``.
     """
 
     num_steps: int = 50
     eta: float = 0.0
+    clip: float = 0.0
     denoised_only = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fraction(eta=self.eta)
+        require(self.clip >= 0, "clip", self.clip, "0 and positive numbers")
 
     def tables(self, sde: SDE, times: Array) -> tuple[Array, Array, Array]:
         posterior_std = sde.reverse_step(times[1:], times[:-1]).posterior_std
@@ -58,8 +62,15 @@ class DDIM(GridSampler):
         epsilon = (x - alpha[i] * x0) / sigma[i]
         std = self.eta * posterior_std[i]
         kept = jnp.sqrt(jnp.maximum(jnp.square(sigma[i + 1]) - jnp.square(std), 0.0))
-        x = alpha[i + 1] * x0 + kept * epsilon
+        x = alpha[i + 1] * self._cut(x0) + kept * epsilon
         return (x + std * c.noise(x, i) if self.eta else x), None
+
+    def end(self, x: Array, memory: None, c: Context) -> Array:
+        x = super().end(x, memory, c)
+        return self._cut(x) if self.denoise else x
+
+    def _cut(self, x0: Array) -> Array:
+        return jnp.clip(x0, -self.clip, self.clip) if self.clip else x0
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,7 @@ class ExponentialMultistep(GridSampler):
             order 1 and 2, without a corrector.
         lower_order_final: the last step is of order 1 and the one before it of 2 at most; without
             it the order holds to the end.
-        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
-            one evaluation.
+        num_steps and the others: as of every ``GridSampler``; a step is one evaluation.
     """
 
     num_steps: int = 20

@@ -11,7 +11,8 @@ The process's inverse log-SNR turns a grid of noise levels into times.
     log_snr    uniform in log-SNR (Lu et al. 2022, DPM-Solver, arXiv:2206.00927, section 3.3)
     karras     uniform in nu^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
     angle      uniform in arctan((nu / c)^(1/r)), c = 1/2, r = 3/2
-    leading    of a chain of N levels every (N // n)th, from the level 0 of the least noise upwards
+    leading    of a chain of N levels every (N // n)th, from the level 0 of the least noise upwards,
+               or from the level steps_offset
     trailing   of a chain every (N / n)th, from the level of the most noise downwards
     linspace   of a chain n levels from end to end
 
@@ -54,12 +55,14 @@ class GridSampler(SteppedSampler):
         denoise, t_min: as of every ``SteppedSampler``.
         grid: the times, one of ``GRIDS``.
         rho: of the grid `karras`.
+        steps_offset: of the grid `leading`: the level of the last time.
         num_levels: of the chain that a network was trained on. The times are then levels of the
             chain. 0 without a chain.
     """
 
     grid: str = field(default="angle", kw_only=True)
     rho: float = field(default=7.0, kw_only=True)
+    steps_offset: int = field(default=0, kw_only=True)
     num_levels: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,10 @@ class GridSampler(SteppedSampler):
         others = ", ".join(grid for grid in GRIDS if grid not in SPACINGS)
         ok = bool(levels) or self.grid not in SPACINGS
         require(ok, "grid", self.grid, f"{others} for a network without levels (num_levels = 0)")
+        if self.grid == "leading":
+            most, offset = levels // self.num_steps - 1, self.steps_offset
+            allowed = f"0 to {most} with num_levels = {levels}, num_steps = {self.num_steps}"
+            require(0 <= offset <= most, "steps_offset", offset, allowed)
 
     def check_start(self, sde: SDE, score: ScoreFn) -> None:
         super().check_start(sde, score)
@@ -84,17 +91,24 @@ class GridSampler(SteppedSampler):
 
     @property
     def without_effect(self) -> set[str]:
-        without = {"t_min"} if self.grid in SPACINGS else set()
-        return super().without_effect | without | (set() if self.grid == "karras" else {"rho"})
+        others = {"karras": "rho", "leading": "steps_offset"}
+        without = {name for grid, name in others.items() if grid != self.grid}
+        return super().without_effect | without | ({"t_min"} if self.grid in SPACINGS else set())
 
     def times(self, sde: SDE) -> Array:
         """The times from T to t_min, (steps + 1,)."""
-        t_min = self.last_time(sde)
-        return times(self.grid, sde, self.num_steps, t_min, self.rho, self.num_levels)
+        t_min, of_grid = self.last_time(sde), (self.rho, self.num_levels, self.steps_offset)
+        return times(self.grid, sde, self.num_steps, t_min, *of_grid)
 
 
 def times(
-    grid: str, sde: SDE, num_steps: int, t_min: float, rho: float = 7.0, num_levels: int = 0
+    grid: str,
+    sde: SDE,
+    num_steps: int,
+    t_min: float,
+    rho: float = 7.0,
+    num_levels: int = 0,
+    steps_offset: int = 0,
 ) -> Array:
     """The times of a grid from T to t_min, falling: (num_steps + 1,), or (num_steps,) for the grids
     of ``COUNTED``.
@@ -107,10 +121,11 @@ def times(
         rho: of `karras`: the larger, the more steps at low noise.
         num_levels: 0, or the number of levels of the chain that a network was trained on. Then each
             time is moved to a level, and no two times to the same.
-
+        steps_offset: of `leading`: the level of the last time.
     """
     if grid in SPACINGS:
-        return sde.inverse_log_snr(_chain(sde, num_levels)[_spaced(grid, num_steps, num_levels)])
+        noisier = _spaced(grid, num_steps, num_levels) - steps_offset
+        return sde.inverse_log_snr(_chain(sde, num_levels)[noisier])
     if grid == "uniform":
         times = jnp.linspace(sde.T, t_min, num_steps + 1)
     elif grid == "paper":

@@ -39,8 +39,7 @@ class Heun(GridSampler):
         churn_from: S_tmin: no churn at nu below this.
         churn_to: S_tmax: no churn at nu above this.
         churn_noise: S_noise: standard deviation of the added noise.
-        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
-            two evaluations.
+        num_steps and the others: as of every ``GridSampler``; a step is two evaluations.
     """
 
     num_steps: int = 18

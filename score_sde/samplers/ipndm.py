@@ -44,8 +44,7 @@ class IPNDM(GridSampler):
 
     Attributes:
         order: values of epsilon that a step averages, 1 to 4; 1 is DDIM.
-        num_steps, denoise, t_min, grid, rho, num_levels: as of every ``GridSampler``; a step is
-            one evaluation.
+        num_steps and the others: as of every ``GridSampler``; a step is one evaluation.
     """
 
     num_steps: int = 20

@@ -3,7 +3,8 @@
 ``DIRECTORY/N/default`` holds the state after N updates as nested dicts of arrays, with names such
 as ``ema/head/kernel`` or ``opt_state/1/mu/head/kernel``: any Orbax or TensorStore program reads
 it, without this package's classes. Saving is atomic (a directory named N is complete), so that a
-kill leaves only an unfinished ``N.orbax-checkpoint-tmp``, which the next training run removes.
+kill leaves only an unfinished ``N.orbax-checkpoint-tmp``, which the next training run removes. In a
+bucket, where a directory has no name of its own to change, an unfinished N lacks a file instead.
 """
 
 import errno
@@ -26,12 +27,14 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from score_sde.errors import UserError, one_line
-from score_sde.paths import written
+from score_sde.paths import absolute, is_url, make, written
 from score_sde.training.logs import logged
 from score_sde.training.mesh import is_writer
 from score_sde.training.state import TrainState
 
 PyTree = Any
+
+COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint in a bucket
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +52,9 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 2, keep_every: int = 0):
         self._kept = {"max_to_keep": keep, "keep_period": keep_every or None}
-        self._directory = Path(directory).absolute()  # Orbax takes no relative paths
+        self._directory = absolute(directory)  # Orbax takes no relative paths
         with written(self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make(self._directory)
         self._writer: ocp.CheckpointManager | None = None
 
     def restore(self, target: TrainState) -> TrainState | None:
@@ -88,11 +91,11 @@ class Checkpoints:
             UserError: a checkpoint cannot be written, as on a full disk. Those before it are whole.
             RuntimeError: this or a later step is there already.
         """
-        if self._writer is None:
-            # Opened late: the directories that `restore` renames would otherwise count as steps.
-            options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **self._kept)
-            self._writer = ocp.CheckpointManager(self._directory, options=options)
         with self._told():
+            if self._writer is None:
+                # Opened late: what `restore` renames would otherwise count as steps.
+                options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **self._kept)
+                self._writer = ocp.CheckpointManager(self._directory, options=options)
             saved = self._writer.save(step, args=ocp.args.StandardSave(_to_dict(state)))
         if not saved:
             newest = self._writer.latest_step()
@@ -141,9 +144,9 @@ def restore_ema(
     place = sharding or SingleDeviceSharding(jax.local_devices()[0])
     target = {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")}
     target = jax.tree.map(lambda leaf: _abstract(leaf, place), target)
-    found = _read_newest(Path(directory).absolute(), _to_dict(target), step)
+    found = _read_newest(absolute(directory), _to_dict(target), step)
     if found is None:
-        if there := ", ".join(path.name for path in reversed(_newest_first(Path(directory)))):
+        if there := ", ".join(path.name for path in reversed(_newest_first(directory))):
             raise UserError(f"step = {step}: not in {directory}; allowed are {there}")
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
     restored = _from_dict(target, found[0])
@@ -202,7 +205,7 @@ def listing(workdir: Path) -> list[str]:
                 written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
                 seconds = written["commit_timestamp_nsecs"] / 1e9
             except (OSError, ValueError, TypeError, KeyError):  # damaged: the folder's own
-                seconds = path.stat().st_mtime
+                seconds = getattr(path.stat(), "st_mtime", 0)  # 0: in a bucket, without one
             date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
             lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
     return lines
@@ -210,11 +213,12 @@ def listing(workdir: Path) -> list[str]:
 
 def newest_step(directory: Path) -> int:
     """The step of the newest checkpoint by its name, readable or not; 0 without any."""
-    return max((int(path.name) for path in _newest_first(Path(directory))), default=0)
+    return max((int(path.name) for path in _newest_first(directory)), default=0)
 
 
 def _newest_first(directory: Path) -> list[Path]:
     numbered = [path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir()]
+    numbered = [path for path in numbered if not is_url(path) or (path / COMMITTED).exists()]
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)
 
 

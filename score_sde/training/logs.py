@@ -1,24 +1,23 @@
 """The reports of a training run: a progress bar, metrics.jsonl and TensorBoard's scalars."""
 
+import io
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
-from tqdm import tqdm
 
-from score_sde.paths import written
+from score_sde.paths import is_url, make, whole, written
+from score_sde.progress import bar
 from score_sde.training.mesh import is_writer
 from score_sde.training.step import Metrics
 
 FILE = "metrics.jsonl"
-FLUSH_EVERY = 30.0  # seconds, of TensorBoard's file: each waits for the disk
+FLUSH_EVERY = 30.0  # seconds, of TensorBoard's file and those of a bucket: each waits for the disk
 
 
 class RunLog:
@@ -28,15 +27,24 @@ class RunLog:
     together, each has one, and only one of them writes.
 
     Args:
-        workdir: gets ``metrics.jsonl`` and ``tensorboard/``. What an earlier, killed run wrote of
-            steps after ``first_step`` is dropped, since they are made again.
+        workdir: gets ``metrics.jsonl`` and ``tensorboard/``; None: there is only the bar. What an
+            earlier, killed run wrote of steps after ``first_step`` is dropped, since they are made
+            again.
         first_step: updates made before this run.
         num_steps: updates of the whole run.
         ahead: how many steps may be dispatched beyond those known to be finished; up to twice as
             many are. 0 waits for every step.
+        lines: a list that gets the lines, too.
     """
 
-    def __init__(self, workdir: Path, first_step: int, num_steps: int, ahead: int):
+    def __init__(
+        self,
+        workdir: Path | None,
+        first_step: int,
+        num_steps: int,
+        ahead: int,
+        lines: list[dict[str, float]] | None = None,
+    ):
         self._step = first_step
         self._num_steps = num_steps
         self._ahead = ahead
@@ -44,6 +52,7 @@ class RunLog:
         self._values: list[dict[str, float]] = []  # read, not yet reported
         self._clock: float | None = None  # when the timed steps began, pauses taken out
         self._timed_images = 0
+        self._lines = [] if lines is None else lines
         self._report = _Report(workdir, first_step, num_steps) if is_writer() else None
 
     def dispatched(self, metrics: Metrics, batch_size: int) -> None:
@@ -78,6 +87,7 @@ class RunLog:
         now = time.perf_counter()
         if self._timed_images:
             mean["images_per_second"] = self._timed_images / (now - self._clock)
+        self._lines.append({"step": self._step, **mean})
         if self._report:
             self._report.write(self._step, mean)
         self._values.clear()
@@ -99,7 +109,7 @@ class RunLog:
                 found = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
                 raise FloatingPointError(
                     f"step {step} of {self._num_steps} is not finite ({found}); nothing was saved "
-                    "from it, the newest checkpoint is of an earlier step"
+                    "from it"
                 )
         self._values += values
 
@@ -121,9 +131,30 @@ class RunLog:
 
 
 class _Report:
-    """The writing process's reports: the bar, metrics.jsonl, TensorBoard's scalars."""
+    """The writing process's reports: the bar, and the files of a workdir."""
 
-    def __init__(self, workdir: Path, first_step: int, num_steps: int):
+    def __init__(self, workdir: Path | None, first_step: int, num_steps: int):
+        self._files = _Files(workdir, first_step) if workdir else None
+        self.bar = bar(initial=first_step, total=num_steps, desc="training", unit="step")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self._files:
+            self._files.write(step, values)
+        text = f"loss {values['loss']:.4g}"
+        if "images_per_second" in values:
+            text += f", {values['images_per_second']:.0f} examples/s"
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self._files:
+            self._files.close()
+
+
+class _Files:
+    """metrics.jsonl and TensorBoard's scalars."""
+
+    def __init__(self, workdir: Path, first_step: int):
         # Only training pays for this import. The writer that writes at once: SummaryWriter's thread
         # dies of a full disk, and then its queue fills up and the training stands still.
         from tensorboardX.event_file_writer import EventsWriter
@@ -132,15 +163,14 @@ class _Report:
         self._path, self._board = workdir / FILE, workdir / "tensorboard"
         with written(self._path):
             _drop_after(workdir, first_step)
-            self._lines = self._path.open("a", encoding="utf-8")
+            self._lines = _Object(self._path) if is_url(workdir) else self._path.open("a")
         with written(self._board):
-            self._board.mkdir(exist_ok=True)
+            make(self._board)
             self._events = EventsWriter(str(self._board / "events"))
             # TensorBoard hides what an earlier, killed run wrote of these steps.
             begun = SessionLog(status=SessionLog.START)
             self._event(first_step + 1, session_log=begun)
         self._flushed = 0.0
-        self.bar = _progress(first_step, num_steps)
 
     def _event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -150,24 +180,39 @@ class _Report:
     def write(self, step: int, values: dict[str, float]) -> None:
         from tensorboardX.summary import scalar
 
+        due = (now := time.perf_counter()) > self._flushed + FLUSH_EVERY
         with written(self._path):
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
-            self._lines.flush()
+            if due or not is_url(self._path):
+                self._lines.flush()
         with written(self._board):
             for name, value in values.items():
                 self._event(step, summary=scalar(name, value))
-            if (now := time.perf_counter()) > self._flushed + FLUSH_EVERY:
+            if due:
                 self._events.flush()
                 self._flushed = now
-        text = f"loss {values['loss']:.4g}"
-        if "images_per_second" in values:
-            text += f", {values['images_per_second']:.0f} examples/s"
-        self.bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
-        self.bar.close()
         with written(self._path), closing(self._lines), written(self._board):
             self._events.close()
+
+
+class _Object(io.StringIO):
+    """The lines of a file in a bucket. All of them go there each time, as none can be added."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+        if path.exists():
+            self.write(path.read_bytes().decode())
+
+    def flush(self) -> None:
+        self._path.write_bytes(self.getvalue().encode())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+        super().close()
 
 
 def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -176,7 +221,7 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     path = workdir / FILE
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True):
         with suppress(ValueError, TypeError, KeyError):
             values = json.loads(line)
             if line.endswith("\n") and isinstance(values["step"], int):
@@ -194,28 +239,5 @@ def _drop_after(workdir: Path, step: int) -> None:
     if len(kept) == number:
         return
     print(f"{path}: {number - len(kept)} lines are dropped, as training begins at step {step}")
-    rewritten = workdir / f"{FILE}.tmp"
-    rewritten.write_text("".join(kept), encoding="utf-8")
-    os.replace(rewritten, workdir / FILE)
-
-
-def _progress(first_step: int, num_steps: int) -> tqdm:
-    how: dict[str, Any] = {"unit": "step", "dynamic_ncols": True}
-    if not sys.stderr.isatty():
-        words = "{desc}: step {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
-        how = {"file": _Lines(sys.stderr), "mininterval": 10, "bar_format": words}
-    return tqdm(initial=first_step, total=num_steps, desc="training", **how)
-
-
-class _Lines:
-    """A bar redraws itself by carriage returns. In a file each drawing becomes a line."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        if line := text.strip():
-            self._stream.write(line + "\n")
-
-    def flush(self) -> None:
-        self._stream.flush()
+    with whole(path) as file:
+        file.write("".join(kept).encode())

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -26,13 +26,14 @@ def train(
     step: TrainStep,
     batches: Batches,
     hooks: Sequence[Hook],
-    checkpoints: Checkpoints,
-    workdir: Path,
+    checkpoints: Checkpoints | None,
+    workdir: Path | None,
     *,
     num_steps: int,
     seed: int,
     checkpoint_every: int,
     log_every: int,
+    metrics: list[dict[str, float]] | None = None,
 ) -> TrainState:
     """Trains up to ``num_steps`` updates, going on from the newest checkpoint.
 
@@ -46,11 +47,13 @@ def train(
         batches: the feed; ``batches(n)`` yields without end, from update number n (from 0) on.
         hooks: pairs (every, function). ``function(step, state)`` is called every so many steps and
             after the last; it must not keep the state, whose memory the next step reuses.
-        checkpoints: of the run, closed at the end. ``workdir`` gets the logs.
+        checkpoints: of the run, closed at the end; None: nothing is saved.
+        workdir: gets the logs; None: only ``metrics`` does.
         num_steps: updates of the whole run, earlier ones included.
         seed: of the steps' keys, not negative.
         checkpoint_every: steps between checkpoints; the last step always has one.
         log_every: steps between lines of metrics.
+        metrics: a list that gets the lines, too.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; the checkpoints are earlier ones.
@@ -58,17 +61,17 @@ def train(
     """
     place = state.step.sharding
     key = placed(jax.random.key(seed), place)  # elsewhere it would be copied at every step
-    with _stop_signal() as stop_signal, checkpoints:
-        state = checkpoints.restore(state) or state
+    with _stop_signal() as stop_signal, checkpoints or nullcontext():
+        state = (checkpoints and checkpoints.restore(state)) or state
         done = first = int(state.step)
-        with RunLog(Path(workdir), first, num_steps, _steps_ahead(place)) as log:
+        with RunLog(workdir, first, num_steps, _steps_ahead(place), metrics) as log:
             for done, batch in zip(range(first + 1, num_steps + 1), batches(first), strict=False):
-                state, metrics = step(state, batch, key)
-                log.dispatched(metrics, len(jax.tree.leaves(batch)[0]))
+                state, values = step(state, batch, key)
+                log.dispatched(values, len(jax.tree.leaves(batch)[0]))
                 last = done == num_steps or stop_signal() is not None
                 if last or done % log_every == 0:
                     log.write()
-                if last or done % checkpoint_every == 0:
+                if checkpoints and (last or done % checkpoint_every == 0):
                     with log.pause():
                         checkpoints.save(state, done)
                 for every, function in hooks:
@@ -78,8 +81,11 @@ def train(
                 if last:
                     break
     if (name := stop_signal()) is not None:
-        stopped = f"training stopped by {name} after step {done} of {num_steps}, saved"
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        kept = "the run so far is returned"
+        if checkpoints:
+            kept = "saved; the same command goes on from there"
+        stopped = f"training stopped by {name} after step {done} of {num_steps}"
+        print(f"{stopped}, {kept}", file=sys.stderr)
     return state
 
 

@@ -19,9 +19,9 @@ from score_sde.training.mesh import data_mesh
 from score_sde.training.state import create
 from tests.commands import ROOT, refused, succeed
 from tests.commands import command as run_command
+from tests.convert.diffusers_folders import DDPM, DDPM_SHAPES, arrays_of, write
 from tests.convert.originals import describe, source, spec_of
-from tests.convert.test_diffusers import DDPM, DDPM_SHAPES, arrays_of, write
-from tests.convert.test_sources import save
+from tests.convert.torch_files import save
 from tests.test_cifar10_commands import official  # noqa: F401  (a fixture)
 
 SIZE = (
@@ -165,12 +165,14 @@ def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     write(tmp_path / "pipe" / "unet", DDPM, arrays_of(DDPM_SHAPES))
     chain = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
     chain |= {"prediction_type": "v_prediction", "num_train_timesteps": 50}
-    chain |= {"timestep_spacing": "trailing"}
+    chain |= {"timestep_spacing": "trailing", "variance_type": "fixed_small"}
     (tmp_path / "pipe" / "scheduler" / "scheduler_config.json").write_text(json.dumps(chain))
     command = ("--mode", "convert", "--source", "pipe", "--workdir", "run", FORCE)
     out = succeed(*command, cwd=tmp_path)
     assert "process: DiscreteVPSDE of 50 betas, velocity; from pipe/scheduler" in out
-    assert "--config.sampling.method=ddim --config.sampling.grid=trailing" in out
+    flags = "--config.sampling.method=ddim --config.sampling.grid=trailing"
+    assert f"samples as {flags} --config.sampling.clip=1.0\n" in out
+    assert "not taken from it: 'variance_type': 'fixed_small'\n" in out
     assert "taken from the config" not in out
     config = workdirs.load(tmp_path / "run")
     assert (config.data.name, config.data.image_size, config.name) == ("images", 8, "pipe")

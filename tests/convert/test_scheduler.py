@@ -80,7 +80,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"prediction_type": ["epsilon"]}, "prediction_type"),
     ({"beta_schedule": "laplace"}, "beta_schedule"),
     ({"timestep_spacing": "karras"}, "timestep_spacing"),
+    ({"timestep_spacing": None}, "timestep_spacing"),
     ({"timestep_type": "continuous"}, "timestep_type"),
+    ({"steps_offset": -1}, "steps_offset"),
+    ({"steps_offset": 1.0}, "steps_offset"),
+    ({"clip_sample": 1}, "clip_sample"),
+    ({"clip_sample_range": 0}, "clip_sample_range"),
+    ({"clip_sample_range": float("inf")}, "clip_sample_range"),
+    ({"thresholding": None}, "thresholding"),
+    ({"set_alpha_to_one": "yes"}, "set_alpha_to_one"),
     ({"use_flow_sigmas": True}, "use_flow_sigmas"),
     ({"rescale_betas_zero_snr": True}, "prediction_type"),
     ({"rescale_betas_zero_snr": 1}, "rescale_betas_zero_snr"),
@@ -90,6 +98,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"beta_start": 0}, "beta_start"),
     ({"beta_end": 1.0}, "beta_end"),
     ({"beta_end": "0.02"}, "beta_end"),
+    ({"num_train_timesteps": 10_001, "beta_schedule": "squaredcos_cap_v2"}, "num_train_timesteps"),
+    ({"trained_betas": [1e-4] * 10_001}, "trained_betas"),
     ({"trained_betas": "linear"}, "trained_betas"),
     ({"trained_betas": [0.1, None]}, "trained_betas"),
     ({"trained_betas": [0.1, 1.5]}, "betas"),
@@ -107,6 +117,51 @@ def test_what_ours_cannot_express_is_refused_by_key_and_value(
     told = str(caught.value)
     assert told.startswith(f"{tmp_path / scheduler.FILE}: ") and f"{key}" in told
     assert "allowed are" in told and "\n" not in told
+
+
+DDIM = {"sampling.method": "ddim", "sampling.grid": "leading"}
+SAMPLING: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    # What the file says, our settings of it beside `DDIM`, and what is not taken.
+    ({}, {"sampling.clip": 1.0}, {}),
+    ({"clip_sample_range": 2}, {"sampling.clip": 2}, {}),
+    ({"clip_sample": False, "sample_max_value": 1.0}, {}, {}),
+    ({"clip_sample": False, "steps_offset": 1}, {"sampling.steps_offset": 1}, {}),
+    # The other grids have no offset, in diffusers neither.
+    (
+        {"clip_sample": False, "steps_offset": 1, "timestep_spacing": "trailing"},
+        {"sampling.grid": "trailing"},
+        {},
+    ),
+    ({"clip_sample": False, "set_alpha_to_one": False}, {"sampling.denoise": False}, {}),
+    (
+        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        {"sampling.steps_offset": 1},
+        {"set_alpha_to_one": False},
+    ),
+    (
+        {"thresholding": True, "sample_max_value": 2.0},
+        {},
+        {"thresholding": True, "sample_max_value": 2.0},
+    ),
+    (
+        {"variance_type": "fixed_small", "of_a_later_version": 0},
+        {"sampling.clip": 1.0},
+        {"variance_type": "fixed_small", "of_a_later_version": 0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "ours", "others"), SAMPLING, ids=lambda case: str(case)[:60])
+def test_every_key_is_expressed_or_reported(
+    tmp_path: Path, values: dict[str, Any], ours: dict[str, Any], others: dict[str, Any]
+):
+    settings(tmp_path, _diffusers_version="0.42.1", **values)
+    assert scheduler.sampling(tmp_path / scheduler.FILE) == (DDIM | ours, others)
+
+
+def test_of_ves_sampler_nothing_is_taken(tmp_path: Path):
+    settings(tmp_path, _class_name=scheduler.VE, sigma_max=380.0, snr=0.15)
+    assert scheduler.sampling(tmp_path / scheduler.FILE) == ({}, {"snr": 0.15})
 
 
 def test_ncsnpp_is_under_ve(tmp_path: Path):

@@ -46,7 +46,7 @@ def test_data_dir_is_not_used():
             "mnist",
             "train",
             "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist, moons, "
-            "swiss_roll, npz, images, celeba, lsun_bedroom, lsun_church, celebahq, ffhq",
+            "swiss_roll, npz, images, arrays, celeba, lsun_bedroom, lsun_church, celebahq, ffhq",
         ),
         ("digits", "valid", "split: 'valid' is not one of train, test"),
         (

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import score_sde
+from score_sde import build
+from score_sde.config import changed
+from score_sde.convert.scheduler import FILE, sampling
 from score_sde.discrete import discretization
-from score_sde.samplers import DDIM
 from tests.commands import succeed
 from tests.parity.test_diffusers import check, perturbed, theirs
 
@@ -50,6 +52,13 @@ KINDS += [
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     }
+]
+# What a file may say of sampling. The first is the default: the denoised images are cut to 1.
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"clip_sample_range": 0.3},
+    {"clip_sample": False, "steps_offset": 1},
+    {"clip_sample": False, "set_alpha_to_one": False},
 ]
 LEVELS = (0, 1, 10, 100, 300, 500, 700, 900, 980, 999)
 
@@ -136,13 +145,25 @@ def fitted(chain: Any) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 def test_scores_and_samples_of_each_kind(kind: dict[str, Any], tmp_path: Path):
-    # Ours does not cut the denoised images.
-    chain = scheduler(clip_sample=False, **kind)
+    chain = scheduler(**kind)
     model = fitted(chain)
     run = converted(model, chain, tmp_path)
     assert run.config.model.num_levels == 1000
     check_scores(run, model, chain, channels=1)
-    pipeline = diffusers.DDIMPipeline(model, diffusers.DDIMScheduler.from_config(chain.config))
+    for number, options in enumerate(OPTIONS):
+        ddim = diffusers.DDIMScheduler.from_config(chain.config, **options)
+        ddim.save_pretrained(tmp_path / f"{number}")
+        settings, others = sampling(tmp_path / f"{number}" / FILE)
+        if others:  # reported, not done: only the grid `leading` ends at the level 0
+            assert others == {"set_alpha_to_one": False}
+            assert chain.config.timestep_spacing == "trailing"
+        else:
+            check_samples(run, model, ddim, {**settings, "sampling.num_steps": 25})
+
+
+def check_samples(run: Any, model: Any, ddim: Any, settings: dict[str, Any]) -> None:
+    """Images of diffusers' DDIM to 1e-3, of whites that are 1 apart."""
+    pipeline = diffusers.DDIMPipeline(model, ddim)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
         batch_size=4,
@@ -152,9 +173,8 @@ def test_scores_and_samples_of_each_kind(kind: dict[str, Any], tmp_path: Path):
     ).images
     noise = torch.randn((4, 1, 16, 16), generator=torch.Generator().manual_seed(0))
     noise = jnp.asarray(noise.numpy().transpose(0, 2, 3, 1))
-    sampler = DDIM(25, grid=chain.config.timestep_spacing, num_levels=1000)
+    sampler = build.sampler(changed(run.config, settings))
     ours = sampler.sample(jax.random.key(0), run.sde, run.score, noise)
-    assert ours.nfe[0] == 25
     images = np.clip(0.5 * np.asarray(ours.x) + 0.5, 0.0, 1.0)
     inside = (expected > 0) & (expected < 1)
     assert inside.mean() > 0.3, inside.mean()  # or nothing would be compared

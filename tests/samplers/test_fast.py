@@ -323,6 +323,40 @@ def test_spacings_of_a_chain(name, grid, levels):
     assert DDIM(100, grid=grid, num_levels=100).num_steps == 100  # each level is a time
 
 
+def test_leading_ends_at_any_level_below_its_second():
+    sde = CHAINS["vp"]
+    snr = np.asarray(discretization(sde).chain(100).log_snr())
+    times = DDIM(7, grid="leading", steps_offset=13, num_levels=100).times(sde)
+    np.testing.assert_allclose(sde.log_snr(times), snr[np.add(SPACED["leading"], 13)], rtol=1e-4)
+    for offset in (-1, 14):
+        with pytest.raises(ValueError, match=r"^steps_offset = .* 0 to 13 with num_levels = 100"):
+            DDIM(7, grid="leading", steps_offset=offset, num_levels=100)
+
+
+def test_ddim_cuts_the_images_and_leaves_the_noise():
+    """Of a model whose images are all 3 + x: the last one, and the states by hand."""
+    sde, clip = PUBLISHED["vp"], 2.0
+
+    def score(x, t):  # alpha (3 + x) = x + sigma^2 score
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        return (alpha * (3.0 + x) - x) / jnp.square(sigma)
+
+    x = jnp.array([[0.5, -4.0, -40.0]])
+    sampler = DDIM(3, clip=clip, grid="log_snr")
+    drawn = sampler.sample(jax.random.key(0), sde, score, x, trajectory=True)
+    times = sampler.times(sde)
+    alpha, sigma = (np.asarray(each(times), float) for each in (sde.alpha, sde.sigma))
+    state = np.asarray(x, float)
+    for i in range(3):
+        cut = np.clip(3.0 + state, -clip, clip)
+        state = alpha[i + 1] * cut + sigma[i + 1] * (state - alpha[i] * (3.0 + state)) / sigma[i]
+        # The score's division by sigma^2 = 1e-5 at the last time amplifies float32's 1e-7 by sigma.
+        np.testing.assert_allclose(drawn.trajectory[i + 1], state, rtol=1e-3)
+    np.testing.assert_allclose(drawn.x, np.clip(3.0 + state, -clip, clip), rtol=1e-3)
+    uncut = DDIM(3, grid="log_snr").sample(jax.random.key(0), sde, score, x)
+    assert np.abs(uncut.x - drawn.x).max() > 1.0
+
+
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_churn_lifts_to_levels_of_the_chain(name):
     sde, num_levels, told = PUBLISHED[name], 100, []

@@ -1,0 +1,235 @@
+"""Training: from a config and its data to a `Run`."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import Array
+from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
+
+from score_sde import build, networks, paths, pictures, rules, workdirs
+from score_sde.batches import batch_size
+from score_sde.config import changed
+from score_sde.data import Arrays, Dataset, DatasetInfo, describe, load, own
+from score_sde.errors import UserError
+from score_sde.locks import writing
+from score_sde.run import Run, assembled, info_of
+from score_sde.samplers import PredictorCorrector
+from score_sde.samplers.base import from_prior
+from score_sde.training import loop
+from score_sde.training.checkpoints import Checkpoints, newest_step
+from score_sde.training.feed import in_memory
+from score_sde.training.logs import logged
+from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
+from score_sde.training.state import TrainState, create
+from score_sde.training.step import make_train_step
+from score_sde.validation import validate
+
+# The grids drawn on the way are a look, not a result: few steps and few images.
+LOOK = PredictorCorrector(num_steps=100, predictor="ancestral")
+LOOK_IMAGES, LOOK_VECTORS = 16, 1024
+# What a config says of data that are given as arrays.
+OWN = {
+    "data.name": own.NAME,
+    "data.dir": "",
+    "data.image_size": 0,
+    "data.channels": 0,
+    "data.num_classes": 0,
+    "data.condition": (),
+    "likelihood.num_images": 0,  # they have no test split
+}
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path | None = None,
+    *,
+    data: ArrayLike | Arrays | None = None,
+    labels: ArrayLike | None = None,
+    vector: ArrayLike | None = None,
+    levels: int = 256,
+) -> Run:
+    """Train a model up to `training.num_steps` updates.
+
+    With a workdir it does what `--mode train` does: it goes on from the newest checkpoint, holds
+    the workdir's lock, and writes config, checkpoints, metrics and pictures. Without one all stays
+    in memory. The numbers are the same.
+
+    An interruption (Ctrl-C, a notebook's stop button, SIGTERM) lets the step finish. Then the
+    checkpoint is saved, if there is a workdir, and the run so far is returned: its `step` is less
+    than `training.num_steps`.
+
+    Args:
+        config: of the run, such as `score_sde.presets.load("vp_digits")`.
+        workdir: the directory for the run, new or of an earlier training; None for none.
+        data: in place of the set `data.name`: vectors, numbers (N, D); images, uint8 (N, H, H, C)
+            of values 0 ... levels - 1; or `Arrays` of these, with labels and vector inside.
+        labels: their classes, integers (N,).
+        vector: the condition of vectors in its own units, numbers (N, k). The model gets it
+            standardised (`run.info.standardised`).
+        levels: of the images.
+
+    Returns:
+        The run, with the averaged weights.
+
+    Raises:
+        UserError: settings that do not go together; a workdir of another model or other data, one
+            that another process trains in, or that cannot be written; numbers that are not finite.
+        ValueError: `data`, `labels` or `vector` of another shape or dtype.
+    """
+    validate(config)
+    if isinstance(data, Arrays):
+        labels, vector = data.condition.get("labels"), data.condition.get("vector")
+        data = data.x
+    if data is None and not (labels is None and vector is None):
+        raise ValueError("labels and vector: allowed are those of `data`, which is missing")
+    given = None if data is None else own.arrays(data, labels, vector, levels)
+    config = changed(config, OWN if given else {})
+    mesh = data_mesh()
+    rules.check_devices(config, mesh.size)
+    if workdir is None:
+        return _train(config, None, given, mesh)
+    workdir = paths.place(workdir, "workdir", checkpoints=True)
+    with _one_writer(workdir):
+        return _train(config, workdir, given, mesh)
+
+
+@contextmanager
+def _one_writer(workdir: Path) -> Iterator[None]:
+    """Hold the workdir in the process that writes. Where it cannot, none of them begins."""
+    refusal = None
+    with ExitStack() as stack:
+        if is_writer():
+            try:
+                stack.enter_context(writing(workdir, "checkpoints"))
+            except UserError as error:
+                refusal = error
+        if broadcast_one_to_all(np.int32(refusal is not None)):
+            raise refusal or UserError(f"{workdir}: the process that writes may not write there")
+        yield
+
+
+def _train(
+    config: ConfigDict, workdir: Path | None, given: tuple[DatasetInfo, Arrays] | None, mesh: Mesh
+) -> Run:
+    settings = config.training
+    info, arrays = _data(config, given)
+    rules.check(config, info)
+    if workdir:
+        _check_resumed(config, workdir, info)
+        if is_writer():
+            print(f"config: {workdirs.save(config, workdir, info)}")
+    # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
+    apply, params = networks.init(build.network(config, info), key)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    kind = "images" if info.levels else "vectors"
+    print(f"data: {len(arrays.x)} {kind} of {config.data.name}; parameters: {size:,}")
+    optimizer, loss = build.optimizer(config), build.loss(config, apply, info)
+    examples = {"x": arrays.x, "condition": arrays.condition}
+    hooks: list[loop.Hook] = []
+    if workdir and settings.sample_every:
+        look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
+        hooks.append((settings.sample_every, look))
+    kept = {"keep": settings.keep, "keep_every": settings.keep_every}
+    metrics: list[dict[str, float]] = []
+    try:
+        state = loop.train(
+            create(params, optimizer, mesh),
+            make_train_step(loss, optimizer, settings.ema_rate, mesh),
+            in_memory(examples, batch_size=settings.batch_size, seed=config.seed, mesh=mesh),
+            hooks,
+            Checkpoints(workdir / "checkpoints", **kept) if workdir else None,
+            workdir,
+            num_steps=settings.num_steps,
+            seed=config.seed,
+            checkpoint_every=settings.checkpoint_every,
+            log_every=settings.log_every,
+            metrics=metrics,
+        )
+    except FloatingPointError as error:
+        place = ", in a new workdir" if workdir else ""
+        allowed = f"allowed are smaller learning rates{place}"
+        raise UserError(f"config.training.learning_rate: {error}; {allowed}") from error
+    if workdir:
+        metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
+    return assembled(config, int(state.step), apply, state.ema, info, mesh, metrics)
+
+
+def _data(
+    config: ConfigDict, given: tuple[DatasetInfo, Arrays] | None
+) -> tuple[DatasetInfo, Arrays]:
+    """The facts of the data, and the training split."""
+    if given is None:
+        info = build.dataset(config)
+        return info, build.arrays(config, info, "train")
+    facts, arrays = given
+    dataset = Dataset(facts, lambda split, folder: arrays)
+    width = config.data.bin_width
+    info = describe(dataset, condition=facts.condition, bin_width=width)
+    return info, load(dataset, "train", None, info)
+
+
+def _check_resumed(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:
+    """Raise UserError where a workdir is not one that this training can begin in or go on with."""
+    workdirs.check_no_export(workdir)
+    reached = newest_step(workdir / "checkpoints")
+    if config.training.num_steps < reached:
+        raise UserError(
+            f"config.training.num_steps = {config.training.num_steps}: allowed are at least "
+            f"{reached}, which {workdir} has reached"
+        )
+    kept = workdirs.load_info(workdir)
+    if kept is not None and info_of(config, kept) != info:
+        raise UserError(f"config.data: the data are not those that {workdir} was trained on")
+    if reached:
+        saved = workdirs.load(workdir)
+        workdirs.check_changes("train", saved, config, workdir)
+        _compare_rates(saved, config, reached)
+
+
+def _compare_rates(saved: ConfigDict, config: ConfigDict, reached: int) -> None:
+    """Report a learning rate that does not go on as it would have: a cosine's end has moved."""
+    before, after = (float(build.learning_rate(each)(reached)) for each in (saved, config))
+    if not math.isclose(before, after, rel_tol=1e-3):
+        end = saved.training.schedule_steps or saved.training.num_steps
+        keep = f"--config.training.schedule_steps={end} keeps the schedule that it had"
+        print(f"note: step {reached} has the learning rate {after:.2g}, not {before:.2g}; {keep}")
+
+
+def _pictures_of_samples(
+    config: ConfigDict,
+    info: DatasetInfo,
+    apply: Callable[..., Array],
+    real: np.ndarray,
+    workdir: Path,
+    mesh: Mesh,
+) -> Callable[[int, TrainState], None]:
+    """Return a hook for the loop, which draws samples with the averaged weights; vectors are shown
+    beside the real ones."""
+    space = build.space(config, info)
+    number = LOOK_IMAGES if info.levels else LOOK_VECTORS
+    shape = (batch_size(number, number, mesh), *space.shape)
+    given = build.classes_in_turn(config, info, shape[0])
+    if info.condition:  # the mean of the training data
+        given["vector"] = np.zeros((shape[0], len(info.condition)), np.float32)
+
+    def look(step: int, state: TrainState) -> None:
+        key, model = jax.random.key(config.sampling.seed), build.model(config, apply, state.ema)
+        noise = from_prior(key, model.sde, shape)
+        spread = placed({"noise": noise, "given": given}, along_data(mesh))
+        samples = LOOK.sample(key, model.sde, model.given(spread["given"]), spread["noise"])
+        x = on_host(space.from_model(samples.x), mesh)
+        path = workdir / "samples" / f"step_{step:06d}.png"
+        if is_writer() and info.levels:
+            pictures.save_png(path, x, info.levels)
+        elif is_writer():
+            pictures.save_scatter(path, x, real, info.columns)
+
+    return look
