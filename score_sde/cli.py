@@ -64,6 +64,7 @@ WRITES = {
     "convert": "checkpoints",
     "export": "weights",
 }
+LOCAL = ("source", "samples", "reference")  # files that are read as a whole
 WEIGHTS = ("averaged", "raw")
 OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
 FLAGS = ("mode", "config", "workdir", *OF_MODES)
@@ -144,7 +145,7 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         elif name in ("weights", "force") or not value:
             options[name] = value
         else:
-            named = paths.local if name == "source" else paths.place
+            named = paths.local if name in LOCAL else paths.place
             options[name] = named(str(value), f"--{name}")
     if options.get("weights", "") not in ("", *WEIGHTS):
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")

@@ -12,16 +12,16 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from score_sde import __version__, build, evaluation
+from score_sde import __version__, build, evaluation, pictures
 from score_sde.config import changed
 from score_sde.data.info import DatasetInfo
+from score_sde.display import eight_bits
 from score_sde.errors import UserError, one_line
 from score_sde.evaluation import Statistics, weights
 from score_sde.evaluation.network import FEATURES
 from score_sde.locks import writing
-from score_sde.modes import pictures, sample, start
+from score_sde.modes import sample, start
 from score_sde.modes.files import digest
 from score_sde.modes.results import Table, progress, saving
 from score_sde.paths import whole
@@ -125,12 +125,12 @@ def _drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) ->
     drawn = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
     with writing(output, "samples"):
         sample.run(drawn, workdir, output, step)
-    with np.load(output / sample.VALUES) as file:
+    with (output / sample.VALUES).open("rb") as opened, np.load(opened) as file:
         images, levels = file["images"][:number], _levels(file)
         about = {key: file[key].item() for key in ("seed", "sampler", "step")}
         about |= {"n": len(images), "nfe": float(file["nfe"][:number].mean())}
         about["weights"] = json.loads(str(file["depends"]))["weights"]
-    return Side(pictures.eight_bits(images, levels), None, about)
+    return Side(eight_bits(images, levels), None, about)
 
 
 def _training_split(config: ConfigDict) -> Side:
@@ -138,7 +138,7 @@ def _training_split(config: ConfigDict) -> Side:
     images = build.arrays(config, info, "train").x
     number = config.eval.num_reference or len(images)
     order = np.random.default_rng(0).permutation(len(images))[:number]
-    images = pictures.eight_bits(images[np.sort(order)], info.levels or 256)
+    images = eight_bits(images[np.sort(order)], info.levels or 256)
     return Side(images, None, {"set": info.name, "split": "train", "n": len(images)})
 
 
@@ -158,7 +158,7 @@ def _side(path: Path) -> Side:
     """
     about = {"path": str(path)}
     if path.is_dir():
-        return _of_images(_folder(path), about)
+        return _of_images(pictures.of_folder(path), about)
     try:
         with np.load(path, allow_pickle=False) as file:
             if "mu" in file.files:
@@ -174,7 +174,7 @@ def _side(path: Path) -> Side:
         raise UserError(
             f"{path}: {name} is {images.dtype}{images.shape}; allowed is uint8 (N, H, W, 3)"
         )
-    return _of_images(pictures.eight_bits(images, levels), about)
+    return _of_images(eight_bits(images, levels), about)
 
 
 def _check(found: Statistics, made: dict[str, Any], path: Path) -> None:
@@ -194,22 +194,6 @@ def _levels(file: Any) -> int:
     """Levels of the images in a file, as `--mode sample` notes them."""
     said = re.match(r"images x 255/(\d+)", str(file["arr_0_is"])) if "arr_0_is" in file else None
     return int(said[1]) + 1 if said else 256
-
-
-def _folder(path: Path) -> np.ndarray:
-    """The images of a folder in the order of their names, all of one size."""
-    found = []
-    for file in sorted(path.iterdir()):
-        try:
-            with Image.open(file) as image:
-                found.append(np.asarray(image.convert("RGB")))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
-        if found[-1].shape != found[0].shape:
-            raise UserError(
-                f"{file}: is {found[-1].shape[:2]}; allowed is the first one's {found[0].shape[:2]}"
-            )
-    return np.stack(found) if found else np.zeros((0, 0, 0, 3), np.uint8)
 
 
 # --- What is computed -----------------------------------------------------------------------------
