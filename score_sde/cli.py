@@ -10,7 +10,8 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
             [--force]
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
-  score-sde --mode sample|likelihood|interpolate --workdir DIR [--output FOLDER] [--step N]
+  score-sde --mode sample|likelihood|interpolate|evaluate --workdir DIR [--output FOLDER] [--step N]
+  score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
   score-sde --mode data [--config PRESET] [--output FOLDER] [--config.data.key=value ...]
 
 --step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
@@ -40,6 +41,7 @@ MODES = {
     "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
+    "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
     "data": "look at the data: counts, moments, duplicates, config lines, data.png",
     "config": "print every key of --config or --workdir: value, allowed values, help",
@@ -54,15 +56,18 @@ OPTIONS: dict[str, dict[str, str | bool | None]] = {
     "likelihood": {"output": "", "step": ""},
     "interpolate": {"output": "", "step": ""},
     "data": {"output": ""},
+    "evaluate": {"output": "", "step": "", "samples": "", "reference": ""},
 }
 # What a mode writes, one command at a time. Training is many processes, and locks for all of them.
 WRITES = {
     "sample": "samples",
     "likelihood": "likelihoods",
     "interpolate": "interpolations",
+    "evaluate": "evaluations",
     "convert": "checkpoints",
     "export": "weights",
 }
+LOCAL = ("source", "samples", "reference")  # files that are read as a whole
 WEIGHTS = ("averaged", "raw")
 OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
 FLAGS = ("mode", "config", "workdir", *OF_MODES)
@@ -143,7 +148,7 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         elif name in ("weights", "force") or not value:
             options[name] = value
         else:
-            named = paths.local if name == "source" else paths.place
+            named = paths.local if name in LOCAL else paths.place
             options[name] = named(str(value), f"--{name}")
     if options.get("weights", "") not in ("", *WEIGHTS):
         raise UserError(f"--weights = {options['weights']!r}: allowed are {', '.join(WEIGHTS)}")

@@ -118,6 +118,8 @@ def _is_image_size(value: Any) -> bool:
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
+FILE = Values(lambda value: not is_url(value) or value.startswith(("https://", "http://")),
+              "paths of this machine, addresses of https://")
 PATH = Values(lambda value: not is_url(value), PATHS)
 SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
 COUNT = at_least(1)
@@ -141,6 +143,7 @@ REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
 BETAS = Values(lambda value: not value or (len(value) > 1 and _are_positive(value, (int, float))),
                "tuples of positive numbers, one for each level")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
+REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
@@ -299,6 +302,13 @@ _ROWS = (
     Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
+
+    Row("eval.num_samples", 50_000, at_least(20), "how many are drawn and compared"),
+    Row("eval.num_reference", 0, REFERENCE, "images of the training split; 0: all"),
+    Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
+    Row("eval.inception_weights", "", FILE,
+        "file of the FID network's weights, or a URL; empty: the cache"),
+    Row("eval.resize", "tf1", words("tf1 halfpixel"), "how images become the network's 299 pixels"),
 )
 # fmt: on
 

@@ -22,13 +22,13 @@ PRESETS = (
 MISTAKES = {
     "no mode": (
         [],
-        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, convert, "
-        "data, config, export",
+        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, evaluate, "
+        "convert, data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
-        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, convert, "
-        "data, config, export",
+        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, evaluate, "
+        "convert, data, config, export",
     ),
     "mode without value": (
         ["--mode"],
@@ -88,7 +88,8 @@ MISTAKES = {
     "unknown key in the wrong section": (
         ["--mode=train", "--config.model.batch_size=5"],
         "error: config.model.batch_size = '5': no such key; closest are "
-        "config.likelihood.batch_size, config.sampling.batch_size, config.training.batch_size",
+        "config.eval.batch_size, config.likelihood.batch_size, config.sampling.batch_size, "
+        "config.training.batch_size",
     ),
     "unknown key that is part of others": (
         ["--mode=train", "--config.sampling.step=5"],
@@ -172,7 +173,8 @@ MISTAKES = {
     ),
     "output of a mode that writes into its workdir": (
         ["--mode=train", "--output=out"],
-        "error: --output = 'out': goes with --mode sample, likelihood, interpolate, data only",
+        "error: --output = 'out': goes with --mode sample, likelihood, interpolate, data, "
+        "evaluate only",
     ),
     "output empty": (
         ["--mode=sample", "--output="],
@@ -224,7 +226,8 @@ MISTAKES = {
     ),
     "step of a training": (
         ["--mode=train", "--step=4"],
-        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate only",
+        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate, evaluate "
+        "only",
     ),
     "step without value": (
         ["--mode=likelihood", "--step="],

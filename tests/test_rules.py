@@ -110,6 +110,11 @@ IMPOSSIBLE = {
     "likelihood.atol": 0.0,
     "likelihood.max_steps": 0,
     "likelihood.t_min": 2.0,
+    "eval.num_samples": 19,
+    "eval.num_reference": 19,
+    "eval.batch_size": 0,
+    "eval.inception_weights": "gs://bucket/weights",
+    "eval.resize": "clean",
 }
 
 

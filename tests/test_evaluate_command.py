@@ -1,0 +1,132 @@
+"""`--mode evaluate`: figures of a run and of anybody's images, and what they depend on."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from score_sde.errors import UserError
+from score_sde.evaluation import statistics, write_statistics
+from score_sde.modes.evaluate import _side, fid_name
+from tests.commands import FEW, ROOT, command, succeed
+from tests.evaluation.recorded import packed_weights
+
+
+def test_few_samples_are_in_the_name():
+    names = {n: fid_name(n) for n in (24, 5000, 49_999, 50_000, 60_000)}
+    assert [*names.values()] == ["FID-24", "FID-5k", "FID-49999", "FID", "FID"]
+
+
+def images(n=20, channels=3, levels=256):
+    return np.random.default_rng(0).integers(0, levels, (n, 6, 4, channels), np.uint8)
+
+
+def test_a_folder_of_images(tmp_path):
+    for number, image in enumerate(images()):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    found = _side(tmp_path)
+    np.testing.assert_array_equal(found.images, images())
+    assert found.about == {"path": str(tmp_path), "n": 20}
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"x\.png: no image"):
+        _side(tmp_path)
+    Image.fromarray(images()[0, :4]).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"x\.png: is \(4, 4\); allowed is .* \(6, 4\)"):
+        _side(tmp_path)
+
+
+def test_files_of_images_and_statistics(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images())
+    np.testing.assert_array_equal(_side(path).images, images())
+    # As `--mode sample` writes the digits: 17 levels, of which 16 is white.
+    digits = images(channels=1, levels=17)
+    np.savez(path, images=digits, arr_0_is="images x 255/16, rounded")
+    np.testing.assert_array_equal(_side(path).images, np.rint(digits * 255.0 / 16))
+    write_statistics(path, statistics([np.eye(3)], {"set": "x"}))
+    found = _side(path)
+    assert found.images is None and found.about == {"path": str(path), "n": 3, "set": "x"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x": np.zeros(3)}, "allowed are a folder of images"),
+        ({"images": np.zeros((30, 4, 4, 3))}, "images is float64(30, 4, 4, 3); allowed is uint8"),
+        ({"images": images(19)}, "19 images; allowed are 20 or more"),
+        ({"mu": np.zeros(3)}, "has no sigma"),
+    ],
+)
+def test_files_of_something_else(arrays, said, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError) as error:
+        _side(tmp_path / "a.npz")
+    assert str(tmp_path / "a.npz") in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04", b"text"])
+def test_no_files_of_arrays(content, tmp_path):
+    if content is not None:
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="allowed are a folder of images"):
+        _side(tmp_path / "a.npz")
+
+
+def test_without_weights_nothing_is_drawn(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    before = sorted(workdir.rglob("*"))
+    done = command("--mode=evaluate", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 2 and "make inception" in done.stderr
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.slow  # the Inception network, compiled for half a minute
+def test_a_run_and_its_samples(tiny_run, data_dir, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    weights = tmp_path / "inception.safetensors"
+    save_file({k: np.ascontiguousarray(a) for k, a in packed_weights(data_dir).items()}, weights)
+    settings = (
+        f"--config.eval.inception_weights={weights}",
+        "--config.eval.num_samples=24",
+        "--config.eval.num_reference=30",
+        "--config.eval.batch_size=8",
+    )
+    said = succeed("--mode=evaluate", "--workdir", workdir, *settings, *FEW, cwd=ROOT)
+    found = json.loads((workdir / "evaluation.json").read_text())
+    figures = found["figures"]
+    assert "FID" not in figures and figures["FID-24"] > 0.0
+    assert figures["FID_at_sizes"].keys() == {"24", "12", "8", "6"}
+    assert 0.0 <= figures["precision"] <= 1.0 and figures["of_each_side"] == 24
+    assert found["reference"] == {"set": "digits", "split": "train", "n": 30}
+    assert found["samples"]["n"] == 24 and found["samples"]["step"] == 4
+    assert found["resize"] == "tf1" and len(found["weights"]) == 64
+    assert str(figures["FID-24"]) in said and (workdir / "nearest.png").exists()
+    # Again: nothing is drawn or computed anew, and the figures are the same.
+    again = succeed("--mode=evaluate", "--workdir", workdir, *settings, *FEW, cwd=ROOT)
+    assert again.count("nothing to compute") == 3
+    assert json.loads((workdir / "evaluation.json").read_text())["figures"] == figures
+    # The same samples as a file, against the reference's statistics.
+    with np.load(workdir / "evaluation_reference.npz") as file:
+        kept = statistics([file["features"]], {"resize": "tf1", "weights": found["weights"]})
+    write_statistics(tmp_path / "stats.npz", kept)
+    given = ("--samples", workdir / "samples.npz", "--reference", tmp_path / "stats.npz")
+    succeed(
+        *("--mode=evaluate", "--workdir", workdir, "--output", tmp_path / "out"),
+        *settings,
+        *given,
+        cwd=ROOT,
+    )
+    other = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    # The order of sums over the images is another.
+    assert other["FID-24"] == pytest.approx(figures["FID-24"], rel=1e-6)
+    other_resize = "--config.eval.resize=halfpixel"
+    done = command(
+        "--mode=evaluate", "--workdir", workdir, *settings, other_resize, *given, cwd=ROOT
+    )
+    assert done.returncode == 2, done.stderr
+    assert "its resize is 'tf1'; allowed is 'halfpixel'" in done.stderr
+    write_statistics(tmp_path / "stats.npz", statistics([np.eye(3)]))
+    done = command("--mode=evaluate", "--workdir", workdir, *settings, *given, cwd=ROOT)
+    assert done.returncode == 2 and "of 3 features; allowed are 2048" in done.stderr
