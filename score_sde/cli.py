@@ -12,7 +12,7 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
   score-sde --mode sample|likelihood|interpolate|evaluate --workdir DIR [--output FOLDER] [--step N]
   score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
-  score-sde --mode data [--config PRESET] [--output FOLDER] [--config.data.key=value ...]
+  score-sde --mode data [--config PRESET] [--workdir DIR] [--output FOLDER]
 
 --step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
 """

@@ -161,4 +161,6 @@ def eight_bits(images: np.ndarray, levels: int) -> np.ndarray:
     if images.dtype.kind == "f":
         low, high = float(images.min()), float(images.max())
         return np.rint((images - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8)
-    return np.rint(images * (255.0 / (levels - 1))).astype(np.uint8)
+    if levels == 256:
+        return images
+    return np.rint(np.arange(levels) * (255.0 / (levels - 1))).astype(np.uint8)[images]

@@ -20,8 +20,8 @@ WITHOUT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 @contextmanager
 def writing(folder: Path, results: str) -> Iterator[None]:
-    """Hold `RESULTS.lock` in a folder, which is made where it is missing. Afterwards neither stays
-    that was not there before.
+    """Hold `RESULTS.lock` in a folder, which is made where it is missing. At the end the lock is
+    removed, and so are folders that were made here and are empty.
 
     The operating system drops the lock when the process ends, however it ends: a file that is left
     over locks nothing. Where there are no locks, a line says so, and the work goes on.

@@ -26,7 +26,7 @@ def place(text: str | os.PathLike[str], where: str, *, checkpoints: bool = False
     Args:
         text: a path, or a URL `gs://BUCKET/...` or `s3://BUCKET/...`.
         where: the setting that has it.
-        checkpoints: whether it is for a run's, which Orbax keeps in no `s3://`.
+        checkpoints: whether it is a workdir: Orbax keeps no checkpoints at `s3://`.
 
     Returns:
         a `pathlib.Path`, or for a URL etils' `epath.Path`, which has its methods.

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from score_sde.display import eight_bits, grid
-from score_sde.errors import UserError, one_line
 from score_sde.paths import whole
 
 FRAMES = 50  # of a film
@@ -19,26 +18,6 @@ def save_each(folder: Path, images: np.ndarray, levels: int) -> None:
         pixels = eight_bits(image, levels)
         with whole(folder / f"{number:06d}.png") as file:
             Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "png")
-
-
-def of_folder(path: Path) -> np.ndarray:
-    """Read the images of a folder in the order of their names: uint8 (N, H, W, 3).
-
-    Raises:
-        UserError: one line: a file that is no image, or of another size than the first.
-    """
-    found = []
-    for file in sorted(path.iterdir()):
-        try:
-            with Image.open(file) as image:
-                found.append(np.asarray(image.convert("RGB")))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
-        if found[-1].shape != found[0].shape:
-            raise UserError(
-                f"{file}: is {found[-1].shape[:2]}; allowed is the first one's {found[0].shape[:2]}"
-            )
-    return np.stack(found) if found else np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = None) -> None:

@@ -24,7 +24,7 @@ FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 Notebook = dict[str, Any]  # the JSON of an .ipynb file, version 4.5
 
 # scikit-learn is the yardstick, and flax what a network of one's own is made of.
-IMPORTED = {"score_sde", "jax", "numpy", "matplotlib", "sklearn", "flax", *sys.stdlib_module_names}
+PACKAGES = ("score_sde", "jax", "numpy", "matplotlib", "sklearn", "flax")
 LARGEST = 1_500_000  # bytes of a file
 FULL, QUICK = "QUICK = False", "QUICK = True"
 FIGURE = re.compile(r"^figure: (.+) = (\S+) ± (\S+)$", re.MULTILINE)
@@ -98,8 +98,8 @@ def problems(notebook: Notebook) -> list[str]:
         found.append(f"has {size} bytes; allowed are {LARGEST}")
     kinds = {output.get("name", output["output_type"]) for output in outputs(notebook)}
     found += [f"has an output of the kind {kind}" for kind in sorted(kinds & {"stderr", "error"})]
-    for module in sorted(_imported(sources) - IMPORTED):
-        found.append(f"imports {module}; allowed are {', '.join(sorted(IMPORTED))}")
+    for module in sorted(_imported(sources) - {*PACKAGES, *sys.stdlib_module_names}):
+        found.append(f"imports {module}; allowed are {', '.join(PACKAGES)} and Python's own")
     if not sources or FULL not in sources[0].splitlines():
         found.append(f"its first cell of code has no line {FULL}")
     counts = [cell["execution_count"] for cell in notebook["cells"] if "execution_count" in cell]

@@ -115,6 +115,7 @@ def test_what_was_drawn_is_gone_on_with_or_kept(tiny_run, tmp_path):
     assert len(list((workdir / "samples_png").iterdir())) == 4 and each[0].mode == "L"
     stored = values(workdir)
     assert stored["arr_0_is"] == "images x 255/16, rounded"
+    assert stored["levels"] == 17
     np.testing.assert_array_equal(each, np.rint(stored["images"][..., 0] * (255 / 16)))
 
     # What cannot be read is kept, too; its pictures and film go with it.

@@ -27,7 +27,7 @@ def listing(data_dir: str | None) -> images.Listing:
     @contextmanager
     def opened() -> Iterator[images.Open]:
         with zipfile.ZipFile(path) as archive:
-            yield archive.open  # type: ignore[misc]
+            yield lambda name: archive.open(found[name])  # type: ignore[misc,return-value]
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -40,7 +40,9 @@ def listing(data_dir: str | None) -> images.Listing:
             raise UserError(f"{where}: its file {name!r:.100} leaves it; allowed are paths within")
         if member.flag_bits & 1:
             raise UserError(f"{where}: {name!r:.100} is encrypted; allowed are archives without")
-    files = tuple(sorted((str(PurePosixPath(m.filename)), m.file_size, m.CRC) for m in members))
-    if len({name for name, *_ in files}) < len(files):
+    # Some programs write "./a.png" or "cats\\a.png"; the member keeps the name that opens it.
+    found = {str(PurePosixPath(m.filename.replace("\\", "/"))): m for m in members}
+    files = tuple(sorted((name, m.file_size, m.CRC) for name, m in found.items()))
+    if len(found) < len(members):
         raise UserError(f"{where}: has files of one name; allowed are different ones")
     return images.Listing("zip", where, files, opened, partial(listing, data_dir))

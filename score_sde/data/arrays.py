@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from score_sde.data.info import Arrays, DatasetInfo, check_fits, held_out
+from score_sde.data.info import MOST_CLASSES, Arrays, DatasetInfo, check_fits, held_out
 from score_sde.errors import UserError
 
 Kind = tuple[tuple[int, ...], np.dtype]  # of an array: its shape and dtype
@@ -80,12 +80,19 @@ def describe(table: Table) -> DatasetInfo:
         test = counts[1] if table.has_test else counts[0] // 10
         splits = {"train": counts[0] - (0 if table.has_test else test), "test": test}
         shape = (*shape[1:3], shape[3] if len(shape) == 4 else 1)
-        return DatasetInfo(table.name, shape, 256, num_classes, splits, digest=table.digest())
+        levels = 256
+        if "levels" in table.kinds:  # as `--mode sample` writes it
+            found = table.read("levels")
+            if found.shape or found.dtype.kind not in "iu" or not 2 <= found <= 256:
+                raise UserError(f"{table.where}: levels is {found}; allowed are 2 to 256")
+            levels = int(found)
+        return DatasetInfo(table.name, shape, levels, num_classes, splits, digest=table.digest())
     splits = {split: len(load(table, split).x) for split in ("train", "test")}
     columns: tuple[str, ...] = ()
     if "columns" in table.kinds:
         names = table.read("columns")
-        columns = tuple(map(str, names.astype(str).ravel().tolist()))
+        text = np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
+        columns = tuple(map(str, text.astype(str).ravel().tolist()))
         is_text = names.dtype.kind in "US" and names.ndim == 1
         if not is_text or len(set(columns)) != shape[1]:
             raise UserError(
@@ -181,11 +188,11 @@ def _check_labels(table: Table, name: str, count: int) -> None:
     shape, dtype = table.kinds[name]
     integers = dtype.kind in "iu" and shape == (count,)
     labels = table.read(name) if integers else np.zeros(1)
-    if not integers or labels.min() < 0 or labels.max() >= 2**31 - 1:
+    if not integers or labels.min() < 0 or labels.max() >= MOST_CLASSES:
         reach = f" from {labels.min()} to {labels.max()}" if integers else ""
         raise UserError(
             f"{table.where}: {name} is {_words(table.kinds[name])}{reach}; allowed "
-            f"are integers of at least 0 and below 2**31 - 1, ({count},)"
+            f"are integers from 0 to {MOST_CLASSES - 1}, ({count},)"
         )
 
 

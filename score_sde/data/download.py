@@ -62,7 +62,7 @@ def download(remote: RemoteFile, target: Path, *, patience: float = PATIENCE) ->
                 )
             os.replace(part, target)
         except OSError as error:  # of the disk: _receive has dealt with those of the network
-            raise UserError(f"config.data.dir: cannot write {target}: {_reason(error)}") from error
+            raise UserError(f"{target}: cannot be written ({_reason(error)})") from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)

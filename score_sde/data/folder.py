@@ -7,8 +7,11 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from score_sde.data import images
-from score_sde.errors import UserError
+from score_sde.data.decoding import CorruptImageError, decode, header
+from score_sde.errors import UserError, one_line
 from score_sde.paths import local
 
 
@@ -49,3 +52,32 @@ def _files(root: Path) -> Iterator[tuple[str, int, int]]:
             found = path.stat()
             if stat.S_ISREG(found.st_mode):
                 yield path.relative_to(root).as_posix(), found.st_size, found.st_mtime_ns
+
+
+def of_one_size(path: Path) -> np.ndarray:
+    """The images right in a folder, in the order of their names, decoded as `images` decodes them:
+    uint8 (N, H, W, 3). Hidden files are left out.
+
+    Raises:
+      UserError: one line: the folder cannot be read, or a file is no image or of another size.
+    """
+    found: list[np.ndarray] = []
+    try:
+        files = [file for file in sorted(path.iterdir()) if file.is_file()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    for file in files:
+        if file.name.startswith("."):
+            continue
+        try:
+            with file.open("rb") as opened:
+                height, width, _ = header(opened)
+                opened.seek(0)
+                found.append(decode(opened, height, width, 3))
+        except (OSError, CorruptImageError) as error:
+            raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
+        if found[-1].shape != found[0].shape:
+            raise UserError(
+                f"{file}: is {found[-1].shape[:2]}; allowed is the first one's {found[0].shape[:2]}"
+            )
+    return np.stack(found) if found else np.zeros((0, 0, 0, 3), np.uint8)

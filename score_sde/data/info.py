@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike
 from score_sde.errors import UserError
 from score_sde.paths import local
 
+# More is a mistake, such as numbers of items in place of classes: it would fill the memory.
+MOST_CLASSES = 16384
+
 
 class Arrays(NamedTuple):
     """A split in memory.

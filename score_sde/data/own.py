@@ -5,7 +5,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from score_sde.data.info import Arrays, DatasetInfo
+from score_sde.data.info import MOST_CLASSES, Arrays, DatasetInfo
 from score_sde.errors import UserError, require
 
 NAME = "arrays"
@@ -38,7 +38,9 @@ def arrays(
       ValueError: another shape or dtype.
     """
     x = np.asarray(x)
-    are_vectors = x.ndim == 2 and x.dtype.kind in "fiu"
+    if x.ndim == 3:
+        x = x[..., np.newaxis]
+    are_vectors = x.ndim == 2 and x.dtype.kind in "fiu" and x.shape[1] > 0
     if not are_vectors and (
         x.ndim != 4 or x.dtype != np.uint8 or x.shape[3] not in (1, 3) or 0 in x.shape[1:3]
     ):
@@ -71,7 +73,8 @@ def arrays(
 
 def _labels(labels: ArrayLike, number: int) -> np.ndarray:
     found = np.asarray(labels)
-    if found.shape != (number,) or found.dtype.kind not in "iu" or found.min() < 0:
-        allowed = f"integers ({number},) from 0 on"
+    integers = found.shape == (number,) and found.dtype.kind in "iu"
+    if not integers or found.min() < 0 or found.max() >= MOST_CLASSES:
+        allowed = f"integers ({number},) from 0 to {MOST_CLASSES - 1}"
         raise ValueError(f"labels are {found.dtype} {found.shape}: allowed are {allowed}")
     return found.astype(np.int32)

@@ -117,6 +117,8 @@ def read_statistics(path: Path) -> Statistics:
             mu, sigma = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
             n = int(file["n"]) if "n" in file.files else 0
             about = json.loads(str(file["about"])) if "about" in file.files else {}
+            if not isinstance(about, dict):
+                raise ValueError("about is no mapping")
     except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile, zlib.error) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)[:100]
         raise UserError(f"{path}: no statistics ({reason}); allowed is .npz of mu, sigma") from e

@@ -124,24 +124,28 @@ _average = functools.partial(
 )
 
 
+def _chain(
+    layers: Iterator[_Layer], inputs: int, *shapes: tuple[int, ...], padding: str = "SAME"
+) -> nnx.Module:
+    """Units of (outputs, height, width) or, with a stride of 2 and no padding, (..., 2)."""
+    units = []
+    for outputs, height, width, *strides in shapes:
+        layer, expected = next(layers, None), (height, width, inputs, outputs)
+        if layer is None or layer[0].shape != expected:
+            found = "none" if layer is None else layer[0].shape
+            raise ValueError(f"a kernel is {found}; that of the network of 2015 is {expected}")
+        units.append(_Unit(layer, 2, "VALID") if strides else _Unit(layer, 1, padding))
+        inputs = outputs
+    return nnx.Sequential(*units)
+
+
 def _network(layers: Iterator[_Layer]) -> nnx.Module:
     """The network up to its last map (B, 8, 8, 2048). It takes the layers in the graph's order.
 
     Raises:
         ValueError: they are another network's.
     """
-
-    def chain(inputs: int, *shapes: tuple[int, ...], padding: str = "SAME") -> nnx.Module:
-        """Units of (outputs, height, width) or, with a stride of 2 and no padding, (..., 2)."""
-        units = []
-        for outputs, height, width, *strides in shapes:
-            layer, expected = next(layers, None), (height, width, inputs, outputs)
-            if layer is None or layer[0].shape != expected:
-                found = "none" if layer is None else layer[0].shape
-                raise ValueError(f"a kernel is {found}; that of the network of 2015 is {expected}")
-            units.append(_Unit(layer, 2, "VALID") if strides else _Unit(layer, 1, padding))
-            inputs = outputs
-        return nnx.Sequential(*units)
+    chain = functools.partial(_chain, layers)
 
     def a(inputs: int, pooled: int) -> nnx.Module:
         return _Branches(

@@ -145,8 +145,8 @@ def _sampled(x: np.ndarray) -> np.ndarray:
 def _repeated(train: np.ndarray, test: np.ndarray) -> str:
     """How many items are copies of others, bit by bit."""
     known, other = ([hashlib.blake2b(row.tobytes()).digest() for row in x] for x in (train, test))
-    again = len(known) - len(set(known))
-    leaked = sum(each in set_of_known for set_of_known in [set(known)] for each in other)
+    seen = set(known)
+    again, leaked = len(known) - len(seen), sum(each in seen for each in other)
     return (
         f"exact duplicates: {again} training items repeat another, {leaked} test items are among "
         "the training items"

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import __version__, build, evaluation, pictures
+from score_sde import __version__, build, evaluation, pictures, workdirs
 from score_sde.config import changed
+from score_sde.data import folder
 from score_sde.data.info import DatasetInfo
 from score_sde.display import eight_bits
 from score_sde.errors import UserError, one_line
@@ -25,6 +26,7 @@ from score_sde.modes import sample, start
 from score_sde.modes.files import digest
 from score_sde.modes.results import Table, progress, saving
 from score_sde.paths import whole
+from score_sde.run import info_of
 
 SUMMARY, OURS, THEIRS = "evaluation.json", "evaluation.npz", "evaluation_reference.npz"
 NEIGHBOURS = "nearest.png"
@@ -69,7 +71,7 @@ def run(
     arrays = weights.read(settings.inception_weights)
     made = {"features": "inception-2015", "weights": weights.digest(arrays)}
     made["resize"] = settings.resize
-    theirs = _side(Path(reference)) if reference else _training_split(config)
+    theirs = _side(Path(reference)) if reference else _training_split(config, workdir)
     if theirs.statistics:
         _check(theirs.statistics, made, Path(reference))
     if samples:
@@ -83,7 +85,8 @@ def run(
         function = evaluation.inception(arrays, settings.resize)
     except ValueError as error:
         raise UserError(f"config.eval.inception_weights: {one_line(error)}") from error
-    x = _features(function, ours.images, output / OURS, made, settings.batch_size)
+    beside = (SUMMARY, NEIGHBOURS)  # what is made of these features
+    x = _features(function, ours.images, output / OURS, made, settings.batch_size, beside)
     y = None
     if theirs.images is not None:
         y = _features(function, theirs.images, output / THEIRS, made, settings.batch_size)
@@ -92,6 +95,8 @@ def run(
         both = ours.images, theirs.images
         figures["sliced_wasserstein"] = evaluation.sliced_wasserstein(*both)
         _show_nearest(*both, output / NEIGHBOURS)
+    else:  # one of an earlier command would be of other images
+        (output / NEIGHBOURS).unlink(missing_ok=True)
     facts = {"figures": figures, "samples": ours.about, "reference": theirs.about, **made}
     with whole(output / SUMMARY) as file:
         file.write(f"{json.dumps(facts | _circumstances(), indent=2)}\n".encode())
@@ -120,7 +125,7 @@ def _circumstances() -> dict[str, Any]:
 
 def _drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> Side:
     """Samples of the run, drawn where they are missing."""
-    _info(config)
+    _info(config, workdir)
     number = config.eval.num_samples
     drawn = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
     with writing(output, "samples"):
@@ -133,18 +138,23 @@ def _drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) ->
     return Side(eight_bits(images, levels), None, about)
 
 
-def _training_split(config: ConfigDict) -> Side:
-    info = _info(config)
+def _training_split(config: ConfigDict, workdir: Path) -> Side:
+    info = _info(config, workdir)
     images = build.arrays(config, info, "train").x
     number = config.eval.num_reference or len(images)
     order = np.random.default_rng(0).permutation(len(images))[:number]
+    if len(order) < FEWEST:
+        raise UserError(
+            f"config.data.name: {info.name} has {len(order)} training images; allowed are {FEWEST} "
+            "or more"
+        )
     images = eight_bits(images[np.sort(order)], info.levels or 256)
     return Side(images, None, {"set": info.name, "split": "train", "n": len(images)})
 
 
-def _info(config: ConfigDict) -> DatasetInfo:
+def _info(config: ConfigDict, workdir: Path) -> DatasetInfo:
     """What is known of the run's data, which must be images."""
-    info = build.dataset(config)
+    info = info_of(config, workdirs.load_info(workdir))
     if info.levels is None:
         raise UserError(f"config.data.name = {config.data.name!r}: allowed are sets of images")
     return info
@@ -158,7 +168,7 @@ def _side(path: Path) -> Side:
     """
     about = {"path": str(path)}
     if path.is_dir():
-        return _of_images(pictures.of_folder(path), about)
+        return _of_images(folder.of_one_size(path), about)
     try:
         with np.load(path, allow_pickle=False) as file:
             if "mu" in file.files:
@@ -174,6 +184,8 @@ def _side(path: Path) -> Side:
         raise UserError(
             f"{path}: {name} is {images.dtype}{images.shape}; allowed is uint8 (N, H, W, 3)"
         )
+    if images.size and images.max() >= levels:
+        raise UserError(f"{path}: {name} has {images.max()}; allowed are 0 to {levels - 1}")
     return _of_images(eight_bits(images, levels), about)
 
 
@@ -191,7 +203,9 @@ def _of_images(images: np.ndarray, about: dict[str, Any]) -> Side:
 
 
 def _levels(file: Any) -> int:
-    """Levels of the images in a file, as `--mode sample` notes them."""
+    """Levels of the images in a file of `--mode sample`; older versions said it in words only."""
+    if "levels" in file:
+        return int(file["levels"])
     said = re.match(r"images x 255/(\d+)", str(file["arr_0_is"])) if "arr_0_is" in file else None
     return int(said[1]) + 1 if said else 256
 
@@ -205,9 +219,10 @@ def _features(
     path: Path,
     made: dict[str, Any],
     batch_size: int,
+    beside: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """Features float32 (N, F), of which the file may have the first."""
-    table = Table(path, {**made, "images": digest([images])})
+    """Features float32 (N, F). Those that the file has are not computed again."""
+    table = Table(path, {**made, "images": digest([images])}, beside=beside)
     table.report(len(images))
     with (
         progress(len(images), len(table), "image", path.stem) as bar,

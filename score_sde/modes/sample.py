@@ -168,13 +168,14 @@ def _facts(trained: Run) -> dict[str, Any]:
     return facts
 
 
-def _in_other_tools(trained: Run) -> dict[str, str]:
+def _in_other_tools(trained: Run) -> dict[str, Any]:
     """Where the images are that suites of evaluation look for in `arr_0`. Two copies would double
     the file."""
     levels = trained.info.levels
     if levels is None:
         return {}
-    return {"arr_0_is": "images" if levels == 256 else f"images x 255/{levels - 1}, rounded"}
+    said = "images" if levels == 256 else f"images x 255/{levels - 1}, rounded"
+    return {"arr_0_is": said, "levels": levels}
 
 
 def _depends(trained: Run) -> dict[str, Any]:

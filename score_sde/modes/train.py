@@ -9,7 +9,7 @@ from types import FrameType
 
 from ml_collections import ConfigDict
 
-from score_sde import learn, rules
+from score_sde import learn
 from score_sde.modes import start
 
 INTERRUPTED = "interrupted; what was done by then is kept"
@@ -19,7 +19,7 @@ UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure"
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     _end_at_once_on_interrupt()
-    rules.check_devices(config, start(config.training.batch_size))
+    start(config.training.batch_size)
     trained = learn.train(config, workdir)
     if trained.step < config.training.num_steps:
         sys.exit(UNFINISHED)

@@ -81,12 +81,13 @@ def train(
                 if last:
                     break
     if (name := stop_signal()) is not None:
-        kept = "the run so far is returned"
-        if checkpoints:
-            kept = "saved; the same command goes on from there"
-        stopped = f"training stopped by {name} after step {done} of {num_steps}"
-        print(f"{stopped}, {kept}", file=sys.stderr)
+        _report_stop(f"{name} after step {done} of {num_steps}", checkpoints is not None)
     return state
+
+
+def _report_stop(by: str, saved: bool) -> None:
+    kept = "saved; the same command goes on from there" if saved else "the run so far is returned"
+    print(f"training stopped by {by}, {kept}", file=sys.stderr)
 
 
 def _steps_ahead(place: Sharding) -> int:

@@ -150,7 +150,7 @@ def test_a_proxy_set_between_two_downloads_is_used(server, tmp_path, monkeypatch
 def test_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     url = server.serve("file", answer(BODY))
-    with pytest.raises(UserError, match=r"config\.data\.dir: cannot write .*: File exists"):
+    with pytest.raises(UserError, match=r"below: cannot be written \(File exists\)"):
         download(remote(url), tmp_path / "file" / "below", patience=PATIENCE)
 
 

@@ -181,8 +181,8 @@ NAN[7, 1] = np.nan
         ({"x": X, "x_test": NAN}, ("x_test has nan in row 7, column 1", "finite")),
         ({"x": X.astype(np.float64) * 1e300}, ("in row 0, column 0", "finite in float32")),
         ({"x": X, "labels": LABELS[:5]}, ("labels is int64(5,)", "(40,)")),
-        ({"x": X, "labels": LABELS - 1}, ("labels", "at least 0")),
-        ({"x": X, "labels": LABELS + 2**31}, ("labels", "2147483650", "below 2**31 - 1")),
+        ({"x": X, "labels": LABELS - 1}, ("labels", "from 0 to 16383")),
+        ({"x": X, "labels": LABELS + 2**31}, ("labels", "2147483650", "from 0 to 16383")),
         ({"x": X, "labels": LABELS / 2}, ("labels is float64", "integers")),
         ({"x": X, "x_test": X, "labels": LABELS}, ("labels_test",)),
         ({"x": X, "columns": ["a", "b"]}, ("columns", "3 different names")),
@@ -241,3 +241,17 @@ def test_images_have_neither_conditions_nor_widths():
         describe("digits", condition=(0,))
     with pytest.raises(UserError, match=r"data\.bin_width.*digits"):
         describe("digits", bin_width=1.0)
+
+
+def test_images_say_how_many_levels_they_have(tmp_path):
+    path = tmp_path / "samples.npz"
+    images = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8) % 17
+    np.savez(path, images=images, levels=17)
+    info = describe("npz", str(path))
+    assert info.levels == 17 and load("npz", "train", str(path), info).x.max() == 16
+    np.savez(path, images=images + 1, levels=17)
+    with pytest.raises(UserError, match="has pixel 17, allowed are 0 to 16"):
+        load("npz", "train", str(path), describe("npz", str(path)))
+    np.savez(path, images=images, levels=1.5)
+    with pytest.raises(UserError, match=r"levels is 1\.5; allowed are 2 to 256"):
+        describe("npz", str(path))
