@@ -4,6 +4,10 @@ import copy
 
 import pytest
 
+from score_sde.data import DATASETS
+from score_sde.networks import NETWORKS
+from score_sde.samplers import CORRECTORS, PREDICTORS, SAMPLERS
+from score_sde.sde import PROCESSES
 from tests import notebooks
 from tests.commands import as_users_have_it
 
@@ -18,8 +22,19 @@ def test_a_saved_notebook_is_fit_to_be_read(path):
     assert path.read_text(encoding="utf-8") == notebooks.dumps(saved)
 
 
+@pytest.fixture
+def tables_as_they_were():
+    """A notebook adds its own parts to the package's tables; other tests shall not find them."""
+    tables = (PROCESSES, SAMPLERS, PREDICTORS, CORRECTORS, NETWORKS, DATASETS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
 @FILES
-def test_the_reduced_form_runs(path, tmp_path, monkeypatch, capsys):
+def test_the_reduced_form_runs(path, tmp_path, monkeypatch, capsys, tables_as_they_were):
     """Its figures are others, but the same are there."""
     import matplotlib
 
