@@ -36,6 +36,7 @@ def shown(cls: Shown) -> Shown:
         pictures = self._pictures() if hasattr(self, "_pictures") else None
         return table(type(self).__name__, self._facts(), pictures)
 
+    # mypy knows no class that a function adds methods to.
     cls.__repr__ = to_text  # type: ignore[method-assign, assignment]
     cls._repr_html_ = to_html  # type: ignore[attr-defined]
     return cls

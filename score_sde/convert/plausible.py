@@ -10,9 +10,9 @@ Both D and x0 are images within the range, so their distance is mostly below hal
 noise prevails the error is then below h alpha / sigma, up to what the network is imprecise by.
 Where the image prevails it is below 1: to predict no noise at all would be off by that.
 
-A network of the velocity or of the denoised data is within these bounds by its form, nearly
-whatever it is. But D is to be E[x0 | x_t], so what it leaves over, x0 - D, has nothing in common
-with it. For m, the mean pixel of a channel,
+A network of the velocity or of the denoised data is within these bounds by its form: a wrong one
+is, too. But D is to be E[x0 | x_t]. So the rest, x0 - D, must be uncorrelated with D.
+For m, the mean pixel of a channel,
 
     bias^2 = E[(D - m) (D - x0)] = 0
 

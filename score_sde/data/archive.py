@@ -27,6 +27,7 @@ def listing(data_dir: str | None) -> images.Listing:
     @contextmanager
     def opened() -> Iterator[images.Open]:
         with zipfile.ZipFile(path) as archive:
+            # zipfile's own type is IO[bytes], of which mypy does not know that it is a BinaryIO.
             yield lambda name: archive.open(found[name])  # type: ignore[misc,return-value]
 
     try:

@@ -52,7 +52,7 @@ class Table:
 
     @property
     def has_test(self) -> bool:
-        """Whether the test split has arrays of its own."""
+        """Whether there are separate arrays of the test split."""
         return f"{self.data}_test" in self.kinds
 
     @property

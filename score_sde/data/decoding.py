@@ -10,7 +10,7 @@ first frame is taken. 16 grey bits are rounded to 8; of 16 bits for each colour 
 upper 8. Colours become grey by Pillow's luma (ITU-R 601-2).
 """
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def decode(file: BinaryIO, height: int, width: int, channels: int) -> np.ndarray
         raise _corrupt(error) from error
 
 
-def _opened(file: BinaryIO):  # type: ignore[no-untyped-def]  # Pillow is imported within functions
+def _opened(file: BinaryIO) -> Any:
     """The image with its header read; the ValueError of one that is too large."""
     from PIL import Image
 
@@ -86,7 +86,7 @@ def _opened(file: BinaryIO):  # type: ignore[no-untyped-def]  # Pillow is import
     return image
 
 
-def _plain(image, channels: int):  # type: ignore[no-untyped-def]
+def _plain(image: Any, channels: int) -> Any:
     """The image with 8 bits a channel, grey or in colours, without transparency."""
     from PIL import Image
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def listing(data_dir: str | None) -> images.Listing:
     except OSError as error:
         raise UserError(f"{where}: cannot read {error.filename} ({error.strerror})") from error
 
-    def open_file(name: str):  # type: ignore[no-untyped-def]
+    def open_file(name: str) -> BinaryIO:
         return (root / name).open("rb")
 
     return images.Listing(

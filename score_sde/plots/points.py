@@ -220,7 +220,7 @@ def _draw_density(axes: Axes, limits: Limits, values: np.ndarray, low: float, hi
 
 
 def _draw_colours(figure: Figure, image: Any, found: list[Axes], label: str, **style: Any) -> None:
-    """Draw the scale of the colours, in a room of its own."""
+    """Draw the scale of the colours beside the panels; the figure becomes wider for it."""
     figure.set_figwidth(figure.get_figwidth() + 1.0)
     figure.colorbar(image, ax=found, label=label, shrink=0.8, **style)
 

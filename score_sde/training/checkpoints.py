@@ -4,7 +4,7 @@
 as ``ema/head/kernel`` or ``opt_state/1/mu/head/kernel``: any Orbax or TensorStore program reads
 it, without this package's classes. Saving is atomic (a directory named N is complete), so that a
 kill leaves only an unfinished ``N.orbax-checkpoint-tmp``, which the next training run removes. In a
-bucket, where a directory has no name of its own to change, an unfinished N lacks a file instead.
+bucket no directory can be renamed. There a step without ``commit_success.txt`` is unfinished.
 """
 
 import errno
