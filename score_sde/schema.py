@@ -303,8 +303,12 @@ _ROWS = (
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
 
+    Row("eval.features", "inception", words("inception classifier"),
+        "of Inception, or of a classifier that learns the set's labels on the spot"),
     Row("eval.num_samples", 50_000, at_least(20), "how many are drawn and compared"),
     Row("eval.num_reference", 0, REFERENCE, "images of the training split; 0: all"),
+    Row("eval.num_manifold", 10_000, at_least(20),
+        "images of a side for KID, precision and its kin, at most"),
     Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
     Row("eval.inception_weights", "", FILE,
         "file of the FID network's weights, or a URL; empty: the cache"),

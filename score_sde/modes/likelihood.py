@@ -49,8 +49,9 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     names = build.condition_names(config, trained.info)
     given = {name: arrays.condition[name] for name in names}
     usual = flat(default())  # of keys younger than the file
-    table = Table(output / VALUES, _depends(trained, arrays), beside=(SUMMARY,), usual=usual)
-    table.report(wanted)
+    depends = _depends(trained, arrays)
+    table = Table(output / VALUES, depends, wanted, beside=(SUMMARY,), usual=usual)
+    table.report()
     if len(table):  # a kill may have come between the two files
         _write_summary(output, trained, _values(table), wanted)
     condition = leading(given, wanted)
@@ -61,7 +62,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
         for part in batches:
             table.add(part._asdict())
             with signals_wait():
-                table.save(wanted)
+                table.save()
                 summary = _write_summary(output, trained, _values(table), wanted)
             bar.done(len(part.nfe), _figure(summary))
     print(_in_words(_summary(trained, leading(_values(table), wanted), wanted)))
