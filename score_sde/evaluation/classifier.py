@@ -71,18 +71,27 @@ class Classifier(NamedTuple):
         return features
 
 
+class _Convolution(nnx.Module):
+    """Of 3 x 3, as one matrix product of all windows: on the CPU its gradient is the faster."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs) -> None:
+        self.stride, start = stride, nnx.initializers.he_normal()
+        self.linear = nnx.Linear(9 * inputs, outputs, kernel_init=start, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        (height, width), step = x.shape[1:3], self.stride
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = [
+            x[:, i : i + height : step, j : j + width : step] for i in range(3) for j in range(3)
+        ]
+        return self.linear(jnp.concatenate(shifted, axis=-1))
+
+
 class _Network(nnx.Module):
     def __init__(self, channels: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
         self.channels, layers = channels, []
         for number, width in enumerate(WIDTHS):
-            stride = 2 if number else 1
-            layers.append(
-                nnx.Conv(
-                    *(channels, width, (3, 3), stride),
-                    kernel_init=nnx.initializers.he_normal(),
-                    rngs=rngs,
-                )
-            )
+            layers.append(_Convolution(channels, width, 2 if number else 1, rngs=rngs))
             channels = width
         self.layers = nnx.List(layers)
         self.head = nnx.Linear(channels, num_classes, rngs=rngs)
