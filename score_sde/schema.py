@@ -309,6 +309,8 @@ _ROWS = (
     Row("eval.num_reference", 0, REFERENCE, "images of the training split; 0: all"),
     Row("eval.num_manifold", 10_000, at_least(20),
         "images of a side for KID, precision and its kin, at most"),
+    Row("eval.statistics", "", PATH,
+        "file of the training split's mu and sigma: --mode data writes it, training reads it"),
     Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
     Row("eval.inception_weights", "", FILE,
         "file of the FID network's weights, or a URL; empty: the cache"),

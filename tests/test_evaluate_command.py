@@ -1,7 +1,6 @@
 """`--mode evaluate`: figures of a run and of anybody's images, and what they depend on."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from score_sde.errors import UserError
-from score_sde.evaluation import statistics, write_statistics
+from score_sde.evaluation import read_statistics, statistics, write_statistics
 from score_sde.modes.evaluate import _side
 from score_sde.scoring import Extractor
-from tests.commands import FEW, ROOT, command, succeed
+from tests.commands import FEW, ROOT, command, refused, succeed
 from tests.evaluation.recorded import packed_weights
 
 
@@ -149,8 +148,6 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     for folder in (workdir / "features").iterdir():
         folders[json.loads((folder / "about.json").read_text())["n"]] = folder
     out = ("--output", tmp_path / "out")
-    (tmp_path / "out").mkdir()
-    shutil.copy(workdir / "classifier.npz", tmp_path / "out")
     given = ("--samples", folders[24], "--reference", folders[30])
     at = ("--mode=evaluate", "--workdir", workdir, *SETTINGS)
     succeed(*at, *out, *given, cwd=tmp_path)
@@ -160,6 +157,30 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     done = command(*at, *out, *given, cwd=tmp_path)
     (tmp_path / "elsewhere.npy").rename(folders[30] / "000000.npy")
     assert done.returncode == 2 and "1 files are missing, such as 000000.npy" in done.stderr
+
+
+def test_statistics_of_a_set_are_a_reference(judged, tmp_path):
+    """By one command, which finds the features that an evaluation has kept."""
+    workdir, _ = judged
+    at = ("--workdir", workdir, *SETTINGS)
+    told = succeed("--mode=data", *at, "--config.eval.statistics=digits.npz", cwd=tmp_path)
+    assert "statistics: digits.npz: set digits, split train, n 30, features classifier" in told
+    kept = read_statistics(tmp_path / "digits.npz")
+    assert kept.n == 30 and kept.mu.shape == (64,) and "weights" in kept.about
+    given = ("--samples", workdir / "samples.npz", "--reference", "digits.npz", "--output", "out")
+    succeed("--mode=evaluate", *at, *given, cwd=tmp_path)
+    ours, theirs = (
+        json.loads((folder / "evaluation.json").read_text())
+        for folder in (workdir, tmp_path / "out")
+    )
+    name = "Frechet distance-24 (classifier features)"
+    assert theirs["figures"][name] == ours["figures"][name]
+    assert theirs["statistics"] == ours["statistics"] and "precision" not in theirs["figures"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):
+    said = refused("--mode=data", "--config.eval.statistics=/dev/null/x.npz", cwd=tmp_path)
+    assert said.startswith("error: config.eval.statistics = '/dev/null/x.npz': allowed are files")
 
 
 @pytest.mark.slow  # the Inception network, compiled for half a minute

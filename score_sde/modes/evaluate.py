@@ -100,7 +100,8 @@ class Judge(NamedTuple):
     def of(config: ConfigDict, workdir: Path, output: Path, reference: Path | str) -> "Judge":
         """The judge by a config's settings: the reference's features are computed."""
         given = _side(Path(reference)) if reference else None
-        made_by = scoring.extractor(config, _info(config, workdir), output)
+        home = workdir if (workdir / scoring.CLASSIFIER).exists() else output
+        made_by = scoring.extractor(config, _info(config, workdir), home)
         side = given or _training_split(config, workdir)
         folder, where = output / scoring.FOLDER, f"{reference}"
         side = _with_features(config, made_by, side, folder, where)
