@@ -311,6 +311,7 @@ _ROWS = (
         "images of a side for KID, precision and its kin, at most"),
     Row("eval.statistics", "", PATH,
         "file of the training split's mu and sigma: --mode data writes it, training reads it"),
+    Row("eval.likelihood", False, SWITCH, "also compute bits/dim, as --mode likelihood does"),
     Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
     Row("eval.inception_weights", "", FILE,
         "file of the FID network's weights, or a URL; empty: the cache"),

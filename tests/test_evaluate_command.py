@@ -102,12 +102,19 @@ SETTINGS = (
 )
 
 
+LIKELIHOOD = (
+    "--config.eval.likelihood",
+    *("--config.likelihood.num_images=2", "--config.likelihood.divergence=rademacher"),
+    *("--config.likelihood.rtol=1e-2", "--config.likelihood.atol=1e-2"),
+)
+
+
 @pytest.fixture(scope="module")
 def judged(tiny_run, tmp_path_factory):
     """A run that was evaluated by the classifier's features, and what the command printed."""
     folder = tmp_path_factory.mktemp("judged")
     workdir = tiny_run("digits", folder)
-    return workdir, succeed("--mode=evaluate", *SETTINGS, *FEW, cwd=folder)
+    return workdir, succeed("--mode=evaluate", *SETTINGS, *LIKELIHOOD, *FEW, cwd=folder)
 
 
 def test_features_of_a_classifier_have_their_own_names(judged, tmp_path):
@@ -128,16 +135,36 @@ def test_features_of_a_classifier_have_their_own_names(judged, tmp_path):
     assert (workdir / "nearest.png").exists()
 
 
+def test_the_loss_by_level_and_the_likelihood_stand_beside_the_figures(judged):
+    workdir, _ = judged
+    found = json.loads((workdir / "evaluation.json").read_text())
+    by_level = found["loss_by_level"]
+    t, log_snr, loss, error = (
+        np.array(by_level[key]) for key in ("t", "log_snr", "loss", "standard_error")
+    )
+    assert t.shape == log_snr.shape == loss.shape == error.shape == (16,)
+    assert np.all(np.diff(t) > 0) and t[0] == pytest.approx(1e-5, rel=1e-3)
+    assert t[-1] == pytest.approx(1.0, abs=1e-6)  # by bisection in float32
+    np.testing.assert_allclose(np.diff(log_snr), np.diff(log_snr)[0], rtol=1e-4)
+    # A network that predicts nothing has the loss of noise alone, 1; this one is hardly trained.
+    assert np.all((loss > 0.0) & (loss < 3.0) & (error > 0.0) & (error < loss))
+    assert (by_level["n"], by_level["split"]) == (24, "test")
+    kept = json.loads((workdir / "likelihood.json").read_text())
+    assert found["likelihood"] == kept and kept["num_images"] == 2 and kept["bits_per_dim"] > 0.0
+
+
 def test_the_same_command_again_computes_nothing(judged):
     workdir, _ = judged
     before = (workdir / "evaluation.json").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in (workdir / "features").rglob("*.npy")}
     assert len(times) == 2  # a chunk of each side
-    again = succeed("--mode=evaluate", *SETTINGS, *FEW, cwd=workdir.parents[1])
-    assert "nothing to compute" in again and "classifier:" not in again
+    again = succeed("--mode=evaluate", *SETTINGS, *LIKELIHOOD, *FEW, cwd=workdir.parents[1])
+    assert again.count("nothing to compute") == 2 and "classifier:" not in again
     assert times == {path: path.stat().st_mtime_ns for path in times}
     ours, theirs = json.loads(before), json.loads((workdir / "evaluation.json").read_bytes())
-    assert ours["figures"] == theirs["figures"] and not (workdir / "evaluation.old.json").exists()
+    assert {**ours, "command": theirs["command"]} == theirs and not (
+        workdir / "evaluation.old.json"
+    ).exists()
 
 
 def test_a_folder_of_features_is_used_again(judged, tmp_path):

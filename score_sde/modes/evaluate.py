@@ -24,7 +24,8 @@ from score_sde.errors import UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
 from score_sde.locks import writing
-from score_sde.modes import sample, start
+from score_sde.modes import likelihood, sample, start
+from score_sde.modes.levels import loss_by_level
 from score_sde.modes.results import move_aside
 from score_sde.paths import whole
 from score_sde.run import info_of
@@ -75,6 +76,14 @@ def run(
     if ours is None:
         ours = drawn(config, workdir, output, step)
     facts = judge.score(ours, output)
+    if not samples:  # what the model says of data, whatever is drawn from it
+        if levels := loss_by_level(config, workdir, step):
+            facts["loss_by_level"] = levels
+            write(output, facts)
+        if config.eval.likelihood:
+            with writing(output, "likelihoods"):
+                facts["likelihood"] = likelihood.compute(config, workdir, output, step)
+            write(output, facts)
     print(json.dumps(facts["figures"], indent=2))
     print(f"result: {output / SUMMARY}")
 
