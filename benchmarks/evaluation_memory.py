@@ -22,8 +22,9 @@ import numpy as np
 from score_sde import scoring
 from score_sde.config import default
 from score_sde.evaluation.rows import of_npz
-from score_sde.modes.evaluate import Judge, Side
+from score_sde.modes.judge import Judge
 from score_sde.modes.results import Table
+from score_sde.modes.sides import Side
 
 SHAPE, FEATURES = (32, 32, 3), 64
 

@@ -1,6 +1,7 @@
 """From a config to what scores images: the features, the reference, and the distance of the two."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,14 @@ class Extractor(NamedTuple):
                     return f"{plain} (classifier features)"
         return figure
 
+    def check(self, about: Mapping[str, Any], size: int, where: str) -> None:
+        """Raise UserError for features, or statistics of some, that are not comparable."""
+        evaluation.check_same(self.about, about, where)
+        if size != self.size:
+            kind = self.about["features"]
+            allowed = f"allowed are {self.size}, those of {kind}"
+            raise UserError(f"{where}: of {size} features; {allowed}")
+
     def distance_of(self, n: int) -> str:
         """The name of the distance of n samples: `FID` for 50,000 or more; otherwise with their
         number, such as `FID-5k`."""
@@ -55,15 +64,17 @@ class Extractor(NamedTuple):
         return self.named(f"FID-{n // 1000}k" if n % 1000 == 0 else f"FID-{n}")
 
 
-def extractor(config: ConfigDict, info: DatasetInfo, folder: Path) -> Extractor:
-    """Return what `eval.features` names. A classifier is trained on the training split's labels
-    unless the folder has it.
+def extractor(
+    config: ConfigDict, info: DatasetInfo, folder: Path, train: Arrays | None = None
+) -> Extractor:
+    """Return what `eval.features` names. A classifier is trained on the labels of the training
+    split, which is read unless it is given, or found in the folder.
 
     Raises:
         UserError: no weights of Inception; a set without classes for the classifier.
     """
     if config.eval.features == "classifier":
-        found = _classifier(config, info, folder)
+        found = _classifier(config, info, folder, train)
         about = {"features": "classifier", "weights": found.digest, "resize": "none"}
         if max(info.shape[:2]) > classifier.LARGEST:
             about["resize"] = f"bilinear, antialiased, to {classifier.LARGEST} pixels at most"
@@ -77,12 +88,14 @@ def extractor(config: ConfigDict, info: DatasetInfo, folder: Path) -> Extractor:
         raise UserError(f"config.eval.inception_weights: {one_line(error)}") from error
 
 
-def _classifier(config: ConfigDict, info: DatasetInfo, folder: Path) -> classifier.Classifier:
+def _classifier(
+    config: ConfigDict, info: DatasetInfo, folder: Path, train: Arrays | None
+) -> classifier.Classifier:
     if not info.num_classes:
         raise refuse(
             "eval.features", "classifier", f"inception, as {info.name} has no classes to learn"
         )
-    path, train = folder / CLASSIFIER, build.arrays(config, info, "train")
+    path, train = folder / CLASSIFIER, train or build.arrays(config, info, "train")
     labels = train.condition["labels"]
     split = hashlib.sha256(Rows.of(train.x).digest().encode() + labels.tobytes()).hexdigest()
     about = {

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from score_sde.errors import UserError
 from score_sde.evaluation import read_statistics, statistics, write_statistics
-from score_sde.modes.evaluate import _side
+from score_sde.modes.sides import named
 from score_sde.scoring import Extractor
 from tests.commands import FEW, ROOT, command, refused, succeed
 from tests.evaluation.recorded import packed_weights
@@ -36,29 +36,29 @@ def images(n=20, channels=3, levels=256):
 def test_a_folder_of_images(tmp_path):
     for number, image in enumerate(images()):
         Image.fromarray(image).save(tmp_path / f"{number:02}.png")
-    found = _side(tmp_path)
+    found = named(tmp_path)
     np.testing.assert_array_equal(all_of(found.images), images())
     assert found.about == {"path": str(tmp_path), "n": 20}
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"x\.png: no image"):
-        all_of(_side(tmp_path).images)
+        all_of(named(tmp_path).images)
     Image.fromarray(images()[0, :4]).save(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"x\.png: is \(4, 4\); allowed is .* \(6, 4\)"):
-        all_of(_side(tmp_path).images)
+        all_of(named(tmp_path).images)
 
 
 def test_files_of_images_and_statistics(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images())
-    np.testing.assert_array_equal(all_of(_side(path).images), images())
+    np.testing.assert_array_equal(all_of(named(path).images), images())
     np.savez(path, np.asfortranarray(images()))
-    np.testing.assert_array_equal(all_of(_side(path).images), images())
+    np.testing.assert_array_equal(all_of(named(path).images), images())
     # As `--mode sample` writes the digits: 17 levels, of which 16 is white.
     digits = images(channels=1, levels=17)
     np.savez(path, images=digits, arr_0_is="images x 255/16, rounded")
-    np.testing.assert_array_equal(all_of(_side(path).images), np.rint(digits * 255.0 / 16))
+    np.testing.assert_array_equal(all_of(named(path).images), np.rint(digits * 255.0 / 16))
     write_statistics(path, statistics([np.eye(3)], {"set": "x"}))
-    found = _side(path)
+    found = named(path)
     assert found.images is None and found.about == {"path": str(path), "n": 3, "set": "x"}
 
 
@@ -74,7 +74,7 @@ def test_files_of_images_and_statistics(tmp_path):
 def test_files_of_something_else(arrays, said, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError) as error:
-        _side(tmp_path / "a.npz")
+        named(tmp_path / "a.npz")
     assert str(tmp_path / "a.npz") in str(error.value) and said in str(error.value)
 
 
@@ -83,7 +83,7 @@ def test_no_files_of_arrays(content, tmp_path):
     if content is not None:
         (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match="allowed are a folder of images"):
-        _side(tmp_path / "a.npz")
+        named(tmp_path / "a.npz")
 
 
 def test_without_weights_nothing_is_drawn(tiny_run, tmp_path):

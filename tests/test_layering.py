@@ -139,7 +139,7 @@ ROOMS = {
         neighbours=(
             *("score_sde.config", "score_sde.workdirs", "score_sde.locks", "score_sde.pictures"),
             *("score_sde.build", "score_sde.rules", "score_sde.validation"),
-            *("score_sde.batches", "score_sde.run"),
+            *("score_sde.batches", "score_sde.run", "score_sde.best"),
         ),
     ),
     "score_sde.scoring": Room(
@@ -147,6 +147,12 @@ ROOMS = {
         (0, 3, 4),
         ("ml_collections",),
         neighbours=("score_sde.config", "score_sde.build"),
+    ),
+    "score_sde.best": Room(
+        5,
+        (0, 3, 4),
+        ("jax", "ml_collections"),
+        neighbours=("score_sde.scoring", "score_sde.run"),
     ),
     # Figures; who draws one imports them there, for matplotlib takes its time.
     "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),
