@@ -105,6 +105,15 @@ def corner(x: Any, data: Any = None, columns: Sequence[str] | None = None) -> Fi
     return figure
 
 
+def clouds(
+    x: Any, data: Any = None, columns: Sequence[str] = ("x", "y"), density: Density | None = None
+) -> Figure:
+    """`scatter` of two columns, with the density if given, `corner` of others."""
+    if len(columns) == 2:
+        return scatter(x, data, columns, density)
+    return corner(x, data, columns)
+
+
 def contours(
     log_density: Density | Mapping[str, Density],
     limits: Any,
