@@ -4,7 +4,8 @@ import base64
 import html
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ FILM_SECONDS = 3.0  # without the rest on its end
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #59636e; --line: #d5dae0;
-  --shade: #f3f5f7 }
+  --shade: #f3f5f7; --curve: #1f77b4 }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e9ec; --soft: #9aa4af;
-  --line: #343b43; --shade: #1e2328 } }
+  --line: #343b43; --shade: #1e2328; --curve: #5fadec } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
@@ -32,13 +33,13 @@ h3 { font-size: 1rem; color: var(--soft) }
 p { margin: .5rem 0; max-width: 44rem }
 .runs { display: grid; gap: 0 2rem; grid-template-columns: repeat(var(--runs), minmax(0, 1fr)) }
 .figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start }
-figure { margin: .75rem 0; min-width: 0 }
+figure { margin: .75rem 0; min-width: min(100%, 16rem) }
 figcaption, footer, .missing { color: var(--soft); font-size: .875rem }
-figcaption { max-width: 36rem }
+figcaption { width: 0; min-width: min(100%, 36rem); padding-top: .25rem }
 img { display: block; max-width: 100%; height: auto }
 .pixels { image-rendering: pixelated }
-.plot { flex: 1 1 18rem }
-svg { display: block; width: 100%; height: auto; font-family: "DejaVu Sans", Verdana, sans-serif }
+svg { display: block; max-width: 100%; height: auto;
+  font-family: "DejaVu Sans", Verdana, sans-serif }
 svg text { fill: currentColor }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
 code { font: .875em ui-monospace, monospace; background: var(--shade); padding: .1em .3em;
@@ -46,7 +47,8 @@ code { font: .875em ui-monospace, monospace; background: var(--shade); padding: 
 table { border-collapse: collapse; margin: .75rem 0; font-size: .875rem }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0;
   border-bottom: 1px solid var(--line) }
-th { font-weight: 600 }
+th { font-weight: 600; overflow-wrap: break-word }
+.wide { overflow-x: auto }
 summary { cursor: pointer; padding: .25rem 0 }
 @media (max-width: 48rem) { .runs { grid-template-columns: minmax(0, 1fr) } }
 """
@@ -109,13 +111,13 @@ def paragraph(text: str, code: str = "", kind: str = "") -> str:
 
 
 def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
-    """A table whose rows begin with their headings."""
+    """A table whose rows begin with their headings. One that is too wide scrolls by itself."""
     names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     lines = [f"<thead><tr>{names}</tr></thead>"] if head else []
     for first, *rest in rows:
         cells = "".join(f"<td>{html.escape(f'{each}')}</td>" for each in rest)
         lines.append(f'<tr><th scope="row">{html.escape(f"{first}")}</th>{cells}</tr>')
-    return "<table>\n{}\n</table>".format("\n".join(lines))
+    return '<div class="wide">\n<table>\n{}\n</table>\n</div>'.format("\n".join(lines))
 
 
 def details(summary: str, content: str) -> str:
@@ -128,10 +130,9 @@ def figures(*parts: str) -> str:
     return '<div class="figures">\n{}\n</div>'.format("\n".join(parts))
 
 
-def figure(content: str, caption: str, kind: str = "") -> str:
-    """An element with a caption; of the kind "plot" it takes the room that there is."""
-    below = f"<figcaption>{html.escape(caption)}</figcaption>"
-    return f"<figure{_class(kind)}>\n{content}\n{below}\n</figure>"
+def figure(content: str, caption: str) -> str:
+    """An element with a caption."""
+    return f"<figure>\n{content}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
 
 
 def picture(path: Path, label: str, cell: tuple[int, int] | None = None, most: int = 0) -> str:
@@ -143,14 +144,14 @@ def picture(path: Path, label: str, cell: tuple[int, int] | None = None, most: i
         cell: height and width of an image in a grid that `display.grid` laid out; None: no grid.
         most: rows and columns of it that are shown; 0: all.
     """
-    with path.open("rb") as file, Image.open(file) as opened:
+    with _opened(path) as opened:
         image, zoom = _smallest(opened, cell, most, LARGEST if cell else max(opened.size))
     return _image(_address(_png(image), "png"), image.size, zoom, label)
 
 
 def film(path: Path, label: str, cell: tuple[int, int]) -> str:
     """As `picture`, of a film by `pictures.save_gif`. Who wants no motion sees its end."""
-    with path.open("rb") as file, Image.open(file) as opened:
+    with _opened(path) as opened:
         number: int = getattr(opened, "n_frames", 1)
         last, zoom = _smallest(_at(opened, number - 1), cell, 0, FILM_LARGEST)
         count = max(2, min(number, FILM_PIXELS // (last.width * last.height)))
@@ -163,6 +164,15 @@ def film(path: Path, label: str, cell: tuple[int, int]) -> str:
     still = f'media="(prefers-reduced-motion: reduce)" srcset="{_address(_png(last), "png")}"'
     moving = _image(_address(gif.getvalue(), "gif"), last.size, zoom, label)
     return f"<picture>\n<source {still}>\n{moving}\n</picture>"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _at(film: Image.Image, index: int) -> Image.Image:

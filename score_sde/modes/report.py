@@ -21,7 +21,8 @@ from score_sde.training.mesh import is_writer
 
 PAGE = "report.html"
 # What reading a file raises that is damaged, or of another program.
-DAMAGED = (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error)
+DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, BadZipFile, zlib.error)
+DAMAGED += (ValueError, TypeError, LookupError, AttributeError)
 
 
 def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) -> None:
@@ -39,12 +40,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
     for heading, section in SECTIONS.items():
         contents = [(f"{each.workdir}", _shown(section, heading, each)) for each in runs]
         if any(content for _, content in contents):
-            sections[heading] = pages.columns(contents)
+            none = pages.paragraph("None", kind="missing")
+            sections[heading] = pages.columns([(name, each or none) for name, each in contents])
     sections["Config"] = _config(runs)
     title = " and ".join(dict.fromkeys(each.config.name for each in runs))
     footer = f"score_sde {__version__}, {date.today()}"
     with whole(output / PAGE) as file:
-        file.write(pages.page(title, sections, footer).encode())
+        file.write(pages.page(title, sections, footer).encode(errors="backslashreplace"))
     print(f"report: {output / PAGE}")
 
 
@@ -85,13 +87,11 @@ def _config(runs: list[Found]) -> str:
         own, theirs = ([each[key] for each in side] for side in (values, usual))
         if key != "name" and (own != theirs or any(each != own[0] for each in own)):
             rows.append((key, *map(_beside, own, theirs)))
-    between = " or between the runs" if len(runs) > 1 else ""
-    said = f"What differs from {' and '.join(dict.fromkeys(names))}{between}: "
+    what = " and ".join(dict.fromkeys(names)) + (" or between the runs" if len(runs) > 1 else "")
     every = [(key, *(shortened(f"{each[key]!r}") for each in values)) for key in values[0]]
-    shown = pages.paragraph(f"{said}nothing.") if not rows else pages.paragraph(said.strip())
     return (
-        shown
-        + pages.table(rows, head) * bool(rows)
+        pages.paragraph(f"What differs from {what}:{'' if rows else ' nothing.'}")
+        + (pages.table(rows, head) if rows else "")
         + pages.details("All keys", pages.table(every, head))
     )
 

@@ -66,7 +66,7 @@ class Found(NamedTuple):
         """A figure of matplotlib's with its caption."""
         from score_sde import plots
 
-        return pages.figure(plots.svg(figure, f"{self.name}-{name}", label), caption, "plot")
+        return pages.figure(plots.svg(figure, f"{self.name}-{name}", label), caption)
 
 
 def _run(found: Found) -> str:
@@ -92,18 +92,20 @@ def _samples(found: Found) -> str:
         said = {key: file[key] for key in ("step", "sampler", "seed")}
         nfe, x = file["nfe"], None if found.info.levels else file["x"]
         density = file.get("density")
+    kind, _, settings = f"{said['sampler']}".rstrip(")").partition("(")
     caption = (
-        f"{len(nfe)} samples drawn after {said['step']} steps by {said['sampler']}, "
-        f"NFE {nfe.mean():.0f}, seed {said['seed']}"
+        f"{len(nfe)} samples by {kind}, NFE {nfe.mean():.0f}, seed {said['seed']}, after "
+        f"{said['step']} steps of training"
     )
+    about = pages.details(f"{kind} in full", pages.paragraph(settings))
     if x is not None:
-        return _vectors(found, x, density, caption)
+        return _vectors(found, x, density, caption) + about
     most = SIDE if max(found.cell) < LARGE else SIDE_OF_LARGE
     shown = min(len(nfe), most**2)
     label = f"Grid of {shown} drawn images of {found.info.name}"
     picture = pages.picture(path.with_name(sample.PICTURE), label, found.cell, most)
     few = f", of which {shown} are shown" if shown < len(nfe) else ""
-    return pages.figure(picture, f"{caption}{few}")
+    return pages.figure(picture, f"{caption}{few}") + about
 
 
 def _look(found: Found) -> str:
@@ -143,6 +145,7 @@ def _vectors(found: Found, x: np.ndarray, density: np.ndarray | None, caption: s
     parts = []
     for title, points in clouds.items():
         figure = plots.scatter({title: points}, None, columns, stored, limits)
+        figure.suptitle("")  # the caption says it
         label = f"Scatter of {len(points)} points, {title}, in the plane of {' and '.join(columns)}"
         below = f"{len(points)} points of the test split" if title == "data" else caption
         parts.append(found.plot(title, figure, label, f"{below}{lines}"))
@@ -253,7 +256,7 @@ def _likelihood(found: Found) -> str:
     values, unit = DataLikelihood(**rows).figure
     numbers = np.sort(np.asarray(values))
     caption = (
-        f"{summary['num_images']} {summary['items']} of {summary['data']}, {summary['split']} "
+        f"{summary['num_images']} {summary.get('items', 'images')} of {summary['data']}, {summary['split']} "
         f"split, after {summary['step']} steps"
     )
     label = f"Histogram of {unit}, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
@@ -291,6 +294,8 @@ def _interpolation(found: Found) -> str:
     with path.open("rb") as opened, np.load(opened) as file:
         x, real = np.concatenate(file["x"]), np.concatenate(file["real"])
     figure = plots.clouds({"between their latents": x}, real, found.info.columns)
+    for cloud in (cloud for axes in figure.axes for cloud in axes.collections):
+        cloud.set(sizes=[16])  # they are few
     label = f"Scatter of {len(real)} held-out vectors and of what lies between their latents"
     return found.plot("interpolation", figure, label, label)
 

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 MOST_MARKS = 300  # of a cloud; more are drawn as pixels, which take fewer bytes
-# What matplotlib draws black becomes the page's text, and white its paper, by a variable of CSS.
-COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
+# Matplotlib's black, white and first blue as colours of the page, which has these variables.
+COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#1f77b4": "var(--curve)"}
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """Return a figure as an SVG element, transparent, as wide as there is room.
+    """Return a figure as an SVG element, transparent and in the colours of the page.
 
     Args:
         figure: of matplotlib.
@@ -38,7 +38,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
     for theirs, ours in COLOURS.items():
         text = text.replace(theirs, ours)
     width, height = (72 * side for side in figure.get_size_inches())
-    head = f'viewBox="0 0 {width:g} {height:g}" style="max-width: {width:.0f}pt"'
+    head = f'viewBox="0 0 {width:g} {height:g}" style="width: {width:.0f}pt"'
     return f'<svg role="img" aria-label="{html.escape(label)}" {head}>{text.strip()}'
 
 

@@ -61,7 +61,7 @@ def scatter(
     if log_density is not None:
         for axes in found:
             _draw_contours(axes, limits, log_density)
-        figure.suptitle(f"{HOLD} learned density", fontsize="medium")
+        figure.suptitle(f"{HOLD} learned density", fontsize="medium", wrap=True)
     return figure
 
 
