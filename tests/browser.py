@@ -16,7 +16,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 SEEN = """return {
   wide: document.documentElement.scrollWidth, room: document.documentElement.clientWidth,
-  beyond: [...document.body.querySelectorAll('*')].filter(e => !e.closest('details:not([open]), svg *, .wide *') && e.getBoundingClientRect().right > innerWidth + 1)
+  beyond: [...document.body.querySelectorAll('*')]
+    .filter(e => !e.closest('details:not([open]), svg *, .wide *'))
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
     .map(e => e.outerHTML.slice(0, 80)),
   images: [...document.images].map(e => e.naturalWidth),
   plots: [...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().width),

@@ -255,9 +255,10 @@ def _likelihood(found: Found) -> str:
         rows: Any = {key: file.get(key) for key in DataLikelihood._fields}
     values, unit = DataLikelihood(**rows).figure
     numbers = np.sort(np.asarray(values))
+    # The first versions had only images, and did not say so.
+    items = f"{summary['num_images']} {summary.get('items', 'images')}"
     caption = (
-        f"{summary['num_images']} {summary.get('items', 'images')} of {summary['data']}, {summary['split']} "
-        f"split, after {summary['step']} steps"
+        f"{items} of {summary['data']}, {summary['split']} split, after {summary['step']} steps"
     )
     label = f"Histogram of {unit}, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
     histogram = plots.likelihoods(DataLikelihood(**rows))
