@@ -23,12 +23,12 @@ MISTAKES = {
     "no mode": (
         [],
         "error: --mode: missing; allowed are train, sample, likelihood, interpolate, evaluate, "
-        "convert, data, config, export",
+        "report, convert, data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
         "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, evaluate, "
-        "convert, data, config, export",
+        "report, convert, data, config, export",
     ),
     "mode without value": (
         ["--mode"],
