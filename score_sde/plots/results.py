@@ -23,7 +23,7 @@ def losses(metrics: Any, names: Sequence[str] = ("loss", "grad_norm")) -> Figure
     Args:
         metrics: a workdir, a `Run`, or the lines of a `metrics.jsonl` as mappings with `step` and
             the names; or a mapping of several by their titles.
-        names: of `loss`, `grad_norm` and `learning_rate`.
+        names: of `loss`, `grad_norm`, `learning_rate` and what else is logged.
 
     Raises:
         ValueError: no lines.
@@ -37,7 +37,7 @@ def losses(metrics: Any, names: Sequence[str] = ("loss", "grad_norm")) -> Figure
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*np.transpose(points), label=title, linewidth=1.0)
     for axes, name in zip(panels, names, strict=True):
-        axes.set(xlabel="training step", ylabel=LOGGED[name])
+        axes.set(xlabel="training step", ylabel=LOGGED.get(name, name))
         _in_decades(axes, *([] if name == "learning_rate" else ["y"]))  # the rate may end at 0
     if any(runs):
         panels[0].legend()
