@@ -157,6 +157,7 @@ ROOMS = {
     # Figures; who draws one imports them there, for matplotlib takes its time.
     "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),
     "score_sde.pictures": Room(5, (0,), ("PIL",), neighbours=("score_sde.plots",)),
+    "score_sde.pages": Room(5, (0,), ("PIL",)),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(
         6,

@@ -1,6 +1,7 @@
 """`--mode sample`: draw from a trained run. Only pictures of vectors look for the data."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,10 @@ def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> N
     if not picture.exists():
         if contours:
             print("contours: solving for the density in the plane")
-        density = _density(trained, given) if contours else None
+        density = _density(trained, given, table.facts) if contours else None
         _picture(trained, table.rows[name], picture, density)
+        if contours:
+            table.save(number)  # with the density, for the report
     if settings.png:
         pictures.save_each(output / IMAGES, table.rows[name], trained.info.levels or 0)
     nfe = table.rows["nfe"][:number].mean()
@@ -222,9 +225,10 @@ def _picture(
 
 
 def _density(
-    trained: Run, given: dict[str, np.ndarray]
+    trained: Run, given: dict[str, np.ndarray], kept: dict[str, Any]
 ) -> Callable[[np.ndarray], np.ndarray | None]:
-    """The learned log density of points in the plane, given the one condition of the samples."""
+    """The learned log density of points in the plane, given the one condition of the samples. What
+    is asked and answered is kept."""
     settings = {"likelihood.divergence": "exact", "likelihood.batch_size": 4096}
     exact = dataclasses.replace(trained, config=changed(trained.config, settings))
 
@@ -235,6 +239,9 @@ def _density(
         except UserError as error:
             tqdm.write(f"the picture is without the density: {error}")
             return None
-        return np.asarray(found.log_weight[:, 0])
+        values = np.asarray(found.log_weight[:, 0])
+        side = math.isqrt(len(points))  # of an even grid; a data set has no arrays of three axes
+        kept["density"] = np.column_stack([points, values]).reshape(side, side, 3)
+        return values
 
     return density
