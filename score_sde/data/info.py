@@ -149,7 +149,7 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
         raise UserError(
             f"{where} has labels {labels.dtype}{labels.shape}, expected int32({count},)"
         )
-    if isinstance(labels, Streamed):  # of a set whose classes are declared
+    if not count or isinstance(labels, Streamed):  # of a set whose classes are declared
         return
     if labels.min() < 0 or labels.max() >= info.num_classes:
         raise UserError(

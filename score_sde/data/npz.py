@@ -62,19 +62,19 @@ def _table(data_dir: str | None) -> arrays.Table:
             return array
 
     def rows(name: str) -> Raw:
+        allowed = "allowed are files of numpy.savez, or config.data.stream=false"
         with _damage(where), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             member = archive.getinfo(f"{name}.npy")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise UserError(f"{where}: {name} is compressed and cannot be streamed; {allowed}")
             # Where a member begins only its own header says, 30 bytes and two names.
             file.seek(member.header_offset + 26)
             names = sum(np.frombuffer(file.read(4), "<u2").tolist())
             file.seek(member.header_offset + 30 + names)
             shape, by_columns, dtype = _header(file, member)
             stamp, start = Stamp.of(os.fstat(file.fileno())), file.tell()
-        if member.compress_type != zipfile.ZIP_STORED or by_columns:
-            raise UserError(
-                f"{where}: {name} is compressed or in Fortran's order and cannot be streamed; "
-                "allowed are files of numpy.savez, or config.data.stream=false"
-            )
+        if by_columns:
+            raise UserError(f"{where}: {name} has Fortran's order, not streamed; {allowed}")
         return Raw(path, where, stamp, start, shape[1:], dtype)
 
     return arrays.Table("npz", where, kinds, read, digest.hexdigest, rows)

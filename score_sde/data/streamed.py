@@ -54,6 +54,8 @@ class Streamed:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         rows = np.asarray(self.rows[index])
+        if not rows.size:
+            return np.empty((*rows.shape, *self.item), self.dtype)
         return self.read(rows.reshape(-1)).reshape(*rows.shape, *self.item)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -118,11 +120,10 @@ class Raw:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         found = np.empty((len(rows), *self.item), self.dtype)
-        size = found[:1].nbytes
         with unchanged(self.path, self.stamp, self.where) as file:
-            for into, row in zip(found.reshape(len(rows), -1), rows.tolist(), strict=True):
-                file.seek(self.offset + row * size)
-                if _fill(file, into.view(np.uint8).data) < size:
+            for into, row in zip(found, rows.tolist(), strict=True):
+                file.seek(self.offset + row * into.nbytes)
+                if _fill(file, into.reshape(-1).view(np.uint8).data) < into.nbytes:
                     raise gone(self.where, "it ends too early")
         return found
 

@@ -15,7 +15,7 @@ The original leaves CelebA's resized pixels unrounded; here they are rounded to 
 import hashlib
 import io
 import json
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,10 @@ from score_sde.data.decoding import CorruptImageError, decode
 from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits
 from score_sde.data.streamed import Streamed
 from score_sde.errors import UserError, one_line
+from score_sde.progress import bar
 
 PREFIX = "tfds:"
+_AT_ONCE = 100  # images that a thread decodes
 _MIDDLE = {"celeb_a": 140}  # pixels that the original code cuts out
 # What TFDS raises of damaged or missing files: the record reader, JSON and protobuf, a feature or
 # split that is not there.
@@ -130,9 +132,20 @@ def load(name: str, split: str, data_dir: str | None, decoding: Decoding) -> Arr
         condition["labels"] = Streamed(known, rows, (), np.dtype(np.int32))
     if not decoding.stream:
         check_fits(x.nbytes, where)
-        print(f"{info.name}: decoding {len(x)} images of {there}", file=sys.stderr)
-        return Arrays(np.asarray(x), {key: np.asarray(each) for key, each in condition.items()})
+        return Arrays(_decoded(x), {key: np.asarray(each) for key, each in condition.items()})
     return Arrays(cast(Any, x), condition)
+
+
+def _decoded(x: Streamed) -> np.ndarray:
+    """All images; a bar where it takes long."""
+    parts = np.array_split(np.arange(len(x)), max(1, len(x) // _AT_ONCE))
+    pool = ThreadPoolExecutor()
+    shown: dict[str, Any] = {"desc": "decoding", "total": len(parts), "delay": 1.0}
+    try:
+        found = bar(quiet=True, iterable=pool.map(x.__getitem__, parts), **shown)
+        return np.concatenate(list(found))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _folder(name: str, data_dir: str | None) -> Path:
@@ -147,7 +160,7 @@ def _folder(name: str, data_dir: str | None) -> Path:
             "allowed are sets that TFDS has prepared there, by: "
             f"tfds build {name} --file_format=array_record --data_dir=FOLDER"
         )
-    if obstacle := prepared.obstacle(found):
+    if obstacle := prepared.obstacle(found, name):
         raise UserError(obstacle)
     return found
 
