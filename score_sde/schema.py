@@ -184,6 +184,9 @@ _ROWS = (
     Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
+    Row("data.stream", None, SWITCH, "read images as they are needed; unset: many ones", bool),
+    Row("data.workers", None, between(0, 256, "integers"),
+        "processes that read a stream; 0: threads; unset: half of the processors, up to 8", int),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
 

@@ -106,7 +106,7 @@ MISTAKES = {
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
         "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
-        "flip, image_size, name, num_classes, skip_corrupt",
+        "flip, image_size, name, num_classes, skip_corrupt, stream, workers",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],

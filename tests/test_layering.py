@@ -57,7 +57,10 @@ ROOMS = {
     "score_sde.data": Room(3, (0,), (), lazy=("PIL", "h5py", "sklearn", "tensorflow_datasets")),
     # 4
     "score_sde.training": Room(
-        4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")
+        4,
+        (0, 1, 2, 3),
+        ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl"),
+        lazy=("grain",),  # of a stream
     ),
     # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
     "score_sde.evaluation": Room(

@@ -17,7 +17,7 @@ from score_sde.data import DatasetInfo
 from score_sde.display import shortened
 from score_sde.errors import UserError
 from score_sde.likelihood import DataLikelihood
-from score_sde.modes import evaluate, interpolate, likelihood, sample
+from score_sde.modes import interpolate, judge, likelihood, sample
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.logs import logged
 
@@ -199,7 +199,7 @@ def _training(found: Found) -> str:
 
 
 def _levels(found: Found) -> str:
-    levels = (found.document(evaluate.SUMMARY) or {}).get(LEVELS)
+    levels = (found.document(judge.SUMMARY) or {}).get(LEVELS)
     if levels is None:
         return ""
     from score_sde import plots
@@ -212,7 +212,7 @@ def _levels(found: Found) -> str:
 def _quality(found: Found) -> str:
     if found.info.levels is None:
         return ""
-    if (facts := found.document(evaluate.SUMMARY)) is None:
+    if (facts := found.document(judge.SUMMARY)) is None:
         return found.missing("No figures yet", "evaluate")
     depends = {key: value for key, value in facts.items() if key not in ("figures", LEVELS)}
     about = pages.details("What these figures depend on", pages.table(_rows(depends)))
@@ -321,7 +321,7 @@ def _interpolation(found: Found) -> str:
 def _nearest(found: Found) -> str:
     if found.info.levels is None:
         return ""
-    if (path := found.path(evaluate.NEIGHBOURS)) is None:
+    if (path := found.path(judge.NEIGHBOURS)) is None:
         return found.missing("No picture of them yet", "evaluate")
     label = "Rows of a drawn image and the training images that are nearest to it"
     caption = "On the left a sample, then the nearest training images by pixels: a copy would show"
