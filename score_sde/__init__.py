@@ -16,6 +16,7 @@ _HOMES = {
     name: f"score_sde.{module}"
     for module, names in {
         "errors": "UserError",
+        "guidance": "guidance",
         "learn": "train",
         "likelihood": "log_likelihood",
         "oracle": "oracle",

@@ -6,6 +6,7 @@ its step, and reads as its paper's algorithm box.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from score_sde.samplers.base import (
     normal,
     require_positive,
 )
-from score_sde.score import denoise
+from score_sde.score import denoise, evaluations
 from score_sde.sde import SDE
 
 PARTS = 50  # of a loop that reports its progress, at most
@@ -135,7 +136,7 @@ class SteppedSampler(Sampler):
 
     def _step(self, state: _State, i: Array, c: Context, project: Any, keep: int) -> _State:
         """One step, with its projection, its evaluations and its place in the trajectory."""
-        before = c.score.calls
+        c.score.calls = 0
         x, memory = _typed(self.step(state.x, state.memory, i, c), (state.x, state.memory))
         if project is not None:
             fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PROJECTION), i))
@@ -144,7 +145,7 @@ class SteppedSampler(Sampler):
         if path is not None:
             places = jnp.asarray(_places(len(c.times) - 1, keep))
             path = path.at[places[i]].set(x, mode="drop")
-        return _State(x, memory, state.nfe + c.score.calls - before, path)
+        return _State(x, memory, state.nfe + c.score.calls, path)
 
     def _started(self, x: Array, times: Array, keep: int) -> _State:
         path = None
@@ -155,9 +156,9 @@ class SteppedSampler(Sampler):
         return _State(x, self.memory(x), jnp.zeros((), jnp.int32), path)
 
     def _ended(self, state: _State, c: Context) -> Samples:
-        before = c.score.calls
+        c.score.calls = 0
         end = self.end(state.x, state.memory, c)
-        nfe = jnp.full(len(end), state.nfe + c.score.calls - before, jnp.int32)
+        nfe = jnp.full(len(end), state.nfe + c.score.calls, jnp.int32)
         return Samples(end, nfe, state.path)
 
 
@@ -214,24 +215,25 @@ def _typed(new: Any, old: Any) -> Any:
 
 
 class _Counted:
-    """A score that counts its evaluations.
+    """A score that counts its evaluations, with the methods that the score has.
 
     Attributes:
-        calls: evaluations so far.
+        calls: evaluations so far; traced where they depend on the time.
     """
 
     def __init__(self, score: Any) -> None:
-        self._score, self.calls = score, 0
-        if hasattr(score, "denoised"):
-            self.denoised = self._denoised
+        self._score = score
+        self.calls: int | Array = 0
 
     def __call__(self, x: Array, t: Array) -> Array:
-        self.calls += 1
-        return self._score(x, t)
+        return self._counted(self._score, x, t)
 
-    def _denoised(self, x: Array, t: Array) -> Array:
-        self.calls += 1
-        return self._score.denoised(x, t)
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._counted, getattr(self._score, name))
+
+    def _counted(self, function: Callable[[Array, Array], Any], x: Array, t: Array) -> Any:
+        self.calls = self.calls + evaluations(self._score, t)
+        return function(x, t)
 
 
 def _places(num: int, keep: int) -> np.ndarray:
