@@ -17,6 +17,7 @@ _HOMES = {
     for module, names in {
         "errors": "UserError",
         "guidance": "guidance",
+        "inverse": "inverse",
         "learn": "train",
         "likelihood": "log_likelihood",
         "oracle": "oracle",
