@@ -1,6 +1,7 @@
 """VP on Fashion-MNIST, 28x28 grey: a small U-Net of three resolutions.
 
     python main.py --config configs/vp_fashion_mnist.py --mode train
+    python main.py --config configs/vp_fashion_mnist.py:conditional --mode train  # given the class
 
 The images come from `--config.data.dir`, a prepared set or a download (see `score_sde/data`).
 Expected: not measured yet.
@@ -13,7 +14,7 @@ from score_sde.config import check_variant, default
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant)
+    check_variant(variant, "conditional")
     config = default()
     config.data.name = "fashion_mnist"
     config.sde.name = "vp"
@@ -34,4 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     training.dequantize = True
     training.checkpoint_every = 2000
     training.sample_every = 2000
+    if variant:
+        config.model.class_conditional = True
+        config.training.label_dropout = 0.1  # so that --config.sampling.guidance is possible
     return config

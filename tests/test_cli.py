@@ -56,7 +56,7 @@ MISTAKES = {
     ),
     "unknown variant": (
         ["--mode=train", DIGITS + ":deep"],
-        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are none",
+        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are conditional",
     ),
     "unknown variant of many": (
         ["--mode=train", f"--config={CONFIGS / 've_cifar10.py'}:ddpmpp"],
