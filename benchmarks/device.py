@@ -1,10 +1,10 @@
 """The 61.8 M network of configs/vp_cifar10.py on this machine's device, a GPU above all.
 
-    python benchmarks/device.py                     the train step, by precision and batch size
+    python benchmarks/device.py                     the train step by precision and batch size
     python benchmarks/device.py runs/vp_cifar10     the samplers of a run, images/s and NFE
 
-Each line of the first is the median of five timings; of the second it is one draw, after another that
-compiles. Nothing else should run on the device. About five minutes each on an H200, most of it
+A line of the first is the median of five timings. A line of the second is one draw, after another
+that compiles. Nothing else should run on the device. About five minutes each on an H200, most of it
 compilation.
 """
 
