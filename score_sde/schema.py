@@ -110,6 +110,15 @@ def _are_columns(value: tuple[Any, ...]) -> bool:
     return all(type(item) is str or (type(item) is int and item >= 0) for item in value)
 
 
+def _are_classes(value: tuple[Any, ...]) -> bool:
+    return all(type(item) is int and item >= 0 for item in value)
+
+
+def _is_interval(value: tuple[Any, ...]) -> bool:
+    numbers = all(type(item) in (int, float) for item in value)
+    return not value or (numbers and len(value) == 2 and 0 <= value[0] < value[1])
+
+
 def _is_image_size(value: Any) -> bool:
     sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
     return value == 0 or all(type(side) is int and 0 < side <= 16384 for side in sides)
@@ -142,6 +151,8 @@ REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
                "tuples of numbers")
 BETAS = Values(lambda value: not value or (len(value) > 1 and _are_positive(value, (int, float))),
                "tuples of positive numbers, one for each level")
+CLASSES = Values(_are_classes, "tuples of classes, integers from 0")
+INTERVAL = Values(_is_interval, "(), two rising numbers of at least 0")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
 REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
@@ -246,6 +257,8 @@ _ROWS = (
     Row("training.ema_rate", 0.9999, FRACTION, "decay of the averaged weights"),
     Row("training.loss", "paper", WEIGHTINGS, "weighting of the times"),
     Row("training.reduce_mean", True, SWITCH, "mean over an example, else half the sum"),
+    Row("training.label_dropout", 0.0, FRACTION,
+        "probability of training an example without its class; above 0 guidance is possible"),
     Row("training.dequantize", False, SWITCH, "add uniform noise to integer pixels"),
     Row("training.t_min", 1e-5, TIME, "smallest time of training"),
     Row("training.checkpoint_every", 5000, COUNT, "updates between checkpoints"),
@@ -253,6 +266,8 @@ _ROWS = (
     Row("training.keep_every", 0, at_least(0), "updates between checkpoints that stay; 0: none"),
     Row("training.log_every", 50, COUNT, "updates between lines of the log"),
     Row("training.sample_every", 5000, at_least(0), "updates between pictures; 0: none"),
+    Row("training.evaluate_every", 0, at_least(0),
+        "updates between scores, of which the best keeps its checkpoint; 0: none"),
 
     Row("sampling.seed", 0, SEED, "of the samples' noise"),
     Row("sampling.method", "unipc", SAMPLERS, "the sampler; it reads some of the keys below"),
@@ -262,6 +277,11 @@ _ROWS = (
     Row("sampling.denoise", True, SWITCH, "denoise the last state"),
     Row("sampling.t_min", None, TIME, "time of the last state; unset: the process's own", float),
     Row("sampling.condition", (), REALS, "of all samples: a number for each condition column"),
+    Row("sampling.labels", (), CLASSES, "classes that are drawn in turn; (): all of them"),
+    Row("sampling.guidance", 1.0, NOT_NEGATIVE,
+        "weight of classifier-free guidance; 1: none, 0: without classes"),
+    Row("sampling.guidance_interval", (), INTERVAL,
+        "noise levels sigma / alpha with guidance, lowest and highest; (): all"),
     Row("sampling.gif", False, SWITCH, "also write a film"),
     Row("sampling.png", False, SWITCH, "also write each image by itself, of 0 to 255"),
     Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),
@@ -306,8 +326,18 @@ _ROWS = (
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
 
+    Row("eval.features", "inception", words("inception classifier"),
+        "of Inception, or of a classifier that learns the set's labels on the spot"),
     Row("eval.num_samples", 50_000, at_least(20), "how many are drawn and compared"),
+    Row("eval.training_samples", 2000, at_least(20), "how many a score during training is of"),
     Row("eval.num_reference", 0, REFERENCE, "images of the training split; 0: all"),
+    Row("eval.num_manifold", 10_000, at_least(20),
+        "images of a side for KID, precision and its kin, at most"),
+    Row("eval.statistics", "", PATH,
+        "file of the training split's mu and sigma: --mode data writes it, training reads it"),
+    Row("eval.sweep", "", TEXT,
+        "settings to compare, KEY=VALUE,VALUE;... of sampling.num_steps and so on, and step"),
+    Row("eval.likelihood", False, SWITCH, "also compute bits/dim, as --mode likelihood does"),
     Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
     Row("eval.inception_weights", "", FILE,
         "file of the FID network's weights, or a URL; empty: the cache"),

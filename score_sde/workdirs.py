@@ -31,6 +31,7 @@ WHEN_TRAINING: tuple[str, ...] = (
     "training.schedule_steps",
     "training.log_every",
     "training.sample_every",
+    "training.evaluate_every",
     "training.checkpoint_every",
     "training.keep",
     "training.keep_every",
@@ -122,10 +123,10 @@ def load(workdir: Path) -> ConfigDict:
     return from_json(text, str(path))
 
 
-def missing(workdir: Path) -> UserError:
+def missing(workdir: Path, flag: str = "workdir") -> UserError:
     """Return the error for a workdir without a run."""
     return UserError(
-        f"--workdir = '{workdir}': no {FILE} there; allowed are directories of --mode train"
+        f"--{flag} = '{workdir}': no {FILE} there; allowed are directories of --mode train"
     )
 
 

@@ -23,12 +23,12 @@ MISTAKES = {
     "no mode": (
         [],
         "error: --mode: missing; allowed are train, sample, likelihood, interpolate, evaluate, "
-        "convert, data, config, export",
+        "report, convert, data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
         "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, evaluate, "
-        "convert, data, config, export",
+        "report, convert, data, config, export",
     ),
     "mode without value": (
         ["--mode"],
@@ -56,7 +56,7 @@ MISTAKES = {
     ),
     "unknown variant": (
         ["--mode=train", DIGITS + ":deep"],
-        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are none",
+        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are conditional",
     ),
     "unknown variant of many": (
         ["--mode=train", f"--config={CONFIGS / 've_cifar10.py'}:ddpmpp"],
@@ -174,7 +174,11 @@ MISTAKES = {
     "output of a mode that writes into its workdir": (
         ["--mode=train", "--output=out"],
         "error: --output = 'out': goes with --mode sample, likelihood, interpolate, data, "
-        "evaluate only",
+        "report, evaluate only",
+    ),
+    "another run of a mode that shows one": (
+        ["--mode=sample", "--against=runs/b"],
+        "error: --against = 'runs/b': goes with --mode report only",
     ),
     "output empty": (
         ["--mode=sample", "--output="],

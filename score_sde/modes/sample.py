@@ -1,7 +1,8 @@
 """`--mode sample`: draw from a trained run. Only pictures of vectors look for the data."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from score_sde.run import Run, load
 VALUES, PICTURE, FILM, IMAGES = "samples.npz", "samples.png", "samples.gif", "samples_png"
 # Beside what the sampler reads.
 READ = {"method", "seed", "num_samples", "batch_size", "gif", "png", "condition"}
+# Settings that files of earlier versions lack, and the values that those were drawn with.
+GUIDED = {"labels": (), "guidance": 1.0, "guidance_interval": ()}
 DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
@@ -35,8 +38,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     continues after them; one that lacks its film starts again. Samples of other settings are kept
     as `samples.old.npz`.
     """
+    start(min(config.sampling.num_samples, config.sampling.batch_size))
+    draw(config, workdir, output, step)
+
+
+def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
+    """As `run`, where the mode has begun."""
     settings, number = config.sampling, config.sampling.num_samples
-    start(min(number, settings.batch_size))
     trained = load(workdir, config, step=step)
     for key in ("gif", "png"):
         if settings[key] and trained.info.levels is None:
@@ -44,35 +52,38 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
-    read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
+    read = {f"sampling.{key}" for key in build.keys_read(config) | READ | GUIDED.keys()}
     contours, picture = _shows_density(trained), output / PICTURE
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     facts = _facts(trained) | _in_other_tools(trained)
     beside = (PICTURE, FILM, IMAGES)
-    table = Table(output / VALUES, _depends(trained), facts=facts, beside=beside)
+    depends = _depends(trained)
+    table = Table(output / VALUES, depends, number, facts=facts, beside=beside, usual=GUIDED)
     there = pictures.images_in_gif(output / FILM) if table.other is None else 0
     film = None
     if settings.gif and there < min(number, GIF_IMAGES):
         film = _Film(output / FILM, trained.info.levels or 0, number)
     if film:  # it is of states that are not kept
         table.rows = {}
-    table.report(number)
+    table.report()
 
     def save() -> None:
         with signals_wait():
-            table.save(number)
+            table.save()
             if contours and len(table) >= number:
                 picture.unlink(missing_ok=True)  # the contours follow, and take their time
             else:
-                _picture(trained, table.rows[name], picture)
+                _picture(trained, table.rows, picture)
 
     bar = _draw(trained, given, table, film, save)
     if not picture.exists():
         if contours:
             print("contours: solving for the density in the plane")
-        density = _density(trained, given) if contours else None
-        _picture(trained, table.rows[name], picture, density)
+        density = _density(trained, given, table.facts) if contours else None
+        _picture(trained, table.rows, picture, density)
+        if contours:
+            table.save()  # with the density, for the report
     if settings.png:
         pictures.save_each(output / IMAGES, table.rows[name], trained.info.levels or 0)
     nfe = table.rows["nfe"][:number].mean()
@@ -183,6 +194,7 @@ def _depends(trained: Run) -> dict[str, Any]:
     if "batch_size" in facts:  # the last batch may be filled up
         facts["num_samples"] = settings.num_samples
     return facts | {
+        **{key: settings[key] for key in GUIDED},
         "version": __version__,
         "condition": settings.condition,
         "weights": digest(jax.tree.leaves(trained.score)),
@@ -196,30 +208,43 @@ def _shows_density(trained: Run) -> bool:
 
 def _picture(
     trained: Run,
-    x: np.ndarray,
+    rows: Mapping[str, np.ndarray],
     path: Path,
     density: Callable[[np.ndarray], np.ndarray | None] | None = None,
 ) -> None:
-    """Write a grid of images; or vectors beside the data, with contours of the density if given.
+    """Write a grid of images, with a row for each class where there are classes; or vectors beside
+    the data, with contours of the density if given.
 
     Data that cannot be read, and a density that cannot be solved for, are reported and left out.
     """
     info = trained.info
     if info.levels:
-        pictures.save_png(path, x[:GRID_IMAGES], info.levels)
+        images, columns = rows["images"][:GRID_IMAGES], None
+        if "labels" in rows:
+            images, columns = _by_class(images, rows["labels"][:GRID_IMAGES])
+        pictures.save_png(path, images, info.levels, columns)
         return
     real = None
     try:
         real = build.arrays(trained.config, info, "test").x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
-    pictures.save_scatter(path, x, real, info.columns, density)
+    pictures.save_scatter(path, rows["x"], real, info.columns, density)
+
+
+def _by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """The images ordered by class, as many of each as there are of all, and that number."""
+    classes, counts = np.unique(labels, return_counts=True)
+    number = int(counts.min())
+    chosen = [np.flatnonzero(labels == label)[:number] for label in classes]
+    return images[np.concatenate(chosen)], number
 
 
 def _density(
-    trained: Run, given: dict[str, np.ndarray]
+    trained: Run, given: dict[str, np.ndarray], kept: dict[str, Any]
 ) -> Callable[[np.ndarray], np.ndarray | None]:
-    """The learned log density of points in the plane, given the one condition of the samples."""
+    """The learned log density of points in the plane, given the one condition of the samples. What
+    is asked and answered is kept."""
     settings = {"likelihood.divergence": "exact", "likelihood.batch_size": 4096}
     exact = dataclasses.replace(trained, config=changed(trained.config, settings))
 
@@ -230,6 +255,9 @@ def _density(
         except UserError as error:
             tqdm.write(f"the picture is without the density: {error}")
             return None
-        return np.asarray(found.log_weight[:, 0])
+        values = np.asarray(found.log_weight[:, 0])
+        side = math.isqrt(len(points))  # of an even grid; a data set has no arrays of three axes
+        kept["density"] = np.column_stack([points, values]).reshape(side, side, 3)
+        return values
 
     return density
