@@ -99,14 +99,16 @@ def dataset(config: ConfigDict) -> DatasetInfo:
         condition=settings.condition,
         bin_width=settings.bin_width,
         skip_corrupt=settings.skip_corrupt,
+        stream=settings.stream,
     )
 
 
 def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
-    """Return a split of the data in memory."""
+    """Return a split of the data, in memory or streamed."""
     settings = config.data
     known = resolve("data.name", settings.name)
-    return data.load(known, split, settings.dir, info, skip_corrupt=settings.skip_corrupt)
+    options = {"skip_corrupt": settings.skip_corrupt, "stream": settings.stream}
+    return data.load(known, split, settings.dir, info, **options)
 
 
 def space(config: ConfigDict, info: DatasetInfo) -> Space:
@@ -252,8 +254,11 @@ def unused(config: ConfigDict) -> set[str]:
     known = known_info(config)
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
-    if not resolve("data.name", config.data.name).files:
+    dataset = resolve("data.name", config.data.name)
+    if not dataset.files:
         keys.add("data.skip_corrupt")
+    if not dataset.streams:
+        keys |= {"data.stream", "data.workers"}
     if not config.model.class_conditional:
         keys |= {"training.label_dropout", "sampling.labels", "sampling.guidance"}
     if config.sampling.guidance == 1:

@@ -12,9 +12,11 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
   score-sde --mode sample|likelihood|interpolate|evaluate --workdir DIR [--output FOLDER] [--step N]
   score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
+  score-sde --mode report --workdir DIR [--against DIR] [--output FOLDER]
   score-sde --mode data [--config PRESET] [--workdir DIR] [--output FOLDER]
 
---step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
+--step takes an earlier checkpoint than the newest, or the best that training found; --mode config
+--workdir DIR lists them.
 """
 
 import importlib
@@ -42,6 +44,7 @@ MODES = {
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
     "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
+    "report": "a run on one page, or two side by side: report.html",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
     "data": "look at the data: counts, moments, duplicates, config lines, data.png",
     "config": "print every key of --config or --workdir: value, allowed values, help",
@@ -56,6 +59,7 @@ OPTIONS: dict[str, dict[str, str | bool | None]] = {
     "likelihood": {"output": "", "step": ""},
     "interpolate": {"output": "", "step": ""},
     "data": {"output": ""},
+    "report": {"output": "", "against": ""},
     "evaluate": {"output": "", "step": "", "samples": "", "reference": ""},
 }
 # What a mode writes, one command at a time. Training is many processes, and locks for all of them.
@@ -67,6 +71,7 @@ WRITES = {
     "convert": "checkpoints",
     "export": "weights",
 }
+REPORTED = ("train", "evaluate")  # modes after which the report is written by itself
 LOCAL = ("source", "samples", "reference")  # files that are read as a whole
 WEIGHTS = ("averaged", "raw")
 OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
@@ -118,6 +123,8 @@ def parse(argv: Sequence[str]) -> Command | None:
         found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
     else:
         found = commands.of_run(mode, values.config, values.workdir, rest)
+    if options.get("step") == "best":
+        options["step"] = commands.best_step(found[1])
     if "output" in options:
         flag, instead = "workdir", "; --output FOLDER takes another"
         if options["output"]:
@@ -142,9 +149,9 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
         if name == "step":
-            if not re.fullmatch("[0-9]{0,10}", str(value)):  # a step is below 2**31
-                raise UserError(f"--step = {value!r:.40}: allowed are steps of checkpoints")
-            options[name] = int(value) if value else None
+            if not re.fullmatch("[0-9]{0,10}|best", str(value)):  # a step is below 2**31
+                raise UserError(f"--step = {value!r:.40}: allowed are steps of checkpoints, best")
+            options[name] = value if value == "best" else int(value) if value else None
         elif name in ("weights", "force") or not value:
             options[name] = value
         else:
@@ -204,6 +211,9 @@ def _run(argv: Sequence[str]) -> int:
         with writing(command.folder, results) if results else nullcontext():
             mode = importlib.import_module(f"score_sde.modes.{command.mode}")
             mode.run(command.config, command.workdir, **command.options)
+        if command.mode in REPORTED:
+            report = importlib.import_module("score_sde.modes.report")
+            report.after(command.config, command.workdir, command.folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

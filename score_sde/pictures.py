@@ -58,8 +58,8 @@ def save_scatter(
     columns: Sequence[str],
     density: Callable[[np.ndarray], np.ndarray | None] | None = None,
 ) -> None:
-    """Write a picture of drawn vectors and of data: `plots.scatter` of two columns, else
-    `plots.corner`. The folder is made where it is missing.
+    """Write a picture of drawn vectors and of data: `plots.clouds`. The folder is
+    made where it is missing.
 
     Args:
         path: of the PNG.
@@ -70,9 +70,6 @@ def save_scatter(
     """
     from score_sde import plots  # which imports matplotlib
 
-    if len(columns) == 2:
-        figure = plots.scatter(drawn, data, columns, density)
-    else:
-        figure = plots.corner(drawn, data, columns)
+    figure = plots.clouds(drawn, data, columns, density)
     with whole(path) as file:
         figure.savefig(file, format="png", dpi=150)

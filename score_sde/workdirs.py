@@ -18,12 +18,20 @@ FILE = "config.json"
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 
 # Keys that may change between two commands on one workdir ("name." stands for a whole section).
-AFTERWARDS: tuple[str, ...] = ("sampling.", "likelihood.", "eval.", "data.dir")
+AFTERWARDS: tuple[str, ...] = (
+    "sampling.",
+    "likelihood.",
+    "eval.",
+    "data.dir",
+    "data.stream",
+    "data.workers",
+)
 WHEN_TRAINING: tuple[str, ...] = (
     "training.num_steps",
     "training.schedule_steps",
     "training.log_every",
     "training.sample_every",
+    "training.evaluate_every",
     "training.checkpoint_every",
     "training.keep",
     "training.keep_every",
@@ -115,10 +123,10 @@ def load(workdir: Path) -> ConfigDict:
     return from_json(text, str(path))
 
 
-def missing(workdir: Path) -> UserError:
+def missing(workdir: Path, flag: str = "workdir") -> UserError:
     """Return the error for a workdir without a run."""
     return UserError(
-        f"--workdir = '{workdir}': no {FILE} there; allowed are directories of --mode train"
+        f"--{flag} = '{workdir}': no {FILE} there; allowed are directories of --mode train"
     )
 
 

@@ -164,6 +164,7 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(trained, tiny_run, tmp_path):
     picture = "samples/step_000004.png"
     assert (there / picture).read_bytes() == (here / picture).read_bytes()
     assert [*(there / "tensorboard").iterdir()]
+    assert "Drawn during training, after 4 steps" in (there / "report.html").read_text()
     lists = succeed("--mode=config", f"--workdir={there}", cwd=tmp_path).splitlines()
     assert [line.split()[0] for line in lists[-2:]] == ["2", "4"]
 

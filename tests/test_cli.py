@@ -23,12 +23,12 @@ MISTAKES = {
     "no mode": (
         [],
         "error: --mode: missing; allowed are train, sample, likelihood, interpolate, evaluate, "
-        "convert, data, config, export",
+        "report, convert, data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
         "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, evaluate, "
-        "convert, data, config, export",
+        "report, convert, data, config, export",
     ),
     "mode without value": (
         ["--mode"],
@@ -106,7 +106,7 @@ MISTAKES = {
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
         "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
-        "flip, image_size, name, num_classes, skip_corrupt",
+        "flip, image_size, name, num_classes, skip_corrupt, stream, workers",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],
@@ -174,7 +174,11 @@ MISTAKES = {
     "output of a mode that writes into its workdir": (
         ["--mode=train", "--output=out"],
         "error: --output = 'out': goes with --mode sample, likelihood, interpolate, data, "
-        "evaluate only",
+        "report, evaluate only",
+    ),
+    "another run of a mode that shows one": (
+        ["--mode=sample", "--against=runs/b"],
+        "error: --against = 'runs/b': goes with --mode report only",
     ),
     "output empty": (
         ["--mode=sample", "--output="],

@@ -58,11 +58,14 @@ ROOMS = {
     "score_sde.data": Room(3, (0,), (), lazy=("PIL", "h5py", "sklearn", "tensorflow_datasets")),
     # 4
     "score_sde.training": Room(
-        4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")
+        4,
+        (0, 1, 2, 3),
+        ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl"),
+        lazy=("grain",),  # of a stream
     ),
     # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
     "score_sde.evaluation": Room(
-        4, (0, 1, 2, 3), ("jax", "flax", "safetensors"), neighbours=("score_sde.convert",)
+        4, (0, 1, 2, 3), ("jax", "flax", "optax", "safetensors"), neighbours=("score_sde.convert",)
     ),
     "score_sde.convert": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")
@@ -140,12 +143,25 @@ ROOMS = {
         neighbours=(
             *("score_sde.config", "score_sde.workdirs", "score_sde.locks", "score_sde.pictures"),
             *("score_sde.build", "score_sde.rules", "score_sde.validation"),
-            *("score_sde.batches", "score_sde.run"),
+            *("score_sde.batches", "score_sde.run", "score_sde.best"),
         ),
+    ),
+    "score_sde.scoring": Room(
+        5,
+        (0, 3, 4),
+        ("ml_collections",),
+        neighbours=("score_sde.config", "score_sde.build"),
+    ),
+    "score_sde.best": Room(
+        5,
+        (0, 3, 4),
+        ("jax", "ml_collections"),
+        neighbours=("score_sde.scoring", "score_sde.run"),
     ),
     # Figures; who draws one imports them there, for matplotlib takes its time.
     "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),
     "score_sde.pictures": Room(5, (0,), ("PIL",), neighbours=("score_sde.plots",)),
+    "score_sde.pages": Room(5, (0,), ("PIL",)),
     # 6, 7: modes and the door. A mode wires its run from any floor; the door knows modes, schema.
     "score_sde.modes": Room(
         6,

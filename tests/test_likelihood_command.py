@@ -8,11 +8,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
+from score_sde.display import eight_bits
 from tests.commands import ROOT, begin, succeed
 
 IMAGES = 21
@@ -92,6 +94,13 @@ def unbroken(tiny_run, tmp_path_factory):
     # Each image's probes are its own: variances of the mean add up.
     error = np.sqrt(np.square(arrays["probe_error"].astype(np.float64)).sum()) / IMAGES
     assert summary["standard_error_probes"] == pytest.approx(error, rel=1e-12)
+    # The picture: the fewest bits at its upper left, the most below, of 8 pixels each as large.
+    x = eight_bits(load("digits", "test").x[:IMAGES, ..., 0], 17)
+    with Image.open(workdir / "likelihood.png") as picture:
+        shown = np.asarray(picture.convert("L"))[::8, ::8]
+    assert shown.shape == (17, 9 * min(8, IMAGES) - 1)
+    np.testing.assert_array_equal(shown[:8, :8], x[bits.argmin()])
+    np.testing.assert_array_equal(shown[9:, :8], x[bits.argmax()])
     return workdir
 
 

@@ -165,7 +165,7 @@ def test_results_are_written_beside_a_training_and_elsewhere(workdir, tmp_path, 
     made = {f"{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()}
     assert made == {
         *(f"out/{seed}/samples.{suffix}" for seed in (0, 1) for suffix in ("npz", "png")),
-        *(f"out/0/likelihood.{suffix}" for suffix in ("npz", "json")),
+        *(f"out/0/likelihood.{suffix}" for suffix in ("npz", "json", "png")),
         *(f"out/0/interpolation.{suffix}" for suffix in ("npz", "png")),
         *(f"exported/{name}" for name in ("model.safetensors", "config.json")),
     }

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from xml.etree import ElementTree
 
 import matplotlib.figure
 import numpy as np
@@ -19,6 +20,7 @@ DRAW = np.random.default_rng(0)
 POINTS = DRAW.standard_normal((200, 2)).astype(np.float32)
 PIXELS = DRAW.integers(0, 17, (5, 8, 8, 1), dtype=np.uint8)
 LINES = [{"step": step, "loss": 1.0 / step, "grad_norm": 2.0 / step} for step in (2, 4, 6)]
+LEVELS = {"log_snr": [3.0, 0.0, -3.0], "loss": [0.1, 0.3, 0.9], "standard_error": [0.01] * 3}
 BITS = np.array([2.0, 3.0, 4.0, 5.0])
 FOUND = DataLikelihood(BITS, BITS[:, None], BITS[:, None], np.ones(4, np.int32), None)
 
@@ -33,6 +35,7 @@ FIGURES = {
     "contours": lambda: plots.contours({"a": normal, "b": normal}, (-3, 3), ("mass, g", "y")),
     "score": lambda: plots.score(lambda x, t: -x, (-3, 3), (0.1, 1.0), normal),
     "losses": lambda: plots.losses(LINES),
+    "loss_by_level": lambda: plots.loss_by_level(LEVELS),
     "quality": lambda: plots.quality({"DDIM": [(5, 0.2), (10, 0.1)], "Heun": [(9, 0.1, 0.01)]}),
     "likelihoods": lambda: plots.likelihoods({"test": FOUND, "more": FOUND}),
 }
@@ -42,6 +45,7 @@ NAMES = {
     "contours": {"mass, g", "y", "density"},
     "score": {"x", "y", "log density less its maximum, nats"},
     "losses": {"training step", "loss", "norm of the gradient"},
+    "loss_by_level": {"log SNR (noise on the left, data on the right)", "loss"},
     "quality": {"NFE (evaluations of the network)", "distance to the data"},
     "likelihoods": {"bits/dim", "items"},
 }
@@ -117,6 +121,13 @@ def test_losses_are_read_from_a_workdir(tmp_path):
         assert list(x) == [2, 4, 6] and list(y) == [line[name] for line in LINES]
 
 
+def test_the_learning_rate_has_a_panel_of_its_own():
+    lines = [{**line, "learning_rate": 0.1 / line["step"]} for line in LINES]
+    [axes] = plots.losses(lines, ["learning_rate"]).axes
+    assert axes.get_ylabel() == "learning rate" and axes.get_yscale() == "linear"
+    assert list(axes.lines[0].get_ydata()) == [line["learning_rate"] for line in lines]
+
+
 def test_likelihoods_say_mean_and_standard_error():
     def said(result):
         [legend] = plots.likelihoods(result).legends
@@ -173,3 +184,23 @@ def test_many_points_are_drawn_as_far_as_they_can_be_told_apart():
     many[:, 0] = np.arange(len(many))
     [axes] = plots.scatter(many).axes
     assert len(axes.collections[0].get_offsets()) == MOST_POINTS
+
+
+def test_a_figure_becomes_a_part_of_a_page_in_its_colours():
+    figure = plots.scatter({"a<b": POINTS, "c": np.tile(POINTS, (2, 1))}, density=normal)
+    found = plots.svg(figure, "mine", 'said "so" & <so>')
+    assert found.startswith('<svg role="img" aria-label="said &quot;so&quot; &amp; &lt;so&gt;"')
+    parsed = ElementTree.fromstring(found)
+    assert found.count("<image") == 1  # of 400 points; those of 200 are marks
+    assert found.count("<use") > 200
+    for absent in ("#000000", "#ffffff", "://", "<style", "DejaVu", "metadata"):
+        assert absent not in found
+    assert "currentColor" in found and "var(--curve)" in found
+    texts = {each.text for each in parsed.iter("text")}
+    assert {"a<b", "x", "y"} <= texts
+    # Names keep the ids of two figures apart.
+    other = plots.svg(figure, "other", "the same")
+    ids = [
+        {each.get("id") for each in ElementTree.fromstring(each).iter()} for each in (found, other)
+    ]
+    assert not (ids[0] & ids[1]) - {None}

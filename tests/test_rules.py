@@ -19,6 +19,7 @@ IMPOSSIBLE = {
     "data.image_size": -8,
     "data.channels": -1,
     "data.num_classes": 10**6,
+    "data.workers": -1,
     "data.condition": (-1,),
     "data.bin_width": 0.0,
     "sde.name": "ddpm",

@@ -70,6 +70,12 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
     assert "nothing to compute" in told and "contours: " in told
     assert (moons / "samples.png").exists()
+    # What the contours are of, for the report: x, y and the log density, which integrates to 1 at
+    # most: the grid holds most of the density, and its sums are Riemann's.
+    density = values(moons / "samples.npz")["density"]
+    assert density.shape == (64, 64, 3)
+    cell = np.ptp(density[..., 0]) * np.ptp(density[..., 1]) / 63**2
+    assert 0.0 < cell * np.exp(density[..., 2]).sum() < 1.05
     told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
     assert "contours: " not in told
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, data, pictures, rules
-from score_sde.config import changed, flat, resolve, takes
-from score_sde.data import Arrays, DatasetInfo
+from score_sde import build, data, pictures, rules, scoring
+from score_sde.config import changed, flat, refuse, resolve, takes
+from score_sde.data import Arrays, DatasetInfo, Streamed
 from score_sde.errors import UserError
+from score_sde.modes import start
 from score_sde.networks import NETWORKS
+from score_sde.paths import local
 from score_sde.schema import SCHEMA
 
 PICTURE = "data.png"
@@ -27,21 +30,27 @@ SHOWN = 20  # classes, columns or files in a list
 
 def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     """Print what the data are and which config lines suit them; write `data.png` into the
-    output."""
+    output, and `eval.statistics` where it names a file."""
+    target = config.eval.statistics and local(config.eval.statistics, "config.eval.statistics")
+    if target:
+        _check_target(target)
     config, sizes = _with_size(config)
     info = build.dataset(config)
-    splits = {split: build.arrays(config, info, split) for split in ("train", "test")}
+    splits = {split: _some(build.arrays(config, info, split)) for split in ("train", "test")}
     train = splits["train"]
     kind = "images" if info.levels else "vectors"
     shape = " x ".join(map(str, info.shape))
     counts = ", ".join(f"{count} {split}" for split, count in info.splits.items())
     print(f"data: {kind} {shape} of {info.name}: {counts}")
+    if len(train.x) < info.splits["train"]:
+        print(f"looked at: {len(train.x)} training items at random, as the set is streamed")
     for line in (*sizes, *_classes(info, train), *_moments(config, info, train.x)):
         print(line)
     rows = _sampled(train.x)
     space: Any = build.space(config, info)  # which takes numpy's arrays too
     largest = largest_distance(np.asarray(space.to_model(rows)))
-    of = "all pairs" if len(rows) == len(train.x) else f"the pairs of {len(rows)} of them, at least"
+    of = f"the pairs of {len(rows)} of them, at least"
+    of = "all pairs" if len(rows) == info.splits["train"] else of
     print(f"largest pairwise distance: {largest:.4g} in the model's units ({of})")
     print(_repeated(*(splits[split].x for split in ("train", "test"))))
     for line in info.skipped[:SHOWN]:
@@ -58,6 +67,32 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
         print(f"note: training with this preset is refused: {error}")
     print("\nconfig lines for --mode train with this preset:\n")
     print(" \\\n".join(f"  {shlex.quote(f'--config.{k}={v}')}" for k, v in proposed.items()))
+    if target:
+        _write_statistics(config, info, train.x, output, target)
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a file that cannot be written before hours of work are spent on it."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise refuse("eval.statistics", str(path), "files that can be written")
+
+
+def _write_statistics(
+    config: ConfigDict, info: DatasetInfo, x: np.ndarray, output: Path, path: Path
+) -> None:
+    """Write mean and covariance of the training split's features, which stay in the output: the
+    same command goes on after an interruption."""
+    if info.levels is None:
+        raise refuse("eval.statistics", str(path), f"'', as {info.name} are vectors")
+    start(config.eval.batch_size)
+    made_by = scoring.extractor(config, info, output)
+    images = scoring.training_split(config, info, x)
+    about = {"set": info.name, "split": "train", "n": len(images)}
+    settings = output / scoring.FOLDER, config.eval.batch_size, about
+    scoring.statistics(made_by, scoring.features(made_by, images, *settings), about, path)
+    said = ", ".join(f"{key} {value}" for key, value in {**about, **made_by.about}.items())
+    print(f"statistics: {path}: {said}")
 
 
 def largest_distance(x: np.ndarray) -> float:
@@ -67,8 +102,8 @@ def largest_distance(x: np.ndarray) -> float:
     flat_rows = flat_rows - flat_rows.mean(axis=0)  # differences of small numbers lose less
     squares = np.square(flat_rows).sum(axis=1)
     best = 0.0
-    for start in range(0, len(x), 256):
-        part = slice(start, start + 256)
+    for begin in range(0, len(x), 256):
+        part = slice(begin, begin + 256)
         products = flat_rows[part] @ flat_rows.T
         best = max(best, float((squares[part, None] + squares - 2.0 * products).max()))
     return math.sqrt(best)
@@ -134,12 +169,23 @@ def _moments(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Iterator[s
     yield f"sigma_data: {spread * reach:.4g} in the model's units, {interval}"
 
 
+def _some(arrays: Arrays) -> Arrays:
+    """A split, or as much of a streamed one as is looked at."""
+    x: Any = arrays.x
+    rows = _rows(x) if isinstance(x, Streamed) else slice(None)
+    return Arrays(x[rows], {name: array[rows] for name, array in arrays.condition.items()})
+
+
 def _sampled(x: np.ndarray) -> np.ndarray:
-    """The items, or as many at random as there is time and room for their distances."""
+    return x[_rows(x)]
+
+
+def _rows(x: Any) -> Any:
+    """All items, or as many at random as there is time and room for their distances."""
     most = max(2, min(PAIRED, PAIRED_BYTES // (4 * math.prod(x.shape[1:]))))
     if len(x) <= most:
-        return x
-    return x[np.sort(np.random.default_rng(0).choice(len(x), most, replace=False))]
+        return slice(None)
+    return np.sort(np.random.default_rng(0).choice(len(x), most, replace=False))
 
 
 def _repeated(train: np.ndarray, test: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import __version__, build, data
+from score_sde import __version__, build, data, pictures
 from score_sde.batches import leading
 from score_sde.config import default, flat
 from score_sde.display import standard_error
@@ -22,7 +22,8 @@ from score_sde.paths import whole
 from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 
-VALUES, SUMMARY = "likelihood.npz", "likelihood.json"
+VALUES, SUMMARY, PICTURE = "likelihood.npz", "likelihood.json", "likelihood.png"
+SHOWN = 8  # of the most likely images, and of the least
 
 # The keys of the config that the numbers depend on ("name." is a whole section), and exceptions. On
 # the batch's size they depend by rounding only, and a smaller batch needs less memory.
@@ -32,15 +33,21 @@ NOT = ("data.dir", *(f"likelihood.{key}" for key in ("num_images", "batch_size",
 
 def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
     """Write into the output `likelihood.npz`, one value for each item in the data set's order, and
-    their summary, `likelihood.json`; print it.
+    their summary, `likelihood.json`; print it. `likelihood.png` has the images of the fewest
+    bits/dim above those of the most.
 
-    Both are rewritten after each batch, whole or not at all. Items that `likelihood.npz` already
+    All are rewritten after each batch, whole or not at all. Items that `likelihood.npz` already
     holds for the same weights, data and settings are not computed again. So an interrupted run
     continues, and a complete one is printed. A run of fewer items uses the first ones and leaves
     the files. Values of other settings are kept as `likelihood.old.npz`.
     """
+    start(config.likelihood.batch_size)
+    compute(config, workdir, output, step)
+
+
+def compute(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> dict[str, Any]:
+    """As `run`, where the mode has begun; return the summary of the items asked for."""
     settings = config.likelihood
-    start(settings.batch_size)
     trained = load(workdir, config, step=step)
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
@@ -49,10 +56,12 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     names = build.condition_names(config, trained.info)
     given = {name: arrays.condition[name] for name in names}
     usual = flat(default())  # of keys younger than the file
-    table = Table(output / VALUES, _depends(trained, arrays), beside=(SUMMARY,), usual=usual)
-    table.report(wanted)
+    depends = _depends(trained, arrays)
+    table = Table(output / VALUES, depends, wanted, beside=(SUMMARY, PICTURE), usual=usual)
+    table.report()
     if len(table):  # a kill may have come between the two files
         _write_summary(output, trained, _values(table), wanted)
+        _write_picture(output, trained, _values(table), arrays.x)
     condition = leading(given, wanted)
     batches = trained.likelihood_batches(
         jax.random.key(settings.seed), arrays.x[:wanted], condition, first=len(table)
@@ -61,12 +70,15 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
         for part in batches:
             table.add(part._asdict())
             with signals_wait():
-                table.save(wanted)
+                table.save()
                 summary = _write_summary(output, trained, _values(table), wanted)
+                _write_picture(output, trained, _values(table), arrays.x)
             bar.done(len(part.nfe), _figure(summary))
-    print(_in_words(_summary(trained, leading(_values(table), wanted), wanted)))
+    summary = _summary(trained, leading(_values(table), wanted), wanted)
+    print(_in_words(summary))
     stored = len(table)
     print(f"result: {output / SUMMARY}{f', of all {stored}' if stored > wanted else ''}")
+    return summary
 
 
 # --- What is kept ---------------------------------------------------------------------------------
@@ -106,6 +118,14 @@ def _write_summary(
     with whole(output / SUMMARY) as file:
         file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     return summary
+
+
+def _write_picture(output: Path, trained: Run, values: DataLikelihood, x: np.ndarray) -> None:
+    if trained.info.levels:
+        order = np.argsort(values.figure[0])
+        shown = np.concatenate([order[:SHOWN], order[::-1][:SHOWN]])
+        columns = len(shown) // 2
+        pictures.save_png(output / PICTURE, x[shown], trained.info.levels, columns)
 
 
 # --- What is said ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`--mode sample`: draw from a trained run. Only pictures of vectors look for the data."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     continues after them; one that lacks its film starts again. Samples of other settings are kept
     as `samples.old.npz`.
     """
+    start(min(config.sampling.num_samples, config.sampling.batch_size))
+    draw(config, workdir, output, step)
+
+
+def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
+    """As `run`, where the mode has begun."""
     settings, number = config.sampling, config.sampling.num_samples
-    start(min(number, settings.batch_size))
     trained = load(workdir, config, step=step)
     for key in ("gif", "png"):
         if settings[key] and trained.info.levels is None:
@@ -52,18 +58,19 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     facts = _facts(trained) | _in_other_tools(trained)
     beside = (PICTURE, FILM, IMAGES)
-    table = Table(output / VALUES, _depends(trained), facts=facts, beside=beside, usual=GUIDED)
+    depends = _depends(trained)
+    table = Table(output / VALUES, depends, number, facts=facts, beside=beside, usual=GUIDED)
     there = pictures.images_in_gif(output / FILM) if table.other is None else 0
     film = None
     if settings.gif and there < min(number, GIF_IMAGES):
         film = _Film(output / FILM, trained.info.levels or 0, number)
     if film:  # it is of states that are not kept
         table.rows = {}
-    table.report(number)
+    table.report()
 
     def save() -> None:
         with signals_wait():
-            table.save(number)
+            table.save()
             if contours and len(table) >= number:
                 picture.unlink(missing_ok=True)  # the contours follow, and take their time
             else:
@@ -73,8 +80,10 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     if not picture.exists():
         if contours:
             print("contours: solving for the density in the plane")
-        density = _density(trained, given) if contours else None
+        density = _density(trained, given, table.facts) if contours else None
         _picture(trained, table.rows, picture, density)
+        if contours:
+            table.save()  # with the density, for the report
     if settings.png:
         pictures.save_each(output / IMAGES, table.rows[name], trained.info.levels or 0)
     nfe = table.rows["nfe"][:number].mean()
@@ -232,9 +241,10 @@ def _by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _density(
-    trained: Run, given: dict[str, np.ndarray]
+    trained: Run, given: dict[str, np.ndarray], kept: dict[str, Any]
 ) -> Callable[[np.ndarray], np.ndarray | None]:
-    """The learned log density of points in the plane, given the one condition of the samples."""
+    """The learned log density of points in the plane, given the one condition of the samples. What
+    is asked and answered is kept."""
     settings = {"likelihood.divergence": "exact", "likelihood.batch_size": 4096}
     exact = dataclasses.replace(trained, config=changed(trained.config, settings))
 
@@ -245,6 +255,9 @@ def _density(
         except UserError as error:
             tqdm.write(f"the picture is without the density: {error}")
             return None
-        return np.asarray(found.log_weight[:, 0])
+        values = np.asarray(found.log_weight[:, 0])
+        side = math.isqrt(len(points))  # of an even grid; a data set has no arrays of three axes
+        kept["density"] = np.column_stack([points, values]).reshape(side, side, 3)
+        return values
 
     return density

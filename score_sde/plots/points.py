@@ -61,7 +61,7 @@ def scatter(
     if log_density is not None:
         for axes in found:
             _draw_contours(axes, limits, log_density)
-        figure.suptitle(f"{HOLD} learned density", fontsize="medium")
+        figure.suptitle(f"{HOLD} learned density", fontsize="medium", wrap=True)
     return figure
 
 
@@ -103,6 +103,15 @@ def corner(x: Any, data: Any = None, columns: Sequence[str] | None = None) -> Fi
             axes.set_yticklabels([])
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
+
+
+def clouds(
+    x: Any, data: Any = None, columns: Sequence[str] = ("x", "y"), density: Density | None = None
+) -> Figure:
+    """`scatter` of two columns, with the density if given, `corner` of others."""
+    if len(columns) == 2:
+        return scatter(x, data, columns, density)
+    return corner(x, data, columns)
 
 
 def contours(

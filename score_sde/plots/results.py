@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from score_sde import paths
 from score_sde.display import mean_with_error, standard_error
@@ -12,33 +13,49 @@ from score_sde.plots.base import PANEL, Figure, Plain, colours
 from score_sde.training.logs import FILE, logged
 
 BINS = 40
+LOGGED = {"loss": "loss", "grad_norm": "norm of the gradient", "learning_rate": "learning rate"}
 
 
-def losses(metrics: Any) -> Figure:
-    """The loss and the gradient's norm against the training step, means since the line before.
+def losses(metrics: Any, names: Sequence[str] = ("loss", "grad_norm")) -> Figure:
+    """What training logged against its step, a panel for each name: means since the line before,
+    and the learning rate as it was.
 
     Args:
-        metrics: a workdir, a `Run`, or the lines of a `metrics.jsonl` as mappings with `step`,
-            `loss` and `grad_norm`; or a mapping of several by their titles.
+        metrics: a workdir, a `Run`, or the lines of a `metrics.jsonl` as mappings with `step` and
+            the names; or a mapping of several by their titles.
+        names: of `loss`, `grad_norm`, `learning_rate` and what else is logged.
 
     Raises:
         ValueError: no lines.
     """
     runs = metrics if isinstance(metrics, Mapping) else {"": metrics}
-    figure = Figure(2 * PANEL, 0.75 * PANEL)
-    panels = figure.subplots(1, 2)
+    figure = Figure(len(names) * PANEL, 0.75 * PANEL)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
     for title, run in runs.items():
         lines = _lines(run)
-        for axes, name in zip(panels, ("loss", "grad_norm"), strict=True):
+        for axes, name in zip(panels, names, strict=True):
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*np.transpose(points), label=title, linewidth=1.0)
-    for axes, name in zip(panels, ("loss", "norm of the gradient"), strict=True):
-        axes.set(xlabel="training step", ylabel=name, yscale="log")
-        axes.grid(alpha=0.3, which="both")
-        axes.yaxis.set_major_formatter(Plain())
-        axes.yaxis.set_minor_formatter(Plain(labelOnlyBase=False))
+    for axes, name in zip(panels, names, strict=True):
+        axes.set(xlabel="training step", ylabel=LOGGED.get(name, name))
+        _in_decades(axes, *([] if name == "learning_rate" else ["y"]))  # the rate may end at 0
     if any(runs):
         panels[0].legend()
+    return figure
+
+
+def loss_by_level(levels: Mapping[str, Sequence[float]]) -> Figure:
+    """The loss against the noise level.
+
+    Args:
+        levels: `log_snr`, `loss` and `standard_error`, a number for each level.
+    """
+    figure = Figure(1.5 * PANEL, 0.75 * PANEL)
+    axes = figure.subplots()
+    x, y, error = (levels[name] for name in ("log_snr", "loss", "standard_error"))
+    axes.errorbar(x, y, error, marker="o", markersize=3, capsize=2, linewidth=1.0)
+    axes.set(xlabel="log SNR (noise on the left, data on the right)", ylabel="loss")
+    _in_decades(axes, "y")
     return figure
 
 
@@ -65,11 +82,8 @@ def quality(
     for title, rows in table.items():
         columns = np.asarray(sorted(map(tuple, rows)), float).T
         axes.errorbar(*columns[:3], label=title, marker="o", markersize=4, capsize=2)
-    axes.set(xscale="log", yscale="log", xlabel="NFE (evaluations of the network)", ylabel=ylabel)
-    axes.grid(alpha=0.3, which="both")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(Plain())
-        axis.set_minor_formatter(Plain(labelOnlyBase=False))
+    axes.set(xlabel="NFE (evaluations of the network)", ylabel=ylabel)
+    _in_decades(axes, "x", "y")
     figure.legend(loc="outside right upper")
     return figure
 
@@ -98,3 +112,13 @@ def likelihoods(result: Any) -> Figure:
         axes.set(xlabel=unit if unit == "bits/dim" else f"log density, {unit}", ylabel="items")
     figure.legend(title="mean ± standard error", loc="outside upper center")
     return figure
+
+
+def _in_decades(axes: Axes, *sides: str) -> None:
+    """Make axes, "x" or "y", logarithmic."""
+    axes.grid(alpha=0.3, which="both")
+    for side in sides:
+        axes.set(**{f"{side}scale": "log"})
+        axis = getattr(axes, f"{side}axis")
+        axis.set_major_formatter(Plain())
+        axis.set_minor_formatter(Plain(labelOnlyBase=False))

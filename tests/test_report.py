@@ -1,0 +1,441 @@
+"""`--mode report`: the page's structure, what it shows and names, and in a browser how it looks."""
+
+import base64
+import io
+import json
+import shlex
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from score_sde import build, pictures, presets, workdirs
+from score_sde.config import changed
+from score_sde.display import eight_bits
+from score_sde.modes import report
+from tests.browser import browser
+from tests.commands import ROOT, SMALL, command, refused, succeed
+from tests.evaluation.recorded import packed_weights
+
+DRAW = np.random.default_rng(0)
+LINES = [
+    {"step": step, "loss": 1.0 / step, "grad_norm": 1.0, "learning_rate": 1e-3}
+    for step in (50, 100, 150, 200)
+]
+LINES += [{"step": step, "FID-1k": 3.0 + abs(step - 150)} for step in (50, 100, 150, 200)]
+EVALUATION = {
+    "figures": {
+        "FID-24": 12.345678,
+        "FID_infinity": {"value": 10.1, "standard_error": 0.31},
+        "of_each_side": 24,
+    },
+    "samples": {"n": 24, "seed": 3},
+    "command": ["main.py", "--mode=evaluate", "--config.x=a b"],
+    "loss_by_level": {
+        "t": [0.1, 0.5, 0.9],
+        "log_snr": [6.0, 0.0, -6.0],
+        "loss": [0.1, 0.2, 0.9],
+        "standard_error": [0.01, 0.01, 0.02],
+        "is": "mean of a square",
+    },
+}
+SWEEP = [
+    {
+        "settings": {"sampling.method": method, "sampling.num_steps": steps},
+        "nfe": steps + 1.0,
+        "figures": {"FID-24": 100.0 / steps, "precision": 0.5},
+    }
+    for method in ("ddim", "unipc")
+    for steps in (5, 10)
+]
+VOID = {"meta", "link", "img", "source", "br", "input"}
+
+
+class Page(HTMLParser):
+    """A page's elements in order, with the checks of form that every page must pass."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        assert text.startswith("<!DOCTYPE html>\n<html lang=")
+        self.feed(text)
+        self.close()
+        assert not self.open
+        self.check()
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
+        self.elements.append((tag, dict(attrs), len(self.texts)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs), len(self.texts)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, *tags):
+        return [attrs for tag, attrs, _ in self.elements if tag in tags]
+
+    def headings(self):
+        return [
+            (tag, self.texts[at])
+            for tag, _, at in self.elements
+            if len(tag) == 2 and tag[0] == "h" and tag[1].isdecimal()
+        ]
+
+    @property
+    def text(self):
+        return "".join(self.texts)
+
+    def check(self):
+        levels = [int(tag[1]) for tag, _ in self.headings()]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(b <= a + 1 for a, b in pairwise(levels)), levels
+        for attrs in self.all("img"):
+            assert len(attrs["alt"]) > 10 and int(attrs["width"]) and int(attrs["height"])
+        plots = [attrs for attrs in self.all("svg") if attrs["role"] == "img"]
+        assert all(len(attrs["aria-label"]) > 10 for attrs in plots)
+        assert len(self.all("figure")) == len(self.all("figcaption"))
+        assert len(self.all("figure")) == len(self.all("img")) + len(plots)
+        for _, attrs, _ in self.elements:
+            for name, value in attrs.items():
+                if name in ("src", "href", "srcset"):
+                    assert value.startswith(("data:", "#")), value
+                assert not name.startswith("on")  # no handler
+        assert not self.all("script", "iframe", "object", "form", "base")
+        ids = Counter(attrs["id"] for _, attrs, _ in self.elements if "id" in attrs)
+        assert set(ids.values()) <= {1}
+        links = {attrs["href"][1:] for attrs in self.all("use")}
+        assert links <= ids.keys()
+
+
+def page_of(folder):
+    return Page((folder / "report.html").read_text())
+
+
+def images_of(page):
+    addresses = [attrs["src"].partition(",")[2] for attrs in page.all("img")]
+    return [Image.open(io.BytesIO(base64.b64decode(address))) for address in addresses]
+
+
+def made(workdir, preset="vp_digits", values=None):
+    """A workdir with a config and a log."""
+    config = changed(presets.load(preset), {"name": preset, **(values or {})})
+    workdirs.save(config, workdir, build.dataset(config))
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return config
+
+
+def sampled(workdir, name, x, **more):
+    facts = {"nfe": np.full(len(x), 31), "seed": 7, "step": 200, "sampler": "DDIM(num_steps=5)"}
+    np.savez(workdir / "samples.npz", **{name: x}, **facts, **more)
+
+
+@pytest.fixture
+def full(tmp_path):
+    """The workdir of digits that has everything, as the modes write it."""
+    workdir = tmp_path / "digits"
+    made(workdir, values={"training.batch_size": 32})
+    x = DRAW.integers(0, 17, (70, 8, 8, 1), np.uint8)
+    sampled(workdir, "images", x)
+    pictures.save_png(workdir / "samples.png", x, 17)
+    pictures.save_gif(workdir / "samples.gif", DRAW.integers(0, 17, (50, 9, 8, 8, 1), np.uint8), 17)
+    for name, columns in (("likelihood", 8), ("interpolation", 5), ("nearest", 6)):
+        pictures.save_png(workdir / f"{name}.png", x[: 2 * columns], 17, columns)
+    np.savez(workdir / "interpolation.npz", images=x)
+    bits = np.linspace(1.0, 3.0, 30, dtype=np.float32)
+    rows = {"bits_per_dim": bits, "log_prob": bits[:, None], "log_weight": bits[:, None]}
+    np.savez(workdir / "likelihood.npz", nfe=np.full(30, 90), **rows)
+    summary = {"num_images": 30, "items": "images", "data": "digits", "split": "test", "step": 200}
+    (workdir / "likelihood.json").write_text(json.dumps(summary))
+    (workdir / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (workdir / "sweep.json").write_text(json.dumps(SWEEP))
+    return workdir
+
+
+def test_training_leaves_a_report_and_it_says_what_to_do_next(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    page = page_of(workdir)
+    assert page.headings()[0] == ("h1", "vp_digits")
+    assert "Drawn during training, after 4 steps" in page.text
+    assert "The log has 2 lines, too few for a curve." in page.text
+    assert "4 of 4 steps of 16" in page.text
+    commands = {shlex.split(text)[2] for text in page.texts if text.startswith("score-sde")}
+    assert commands == {"sample", "evaluate", "likelihood", "interpolate"}
+    [look] = images_of(page)
+    assert look.size == (4 * 9 - 1, 4 * 9 - 1)
+    assert "model.width" in page.text and "8 (preset: 32)" in page.text
+
+
+def test_everything_that_is_there_is_shown(full, tmp_path):
+    said = succeed("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    assert said == f"report: {full / 'report.html'}\n"
+    page = page_of(full)
+    assert [text for tag, text in page.headings() if tag == "h2"] == [
+        *("Run", "Samples", "Film of the denoising", "Training", "Loss by noise level", "Quality"),
+        *("Quality against evaluations", "Likelihood", "Interpolation"),
+        *("Nearest training images", "Config"),
+    ]
+    for words in (
+        "70 samples by DDIM, NFE 31, seed 7, after 200 steps of training, of which 64 are shown",
+        "0.005 at step 200",  # the loss, 1 / 200
+        "FID-1k of samples on the way; least 3 at step 150",
+        "mean of a square",
+        "12.35",
+        "10.1 ± 0.31",
+        "main.py --mode=evaluate '--config.x=a b'",
+        "2 ± 0.11 bits/dim",  # of 1 ... 3, evenly: deviation 0.607 over the root of 30
+        "Above the fewest bits/dim, 1 to 1.483; below the most, 3 to 2.517",
+        "32 (preset: 64)",
+        "unipc",
+    ):
+        assert words in page.text, words
+    assert "score-sde --mode" not in page.text  # nothing is missing
+    samples, film, best, between, nearest = images_of(page)
+    assert [each.size for each in (best, between, nearest)] == [(71, 17), (44, 17), (53, 17)]
+    # The pixels themselves, with the lines of one between the images, and no more than 8 x 8.
+    assert samples.size == (71, 71)
+    with np.load(full / "samples.npz") as file:
+        x = eight_bits(file["images"], 17)
+    np.testing.assert_array_equal(np.asarray(samples)[9:17, 18:26], x[9 + 2, ..., 0])
+    assert film.size == (26, 26) and film.n_frames == 50 and film.info["loop"] == 0
+    [still] = page.all("source")
+    assert still["media"] == "(prefers-reduced-motion: reduce)"
+    assert len(page.all("svg")) == 6
+    text = (full / "report.html").read_text()
+    assert "currentColor" in text and "#000000" not in text and "xmlns" not in text
+    assert len(text) < 5e5
+    assert [*full.glob("*.partial")] == []
+
+
+def test_results_are_taken_from_the_output_first(full, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    theirs = {**EVALUATION, "figures": {"FID-99": 77.0}}
+    (out / "evaluation.json").write_text(json.dumps(theirs))
+    succeed("--mode=report", f"--workdir={full}", f"--output={out}", cwd=tmp_path)
+    page = page_of(out)
+    assert "FID-99" in page.text and "70 samples" in page.text
+    assert not (full / "report.html").exists()
+
+
+HOSTILE = """"'><img src=x onerror=f()>&lt;"""
+
+
+def test_no_text_becomes_html(full, tmp_path):
+    """Config, file names, results and columns: the page has their characters and no element."""
+    folder = tmp_path / HOSTILE
+    full.rename(folder)
+    made(folder, values={"name": HOSTILE, "data.dir": HOSTILE})
+    evil = {**EVALUATION, "figures": {HOSTILE: 1.5}, HOSTILE: HOSTILE}
+    (folder / "evaluation.json").write_text(json.dumps(evil))
+    entries = [{**entry, "settings": {HOSTILE: HOSTILE}} for entry in SWEEP]
+    (folder / "sweep.json").write_text(json.dumps(entries))
+    (folder / "likelihood.json").unlink()
+    with np.load(folder / "samples.npz") as file:
+        np.savez(folder / "samples.npz", **{**file, "sampler": f"{HOSTILE}(x)"})
+    succeed("--mode=report", f"--workdir={folder}", cwd=tmp_path)
+    page = page_of(folder)  # with its checks
+    assert page.headings()[0] == ("h1", HOSTILE)
+    assert page.text.count(HOSTILE) > 8
+    vectors = tmp_path / "vectors"
+    config = made(vectors, "vp_moons")
+    info = workdirs.load_info(vectors)
+    kept = json.loads((vectors / "config.json").read_text())
+    kept["data"] = {**info.facts(), "columns": [HOSTILE, "y"], "name": HOSTILE}
+    (vectors / "config.json").write_text(json.dumps(kept))
+    sampled(vectors, "x", np.zeros((5, 2)))
+    report.run(config, vectors, vectors, "")
+    assert HOSTILE in page_of(vectors).text  # the label of an axis
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"PK\x03\x04 no archive"])
+def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
+    for name in ("samples.npz", "samples.gif", "evaluation.json", "likelihood.npz"):
+        (full / name).write_bytes(content)
+    done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    page = page_of(full)
+    assert page.text.count("The files cannot be read (") == done.stderr.count("note: ") >= 4
+    assert "Held-out images at both ends of a row" in page.text and len(page.all("svg")) >= 3
+
+
+def test_a_report_that_fails_loses_nothing(full, capsys):
+    (full / "report.html").mkdir()
+    report.after(workdirs.load(full), full, full)
+    said = capsys.readouterr()
+    assert said.err.startswith("note: no report.html: ") and "Traceback" not in said.err
+    assert said.out == "" and (full / "samples.npz").exists()
+
+
+def test_two_runs_side_by_side(full, tmp_path):
+    other = tmp_path / "other"
+    made(other, "ve_digits", {"model.width": 16})
+    arguments = ("--mode=report", f"--workdir={full}", "--against")
+    succeed(*arguments, other, cwd=tmp_path)
+    page = page_of(full)
+    assert page.headings()[0] == ("h1", "vp_digits and ve_digits")
+    names = [text for tag, text in page.headings() if tag == "h3"]
+    assert names == [f"{full}", f"{other}"] * (len(names) // 2) and len(names) == 20
+    assert len(page.all("svg")) == 9
+    assert "16 (preset: 32)" in page.text
+    for words in ("None", "sde.name", f"score-sde --mode sample --workdir {other}"):
+        assert words in page.text
+    said = refused(*arguments, "nowhere", cwd=tmp_path)
+    assert said.startswith("error: --against = 'nowhere': no config.json there; allowed are ")
+
+
+@pytest.mark.parametrize("density", [False, True])
+def test_vectors_of_the_plane(density, tmp_path):
+    made(tmp_path, "vp_moons")
+    x = DRAW.standard_normal((500, 2))
+    more = {}
+    if density:
+        points = np.stack(np.meshgrid(*[np.linspace(-3, 3, 64)] * 2), axis=-1)
+        more["density"] = np.concatenate([points, -0.5 * (points**2).sum(-1, keepdims=True)], -1)
+    sampled(tmp_path, "x", x, **more)
+    np.savez(tmp_path / "interpolation.npz", x=x[:20].reshape(4, 5, 2), real=x[:8].reshape(4, 2, 2))
+    succeed("--mode=report", f"--workdir={tmp_path}", cwd=tmp_path)
+    page = page_of(tmp_path)
+    headings = {text for _, text in page.headings()}
+    assert "Samples" in headings and not headings & {"Quality", "Film of the denoising"}
+    assert "2000 points of the test split" in page.text and "500 samples by DDIM" in page.text
+    held = "contours hold 50%, 80%, 95% of the learned density"
+    assert page.text.count(held) == (2 if density else 0)
+    assert len(page.all("svg")) == 6 and len(page.all("image")) == 2  # so many are pixels
+
+
+def test_vectors_whose_data_are_gone(tmp_path):
+    x = DRAW.standard_normal((40, 3))
+    np.savez(tmp_path / "mine.npz", x=x)
+    run = tmp_path / "run"
+    config = changed(presets.load("vp_moons"), {"data.name": "npz"})
+    config.data.dir = f"{tmp_path / 'mine.npz'}"
+    workdirs.save(config, run, build.dataset(config))
+    (tmp_path / "mine.npz").unlink()
+    sampled(run, "x", x)
+    succeed("--mode=report", f"--workdir={run}", cwd=tmp_path)
+    page = page_of(run)
+    assert "without the data: " in page.text and len(page.all("svg")) == 1
+
+
+def test_a_run_of_an_earlier_version(tmp_path):
+    shutil.unpack_archive(ROOT / "tests" / "fixtures" / "old_run.tar.xz", tmp_path, filter="data")
+    succeed("--mode=report", f"--workdir={tmp_path / 'old_run'}", cwd=tmp_path)
+    text = page_of(tmp_path / "old_run").text
+    assert "3 samples by " in text and "cannot be read" not in text
+
+
+# --- In a browser ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # it needs a browser, which the default tests do without
+def test_in_a_browser(full, tmp_path):
+    other = tmp_path / "moons"
+    made(other, "vp_moons", {"data.dir": "a-name-without-a-place-to-break" * 9})
+    sampled(other, "x", DRAW.standard_normal((500, 2)))
+    succeed("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    succeed("--mode=report", f"--workdir={other}", f"--against={full}", cwd=tmp_path)
+    colours = {"light": set(), "dark": set()}
+    with browser() as shown:
+        for page in (full, other):
+            for width in (390, 1280):
+                for scheme in ("light", "dark"):
+                    seen = shown.open(page / "report.html", width, scheme)
+                    assert seen["images"] and min(seen["images"]) > 0
+                    assert min(seen["plots"]) > 200
+                    assert seen["wide"] <= seen["room"] <= width and not seen["beyond"], seen
+                    assert not seen["loaded"] and not shown.complaints()
+                    colours[scheme].add((seen["paper"], seen["ink"]))
+    [(paper, ink)], [(dark_paper, dark_ink)] = colours["light"], colours["dark"]
+    assert len({paper, ink, dark_paper, dark_ink}) == 4
+
+
+# --- From a folder of photographs to the page -----------------------------------------------------
+
+SMALLER = (
+    *SMALL,
+    "--config.model.multipliers=(1, 1)",
+    "--config.model.attention_resolutions=(16,)",
+    "--config.training.batch_size=4",
+    "--config.training.num_steps=200",
+    "--config.training.log_every=10",
+    "--config.training.checkpoint_every=200",
+    "--config.training.sample_every=0",
+)
+FEWER = ("--config.sampling.num_steps=5", "--config.sampling.num_samples=9")
+MORE = {"train": SMALLER, "sample": FEWER, "evaluate": FEWER}
+
+
+def photograph(index):
+    """A sky that darkens upwards, a hill and a sun, 48 wide and 32 high."""
+    y, x = np.mgrid[:32, :48] / 32
+    sky = np.stack([0.5 + 0.4 * y, 0.6 + 0.3 * y, 1.0 - 0.2 * y + 0 * x], axis=-1)
+    hill = y > 0.7 + 0.15 * np.sin(4 * x + index)
+    sun = (x - 0.3 - 0.9 * (index % 7) / 7) ** 2 + (y - 0.25) ** 2 < 0.02
+    sky[sun], sky[hill] = (1.0, 0.9, 0.4), (0.2, 0.4 + 0.02 * (index % 10), 0.2)
+    return Image.fromarray((255 * sky).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photographed(tmp_path_factory):
+    """The folder where the commands of docs/data.md were typed, and `run`, which types one of them
+    with a tiny network's flags."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "photos").mkdir()
+    for index in range(60):
+        photograph(index).save(folder / "photos" / f"{index:02}.jpg", quality=95)
+    block = (ROOT / "docs" / "data.md").read_text().split("```")[1].replace("\\\n", "")
+    lines = [shlex.split(line)[2:] for line in block.strip().splitlines()]
+    typed = {line[1]: line for line in lines}
+    assert [*typed] == ["data", "train", "sample", "evaluate", "report"]
+
+    def run(mode, *more):
+        return succeed(*typed[mode], *MORE.get(mode, ()), *more, cwd=folder)
+
+    told = run("data")
+    assert "--config.data.image_size=(32, 48)" in told or "60 images of 1 size" in told
+    run("train")
+    run("sample")
+    return folder / "runs" / "photos", run
+
+
+@pytest.mark.slow  # a U-Net, compiled for training and sampling
+def test_a_users_photographs(photographed):
+    workdir, run = photographed
+    assert "Curve over 200 training steps" in (workdir / "report.html").read_text()
+    (workdir / "report.html").unlink()
+    run("report")
+    page = page_of(workdir)
+    assert "folder: images 32 × 48 × 3 of 256 levels" in page.text
+    assert "9 samples by " in page.text and "(preset: " in page.text
+    [samples] = images_of(page)
+    assert samples.size == (3 * 49 - 1, 3 * 33 - 1) and samples.mode == "RGB"
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+    assert len(losses) == 20 and losses[-1] < losses[0]
+
+
+@pytest.mark.slow  # the Inception network, compiled for half a minute
+def test_a_users_photographs_evaluated(photographed, data_dir, tmp_path):
+    workdir, run = photographed
+    weights = tmp_path / "inception.safetensors"
+    save_file({k: np.ascontiguousarray(a) for k, a in packed_weights(data_dir).items()}, weights)
+    names = {"inception_weights": weights, "num_samples": 20, "num_reference": 20, "batch_size": 10}
+    said = run("evaluate", *(f"--config.eval.{name}={value}" for name, value in names.items()))
+    assert said.endswith(f"report: {workdir.relative_to(workdir.parents[1]) / 'report.html'}\n")
+    page = page_of(workdir)
+    assert "FID-20" in page.text and "20 samples by " in page.text
+    figures = json.loads((workdir / "evaluation.json").read_text())["figures"]
+    assert f"{figures['FID-20']:.4g}" in page.text
+    _, nearest = images_of(page)
+    assert nearest.size == (6 * 49 - 1, 10 * 33 - 1)
