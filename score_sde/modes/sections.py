@@ -259,7 +259,8 @@ def _sweep(found: Found) -> str:
         rows.append((*given, f"{entry['nfe']:.0f}", *numbers))
     label = f"Curve of {figure} at {len(rows)} settings over the evaluations of the network"
     curve = found.plot("sweep", plots.quality(lines, figure), label, f"{figure} against NFE")
-    return curve + pages.table(rows, [*settings, "NFE", *figures])
+    head = [key.removeprefix("sampling.") for key in settings]
+    return curve + pages.table(rows, [*head, "NFE", *figures])
 
 
 def _likelihood(found: Found) -> str:
