@@ -15,7 +15,8 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode report --workdir DIR [--against DIR] [--output FOLDER]
   score-sde --mode data [--config PRESET] [--workdir DIR] [--output FOLDER]
 
---step takes an earlier checkpoint than the newest; --mode config --workdir DIR lists them.
+--step takes an earlier checkpoint than the newest, or the best that training found; --mode config
+--workdir DIR lists them.
 """
 
 import importlib
@@ -122,6 +123,8 @@ def parse(argv: Sequence[str]) -> Command | None:
         found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
     else:
         found = commands.of_run(mode, values.config, values.workdir, rest)
+    if options.get("step") == "best":
+        options["step"] = commands.best_step(found[1])
     if "output" in options:
         flag, instead = "workdir", "; --output FOLDER takes another"
         if options["output"]:
@@ -146,9 +149,9 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
         if value is None:
             raise UserError(f"--{name}: missing; --mode {values.mode} needs it")
         if name == "step":
-            if not re.fullmatch("[0-9]{0,10}", str(value)):  # a step is below 2**31
-                raise UserError(f"--step = {value!r:.40}: allowed are steps of checkpoints")
-            options[name] = int(value) if value else None
+            if not re.fullmatch("[0-9]{0,10}|best", str(value)):  # a step is below 2**31
+                raise UserError(f"--step = {value!r:.40}: allowed are steps of checkpoints, best")
+            options[name] = value if value == "best" else int(value) if value else None
         elif name in ("weights", "force") or not value:
             options[name] = value
         else:

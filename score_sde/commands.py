@@ -133,6 +133,18 @@ def check_can_be_made(flag: str, path: Path, instead: str = "") -> None:
         )
 
 
+def best_step(workdir: Path) -> int:
+    """Return the step of the best checkpoint; raise UserError where none is kept."""
+    from score_sde.training.checkpoints import BEST, newest_step  # here, as it imports JAX
+
+    if step := newest_step(workdir / BEST):
+        return step
+    raise UserError(
+        f"--step = '{BEST}': {workdir / BEST} has no checkpoint; training keeps the best with "
+        "config.training.evaluate_every"
+    )
+
+
 def _merged(
     mode: str, given: ConfigDict | None, saved: ConfigDict, path: Path, typed: Sequence[str]
 ) -> ConfigDict:

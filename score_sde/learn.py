@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import build, networks, paths, pictures, rules, workdirs
+from score_sde import best, build, networks, paths, pictures, rules, workdirs
 from score_sde.batches import batch_size
 from score_sde.config import changed
 from score_sde.data import Arrays, Dataset, DatasetInfo, describe, load, own
@@ -138,6 +138,9 @@ def _train(
     if workdir and settings.sample_every:
         look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
         hooks.append((settings.sample_every, look))
+    if workdir and settings.evaluate_every:
+        score = best.scorer(config, info, apply, arrays, workdir, mesh)
+        hooks.append((settings.evaluate_every, score))
     kept = {"keep": settings.keep, "keep_every": settings.keep_every}
     metrics: list[dict[str, float]] = []
     try:

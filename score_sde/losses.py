@@ -25,6 +25,7 @@ from jax import Array
 
 from score_sde.discrete import Chain
 from score_sde.sde import SDE, ScoreFn, expand
+from score_sde.spaces import item_keys
 
 WEIGHTINGS = ("paper", "likelihood", "mixture")
 
@@ -77,6 +78,30 @@ def weighted_error(
     mean, std = sde.marginal(x0, t)
     error = expand(std, z) * score(mean + expand(std, z) * z, t) + z
     return weight * _squared(error, reduce_mean)
+
+
+def error_by_time(
+    key: Array, sde: SDE, score: ScoreFn, x0: Array, t: Array, first: Array | int = 0
+) -> Array:
+    """|sigma score(alpha x0 + sigma z, t) + z|^2, the mean over an example's dimensions, of each
+    example at each time, (B, K): the error of the predicted noise.
+
+    Args:
+        key: a jax key. An example's noise depends on its index and the time's, not on its batch.
+        sde: the process.
+        score: the score function.
+        x0: data (B, *shape).
+        t: times (K,).
+        first: index of the first example.
+    """
+
+    def at(number: Array) -> Array:
+        keys = item_keys(jax.random.fold_in(key, number), len(x0), first)
+        z = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(keys)
+        ones = jnp.ones(len(x0), x0.dtype)
+        return weighted_error(sde, score, x0, t[number] * ones, z, ones)
+
+    return jax.lax.map(at, jnp.arange(len(t))).T
 
 
 def level_error(

@@ -60,6 +60,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "model.class_conditional", "False with config.model.conditional = False"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"
+    if config.training.evaluate_every and info.levels is None:
+        yield "training.evaluate_every", f"0: {info.name} are vectors"
     train, split = info.splits["train"], info.splits[config.likelihood.split]
     if 0 < train < config.training.batch_size:
         yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"

@@ -93,8 +93,8 @@ class Run:
             "training steps": f"{self.step}",
             "sampler": own_settings(build.sampler(config)),
         }
-        if self.metrics:
-            facts["loss"] = f"{self.metrics[-1]['loss']:.4g}"
+        if losses := [line["loss"] for line in self.metrics if "loss" in line]:
+            facts["loss"] = f"{losses[-1]:.4g}"
         return {name: shortened(fact) for name, fact in facts.items()}
 
     def sample(
@@ -327,7 +327,7 @@ def load(
         workdir: the directory that `--mode train` filled, or its URL `gs://...`.
         config: instead of the saved config; for other sampling or likelihood settings.
         mesh: the devices to use; all of them by default.
-        step: of the checkpoint; by default the newest that is whole.
+        step: of the checkpoint, that in `best` too; by default the newest that is whole.
 
     Raises:
         UserError: where there is no config or no checkpoint.
@@ -339,7 +339,8 @@ def load(
     rules.check(config, info)
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
-    step, ema = checkpoints.restore_ema(workdir / "checkpoints", params, replicated(mesh), step)
+    folder = checkpoints.folder_of(workdir, step)
+    step, ema = checkpoints.restore_ema(folder, params, replicated(mesh), step)
     metrics = [values for _, values in logged(workdir) if values["step"] <= step]
     return assembled(config, step, apply, ema, info, mesh, metrics)
 

@@ -24,6 +24,7 @@ WHEN_TRAINING: tuple[str, ...] = (
     "training.schedule_steps",
     "training.log_every",
     "training.sample_every",
+    "training.evaluate_every",
     "training.checkpoint_every",
     "training.keep",
     "training.keep_every",

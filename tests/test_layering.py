@@ -61,7 +61,7 @@ ROOMS = {
     ),
     # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
     "score_sde.evaluation": Room(
-        4, (0, 1, 2, 3), ("jax", "flax", "safetensors"), neighbours=("score_sde.convert",)
+        4, (0, 1, 2, 3), ("jax", "flax", "optax", "safetensors"), neighbours=("score_sde.convert",)
     ),
     "score_sde.convert": Room(
         4, (0, 1, 2, 3), ("jax", "flax", "safetensors", "msgpack", "ml_dtypes")
@@ -139,8 +139,20 @@ ROOMS = {
         neighbours=(
             *("score_sde.config", "score_sde.workdirs", "score_sde.locks", "score_sde.pictures"),
             *("score_sde.build", "score_sde.rules", "score_sde.validation"),
-            *("score_sde.batches", "score_sde.run"),
+            *("score_sde.batches", "score_sde.run", "score_sde.best"),
         ),
+    ),
+    "score_sde.scoring": Room(
+        5,
+        (0, 3, 4),
+        ("ml_collections",),
+        neighbours=("score_sde.config", "score_sde.build"),
+    ),
+    "score_sde.best": Room(
+        5,
+        (0, 3, 4),
+        ("jax", "ml_collections"),
+        neighbours=("score_sde.scoring", "score_sde.run"),
     ),
     # Figures; who draws one imports them there, for matplotlib takes its time.
     "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),

@@ -9,6 +9,7 @@ from score_sde.discrete import discretization
 from score_sde.losses import (
     denoising_score_matching,
     discrete_score_matching,
+    error_by_time,
     level_error,
     low_discrepancy,
     sample_times,
@@ -74,6 +75,25 @@ def test_the_exact_score_has_the_smallest_loss_and_a_known_one(name):
     # Mean of num * dims squares of variance 2 expected^2: four standard errors are 1.4e-2 relative.
     np.testing.assert_allclose(loss(1.0), expected, rtol=1.5e-2)
     assert loss(1.0) < loss(0.9) and loss(1.0) < loss(1.1)
+
+
+def test_the_error_by_time_is_known_for_a_gaussian_and_no_matter_of_batches():
+    """As above, at several times at once."""
+    sde, v, num = PROCESSES["vp"], 0.3, 4000
+    x0 = jnp.sqrt(v) * jax.random.normal(jax.random.key(1), (num, 8))
+    t, key = jnp.array([0.1, 0.4, 0.9]), jax.random.key(2)
+    alpha2, sigma2 = jnp.square(sde.alpha(t)), jnp.square(sde.sigma(t))
+
+    def score(x, t):
+        return -x / expand(jnp.square(sde.alpha(t)) * v + jnp.square(sde.sigma(t)), x)
+
+    found = error_by_time(key, sde, score, x0, t)
+    assert found.shape == (num, 3)
+    # The mean of 32,000 squares: four standard errors are 3.2 % relative.
+    expected = alpha2 * v / (alpha2 * v + sigma2)
+    np.testing.assert_allclose(found.mean(0), expected, rtol=0.035)
+    part = error_by_time(key, sde, score, x0[1000:1010], t, 1000)
+    np.testing.assert_allclose(part, found[1000:1010], rtol=1e-5)  # sums of 8 in another order
 
 
 def test_half_the_sum_is_the_mean_times_half_the_dimensions():

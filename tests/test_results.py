@@ -10,11 +10,11 @@ def test_rows_that_the_file_has_are_not_saved_again(tmp_path, monkeypatch):
     """A film of a few images draws anew what is stored: the larger file stays, however long it
     takes."""
     monkeypatch.setattr(results, "SAVE_EVERY", -1.0)  # always due
-    stored = Table(tmp_path / "values.npz", {"seed": 0})
+    stored = Table(tmp_path / "values.npz", {"seed": 0}, 3)
     stored.add({"x": [1, 2, 3]})
-    stored.save(3)
+    stored.save()
 
-    table, written = Table(tmp_path / "values.npz", {"seed": 0}), []
+    table, written = Table(tmp_path / "values.npz", {"seed": 0}, 3), []
     table.rows = {}
     with saving(lambda: table.changed, lambda: written.append(len(table))) as saved:
         for x in (1, 2, 3):
@@ -23,7 +23,7 @@ def test_rows_that_the_file_has_are_not_saved_again(tmp_path, monkeypatch):
         assert written == []  # as many as there are
         table.add({"x": [4]})
         saved()
-    assert written[0] == 4 and len(Table(tmp_path / "values.npz", {"seed": 0})) == 3
+    assert written[0] == 4 and len(Table(tmp_path / "values.npz", {"seed": 0}, 3)) == 3
 
 
 def test_nothing_of_other_settings_is_replaced(tmp_path):
@@ -31,9 +31,9 @@ def test_nothing_of_other_settings_is_replaced(tmp_path):
     names, contents = ("values.png", "each"), []
 
     def kept(seed):
-        table = Table(tmp_path / "values.npz", {"seed": seed}, beside=names)
+        table = Table(tmp_path / "values.npz", {"seed": seed}, 1, beside=names)
         table.add({"x": [seed]})
-        table.save(1)
+        table.save()
         (tmp_path / "values.png").write_text(f"{seed}")
         (tmp_path / "each").mkdir(exist_ok=True)
         (tmp_path / "each" / f"{seed}.png").touch()

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -55,30 +55,42 @@ def _files(root: Path) -> Iterator[tuple[str, int, int]]:
                 yield path.relative_to(root).as_posix(), found.st_size, found.st_mtime_ns
 
 
-def of_one_size(path: Path) -> np.ndarray:
-    """The images right in a folder, in the order of their names, decoded as `images` decodes them:
-    uint8 (N, H, W, 3). Hidden files are left out.
+def of_one_size(path: Path) -> tuple[tuple[int, ...], Callable[[int], Iterator[np.ndarray]]]:
+    """The images right in a folder, in the order of their names, decoded as `images` decodes them.
+    Hidden files are left out.
+
+    Returns:
+      (N, H, W, 3), and a function that reads them so many at a time: it yields arrays uint8
+      (n, H, W, 3), and raises as below.
 
     Raises:
       UserError: one line: the folder cannot be read, or a file is no image or of another size.
     """
-    found: list[np.ndarray] = []
     try:
-        files = [file for file in sorted(path.iterdir()) if file.is_file()]
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name[:1] != "."]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    for file in files:
-        if file.name.startswith("."):
-            continue
-        try:
-            with file.open("rb") as opened:
-                height, width, _ = header(opened)
-                opened.seek(0)
-                found.append(decode(opened, height, width, 3))
-        except (OSError, CorruptImageError) as error:
-            raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
-        if found[-1].shape != found[0].shape:
-            raise UserError(
-                f"{file}: is {found[-1].shape[:2]}; allowed is the first one's {found[0].shape[:2]}"
-            )
-    return np.stack(found) if found else np.zeros((0, 0, 0, 3), np.uint8)
+    if not files:
+        return (0, 0, 0, 3), lambda at_a_time: iter(())
+    size = _decoded(files[0]).shape
+
+    def read(at_a_time: int) -> Iterator[np.ndarray]:
+        for begin in range(0, len(files), at_a_time):
+            yield np.stack([_decoded(file, size) for file in files[begin : begin + at_a_time]])
+
+    return (len(files), *size), read
+
+
+def _decoded(file: Path, size: tuple[int, ...] = ()) -> np.ndarray:
+    """One image, of this size if one is given."""
+    try:
+        with file.open("rb") as opened:
+            height, width, _ = header(opened)
+            if size and (height, width) != size[:2]:
+                raise UserError(
+                    f"{file}: is {(height, width)}; allowed is the first one's {size[:2]}"
+                )
+            opened.seek(0)
+            return decode(opened, height, width, 3)
+    except (OSError, CorruptImageError) as error:
+        raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error

@@ -24,12 +24,14 @@ from score_sde.evaluation.extraction import (
 )
 from score_sde.evaluation.neighbours import Manifolds, manifolds, nearest
 from score_sde.evaluation.network import FeatureFn, inception
+from score_sde.evaluation.rows import Rows
 
 __all__ = [
     "Estimate",
     "Extrapolated",
     "FeatureFn",
     "Manifolds",
+    "Rows",
     "Statistics",
     "batches",
     "check_same",

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from score_sde.evaluation.extraction import Statistics, statistics
+from score_sde.evaluation.rows import Rows
 
 
 class Estimate(NamedTuple):
@@ -57,7 +58,7 @@ class Extrapolated(NamedTuple):
 
 
 def fid_infinity(
-    features: np.ndarray, reference: Statistics, parts: int = 4, seed: int = 0
+    features: np.ndarray | Rows, reference: Statistics, parts: int = 4, seed: int = 0
 ) -> Extrapolated:
     """The FID without the bias of a finite number of samples (Chong and Forsyth 2020).
 
@@ -72,7 +73,7 @@ def fid_infinity(
     2.4), -0.45 at 5000 (4.8) and -2.8 at 2000 (13), where N/2 is below F.
 
     Args:
-        features: (N, F) of the samples.
+        features: (N, F) of the samples, in memory or read in chunks, once for each part.
         reference: of the other side.
         parts: the most parts, at least 2.
         seed: of the order.
@@ -80,16 +81,17 @@ def fid_infinity(
     Raises:
         ValueError: parts of fewer than two samples.
     """
-    order = np.random.default_rng(seed).permutation(len(features))
+    rows = features if isinstance(features, Rows) else Rows.of(features)
+    order = np.random.default_rng(seed).permutation(len(rows))
     root = _root(reference.sigma)
     counts = range(1, parts + 1)
     values = [
-        [_distance(reference, root, statistics([features[rows]])) for rows in _cut(order, count)]
-        for count in counts
+        [_distance(reference, root, statistics(rows.at(np.sort(part)))) for part in cut]
+        for cut in (_cut(order, count) for count in counts)
     ]
     means = [float(np.mean(found)) for found in values]
     errors = [np.std(found, ddof=1) / np.sqrt(len(found)) for found in values[1:]]
-    sizes = [len(features) // count for count in counts]
+    sizes = [len(rows) // count for count in counts]
     return Extrapolated(sizes, means, Estimate(2.0 * means[0] - means[1], float(np.mean(errors))))
 
 

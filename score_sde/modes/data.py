@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, data, pictures, rules
-from score_sde.config import changed, flat, resolve, takes
+from score_sde import build, data, pictures, rules, scoring
+from score_sde.config import changed, flat, refuse, resolve, takes
 from score_sde.data import Arrays, DatasetInfo
 from score_sde.errors import UserError
+from score_sde.modes import start
 from score_sde.networks import NETWORKS
+from score_sde.paths import local
 from score_sde.schema import SCHEMA
 
 PICTURE = "data.png"
@@ -27,7 +30,10 @@ SHOWN = 20  # classes, columns or files in a list
 
 def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     """Print what the data are and which config lines suit them; write `data.png` into the
-    output."""
+    output, and `eval.statistics` where it names a file."""
+    target = config.eval.statistics and local(config.eval.statistics, "config.eval.statistics")
+    if target:
+        _check_target(target)
     config, sizes = _with_size(config)
     info = build.dataset(config)
     splits = {split: build.arrays(config, info, split) for split in ("train", "test")}
@@ -58,6 +64,32 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
         print(f"note: training with this preset is refused: {error}")
     print("\nconfig lines for --mode train with this preset:\n")
     print(" \\\n".join(f"  {shlex.quote(f'--config.{k}={v}')}" for k, v in proposed.items()))
+    if target:
+        _write_statistics(config, info, train.x, output, target)
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a file that cannot be written before hours of work are spent on it."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise refuse("eval.statistics", str(path), "files that can be written")
+
+
+def _write_statistics(
+    config: ConfigDict, info: DatasetInfo, x: np.ndarray, output: Path, path: Path
+) -> None:
+    """Write mean and covariance of the training split's features, which stay in the output: the
+    same command goes on after an interruption."""
+    if info.levels is None:
+        raise refuse("eval.statistics", str(path), f"'', as {info.name} are vectors")
+    start(config.eval.batch_size)
+    made_by = scoring.extractor(config, info, output)
+    images = scoring.training_split(config, info, x)
+    about = {"set": info.name, "split": "train", "n": len(images)}
+    settings = output / scoring.FOLDER, config.eval.batch_size, about
+    scoring.statistics(made_by, scoring.features(made_by, images, *settings), about, path)
+    said = ", ".join(f"{key} {value}" for key, value in {**about, **made_by.about}.items())
+    print(f"statistics: {path}: {said}")
 
 
 def largest_distance(x: np.ndarray) -> float:
@@ -67,8 +99,8 @@ def largest_distance(x: np.ndarray) -> float:
     flat_rows = flat_rows - flat_rows.mean(axis=0)  # differences of small numbers lose less
     squares = np.square(flat_rows).sum(axis=1)
     best = 0.0
-    for start in range(0, len(x), 256):
-        part = slice(start, start + 256)
+    for begin in range(0, len(x), 256):
+        part = slice(begin, begin + 256)
         products = flat_rows[part] @ flat_rows.T
         best = max(best, float((squares[part, None] + squares - 2.0 * products).max()))
     return math.sqrt(best)

@@ -58,12 +58,12 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     tell_unread(config, workdir, {f"sampling.{key}" for key in read})
     facts = _facts(trained)
     depends = _depends(trained, facts, digest((items, labels)))
-    table = Table(output / VALUES, depends, facts=facts, beside=(PICTURE,))
-    table.report(number)
+    table = Table(output / VALUES, depends, number, facts=facts, beside=(PICTURE,))
+    table.report()
 
     def save() -> None:
         with signals_wait():
-            table.save(number)
+            table.save()
             _picture(trained, table.rows, output / PICTURE)
 
     first, second = items[indices[:, 0]], items[indices[:, 1]]

@@ -41,8 +41,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     continues, and a complete one is printed. A run of fewer items uses the first ones and leaves
     the files. Values of other settings are kept as `likelihood.old.npz`.
     """
+    start(config.likelihood.batch_size)
+    compute(config, workdir, output, step)
+
+
+def compute(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> dict[str, Any]:
+    """As `run`, where the mode has begun; return the summary of the items asked for."""
     settings = config.likelihood
-    start(settings.batch_size)
     trained = load(workdir, config, step=step)
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
@@ -51,10 +56,9 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     names = build.condition_names(config, trained.info)
     given = {name: arrays.condition[name] for name in names}
     usual = flat(default())  # of keys younger than the file
-    table = Table(
-        output / VALUES, _depends(trained, arrays), beside=(SUMMARY, PICTURE), usual=usual
-    )
-    table.report(wanted)
+    depends = _depends(trained, arrays)
+    table = Table(output / VALUES, depends, wanted, beside=(SUMMARY, PICTURE), usual=usual)
+    table.report()
     if len(table):  # a kill may have come between the two files
         _write_summary(output, trained, _values(table), wanted)
         _write_picture(output, trained, _values(table), arrays.x)
@@ -66,13 +70,15 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
         for part in batches:
             table.add(part._asdict())
             with signals_wait():
-                table.save(wanted)
+                table.save()
                 summary = _write_summary(output, trained, _values(table), wanted)
                 _write_picture(output, trained, _values(table), arrays.x)
             bar.done(len(part.nfe), _figure(summary))
-    print(_in_words(_summary(trained, leading(_values(table), wanted), wanted)))
+    summary = _summary(trained, leading(_values(table), wanted), wanted)
+    print(_in_words(summary))
     stored = len(table)
     print(f"result: {output / SUMMARY}{f', of all {stored}' if stored > wanted else ''}")
+    return summary
 
 
 # --- What is kept ---------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Table:
     Args:
         path: of the file.
         depends: the settings that the numbers depend on; JSON.
+        wanted: how many rows there will be.
         facts: further arrays of the file, for its readers.
         beside: names of the files and folders that belong to it.
         usual: the values of settings that an older file lacks.
@@ -38,15 +39,17 @@ class Table:
         self,
         path: Path,
         depends: Mapping[str, Any],
+        wanted: int,
         *,
         facts: Mapping[str, Any] | None = None,
         beside: Sequence[str] = (),
         usual: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.beside = path, beside
+        self.path, self.wanted, self.beside = path, wanted, beside
         self.depends: dict[str, Any] = json.loads(json.dumps(depends))  # tuples as lists, as read
         self.facts = dict(facts or {})
         self.rows: Rows = {}
+        self._room: Rows = {}  # arrays whose first rows these are
         self.other = self._read(json.loads(json.dumps(dict(usual or {}))))
         self._saved = len(self)
 
@@ -71,29 +74,34 @@ class Table:
         self.rows = rows
         return None
 
-    def report(self, wanted: int) -> None:
+    def report(self) -> None:
         """Print how many rows are there."""
         if len(self):
-            then = "going on after them" if len(self) < wanted else "nothing to compute"
-            if len(self) > wanted:
-                then = f"the first {wanted} of them follow, and the file stays"
+            then = "going on after them" if len(self) < self.wanted else "nothing to compute"
+            if len(self) > self.wanted:
+                then = f"the first {self.wanted} of them follow, and the file stays"
             print(f"{self.path}: {len(self)} items of these settings; {then}")
 
     def add(self, rows: Mapping[str, Any]) -> None:
         """Add the results of the next items, arrays (n, ...); None is left out."""
         new = {name: np.asarray(array) for name, array in rows.items() if array is not None}
-        self.rows = (
-            {name: np.concatenate([old, new[name]]) for name, old in self.rows.items()}
-            if self.rows
-            else new
-        )
+        new = {name: new[name] for name in self.rows or new}  # an older file may have fewer
+        begin, grown = len(self), {}
+        for name, array in new.items():
+            end, room = begin + len(array), self._room.get(name, array[:0])
+            if len(room) < end:  # one copy in all; the system gives its memory as it is filled
+                room = np.empty((max(end, self.wanted), *array.shape[1:]), array.dtype)
+                room[:begin] = self.rows.get(name, array[:0])
+            room[begin:end] = array
+            grown[name], self._room[name] = room[:end], room
+        self.rows = grown
 
     @property
     def changed(self) -> bool:
         """Whether there are rows that the file lacks."""
         return len(self) > self._saved
 
-    def save(self, wanted: int) -> None:
+    def save(self) -> None:
         """Write the file, whole or not at all."""
         self.set_aside()
         arrays: dict[str, Any] = {
@@ -101,7 +109,7 @@ class Table:
             **self.facts,
             "rows": json.dumps(list(self.rows)),
             "depends": json.dumps(self.depends),
-            "complete": len(self) >= wanted,
+            "complete": len(self) >= self.wanted,
         }
         with whole(self.path) as file:
             np.savez_compressed(file, **arrays)
@@ -111,26 +119,35 @@ class Table:
         """Move files of other settings out of the way, and report it."""
         if not self.other:
             return
-        names = [self.path.name, *self.beside]
-        number = next(
-            number
-            for number in itertools.chain([""], map(str, itertools.count(2)))
-            if not any(_taken(_older(self.path.with_name(name), number)) for name in names)
-        )
-        moved = [(path, _older(path, number)) for path in self._there()]
-        for path, older in reversed(moved):  # the table last: a kill leaves nothing to be replaced
-            try:
-                _move(path, older)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be moved ({error.strerror or error})") from error
-        now = ", ".join(older.name for _, older in moved)
-        what = "it is" if moved[0][0] == self.path else "what lay beside it is"
-        tqdm.write(f"{self.path}: {self.other}; {what} now {now}")
+        now = move_aside([self.path, *map(self.path.with_name, self.beside)])
+        what = "it is" if self.path.name in now else "what lay beside it is"
+        tqdm.write(f"{self.path}: {self.other}; {what} now {', '.join(now.values())}")
         self.other = None
 
     def _there(self) -> list[Path]:
         """The table's files that are there."""
         return [p for p in (self.path, *map(self.path.with_name, self.beside)) if p.exists()]
+
+
+def move_aside(paths: Sequence[Path]) -> dict[str, str]:
+    """Rename those files and folders of one place that are there to NAME.old.SUFFIX, or .old2 and
+    so on where one of these is taken; return {old name: new name}.
+
+    Raises:
+        UserError: one cannot be moved.
+    """
+    number = next(
+        number
+        for number in itertools.chain([""], map(str, itertools.count(2)))
+        if not any(_taken(_older(path, number)) for path in paths)
+    )
+    moved = [(path, _older(path, number)) for path in paths if path.exists()]
+    for path, older in reversed(moved):  # the first last: a kill leaves nothing to be replaced
+        try:
+            _move(path, older)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be moved ({error.strerror or error})") from error
+    return {path.name: older.name for path, older in moved}
 
 
 def _move(path: Path, to: Path) -> None:

@@ -36,8 +36,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     continues after them; one that lacks its film starts again. Samples of other settings are kept
     as `samples.old.npz`.
     """
+    start(min(config.sampling.num_samples, config.sampling.batch_size))
+    draw(config, workdir, output, step)
+
+
+def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
+    """As `run`, where the mode has begun."""
     settings, number = config.sampling, config.sampling.num_samples
-    start(min(number, settings.batch_size))
     trained = load(workdir, config, step=step)
     for key in ("gif", "png"):
         if settings[key] and trained.info.levels is None:
@@ -51,18 +56,18 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     facts = _facts(trained) | _in_other_tools(trained)
     beside = (PICTURE, FILM, IMAGES)
-    table = Table(output / VALUES, _depends(trained), facts=facts, beside=beside)
+    table = Table(output / VALUES, _depends(trained), number, facts=facts, beside=beside)
     there = pictures.images_in_gif(output / FILM) if table.other is None else 0
     film = None
     if settings.gif and there < min(number, GIF_IMAGES):
         film = _Film(output / FILM, trained.info.levels or 0, number)
     if film:  # it is of states that are not kept
         table.rows = {}
-    table.report(number)
+    table.report()
 
     def save() -> None:
         with signals_wait():
-            table.save(number)
+            table.save()
             if contours and len(table) >= number:
                 picture.unlink(missing_ok=True)  # the contours follow, and take their time
             else:

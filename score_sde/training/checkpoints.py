@@ -34,6 +34,7 @@ from score_sde.training.state import TrainState
 
 PyTree = Any
 
+BEST, RECORD = "best", "best.json"  # the folder of the best checkpoint, and its score
 COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint in a bucket
 
 _log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def _is_damage(error: Exception) -> bool:
 def listing(workdir: Path) -> list[str]:
     """A line for each checkpoint of a run, the oldest first: its step, its date, and the loss of
     the line of metrics.jsonl that counts this step."""
-    losses = [(values["step"], values.get("loss", math.nan)) for _, values in logged(workdir)]
+    losses = [(each["step"], each["loss"]) for _, each in logged(workdir) if "loss" in each]
     lines = []
     for path in reversed(_newest_first(workdir / "checkpoints")):
         loss = next((loss for step, loss in losses if step >= int(path.name)), math.nan)
@@ -208,12 +209,35 @@ def listing(workdir: Path) -> list[str]:
                 seconds = getattr(path.stat(), "st_mtime", 0)  # 0: in a bucket, without one
             date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
             lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
+    if (best := best_record(workdir)) and newest_step(workdir / BEST):
+        lines.append(f"{BEST:>9}  step {best['step']}, {best['name']} {best['value']:.4g}")
     return lines
+
+
+def best_record(workdir: Path) -> dict[str, Any]:
+    """What is known of the best checkpoint: its `step`, and the `name` and `value` of its score;
+    {} without one."""
+    try:
+        found = json.loads((workdir / RECORD).read_bytes())
+        return {**found, "step": int(found["step"]), "value": float(found["value"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def newest_step(directory: Path) -> int:
     """The step of the newest checkpoint by its name, readable or not; 0 without any."""
     return max((int(path.name) for path in _newest_first(directory)), default=0)
+
+
+def folder_of(workdir: Path, step: int | None) -> Path:
+    """The folder of a workdir that has a step's checkpoint: `best` where only that has it."""
+    newest, best = workdir / "checkpoints", workdir / BEST
+    return best if step not in steps(newest) and step in steps(best) else newest
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints by their names, ascending."""
+    return [int(path.name) for path in reversed(_newest_first(directory))]
 
 
 def _newest_first(directory: Path) -> list[Path]:

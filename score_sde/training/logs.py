@@ -4,7 +4,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,12 @@ class RunLog:
         self._values.clear()
         self._clock, self._timed_images = now, 0
 
+    def add(self, values: Mapping[str, float]) -> None:
+        """Reports figures of the newest step, such as a score of its samples: a line by itself."""
+        self._lines.append({"step": self._step, **values})
+        if self._report:
+            self._report.write(self._step, values)
+
     def check(self) -> None:
         """Waits for the steps dispatched and sees that their numbers are finite.
 
@@ -137,10 +143,11 @@ class _Report:
         self._files = _Files(workdir, first_step) if workdir else None
         self.bar = bar(initial=first_step, total=num_steps, desc="training", unit="step")
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         if self._files:
             self._files.write(step, values)
-        text = f"loss {values['loss']:.4g}"
+        shown = {"loss": values["loss"]} if "loss" in values else values
+        text = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if "images_per_second" in values:
             text += f", {values['images_per_second']:.0f} examples/s"
         self.bar.set_postfix_str(text, refresh=False)
@@ -177,7 +184,7 @@ class _Files:
 
         self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX.summary import scalar
 
         due = (now := time.perf_counter()) > self._flushed + FLUSH_EVERY

@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from score_sde.training.mesh import placed
 from score_sde.training.state import TrainState
 from score_sde.training.step import TrainStep
 
-Hook = tuple[int, Callable[[int, TrainState], None]]
+Hook = tuple[int, Callable[[int, TrainState], Mapping[str, float] | None]]
 
 
 def train(
@@ -46,7 +46,8 @@ def train(
         step: from ``make_train_step``, over the state's mesh.
         batches: the feed; ``batches(n)`` yields without end, from update number n (from 0) on.
         hooks: pairs (every, function). ``function(step, state)`` is called every so many steps and
-            after the last; it must not keep the state, whose memory the next step reuses.
+            after the last; it must not keep the state, whose memory the next step reuses. It may
+            return figures, which get a line of the logs.
         checkpoints: of the run, closed at the end; None: nothing is saved.
         workdir: gets the logs; None: only ``metrics`` does.
         num_steps: updates of the whole run, earlier ones included.
@@ -77,7 +78,9 @@ def train(
                 for every, function in hooks:
                     if stop_signal() is None and (done == num_steps or done % every == 0):
                         with log.pause():
-                            function(done, state)
+                            figures = function(done, state)
+                        if figures:
+                            log.add(figures)
                 if last:
                     break
     if (name := stop_signal()) is not None:

@@ -115,12 +115,14 @@ def test_images_of_one_size_as_an_evaluation_reads_them(tmp_path):
     save(tmp_path / "b.png", pixels(8, 8))
     (tmp_path / ".hidden").touch()
     (tmp_path / "folder").mkdir()
-    found = of_one_size(tmp_path)
-    assert found.shape == (2, 8, 8, 3)
+    shape, read = of_one_size(tmp_path)
+    assert shape == (2, 8, 8, 3)
+    first, found = [*read(1)], np.concatenate([*read(5)])
+    np.testing.assert_array_equal(np.concatenate(first), found)
     np.testing.assert_array_equal(found[0, :, :, 1], np.rint(grey * (255 / 65535)))
     save(tmp_path / "c.png", pixels(8, 9))
     with pytest.raises(UserError, match=r"c\.png: is \(8, 9\); allowed is the first"):
-        of_one_size(tmp_path)
+        list(of_one_size(tmp_path)[1](5))
 
 
 def test_folders_train_and_test_are_the_splits(tmp_path):

@@ -1,0 +1,184 @@
+"""Large arrays that are read a chunk at a time: memory does not grow with their number of rows."""
+
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from score_sde.errors import UserError, one_line
+from score_sde.paths import whole
+
+CHUNK, CHUNK_BYTES = 1024, 2**26  # rows at a time, and bytes of them, at most
+ABOUT = "about.json"
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An array (N, ...) that is read a chunk at a time, as often as it is asked for.
+
+    Attributes:
+        shape: (N, ...).
+        read: begins to read. It yields arrays of `chunk_of` rows, the last one with fewer.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], Iterator[np.ndarray]]
+
+    @staticmethod
+    def of(array: np.ndarray) -> "Rows":
+        """The rows of an array in memory."""
+        size = chunk_of(array.shape, array.itemsize)
+        starts = range(0, len(array), size)
+        return Rows(array.shape, lambda: (array[begin : begin + size] for begin in starts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.read()
+
+    def at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the rows of ascending indices, in parts of about `CHUNK`."""
+        begin, held = 0, []
+        for chunk in self:
+            first, last = np.searchsorted(indices, (begin, begin + len(chunk)))
+            held.append(chunk[indices[first:last] - begin])
+            begin += len(chunk)
+            if sum(map(len, held)) >= CHUNK:
+                yield np.concatenate(held)
+                held = []
+        if held:
+            yield np.concatenate(held)
+
+    def some(self, most: int, seed: int = 0) -> np.ndarray:
+        """Random rows in their order, up to so many."""
+        chosen = np.random.default_rng(seed).permutation(len(self))[:most]
+        return np.concatenate([*self.at(np.sort(chosen))])
+
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of the shape and all rows."""
+        found = hashlib.sha256(f"{self.shape}".encode())
+        for chunk in self:
+            found.update(np.ascontiguousarray(chunk).data)
+        return found.hexdigest()
+
+
+def chunk_of(shape: Sequence[int], itemsize: int = 1) -> int:
+    """How many rows of an array (N, ...) are read at a time."""
+    return max(1, min(CHUNK, CHUNK_BYTES // (math.prod(shape[1:]) * itemsize or 1)))
+
+
+def of_npz(path: Path, name: str) -> Rows:
+    """An array of a .npz file, which is unpacked as it is read.
+
+    Raises:
+        ValueError, KeyError, OSError, BadZipFile: there is no such array of numbers.
+    """
+    with _opened(path, name) as member:
+        shape, is_fortran, dtype = _HEADERS[npy.read_magic(member)](member)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects, which are never read")
+    if is_fortran:  # its rows are not together
+        with path.open("rb") as file, np.load(file) as arrays:
+            return Rows.of(arrays[name])
+
+    def read() -> Iterator[np.ndarray]:
+        with _opened(path, name) as member:
+            _HEADERS[npy.read_magic(member)](member)
+            row, size = math.prod(shape[1:]) * dtype.itemsize, chunk_of(shape, dtype.itemsize)
+            for begin in range(0, shape[0], size):
+                content = member.read(row * min(size, shape[0] - begin))
+                yield np.frombuffer(content, dtype).reshape(-1, *shape[1:])
+
+    return Rows(shape, read)
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[Any]:
+    """One array's file within a .npz."""
+    with (
+        path.open("rb") as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open(f"{name}.npy") as member,
+    ):
+        yield member
+
+
+# --- Folders of features --------------------------------------------------------------------------
+
+
+def key_of(about: Mapping[str, Any]) -> str:
+    """The name of a folder: it differs where what the features are of, or made by, differs."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def stored(
+    folder: Path,
+    about: Mapping[str, Any],
+    images: Rows,
+    features: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[int]:
+    """Fill a folder with the features of images, a file `NNNNNN.npy` float32 (n, F) for each of
+    their chunks; `about.json` says what they are. Files that are there are not made again.
+
+    Args:
+        folder: made where it is missing.
+        about: JSON.
+        images: of which they are.
+        features: of a chunk.
+
+    Yields:
+        the number of images in each chunk that was there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with whole(folder / ABOUT) as file:
+        chunks = -(-len(images) // chunk_of(images.shape))
+        facts = {**about, "n": len(images), "chunks": chunks}
+        file.write(f"{json.dumps(facts, indent=2)}\n".encode())
+    for number, chunk in enumerate(images):
+        path = _chunk(folder, number)
+        if path.exists():
+            yield len(chunk)
+        else:
+            found = features(chunk)
+            with whole(path) as file:
+                np.save(file, found)
+
+
+def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
+    """The features of a folder that `stored` has filled, and what they are.
+
+    Raises:
+        UserError: one line: there are none, or a part is missing or damaged.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_bytes())
+        n, paths = about["n"], [_chunk(folder, number) for number in range(about["chunks"])]
+        missing = [path.name for path in paths if not path.exists()]
+        if missing:
+            raise ValueError(f"{len(missing)} files are missing, such as {missing[0]}")
+        first = _read(paths[0])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{folder}: no folder of features ({one_line(error)[:100]})") from error
+    return Rows((n, *first.shape[1:]), lambda: map(_read, paths)), about
+
+
+def _chunk(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.npy"
+
+
+def _read(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        found: np.ndarray = np.load(file, allow_pickle=False)
+        return found

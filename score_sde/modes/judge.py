@@ -1,0 +1,184 @@
+"""What samples are compared with, the figures of that, and the file that has them."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde import __version__, evaluation, pictures, scoring
+from score_sde.evaluation import Rows, Statistics
+from score_sde.modes.results import move_aside
+from score_sde.modes.sides import Side, info_of_images, named, training_split
+from score_sde.paths import whole
+
+SUMMARY, NEIGHBOURS = "evaluation.json", "nearest.png"
+SHOWN, NEAREST = 10, 5
+
+
+class Judge(NamedTuple):
+    """What samples are compared with.
+
+    Attributes:
+        config: of the run.
+        folder: where features are kept.
+        extractor: what makes them.
+        reference: the other side, with features or statistics.
+        statistics: of it.
+    """
+
+    config: ConfigDict
+    folder: Path
+    extractor: scoring.Extractor
+    reference: Side
+    statistics: Statistics
+
+    @staticmethod
+    def of(config: ConfigDict, workdir: Path, output: Path, reference: Path | str) -> "Judge":
+        """The judge by a config's settings: the reference's features are computed."""
+        given = named(Path(reference)) if reference else None
+        home = workdir if (workdir / scoring.CLASSIFIER).exists() else output
+        made_by = scoring.extractor(config, info_of_images(config, workdir), home)
+        side = given or training_split(config, workdir)
+        folder, where = output / scoring.FOLDER, f"{reference}"
+        side = _with_features(config, made_by, side, folder, where)
+        found = side.statistics
+        if found is None:
+            assert side.features is not None
+            found = scoring.statistics(made_by, side.features, side.about)
+        return Judge(config, folder, made_by, side, found)
+
+    def score(
+        self, ours: Side, output: Path, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Write and return the figures of samples, with everything that they depend on, and more;
+        write `nearest.png`."""
+        made_by, theirs = self.extractor, self.reference
+        where = ours.about.get("path", "")
+        ours = _with_features(self.config, made_by, ours, self.folder, where)
+        assert ours.features is not None
+        figures = self._figures(ours.features)
+        facts = {
+            "figures": figures,
+            "samples": ours.about,
+            "reference": theirs.about,
+            "statistics": digest_of(self.statistics),
+            **made_by.about,
+            **made_by.facts,
+            **_circumstances(self.config),
+            **more,
+        }
+        _keep_other(output, facts)
+        if ours.images and theirs.images and ours.images.shape[1:] == theirs.images.shape[1:]:
+            most = self.config.eval.num_manifold
+            fake, real = (side.some(most) for side in (ours.images, theirs.images))
+            figures["sliced_wasserstein"] = evaluation.sliced_wasserstein(fake, real)
+            _show_nearest(ours.images, theirs.images, output / NEIGHBOURS)
+        write(output, facts)
+        return facts
+
+    def _figures(self, x: Rows) -> dict[str, Any]:
+        """The figures of the samples' features."""
+        name, reference = self.extractor.named, self.statistics
+        several = evaluation.fid_infinity(x, reference)
+        distance = evaluation.frechet_distance(reference, evaluation.statistics(x))
+        found: dict[str, Any] = {
+            self.extractor.distance_of(len(x)): distance,
+            name("FID_at_sizes"): dict(zip(several.sizes, several.values, strict=True)),
+            name("FID_infinity"): several.infinity._asdict(),
+        }
+        if self.reference.features:
+            most = self.config.eval.num_manifold
+            fake, real = (each.some(most) for each in (x, self.reference.features))
+            found[name("KID")] = evaluation.kid(fake, real)._asdict()
+            n = min(len(fake), len(real))  # precision and its kin are of equal numbers
+            rng = np.random.default_rng(0)
+            fake, real = (each[rng.permutation(len(each))[:n]] for each in (fake, real))
+            found |= evaluation.manifolds(fake, real)._asdict() | {"of_each_side": n}
+        return found
+
+
+def _with_features(
+    config: ConfigDict, made_by: scoring.Extractor, side: Side, folder: Path, where: str
+) -> Side:
+    """The side with its features; those that were given must be of the same kind as ours."""
+    if side.images:
+        settings = folder, config.eval.batch_size, side.about
+        return side._replace(features=scoring.features(made_by, side.images, *settings))
+    if side.features:
+        size = side.features.shape[1]
+    else:
+        assert side.statistics is not None
+        size = len(side.statistics.mu)
+    made_by.check(side.about, size, where)
+    return side
+
+
+def write(output: Path, facts: dict[str, Any]) -> None:
+    """Write `evaluation.json`."""
+    with whole(output / SUMMARY) as file:
+        file.write(f"{json.dumps(facts, indent=2)}\n".encode())
+
+
+def read(output: Path) -> dict[str, Any]:
+    """What `evaluation.json` says; {} where there is none that can be read."""
+    try:
+        found = json.loads((output / SUMMARY).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep_other(output: Path, facts: dict[str, Any]) -> None:
+    """Move an evaluation of other images or features out of the way, and report it."""
+    there, here = read(output), json.loads(json.dumps(facts))
+    same = ("samples", "reference", "features", "weights", "resize")
+    if any(there.get(key) != here[key] for key in same):
+        for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
+            print(f"{output / old}: of another evaluation; it is now {new}")
+
+
+def digest_of(found: Statistics) -> str:
+    """SHA-256 of mean and covariance."""
+    return hashlib.sha256(found.mu.tobytes() + found.sigma.tobytes()).hexdigest()
+
+
+def _circumstances(config: ConfigDict) -> dict[str, Any]:
+    versions = {
+        "score_sde": __version__,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    return {
+        "rounding": "samples are rounded to uint8",
+        "precision": "features float32 at full precision, distances float64",
+        "network_precision": config.model.dtype,
+        "seed_of_subsets": 0,
+        "device": jax.devices()[0].device_kind,
+        "versions": versions,
+        "command": sys.argv,
+    }
+
+
+def _show_nearest(samples: Rows, reference: Rows, path: Path) -> None:
+    """A row for each of some samples: the sample, and the nearest of the reference by pixels."""
+    shown = next(iter(samples))[:SHOWN]
+    images = np.zeros((len(shown), 0, *shown.shape[1:]), np.uint8)
+    distances = np.zeros((len(shown), 0), np.float32)
+    for chunk in reference:
+        indices, found = evaluation.nearest(shown, chunk, k=min(NEAREST, len(chunk)))
+        images = np.concatenate([images, chunk[indices]], axis=1)
+        distances = np.concatenate([distances, found], axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :NEAREST]
+        distances = np.take_along_axis(distances, order, axis=1)
+        images = np.take_along_axis(images, order[:, :, None, None, None], axis=1)
+    rows = np.concatenate([shown[:, None], images], axis=1)
+    pictures.save_png(path, rows.reshape(-1, *rows.shape[2:]), 256, columns=rows.shape[1])

@@ -1,0 +1,137 @@
+"""The sets that an evaluation compares: drawn by a run, its training split, or a user's."""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_sde import build, evaluation, scoring, workdirs
+from score_sde.config import changed
+from score_sde.data import folder
+from score_sde.data.info import DatasetInfo
+from score_sde.display import eight_bits
+from score_sde.errors import UserError
+from score_sde.evaluation import Rows, Statistics
+from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
+from score_sde.locks import writing
+from score_sde.modes import sample
+from score_sde.run import info_of
+
+FEWEST = 20  # images of a side
+UNREADABLE = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error)  # of np.load
+
+
+class Side(NamedTuple):
+    """One of the two sets that are compared.
+
+    Attributes:
+        about: what they are.
+        images: uint8 (N, H, W, C) of 0 to 255; None for a file of statistics or of features.
+        features: (N, F) of a folder; None for images, which have none yet.
+        statistics: of the file; None for the others.
+    """
+
+    about: dict[str, Any]
+    images: Rows | None = None
+    features: Rows | None = None
+    statistics: Statistics | None = None
+
+
+def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> Side:
+    """Samples of the run, drawn where they are missing."""
+    number = config.eval.num_samples
+    wanted = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
+    with writing(output, "samples"):
+        sample.draw(wanted, workdir, output, step)
+    path = output / sample.VALUES
+    with path.open("rb") as opened, np.load(opened) as file:
+        about = {key: file[key].item() for key in ("seed", "sampler", "step")}
+        about |= {"n": number, "nfe": float(file["nfe"][:number].mean()), "averages": "ema"}
+        about["weights"] = json.loads(str(file["depends"]))["weights"]
+        levels = _levels(file)
+    images = of_npz(path, "images")
+    first = Rows((number, *images.shape[1:]), lambda: images.at(np.arange(number)))
+    return Side(about, _in_eight_bits(first, levels, str(path)))
+
+
+def training_split(config: ConfigDict, workdir: Path) -> Side:
+    """The images of the run's training split, `eval.num_reference` of them."""
+    info = info_of_images(config, workdir)
+    images = scoring.training_split(config, info, build.arrays(config, info, "train").x)
+    if len(images) < FEWEST:
+        raise UserError(
+            f"config.data.name: {info.name} has {len(images)} training images; allowed are "
+            f"{FEWEST} or more"
+        )
+    return Side({"set": info.name, "split": "train", "n": len(images)}, images)
+
+
+def info_of_images(config: ConfigDict, workdir: Path) -> DatasetInfo:
+    """What is known of the run's data, which must be images."""
+    info = info_of(config, workdirs.load_info(workdir))
+    if info.levels is None:
+        raise UserError(f"config.data.name = {config.data.name!r}: allowed are sets of images")
+    return info
+
+
+def named(path: Path) -> Side:
+    """Images, features or statistics that a user names.
+
+    Raises:
+        UserError: one line: anything else.
+    """
+    about: dict[str, Any] = {"path": str(path)}
+    if path.is_dir() and (path / ABOUT).is_file():
+        found, said = read_stored(path)
+        return Side(about | said, features=found)
+    if path.is_dir():
+        shape, read = folder.of_one_size(path)
+        return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "mu" in file.files:
+                known = evaluation.read_statistics(path)
+                return Side({**about, "n": known.n, **known.about}, statistics=known)
+            name = next(name for name in ("images", "arr_0") if name in file.files)
+            levels = _levels(file)
+        images = of_npz(path, name)
+        dtype = next(iter(images)).dtype if len(images) else np.dtype(np.uint8)
+    except (*UNREADABLE, LookupError, StopIteration) as error:
+        raise UserError(
+            f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
+        ) from error
+    if dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 3)")
+    return _of_images(_in_eight_bits(images, levels, f"{path}: {name}"), about)
+
+
+def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
+    """Images of 0 to levels - 1 as those of 0 to 255; reading others raises UserError."""
+
+    def read() -> Iterator[np.ndarray]:
+        for chunk in images:
+            if chunk.max() >= levels:
+                raise UserError(f"{where} has {chunk.max()}; allowed are 0 to {levels - 1}")
+            yield eight_bits(chunk, levels)
+
+    return Rows(images.shape, read)
+
+
+def _of_images(images: Rows, about: dict[str, Any]) -> Side:
+    if len(images) < FEWEST:
+        raise UserError(f"{about['path']}: {len(images)} images; allowed are {FEWEST} or more")
+    return Side(about | {"n": len(images)}, images)
+
+
+def _levels(file: Any) -> int:
+    """Levels of the images in a file of `--mode sample`; older versions said it in words only."""
+    if "levels" in file:
+        return int(file["levels"])
+    said = re.match(r"images x 255/(\d+)", str(file["arr_0_is"])) if "arr_0_is" in file else None
+    return int(said[1]) + 1 if said else 256

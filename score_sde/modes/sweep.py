@@ -1,0 +1,182 @@
+"""`--mode evaluate` of several settings at once: `eval.sweep`."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from score_sde import __version__, overrides, plots
+from score_sde.config import changed, flat, refuse, unknown_key
+from score_sde.modes import start
+from score_sde.modes.files import digest
+from score_sde.modes.judge import Judge, digest_of, read
+from score_sde.modes.sides import drawn
+from score_sde.paths import whole
+from score_sde.run import load
+from score_sde.schema import SCHEMA
+from score_sde.training.checkpoints import BEST, steps
+from score_sde.validation import validate
+
+FOLDER, JSON, CSV, PICTURE = "sweep", "sweep.json", "sweep.csv", "sweep.png"
+NOT = {"sampling.num_samples", "sampling.gif", "sampling.png"}  # of which evaluation has its own
+ALLOWED = "KEY=VALUE,VALUE;KEY=VALUE of keys of sampling that evaluation reads, and step"
+
+
+class Setting(NamedTuple):
+    """One setting of a sweep: its values by their keys, the config with them, and the step."""
+
+    values: dict[str, Any]
+    config: ConfigDict
+    step: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        parts = [f"{key.removeprefix('sampling.')}={value}" for key, value in self.values.items()]
+        return re.sub(r"[^\w=.,+-]", "_", "_".join(parts))
+
+
+def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Setting]:
+    """All combinations of the values in `eval.sweep`.
+
+    Raises:
+        UserError: a wrong key or value, or a step without a checkpoint.
+    """
+    text, choices = config.eval.sweep, {}
+    for part in filter(None, re.split(r"[;\s]+", text)):
+        key, _, values = part.partition("=")
+        if key != "step" and key not in SCHEMA:
+            raise unknown_key(key, values)
+        is_allowed = key == "step" or (key.startswith("sampling.") and key not in NOT)
+        if not values or not is_allowed or key in choices:
+            raise refuse("eval.sweep", text, ALLOWED)
+        found = re.split(r",(?![^(]*\))", values)  # not those within a tuple
+        choices[key] = list(dict.fromkeys(found))
+    there = {f"{each}" for name in ("checkpoints", BEST) for each in steps(workdir / name)}
+    for each in choices.get("step", ()):
+        if each not in there:
+            raise refuse("eval.sweep", text, f"step of {', '.join(sorted(there, key=int))}")
+    plain = changed(config, {"eval.sweep": ""})
+    return [
+        _setting(plain, dict(zip(choices, values, strict=True)), step)
+        for values in itertools.product(*choices.values())
+    ]
+
+
+def _setting(config: ConfigDict, typed: dict[str, str], step: int | None) -> Setting:
+    keys = [key for key in typed if key != "step"]
+    config = overrides.apply(config, [f"--config.{key}={typed[key]}" for key in keys])
+    validate(config)
+    values = flat(config)
+    found = {key: values[key] for key in keys}
+    if "step" in typed:
+        step = int(typed["step"])
+        found = {key: step if key == "step" else found[key] for key in typed}
+    return Setting(found, config, step)
+
+
+def run(
+    config: ConfigDict, workdir: Path, output: Path, step: int | None, reference: Path | str
+) -> None:
+    """Evaluate each setting in its own folder `sweep/NAME` within the output. Write `sweep.json`,
+    `sweep.csv` and `sweep.png` after each, and print the table. Settings that are done, with the
+    same weights and reference, are not done again."""
+    settings = settings_of(config, workdir, step)
+    if config.eval.likelihood:
+        raise refuse("eval.likelihood", True, "False with config.eval.sweep")
+    start(min(config.eval.num_samples, config.sampling.batch_size))
+    judge = Judge.of(config, workdir, output, reference)
+    weights: dict[int | None, dict[str, Any]] = {}
+    for at in dict.fromkeys(setting.step for setting in settings):
+        trained = load(workdir, config, step=at)
+        weights[at] = {"step": trained.step, "weights": digest(jax.tree.leaves(trained.score))}
+    depends = [_depends(setting, judge, weights[setting.step]) for setting in settings]
+    folders = [output / FOLDER / setting.name for setting in settings]
+    facts = [read(folder) for folder in folders]
+    for number, setting in enumerate(settings):
+        words = ", ".join(f"{key}={value}" for key, value in setting.values.items())
+        print(f"setting {number + 1} of {len(settings)}: {words}")
+        if facts[number].get("depends") != depends[number]:
+            folder = folders[number]
+            samples = drawn(setting.config, workdir, folder, weights[setting.step]["step"])
+            mine = judge._replace(config=setting.config)
+            facts[number] = mine.score(samples, folder, {"depends": depends[number]})
+        done = [
+            {"settings": setting.values, "nfe": said["samples"]["nfe"], "figures": said["figures"]}
+            for setting, said, wanted in zip(settings, facts, depends, strict=True)
+            if said.get("depends") == wanted
+        ]
+        distance = judge.extractor.distance_of(config.eval.num_samples)
+        _write(output, done, distance, config.sampling.method)
+    print("\n".join(_table(done, distance)))
+    print(f"result: {output / JSON}, {output / CSV}, {output / PICTURE}")
+
+
+def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
+    """What the figures of a setting depend on, as JSON gives it back."""
+    values = flat(setting.config)
+    unread = {f"eval.{key}" for key in ("batch_size", "inception_weights", "statistics")}
+    read = [key for key in values if key.startswith(("sampling.", "eval.")) and key not in unread]
+    found = {
+        "version": __version__,
+        **{key: values[key] for key in read},
+        **weights,
+        "extractor": judge.extractor.about,
+        "reference": digest_of(judge.statistics),
+    }
+    return json.loads(json.dumps(found))
+
+
+# --- What is written ------------------------------------------------------------------------------
+
+
+def _write(output: Path, rows: list[dict[str, Any]], distance: str, method: str) -> None:
+    with whole(output / JSON) as file:
+        file.write(f"{json.dumps(rows, indent=2)}\n".encode())
+    flat_rows = [{**row["settings"], "nfe": row["nfe"], **_plain(row["figures"])} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(itertools.chain(*flat_rows))))
+    writer.writeheader()
+    writer.writerows(flat_rows)
+    with whole(output / CSV) as file:
+        file.write(text.getvalue().encode())
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        named = {key: row["settings"][key] for key in row["settings"] if "num_steps" not in key}
+        title = ", ".join(f"{key.removeprefix('sampling.')} {named[key]}" for key in named)
+        lines.setdefault(title or method, []).append((row["nfe"], row["figures"][distance]))
+    with whole(output / PICTURE) as file:
+        plots.quality(lines, distance).savefig(file, format="png", dpi=150)
+
+
+def _plain(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Figures as columns: a value with a standard error has two."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        if not isinstance(value, Mapping):
+            found[name] = value
+        elif "value" in value:
+            found |= {name: value["value"], f"{name} standard error": value["standard_error"]}
+    return found
+
+
+def _table(rows: list[dict[str, Any]], distance: str) -> Iterator[str]:
+    """The rows as lines of text."""
+    others = ("precision", "recall", "density", "coverage")
+    columns = [*rows[0]["settings"], "NFE", distance]
+    columns += [name for name in others if name in rows[0]["figures"]]
+    cells = [columns]
+    for row in rows:
+        figures = [row["figures"][name] for name in columns[len(row["settings"]) + 1 :]]
+        numbers = [f"{value:.4g}" for value in (row["nfe"], *figures)]
+        cells.append([*map(str, row["settings"].values()), *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

@@ -1,0 +1,97 @@
+"""`eval.sweep`: several settings by one command."""
+
+import csv
+import json
+
+import pytest
+
+from tests.commands import refused, succeed
+
+SETTINGS = (
+    "--config.eval.features=classifier",
+    "--config.eval.num_samples=24",
+    "--config.eval.num_reference=30",
+)
+DISTANCE = "Frechet distance-24 (classifier features)"
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_run, tmp_path_factory):
+    """A run with a sweep over steps of the sampler and of the training, and what was printed."""
+    folder = tmp_path_factory.mktemp("swept")
+    workdir = tiny_run("digits", folder)
+    sweep = "--config.eval.sweep=sampling.num_steps=2,3; step=2,4"
+    return workdir, succeed("--mode=evaluate", *SETTINGS, sweep, cwd=folder)
+
+
+def test_a_sweep_is_a_table_a_file_of_each_kind_and_a_picture(swept):
+    workdir, told = swept
+    rows = json.loads((workdir / "sweep.json").read_text())
+    assert [row["settings"] for row in rows] == [
+        {"sampling.num_steps": steps, "step": step} for steps in (2, 3) for step in (2, 4)
+    ]
+    # The preset's sampler evaluates once a step, and once more to denoise the last state.
+    assert [row["nfe"] for row in rows] == [3, 3, 4, 4]
+    assert len({row["figures"][DISTANCE] for row in rows}) == 4
+    with (workdir / "sweep.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line[DISTANCE]) for line in lines] == [row["figures"][DISTANCE] for row in rows]
+    assert "squared MMD (classifier features) standard error" in lines[0]
+    assert (workdir / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    table = told.splitlines()[-6:-1]
+    assert table[0].split()[:3] == ["sampling.num_steps", "step", "NFE"]
+    assert [line.split()[:2] for line in table[1:]] == [
+        ["2", "2"],
+        ["2", "4"],
+        ["3", "2"],
+        ["3", "4"],
+    ]
+    each = json.loads((workdir / "sweep" / "num_steps=3_step=2" / "evaluation.json").read_text())
+    assert each["figures"] == rows[2]["figures"] and each["samples"]["step"] == 2
+
+
+def test_settings_that_are_done_are_not_done_again(swept):
+    workdir, _ = swept
+    before = json.loads((workdir / "sweep.json").read_text())
+    times = {path: path.stat().st_mtime_ns for path in workdir.glob("sweep/*/*")}
+    again = "--config.eval.sweep=sampling.num_steps=2,3; step=2,4"
+    (workdir / "sweep" / "num_steps=2_step=2" / "evaluation.json").unlink()
+    told = succeed("--mode=evaluate", *SETTINGS, again, cwd=workdir.parents[1])
+    assert told.count("nothing to compute") == 1  # the samples were there
+    assert json.loads((workdir / "sweep.json").read_text()) == before
+    later = {path: path.stat().st_mtime_ns for path in times}
+    assert {path.parent.name for path in times if times[path] != later[path]} == {
+        "num_steps=2_step=2"
+    }
+
+
+MISTAKES = {
+    "no value": ("sampling.num_steps", "allowed are KEY=VALUE"),
+    "unknown key": ("sampling.num_step=5", "config.sampling.num_step = '5': no such key; closest"),
+    "key of another section": ("model.width=8,16", "allowed are KEY=VALUE"),
+    "key that evaluation has of its own": ("sampling.num_samples=5", "allowed are KEY=VALUE"),
+    "key twice": ("sampling.eta=0;sampling.eta=1", "allowed are KEY=VALUE"),
+    "value of another type": (
+        "sampling.num_steps=5,many",
+        "config.sampling.num_steps = 'many': allowed are integers",
+    ),
+    "impossible value": (
+        "sampling.num_steps=5,0",
+        "config.sampling.num_steps = 0: allowed are integers of at least 1",
+    ),
+    "unknown sampler": ("sampling.method=hmc", "config.sampling.method = 'hmc': allowed are pc"),
+    "step without a checkpoint": (
+        "step=3",
+        "config.eval.sweep = 'step=3': allowed are step of 2, 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sweep", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_told_before_any_work(swept, sweep, said):
+    workdir, _ = swept
+    line = refused(
+        *("--mode=evaluate", "--workdir", workdir, *SETTINGS, f"--config.eval.sweep={sweep}"),
+        cwd=workdir.parents[1],
+    )
+    assert said in line
