@@ -80,7 +80,7 @@ def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> N
         density = _density(trained, given, table.facts) if contours else None
         _picture(trained, table.rows[name], picture, density)
         if contours:
-            table.save(number)  # with the density, for the report
+            table.save()  # with the density, for the report
     if settings.png:
         pictures.save_each(output / IMAGES, table.rows[name], trained.info.levels or 0)
     nfe = table.rows["nfe"][:number].mean()

@@ -17,11 +17,11 @@ from score_sde.data import DatasetInfo
 from score_sde.display import shortened
 from score_sde.errors import UserError
 from score_sde.likelihood import DataLikelihood
-from score_sde.modes import evaluate, interpolate, likelihood, sample
+from score_sde.modes import interpolate, judge, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.logs import logged
 
-SWEEP, LEVELS = "sweep.json", "loss_by_level"  # a file, and a part of the evaluation
+LEVELS = "loss_by_level"  # a part of the evaluation
 FEWEST, MOST = 3, 1000  # points of a curve: fewer say nothing, and a screen shows no more
 SIDE, SIDE_OF_LARGE, LARGE = 8, 4, 64  # images along a grid's side; those of more pixels
 
@@ -199,7 +199,7 @@ def _training(found: Found) -> str:
 
 
 def _levels(found: Found) -> str:
-    levels = (found.document(evaluate.SUMMARY) or {}).get(LEVELS)
+    levels = (found.document(judge.SUMMARY) or {}).get(LEVELS)
     if levels is None:
         return ""
     from score_sde import plots
@@ -212,7 +212,7 @@ def _levels(found: Found) -> str:
 def _quality(found: Found) -> str:
     if found.info.levels is None:
         return ""
-    if (facts := found.document(evaluate.SUMMARY)) is None:
+    if (facts := found.document(judge.SUMMARY)) is None:
         return found.missing("No figures yet", "evaluate")
     depends = {key: value for key, value in facts.items() if key not in ("figures", LEVELS)}
     about = pages.details("What these figures depend on", pages.table(_rows(depends)))
@@ -236,7 +236,7 @@ def _rows(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 
 
 def _sweep(found: Found) -> str:
-    if not (entries := found.document(SWEEP)):
+    if not (entries := found.document(sweep.JSON)):
         return ""
     from score_sde import plots
 
@@ -322,7 +322,7 @@ def _interpolation(found: Found) -> str:
 def _nearest(found: Found) -> str:
     if found.info.levels is None:
         return ""
-    if (path := found.path(evaluate.NEIGHBOURS)) is None:
+    if (path := found.path(judge.NEIGHBOURS)) is None:
         return found.missing("No picture of them yet", "evaluate")
     label = "Rows of a drawn image and the training images that are nearest to it"
     caption = "On the left a sample, then the nearest training images by pixels: a copy would show"
