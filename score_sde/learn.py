@@ -60,9 +60,9 @@ def train(
 ) -> Run:
     """Train a model up to `training.num_steps` updates.
 
-    With a workdir it does what `--mode train` does: it goes on from the newest checkpoint, holds
-    the workdir's lock, and writes config, checkpoints, metrics and pictures. Without one all stays
-    in memory. The numbers are the same.
+    With a workdir it does what `--mode train` does before its report: it goes on from the newest
+    checkpoint, holds the workdir's lock, and writes config, checkpoints, metrics and pictures.
+    Without one all stays in memory. The numbers are the same.
 
     An interruption (Ctrl-C, a notebook's stop button, SIGTERM) lets the step finish. Then the
     checkpoint is saved, if there is a workdir, and the run so far is returned: its `step` is less
