@@ -1,10 +1,11 @@
 """VP on Fashion-MNIST, 28x28 grey: a small U-Net of three resolutions.
 
     python main.py --config configs/vp_fashion_mnist.py --mode train
+    python main.py --config configs/vp_fashion_mnist.py:conditional --mode train  # given the class
 
 The images come from `--config.data.dir`, a prepared set or a download (see `score_sde/data`).
 Expected: not measured yet.
-Cost: made for one GPU; on 2 CPU cores the 20 000 steps take the better part of a day.
+Cost: 5500 steps of 32 images, about an hour on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -13,25 +14,40 @@ from score_sde.config import check_variant, default
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant)
+    check_variant(variant, "conditional")
     config = default()
     config.data.name = "fashion_mnist"
     config.sde.name = "vp"
 
     model = config.model
-    model.width = 64
-    model.multipliers = (1, 2, 2)  # 28, 14, 7
-    model.num_blocks = 2
-    model.attention_resolutions = (14,)
+    model.width = 16
+    model.multipliers = (1, 4, 8)  # 28, 14, 7: little at the first, where a channel costs most
+    model.num_blocks = 1
+    model.attention_resolutions = (7,)
+    model.dropout = 0.0
+    model.embedding = "fourier"
+    model.fourier_scale = 0.03  # as the digits': a period is some ten log-SNRs and more
+    model.condition = "log_snr"
+    # A network of little training that predicts epsilon makes noise of half of the samples: its
+    # errors at high noise are divided by alpha.
+    model.parameterization = "velocity"
 
     training = config.training
-    training.num_steps = 20_000
-    training.batch_size = 128
-    training.learning_rate = 1e-3
-    training.warmup_steps = 500
+    training.num_steps = 5500
+    training.batch_size = 32
+    training.learning_rate = 2e-3
+    training.warmup_steps = 200
     training.schedule = "cosine"
     training.ema_rate = 0.999
     training.dequantize = True
-    training.checkpoint_every = 2000
-    training.sample_every = 2000
+    training.checkpoint_every = 500
+    training.sample_every = 0
+
+    # The reverse SDE mends the errors of a small network better than the flow does: benchmarks.
+    config.sampling.method = "dpmpp"
+    config.sampling.eta = 1.0
+    config.sampling.num_steps = 30
+    if variant:
+        config.model.class_conditional = True
+        config.training.label_dropout = 0.1  # so that --config.sampling.guidance is possible
     return config

@@ -3,6 +3,7 @@
     python main.py --config configs/vp_moons.py --mode train
     python main.py --mode sample --workdir runs/vp_moons
     python main.py --mode likelihood --workdir runs/vp_moons
+    python main.py --config configs/vp_moons.py:conditional --mode train   # given the moon
 
 Expected: -1.016 nats of log density on the 2000 held-out points. A Gaussian kernel density estimate
 has -1.022, a mixture of 10 Gaussians -1.024, and the density that the points are drawn from -1.009.
@@ -18,7 +19,7 @@ from score_sde.config import check_variant, default
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant)
+    check_variant(variant, "conditional")
     config = default()
     config.data.name = "moons"
     config.sde.name = "vp"
@@ -49,4 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.batch_size = 2000
     config.likelihood.divergence = "exact"
     config.likelihood.batch_size = 2000
+    if variant:
+        config.model.class_conditional = True
+        config.training.label_dropout = 0.1  # so that --config.sampling.guidance is possible
     return config

@@ -16,6 +16,8 @@ _HOMES = {
     name: f"score_sde.{module}"
     for module, names in {
         "errors": "UserError",
+        "guidance": "guidance",
+        "inverse": "inverse",
         "learn": "train",
         "likelihood": "log_likelihood",
         "oracle": "oracle",

@@ -22,11 +22,12 @@ from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
 from score_sde.errors import UserError, one_line
+from score_sde.guidance import NO_LABEL, classifier_free
 from score_sde.losses import denoising_score_matching, discrete_score_matching
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schema import SCHEMA
 from score_sde.score import Model
-from score_sde.sde import SDE
+from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Pixels, Space, Vectors
 from score_sde.training import optimizers
 
@@ -98,14 +99,16 @@ def dataset(config: ConfigDict) -> DatasetInfo:
         condition=settings.condition,
         bin_width=settings.bin_width,
         skip_corrupt=settings.skip_corrupt,
+        stream=settings.stream,
     )
 
 
 def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
-    """Return a split of the data in memory."""
+    """Return a split of the data, in memory or streamed."""
     settings = config.data
     known = resolve("data.name", settings.name)
-    return data.load(known, split, settings.dir, info, skip_corrupt=settings.skip_corrupt)
+    options = {"skip_corrupt": settings.skip_corrupt, "stream": settings.stream}
+    return data.load(known, split, settings.dir, info, **options)
 
 
 def space(config: ConfigDict, info: DatasetInfo) -> Space:
@@ -188,11 +191,21 @@ def checked_condition(
 
 
 def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:
-    """Return the default condition of drawn items: the classes in turn, `labels` int32 (number,);
-    `{}` for a model without classes."""
+    """Return the default condition of drawn items: the classes of `sampling.labels` in turn,
+    `labels` int32 (number,); `{}` for a model without classes."""
     if not config.model.class_conditional:
         return {}
-    return {"labels": np.arange(number, dtype=np.int32) % info.num_classes}
+    classes = config.sampling.labels or range(info.num_classes)
+    return {"labels": np.resize(np.asarray(classes, np.int32), number)}
+
+
+def guided(config: ConfigDict, model: Model, condition: Mapping[str, Array]) -> ScoreFn:
+    """Return the score that samples follow: the model's under a condition, guided as the section
+    `sampling` says."""
+    weight, interval = config.sampling.guidance, config.sampling.guidance_interval
+    if weight == 1:
+        return model.given(condition)
+    return classifier_free(model, condition, weight, interval or None)
 
 
 def sampler(config: ConfigDict) -> Sampler:
@@ -241,8 +254,15 @@ def unused(config: ConfigDict) -> set[str]:
     known = known_info(config)
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
-    if not resolve("data.name", config.data.name).files:
+    dataset = resolve("data.name", config.data.name)
+    if not dataset.files:
         keys.add("data.skip_corrupt")
+    if not dataset.streams:
+        keys |= {"data.stream", "data.workers"}
+    if not config.model.class_conditional:
+        keys |= {"training.label_dropout", "sampling.labels", "sampling.guidance"}
+    if config.sampling.guidance == 1:
+        keys.add("sampling.guidance_interval")
     if config.training.schedule != "cosine":
         keys.add("training.schedule_steps")
     return keys & SCHEMA.keys()
@@ -266,7 +286,7 @@ def loss(
     """Return `loss(params, state, batch, key)`, the loss of each example, (B,) float32.
 
     The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
-    Flips, dequantization, times, noise and dropout all come from `key`.
+    Flips, dequantization, times, noise and dropout, that of labels too, all come from `key`.
     """
     where, names, settings = space(config, info), condition_names(config, info), config.training
 
@@ -286,12 +306,16 @@ def loss(
         return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
-        key_flip, key_noise, dropout_key, key_loss = jax.random.split(key, 4)
+        key_flip, key_noise, dropout_key, key_loss, key_label = jax.random.split(key, 5)
         x = batch["x"]
         if config.data.flip and isinstance(where, Pixels):
             x = where.flipped(key_flip, x)
         noise = jax.random.uniform(key_noise, x.shape) if where.dequantize else None
         condition = {name: batch["condition"][name] for name in names}
+        if settings.label_dropout:
+            labels = condition["labels"]
+            dropped = jax.random.bernoulli(key_label, settings.label_dropout, labels.shape)
+            condition["labels"] = jnp.where(dropped, NO_LABEL, labels)
         scored = model(config, apply, params).given(condition)
         score_loss = discrete if config.model.num_levels else continuous
         x0 = where.to_model(x, noise)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ from ml_collections import ConfigDict
 
 from score_sde import best, build, networks, paths, pictures, rules, workdirs
 from score_sde.batches import batch_size
-from score_sde.config import changed
-from score_sde.data import Arrays, Dataset, DatasetInfo, describe, load, own
+from score_sde.config import changed, resolve
+from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
 from score_sde.errors import UserError
 from score_sde.locks import writing
 from score_sde.run import Run, assembled, info_of
@@ -24,7 +25,7 @@ from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
 from score_sde.training import loop
 from score_sde.training.checkpoints import Checkpoints, newest_step
-from score_sde.training.feed import in_memory
+from score_sde.training.feed import Batches, default_workers, in_memory, streaming
 from score_sde.training.logs import logged
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
 from score_sde.training.state import TrainState, create
@@ -130,10 +131,10 @@ def _train(
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
     apply, params = networks.init(build.network(config, info), key)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    feed, place = _feed(config, arrays, mesh)
     kind = "images" if info.levels else "vectors"
-    print(f"data: {len(arrays.x)} {kind} of {config.data.name}; parameters: {size:,}")
+    print(f"data: {len(arrays.x)} {kind} of {config.data.name}{place}; parameters: {size:,}")
     optimizer, loss = build.optimizer(config), build.loss(config, apply, info)
-    examples = {"x": arrays.x, "condition": arrays.condition}
     hooks: list[loop.Hook] = []
     if workdir and settings.sample_every:
         look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
@@ -147,7 +148,7 @@ def _train(
         state = loop.train(
             create(params, optimizer, mesh),
             make_train_step(loss, optimizer, settings.ema_rate, mesh),
-            in_memory(examples, batch_size=settings.batch_size, seed=config.seed, mesh=mesh),
+            feed,
             hooks,
             Checkpoints(workdir / "checkpoints", **kept) if workdir else None,
             workdir,
@@ -178,6 +179,21 @@ def _data(
     width = config.data.bin_width
     info = describe(dataset, condition=facts.condition, bin_width=width)
     return info, load(dataset, "train", None, info)
+
+
+def _feed(config: ConfigDict, arrays: Arrays, mesh: Mesh) -> tuple[Batches, str]:
+    """The batches of the training, and where the data of a set lie that could be streamed."""
+    x: Any = arrays.x  # an array, or what is streamed
+    examples = {"x": x, "condition": arrays.condition}
+    options: Any = {"batch_size": config.training.batch_size, "seed": config.seed, "mesh": mesh}
+    size = f"{x.nbytes / 2**20:,.0f} MiB"
+    if not isinstance(x, Streamed):
+        can = resolve("data.name", config.data.name).streams and x.dtype == np.uint8
+        return in_memory(examples, **options), f" in memory, {size}" if can else ""
+    workers = config.data.workers
+    workers = default_workers() if workers is None else workers
+    by = f"{workers} worker processes" if workers else "threads"
+    return streaming(examples, workers=workers, **options), f" streamed by {by}, {size}"
 
 
 def _check_resumed(config: ConfigDict, workdir: Path, info: DatasetInfo) -> None:

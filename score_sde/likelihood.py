@@ -28,7 +28,7 @@ from jax.tree_util import Partial
 from score_sde.display import mean, mean_with_error, shown
 from score_sde.errors import require
 from score_sde.integrate import MAX_STEPS, check, integrate
-from score_sde.score import as_pytree, full_precision
+from score_sde.score import as_pytree, evaluations, full_precision
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Dequantized, Space, item_keys
 
@@ -42,7 +42,7 @@ class Likelihood(NamedTuple):
     Attributes:
         log_prob: log p(x0) in nats, (B,).
         latent: x_T at the end of the flow, (B, *shape).
-        nfe: evaluations of the score (each with its divergence), (B,) int32.
+        nfe: evaluations of the networks (each with its divergence), (B,) int32.
         by_probe: log p(x0) by each probe alone, (B, probes), whose mean is `log_prob`; one column
             with the exact divergence.
     """
@@ -140,13 +140,17 @@ def log_likelihood(
         max_steps: after so many steps a solve fails.
 
     Raises:
-        ValueError: for an unknown divergence, no probes, or a time that the process has not.
+        ValueError: for an unknown divergence, no probes, a time that the process has not, or a
+            score that belongs to no density, such as a guided one.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
     require(divergence in DIVERGENCES, "divergence", divergence, ", ".join(DIVERGENCES))
     require(num_probes > 0, "num_probes", num_probes, "integers of at least 1")
     require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
     sde.check()
+    why = getattr(score, "not_a_density", "")
+    if why:
+        raise ValueError(f"score: {why}; allowed are scores of a density")
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances, fixed = (t_min, sde.T), (rtol, atol), (divergence == "exact", max_steps)
     if probes is None:
@@ -304,7 +308,8 @@ def _solve(
         end = terminal(latent, jnp.full(len(x0), times[1], x0.dtype)).astype(x0.dtype)
         by_probe = end[:, None] + dims * change
         log_prob = jnp.mean(by_probe, axis=1)
-    return Likelihood(log_prob, latent, solution.nfe, by_probe), solution.verdict
+        nfe = solution.nfe * evaluations(score, jnp.full(len(x0), times[0], x0.dtype))
+    return Likelihood(log_prob, latent, nfe, by_probe), solution.verdict
 
 
 @partial(jax.jit, static_argnums=(2, 3))

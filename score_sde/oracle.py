@@ -63,6 +63,24 @@ class GaussianMixture:
         """Probability of each component given x_t = x, (B, K)."""
         return jax.nn.softmax(self._components(sde, x, t)[0], axis=-1)
 
+    def given(self, matrix: Array, y: Array, sigma_y: float) -> "GaussianMixture":
+        """The mixture of x0 given one measurement y = matrix x0 + sigma_y z, for a matrix (M, D), y
+        (M,) and sigma_y above 0."""
+        with jax.default_matmul_precision("highest"):
+            covariances = jnp.einsum("kde,ke,kfe->kdf", self.axes, self.variances, self.axes)
+            across = jnp.einsum("md,kde->kme", matrix, covariances)
+            noise = jnp.square(sigma_y) * jnp.eye(len(y), dtype=y.dtype)
+            of_y = jnp.einsum("kmd,nd->kmn", across, matrix) + noise[None]
+            gain = jnp.linalg.solve(of_y, across)
+            offset = y[None] - self.means @ matrix.T
+            means = self.means + jnp.einsum("kmd,km->kd", gain, offset)
+            remaining = covariances - jnp.einsum("kmd,kme->kde", gain, across)
+            whitened = jnp.linalg.solve(of_y, offset[..., None])[..., 0]
+            log_prob = -0.5 * (jnp.sum(offset * whitened, -1) + jnp.linalg.slogdet(of_y)[1])
+        variances, axes = jnp.linalg.eigh(remaining)
+        log_weights = jax.nn.log_softmax(self.log_weights + log_prob)
+        return GaussianMixture(log_weights, means, jnp.maximum(variances, 0.0), axes)
+
     def score(self, sde: SDE) -> "MixtureScore":
         """The exact score under ``sde``. It has a method ``denoised``."""
         return MixtureScore(self, sde)

@@ -58,6 +58,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "data.condition", f"() with config.model.name = {settings.name!r}"
     if settings.class_conditional and "conditional" in reads and not settings.conditional:
         yield "model.class_conditional", "False with config.model.conditional = False"
+    if any(label >= info.num_classes for label in config.sampling.labels):
+        yield "sampling.labels", f"classes from 0 to {info.num_classes - 1} of {info.name}"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"
     if config.training.evaluate_every and info.levels is None:
@@ -75,6 +77,15 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     settings, likelihood = config.model, config.likelihood
     if settings.embedding == "fourier" and settings.condition == "time":
         yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+    if not settings.class_conditional:
+        without = "with config.model.class_conditional = False"
+        if config.training.label_dropout:
+            yield "training.label_dropout", f"0 {without}"
+        if config.sampling.labels:
+            yield "sampling.labels", f"() {without}"
+    if config.sampling.guidance != 1 and not config.training.label_dropout:
+        why = "as the model is trained with config.training.label_dropout = 0"
+        yield "sampling.guidance", f"1 (none), {why}"
     for key, t_min in (
         ("training.t_min", config.training.t_min),
         ("likelihood.t_min", likelihood.t_min),

@@ -148,7 +148,8 @@ class Run:
             shape = (self.batch_size(n), *space.shape)
             noise = placed(from_prior(key, self.sde, shape, index, jnp.float32), spread)
             options: Any = {"trajectory": trajectory, "first": index, "progress": progress}
-            found = sampler.sample(key, self.sde, self.score.given(given), noise, **options)
+            score = build.guided(self.config, self.score, given)
+            found = sampler.sample(key, self.sde, score, noise, **options)
             path = found.trajectory
             states = None if path is None else jnp.swapaxes(space.from_model(path), 0, 1)
             finite = jnp.isfinite(found.x).reshape(len(found.x), -1).all(axis=1)

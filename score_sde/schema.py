@@ -110,6 +110,15 @@ def _are_columns(value: tuple[Any, ...]) -> bool:
     return all(type(item) is str or (type(item) is int and item >= 0) for item in value)
 
 
+def _are_classes(value: tuple[Any, ...]) -> bool:
+    return all(type(item) is int and item >= 0 for item in value)
+
+
+def _is_interval(value: tuple[Any, ...]) -> bool:
+    numbers = all(type(item) in (int, float) for item in value)
+    return not value or (numbers and len(value) == 2 and 0 <= value[0] < value[1])
+
+
 def _is_image_size(value: Any) -> bool:
     sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
     return value == 0 or all(type(side) is int and 0 < side <= 16384 for side in sides)
@@ -142,6 +151,8 @@ REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
                "tuples of numbers")
 BETAS = Values(lambda value: not value or (len(value) > 1 and _are_positive(value, (int, float))),
                "tuples of positive numbers, one for each level")
+CLASSES = Values(_are_classes, "tuples of classes, integers from 0")
+INTERVAL = Values(_is_interval, "(), two rising numbers of at least 0")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
 REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
@@ -184,6 +195,9 @@ _ROWS = (
     Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
+    Row("data.stream", None, SWITCH, "read images as they are needed; unset: many ones", bool),
+    Row("data.workers", None, between(0, 256, "integers"),
+        "processes that read a stream; 0: threads; unset: half of the processors, up to 8", int),
     Row("data.condition", (), COLUMNS, "columns of vectors that become the condition"),
     Row("data.bin_width", None, POSITIVE, "step to which vectors were rounded; unset: none", float),
 
@@ -243,6 +257,8 @@ _ROWS = (
     Row("training.ema_rate", 0.9999, FRACTION, "decay of the averaged weights"),
     Row("training.loss", "paper", WEIGHTINGS, "weighting of the times"),
     Row("training.reduce_mean", True, SWITCH, "mean over an example, else half the sum"),
+    Row("training.label_dropout", 0.0, FRACTION,
+        "probability of training an example without its class; above 0 guidance is possible"),
     Row("training.dequantize", False, SWITCH, "add uniform noise to integer pixels"),
     Row("training.t_min", 1e-5, TIME, "smallest time of training"),
     Row("training.checkpoint_every", 5000, COUNT, "updates between checkpoints"),
@@ -261,6 +277,11 @@ _ROWS = (
     Row("sampling.denoise", True, SWITCH, "denoise the last state"),
     Row("sampling.t_min", None, TIME, "time of the last state; unset: the process's own", float),
     Row("sampling.condition", (), REALS, "of all samples: a number for each condition column"),
+    Row("sampling.labels", (), CLASSES, "classes that are drawn in turn; (): all of them"),
+    Row("sampling.guidance", 1.0, NOT_NEGATIVE,
+        "weight of classifier-free guidance; 1: none, 0: without classes"),
+    Row("sampling.guidance_interval", (), INTERVAL,
+        "noise levels sigma / alpha with guidance, lowest and highest; (): all"),
     Row("sampling.gif", False, SWITCH, "also write a film"),
     Row("sampling.png", False, SWITCH, "also write each image by itself, of 0 to 255"),
     Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),

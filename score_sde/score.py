@@ -214,6 +214,13 @@ def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
     return found.astype(x.dtype)
 
 
+def evaluations(score: ScoreFn, t: Array) -> int | Array:
+    """How many passes through networks a call of the score at t (B,) is: 1, except where the score
+    has a method ``evaluations``, as guided ones have. A pass back, for a gradient, counts too."""
+    count = getattr(score, "evaluations", None)
+    return 1 if count is None else count(t)
+
+
 def full_precision() -> Any:
     """The context in which likelihoods, solvers and comparisons run. Without it, float32 products
     are TF32 on recent GPUs."""

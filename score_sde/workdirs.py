@@ -18,7 +18,14 @@ FILE = "config.json"
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 
 # Keys that may change between two commands on one workdir ("name." stands for a whole section).
-AFTERWARDS: tuple[str, ...] = ("sampling.", "likelihood.", "eval.", "data.dir")
+AFTERWARDS: tuple[str, ...] = (
+    "sampling.",
+    "likelihood.",
+    "eval.",
+    "data.dir",
+    "data.stream",
+    "data.workers",
+)
 WHEN_TRAINING: tuple[str, ...] = (
     "training.num_steps",
     "training.schedule_steps",

@@ -46,7 +46,11 @@ TINY = (*FAST, "--config.model.name=tests.tiny:Tiny")
 KINDS = {
     "unet": FAST,
     "digits": (*TINY, "--config.training.sample_every=4"),
-    "classes": (*TINY, "--config.model.class_conditional"),
+    "classes": (
+        *TINY,
+        "--config.model.class_conditional",
+        "--config.training.label_dropout=0.2",
+    ),
     "discrete": (
         *TINY,
         "--config.model.num_levels=100",

@@ -48,6 +48,24 @@ def test_the_loss_is_that_of_the_config(kind):
     assert len(set(told[0])) == 16
 
 
+def test_labels_are_dropped_in_training():
+    """A tenth of 4000 labels within four standard deviations, 19; the others stay."""
+    config = {"model.class_conditional": True, "training.label_dropout": 0.1}
+    config, number, seen = changed(default(), SMALL | config), 4000, []
+    labels = jnp.arange(number, dtype=jnp.int32) % 10
+    batch = {"x": jnp.zeros((number, 8, 8, 1), jnp.uint8), "condition": {"labels": labels}}
+
+    def apply(params, x, noise, condition, **options):
+        seen.append(np.asarray(condition["labels"]))
+        return x
+
+    build.loss(config, apply, describe("digits"))(None, None, batch, jax.random.key(0))
+    dropped = seen[0] == -1
+    assert abs(dropped.sum() - 400) < 4 * 19
+    np.testing.assert_array_equal(seen[0][~dropped], labels[~dropped])
+    np.testing.assert_array_equal(batch["condition"]["labels"], labels)
+
+
 def test_the_data_of_a_converted_run_can_be_named_afterwards():
     """By a set of images that the network can be given."""
     kept = describe("images", image_size=8, channels=1)

@@ -56,7 +56,7 @@ MISTAKES = {
     ),
     "unknown variant": (
         ["--mode=train", DIGITS + ":deep"],
-        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are none",
+        f"error: {DIGITS.replace('=', ' ')}:deep: variant 'deep': allowed are conditional",
     ),
     "unknown variant of many": (
         ["--mode=train", f"--config={CONFIGS / 've_cifar10.py'}:ddpmpp"],
@@ -106,7 +106,7 @@ MISTAKES = {
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
         "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
-        "flip, image_size, name, num_classes, skip_corrupt",
+        "flip, image_size, name, num_classes, skip_corrupt, stream, workers",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],

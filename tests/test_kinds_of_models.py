@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
-from tests.commands import succeed
+from tests.commands import refused, succeed
 
 
 def test_discrete_training_then_sampling(tiny_run, tmp_path):
@@ -66,3 +67,44 @@ def test_a_class_conditional_model(tiny_run, tmp_path):
     assert not np.array_equal(latents[2], other[2])
     with pytest.raises(ValueError, match="condition of nothing: allowed are labels"):
         run.encode(jax.random.key(0), images)
+
+
+def test_labels_and_guidance_by_the_command_line(tiny_run, tmp_path):
+    """The classes asked for in turn, a row for each in the picture, and two evaluations for one."""
+    workdir = tiny_run("classes", tmp_path)
+    sample = ("--mode=sample", "--config.sampling.num_steps=2", "--config.sampling.num_samples=5")
+    guided = ("--config.sampling.labels=3,1", "--config.sampling.guidance=2.0")
+    told = succeed(*sample, *guided, cwd=tmp_path)
+    assert "5 images, NFE 6" in told
+    with np.load(workdir / "samples.npz") as arrays:
+        first = dict(arrays)
+    assert first["labels"].tolist() == [3, 1, 3, 1, 3]
+    # Two rows of two images, 8 pixels each, a line between, magnified 8 times.
+    assert Image.open(workdir / "samples.png").size == (8 * 17, 8 * 17)
+    plain = succeed(*sample, "--config.sampling.labels=3,1", cwd=tmp_path)
+    assert "of another guidance" in plain and "NFE 3" in plain
+    with np.load(workdir / "samples.npz") as arrays:
+        assert not np.array_equal(arrays["images"], first["images"])
+    # In an interval beyond all levels it is without effect.
+    beyond = (*guided, "--config.sampling.guidance_interval=1e8,1e9")
+    told = succeed(*sample, *beyond, "--output=beyond", cwd=tmp_path)
+    assert "NFE 3" in told
+    with (
+        np.load(workdir / "samples.npz") as plain,
+        np.load(tmp_path / "beyond/samples.npz") as arrays,
+    ):
+        np.testing.assert_array_equal(arrays["images"], plain["images"])
+    for wrong, line in (
+        ("--config.sampling.labels=3,10", "sampling.labels = (3, 10): allowed are classes from 0"),
+        ("--config.sampling.guidance=-1", "sampling.guidance = -1.0: allowed are numbers of at"),
+    ):
+        assert line in refused(*sample, wrong, cwd=tmp_path)
+
+
+def test_guidance_needs_label_dropout(tiny_run, tmp_path):
+    tiny_run("digits", tmp_path)
+    line = refused("--mode=sample", "--config.sampling.guidance=2.0", cwd=tmp_path)
+    assert line == (
+        "error: config.sampling.guidance = 2.0: allowed are 1 (none), as the model is trained with "
+        "config.training.label_dropout = 0"
+    )

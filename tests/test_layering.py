@@ -51,13 +51,17 @@ ROOMS = {
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.likelihood": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
-    "score_sde.inverse": Room(2, (0, 1), ("jax",)),
+    # Twisted SMC is a sampler.
+    "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),
     # 3: networks know nothing of processes, data nothing of models
     "score_sde.networks": Room(3, (0,), ("jax", "flax")),
     "score_sde.data": Room(3, (0,), (), lazy=("PIL", "h5py", "sklearn", "tensorflow_datasets")),
     # 4
     "score_sde.training": Room(
-        4, (0, 1, 2, 3), ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl")
+        4,
+        (0, 1, 2, 3),
+        ("jax", "flax", "optax", "orbax", "etils", "tensorboardX", "absl"),
+        lazy=("grain",),  # of a stream
     ),
     # Inception's weights come in a zip of PyTorch's, and are kept as safetensors.
     "score_sde.evaluation": Room(

@@ -54,3 +54,16 @@ def test_draws_have_the_moments():
     assert np.all(np.abs(x.mean(0) - mean) < 4 * np.sqrt(scale / num))
     bound = 4 * np.sqrt((np.outer(scale, scale) + covariance**2) / num)
     assert np.all(np.abs(np.cov(x.T) - covariance) < bound)
+
+
+def test_the_posterior_given_a_measurement_is_bayes():
+    """log p(x) + log p(y | x) is its log density, up to the same number everywhere."""
+    mixture, sde, t = overlapping_mixture(4), PROCESSES["vp"], jnp.full(12, 1e-7)
+    matrix = jax.random.normal(jax.random.key(0), (2, 4))
+    y, sigma_y = jnp.asarray([0.4, -0.3]), 0.3
+    posterior = mixture.given(matrix, y, sigma_y)
+    x = posterior.sample(jax.random.key(1), 12)
+    log_y = -0.5 * jnp.sum(jnp.square(y[None] - x @ matrix.T), 1) / sigma_y**2
+    constant = mixture.log_prob(sde, x, t) + log_y - posterior.log_prob(sde, x, t)
+    np.testing.assert_allclose(constant, np.full(12, constant[0]), atol=2e-4)  # float32
+    assert 0.05 < float(jnp.exp(posterior.log_weights[0])) < 0.95  # both count

@@ -202,6 +202,7 @@ def training_keys(preset):
         "training.ema_rate": float(ema),
         "training.loss": "paper",
         "training.reduce_mean": reduction == "mean",
+        "training.label_dropout": 0.0,
         "training.dequantize": False,
         "training.t_min": 1e-5,
     }
@@ -307,6 +308,16 @@ def test_presets_are_valid_and_survive_json(preset):
 def test_defaults_and_short_names(alone, variant):
     short, long = flat(load(alone)), flat(load(f"{alone.partition(':')[0]}:{variant}"))
     assert short | {"name": long["name"]} == long
+
+
+@pytest.mark.parametrize("name", ["vp_digits", "vp_moons", "vp_fashion_mnist", "vp_cifar10"])
+def test_the_conditional_variants(name):
+    plain, values = flat(load(name)), flat(load(f"{name}:conditional"))
+    assert {key: value for key, value in values.items() if value != plain[key]} == {
+        "name": f"{name}-conditional",
+        "model.class_conditional": True,
+        "training.label_dropout": 0.1,
+    }
 
 
 def test_diffusers_ddpm_is_ddpm_with_more_attention_and_its_own_number_of_steps():

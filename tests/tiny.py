@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -33,5 +34,7 @@ class Tiny(nnx.Module):
         assert tuple(condition or {}) == self.takes, condition
         shift = self.noise(0.05 * noise[:, None])
         if condition:
-            shift = shift + self.labels(condition["labels"])
+            # Zeros for -1, a sample without label.
+            table = self.labels.embedding[...]
+            shift = shift + jax.nn.one_hot(condition["labels"], len(table)) @ table
         return self.head(jnp.tanh(self.stem(x) + shift[:, None, None]))

@@ -1,5 +1,5 @@
-"""Data sets as arrays in memory: `DATASETS` lists them, `describe` says what a set
-holds, `load` reads a split.
+"""Data sets, in memory or streamed: `DATASETS` lists them, `describe` says what a set holds, `load`
+reads a split.
 
 Nothing here knows of models or configs, and importing it costs no more than numpy.
 
@@ -8,10 +8,12 @@ of files of images, wherever they lie, is a `listing(data_dir)`. A user's own `D
 line.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from score_sde.data import (
@@ -25,10 +27,12 @@ from score_sde.data import (
     images,
     npz,
     own,
+    tfds,
     toys,
     vectors,
 )
-from score_sde.data.info import Arrays, DatasetInfo, Decoding, check
+from score_sde.data.info import Arrays, DatasetInfo, Decoding, check, is_large
+from score_sde.data.streamed import Streamed
 from score_sde.errors import UserError
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "Arrays",
     "Dataset",
     "DatasetInfo",
+    "Streamed",
     "describe",
     "image_sizes",
     "is_only_described",
@@ -54,13 +59,17 @@ class Dataset(NamedTuple):
         shape and columns; `describe` adds the constants that are computed from the data.
       load: `load(split, data_dir) -> Arrays`; None for a set that is known for its models only.
         All of a vector's columns are in `x`.
-      files: of a set whose files are decoded to the size that a config asks for; then `info` and
-        `load` are given a `Decoding`, too.
+      files: of a set of files of images, a function of the data's folder.
+      decodes: images are decoded to the size that a config asks for; then `info` and `load` are
+        given a `Decoding`, too.
+      streams: images may stay in their files: `load` takes `stream`, or finds it in the `Decoding`.
     """
 
     info: DatasetInfo | Callable[..., DatasetInfo]
     load: Callable[..., Arrays] | None
     files: Callable[[str | None], images.Listing] | None = None
+    decodes: bool = False
+    streams: bool = False
 
 
 def _of_files(listing: Callable[[str | None], images.Listing]) -> Dataset:
@@ -72,10 +81,27 @@ def _of_files(listing: Callable[[str | None], images.Listing]) -> Dataset:
     def load_files(split: str, data_dir: str | None, decoding: Decoding) -> Arrays:
         return images.load(listing(data_dir), decoding, split)
 
-    return Dataset(describe_files, load_files, listing)
+    return Dataset(describe_files, load_files, listing, decodes=True, streams=True)
 
 
-# Colour photographs that the published models were trained on, and that nothing here reads: image
+class _Datasets(dict[str, Dataset]):
+    """The list. It also has `tfds:NAME` for every NAME."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (
+            isinstance(name, str) and name.startswith(tfds.PREFIX)
+        )
+
+    def __missing__(self, name: str) -> Dataset:
+        if name not in self:
+            raise KeyError(name)
+        of = name.removeprefix(tfds.PREFIX)
+        parts = partial(tfds.describe, of), partial(tfds.load, of)
+        return Dataset(*parts, decodes=True, streams=True)
+
+
+# Colour photographs that the published models were trained on. Under these names they are only
+# described; `tfds:NAME` and folders read them. Image
 # size, training and test examples. Sizes are those of the models' images, where the set has no size
 # (LSUN) or other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ none.
 _PHOTOGRAPHS = {
@@ -89,26 +115,28 @@ _PHOTOGRAPHS = {
 # Images that nothing is known of: those of a model that came from elsewhere.
 _IMAGES = DatasetInfo("images", (0, 0, 3), 256, 0, {"train": 0, "test": 0})
 
-DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(digits.INFO, digits.load),
-    "cifar10": Dataset(cifar10.INFO, cifar10.load),
-    "fashion_mnist": Dataset(fashion_mnist.INFO, fashion_mnist.load),
-    "moons": Dataset(toys.MOONS, toys.load_moons),
-    "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
-    "npz": Dataset(npz.describe, npz.load),
-    "hdf5": Dataset(hdf5.describe, hdf5.load),
-    "idx": Dataset(idx.describe, idx.load),
-    "folder": _of_files(folder.listing),
-    "zip": _of_files(archive.listing),
-    "images": Dataset(_IMAGES, None),
-    own.NAME: Dataset(own.describe, None),
-    **{
-        name: Dataset(
-            DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
-        )
-        for name, (size, train, test) in _PHOTOGRAPHS.items()
-    },
-}
+DATASETS: dict[str, Dataset] = _Datasets(
+    {
+        "digits": Dataset(digits.INFO, digits.load),
+        "cifar10": Dataset(cifar10.INFO, cifar10.load),
+        "fashion_mnist": Dataset(fashion_mnist.INFO, fashion_mnist.load),
+        "moons": Dataset(toys.MOONS, toys.load_moons),
+        "swiss_roll": Dataset(toys.SWISS_ROLL, toys.load_swiss_roll),
+        "npz": Dataset(npz.describe, npz.load, streams=True),
+        "hdf5": Dataset(hdf5.describe, hdf5.load, streams=True),
+        "idx": Dataset(idx.describe, idx.load),
+        "folder": _of_files(folder.listing),
+        "zip": _of_files(archive.listing),
+        "images": Dataset(_IMAGES, None),
+        own.NAME: Dataset(own.describe, None),
+        **{
+            name: Dataset(
+                DatasetInfo(name, (size, size, 3), 256, 0, {"train": train, "test": test}), None
+            )
+            for name, (size, train, test) in _PHOTOGRAPHS.items()
+        },
+    }
+)
 
 
 def is_only_described(name: str) -> bool:
@@ -145,6 +173,7 @@ def describe(
     condition: Sequence[str | int] = (),
     bin_width: float | Sequence[float] | None = None,
     skip_corrupt: bool = False,
+    stream: bool | None = None,
 ) -> DatasetInfo:
     """The facts that a run needs of a set. Those of known images are known; those of vectors are
     computed from the training split, those of files found in them.
@@ -161,13 +190,14 @@ def describe(
       bin_width: of vectors whose values were rounded or counted, in the data's units: a number for
         each remaining column, or one for all; None for continuous ones.
       skip_corrupt: leave out files that are no images.
+      stream: as for `load`.
 
     Raises:
       UserError: one line: as `load`; an image size, columns or widths that cannot be; a column that
         is constant.
     """
     known = _known(dataset)
-    decoding = Decoding(sides(image_size), channels, skip_corrupt)
+    decoding = Decoding(sides(image_size), channels, skip_corrupt, stream)
     info = _info(known, data_dir, decoding)
     if not info.levels:
         asked: dict[str, Any] = {
@@ -225,8 +255,9 @@ def load(
     info: DatasetInfo | None = None,
     *,
     skip_corrupt: bool = False,
+    stream: bool | None = None,
 ) -> Arrays:
-    """Reads a whole split; where it has to, downloads it first.
+    """Reads a split, or opens one that is streamed; where it has to, downloads it first.
 
     Args:
       dataset: a key of `DATASETS`, or a set of the user's own.
@@ -237,6 +268,8 @@ def load(
       info: that of the run, of `describe`. Files are decoded to its shape. Its condition columns
         are taken out and standardised by its constants. None leaves all columns in `x`.
       skip_corrupt: leave out files that are no images.
+      stream: leave images in their files until they are asked for. None: where both splits would
+        take more than half of the machine's memory, of a set that can be streamed.
 
     Returns:
       `Arrays(x, condition)` in the set's own order, N as `DatasetInfo.splits` says: images uint8
@@ -248,10 +281,10 @@ def load(
         not those of `info`.
     """
     known = _known(dataset)
-    decoding = Decoding(None, 0, skip_corrupt)
-    if known.files and info is not None:
+    decoding = Decoding(None, 0, skip_corrupt, stream)
+    if known.decodes and info is not None:
         height, width, channels = info.shape
-        decoding = Decoding((height, width), channels, skip_corrupt)
+        decoding = Decoding((height, width), channels, skip_corrupt, stream)
     found = _info(known, data_dir, decoding)
     arrays = _arrays(known, split, data_dir, found, decoding)
     if info is None:
@@ -274,7 +307,18 @@ def _arrays(
         )
     if split not in SPLITS:
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    arrays = known.load(split, data_dir, *((decoding,) if known.files else ()))
+    stream = decoding.stream
+    if stream and not (known.streams and info.levels):
+        allowed = f"allowed is False for {info.name}"
+        raise UserError(f"config.data.stream = True: {allowed}, which is read into memory")
+    if stream is None and known.streams and info.levels:
+        stream = is_large(sum(info.splits.values()) * math.prod(info.shape))
+    more: dict[str, Any] = {"stream": stream} if stream else {}
+    arrays = (
+        known.load(split, data_dir, decoding._replace(stream=bool(stream)))
+        if known.decodes
+        else known.load(split, data_dir, **more)
+    )
     check(arrays, info, split)
     return arrays
 
@@ -290,7 +334,7 @@ def _known(dataset: str | Dataset) -> Dataset:
 def _info(dataset: Dataset, data_dir: str | None, decoding: Decoding) -> DatasetInfo:
     info = dataset.info
     if not isinstance(info, DatasetInfo):
-        info = info(data_dir, *((decoding,) if dataset.files else ()))
+        info = info(data_dir, *((decoding,) if dataset.decodes else ()))
     if set(info.splits) != set(SPLITS):
         raise UserError(
             f"config.data.name: {info.name} has the splits {', '.join(info.splits) or 'none'}; "

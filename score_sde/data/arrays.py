@@ -18,10 +18,12 @@ refused.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from score_sde.data.info import MOST_CLASSES, Arrays, DatasetInfo, check_fits, held_out
+from score_sde.data.streamed import Streamed
 from score_sde.errors import UserError
 
 Kind = tuple[tuple[int, ...], np.dtype]  # of an array: its shape and dtype
@@ -37,6 +39,8 @@ class Table:
         kinds: of all arrays, by their names.
         read: reads one of them; raises UserError.
         digest: of the arrays' contents.
+        rows: gives what reads rows of one of them from the file, picklable; raises UserError where
+            they cannot be read apart.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Table:
     kinds: Mapping[str, Kind]
     read: Callable[[str], np.ndarray]
     digest: Callable[[], str]
+    rows: Callable[[str], Callable[[np.ndarray], np.ndarray]]
 
     @property
     def data(self) -> str:
@@ -102,25 +107,52 @@ def describe(table: Table) -> DatasetInfo:
     return DatasetInfo(table.name, shape[1:], None, num_classes, splits, columns)
 
 
-def load(table: Table, split: str) -> Arrays:
-    """The table's `split`, as `score_sde.data.load` describes it; errors as of `describe`."""
+def load(table: Table, split: str, stream: bool = False) -> Arrays:
+    """The table's `split`, as `score_sde.data.load` describes it; errors as of `describe`.
+
+    Args:
+      table: the arrays.
+      split: "train" or "test".
+      stream: leave images in the file until they are asked for.
+
+    Raises:
+      UserError: also for vectors that are to be streamed.
+    """
     _check(table)
     suffix = "_test" if table.has_test and split == "test" else ""
-    count = table.kinds[table.data + suffix][0][0]
-    rows = slice(None) if table.has_test else held_out(count)[split]
-    x = table.read(table.data + suffix)
-    if not table.are_images:
-        _check_finite(table.where, table.data + suffix, x)
-        x = x.astype(np.float32)
-    elif x.ndim == 3:
-        x = x[..., np.newaxis]
+    name = table.data + suffix
+    count = table.kinds[name][0][0]
+    rows = np.arange(count) if table.has_test else held_out(count)[split]
+    if stream and not table.are_images:
+        raise UserError("config.data.stream = True: allowed is False for vectors")
+    if stream:
+        shape, dtype = table.kinds[name]
+        item = (*shape[1:3], shape[3] if len(shape) == 4 else 1)
+        x: Any = Streamed(table.rows(name), rows, item, dtype)
+    else:
+        _check_fits(table, name)
+        x = _whole(table, name)[rows]
     condition: dict[str, np.ndarray] = {}
     if "labels" in table.kinds:
         condition["labels"] = table.read(f"labels{suffix}").astype(np.int32)[rows]
     for name in _others(table):
         with np.errstate(over="ignore"):  # it is found where a config names the array
             condition[name] = table.read(name + suffix).astype(np.float32)[rows]
-    return Arrays(x[rows], condition)
+    return Arrays(x, condition)
+
+
+def _whole(table: Table, name: str) -> np.ndarray:
+    """An array of data."""
+    x = table.read(name)
+    if not table.are_images:
+        _check_finite(table.where, name, x)
+        return x.astype(np.float32)
+    return x[..., np.newaxis] if x.ndim == 3 else x
+
+
+def _check_fits(table: Table, *names: str) -> None:
+    needed = (table.kinds[name] for name in names if name in table.kinds)
+    check_fits(sum(math.prod(shape) * dtype.itemsize for shape, dtype in needed), table.where)
 
 
 def _keys(table: Table, name: str) -> tuple[str, ...]:
@@ -155,9 +187,9 @@ def _check(table: Table) -> None:
         raise UserError(f"{where}: has labels and {table.data}_test, but no array labels_test")
     for name in _keys(table, table.data):
         _check_data(table, name)
-    read = [key for name in (table.data, "labels", *_others(table)) for key in _keys(table, name)]
-    needed = [kinds[key] for key in read if key in kinds]
-    check_fits(sum(math.prod(shape) * dtype.itemsize for shape, dtype in needed), where)
+    beside = ("labels", *_others(table))
+    read = beside if table.are_images else (table.data, *beside)  # images may be streamed
+    _check_fits(table, *(key for name in read for key in _keys(table, name)))
     for name in _keys(table, "labels"):
         if name in kinds:
             _check_labels(table, name, kinds[name.replace("labels", table.data)][0][0])

@@ -47,13 +47,15 @@ def header(file: BinaryIO) -> tuple[int, int, bool]:
         raise _corrupt(error) from error
 
 
-def decode(file: BinaryIO, height: int, width: int, channels: int) -> np.ndarray:
+def decode(file: BinaryIO, height: int, width: int, channels: int, middle: int = 0) -> np.ndarray:
     """The image, uint8 (height, width, channels) of values 0 to 255.
 
     Args:
       file: opened for reading.
       height, width: of the result.
       channels: of the result: 1 for grey, 3 for red, green and blue.
+      middle: pixels of a square in the middle that is cut out first, and then resized by a bilinear
+        filter; 0: none.
 
     Raises:
       CorruptImageError: the file is no image, too large a one, damaged, or has pixels of 32 bits.
@@ -63,11 +65,15 @@ def decode(file: BinaryIO, height: int, width: int, channels: int) -> np.ndarray
     try:
         with _opened(file) as opened:
             image = _plain(ImageOps.exif_transpose(opened), channels)
+            if middle:
+                left, top = (image.width - middle) // 2, (image.height - middle) // 2
+                image = image.crop((left, top, left + middle, top + middle))
             scale = min(image.width / width, image.height / height)
             left = max(0.0, (image.width - width * scale) / 2)
             top = max(0.0, (image.height - height * scale) / 2)
             box = (left, top, image.width - left, image.height - top)
-            image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+            by = Image.Resampling.BILINEAR if middle else Image.Resampling.BICUBIC
+            image = image.resize((width, height), by, box=box)
             return np.asarray(image).reshape(height, width, channels)
     except Exception as error:  # what the decoders raise of foreign bytes has no list
         raise _corrupt(error) from error

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -33,12 +33,17 @@ def listing(data_dir: str | None) -> images.Listing:
     except OSError as error:
         raise UserError(f"{where}: cannot read {error.filename} ({error.strerror})") from error
 
+    return images.Listing(
+        "folder", where, files, partial(_opened, root), partial(listing, data_dir)
+    )
+
+
+@contextmanager
+def _opened(root: Path) -> Iterator[images.Open]:
     def open_file(name: str) -> BinaryIO:
         return (root / name).open("rb")
 
-    return images.Listing(
-        "folder", where, files, lambda: nullcontext(open_file), partial(listing, data_dir)
-    )
+    yield open_file
 
 
 def _files(root: Path) -> Iterator[tuple[str, int, int]]:

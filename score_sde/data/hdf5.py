@@ -5,13 +5,16 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from score_sde.data import arrays
 from score_sde.data.info import Arrays, DatasetInfo, file_of
+from score_sde.data.streamed import Stamp, unchanged
 from score_sde.errors import UserError, one_line
 
 _AT_ONCE = 1000  # rows of which a digest is taken
@@ -22,39 +25,27 @@ def describe(data_dir: str | None) -> DatasetInfo:
     return arrays.describe(_table(data_dir))
 
 
-def load(split: str, data_dir: str | None = None) -> Arrays:
+def load(split: str, data_dir: str | None = None, stream: bool = False) -> Arrays:
     """The file's `split`, as `score_sde.data.load` describes it.
 
     Args:
       split: "train" or "test".
       data_dir: path of the file.
+      stream: leave images in the file until they are asked for.
 
     Raises:
       UserError: one line: h5py is not installed, the file is missing, damaged or points to others,
-        or as of `arrays.describe`.
+        or as of `arrays.load`.
     """
-    return arrays.load(_table(data_dir), split)
+    return arrays.load(_table(data_dir), split, stream)
 
 
 def _table(data_dir: str | None) -> arrays.Table:
     path = file_of(data_dir, "an HDF5 file with a dataset x")
     where = f"config.data.dir: {path}"
 
-    @contextmanager
-    def opened() -> Iterator[Any]:
-        """The file; what is wrong with it is a UserError."""
-        try:
-            import h5py
-        except ImportError as error:
-            raise UserError(
-                "config.data.name = 'hdf5': needs h5py: pip install 'score-sde[hdf5]'"
-            ) from error
-        try:
-            with h5py.File(path, "r") as file:
-                yield file
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = one_line(error)[:100]
-            raise UserError(f"{where}: not an HDF5 file of numbers ({reason})") from error
+    def opened() -> AbstractContextManager[Any]:
+        return _opened(path, where)
 
     def read(name: str) -> np.ndarray:
         with opened() as file:
@@ -73,7 +64,44 @@ def _table(data_dir: str | None) -> arrays.Table:
 
     with opened() as file:
         kinds = {name: _kind(file, name) for name in file if _is_dataset(file, name)}
-    return arrays.Table("hdf5", where, kinds, read, digest)
+
+    def rows(name: str) -> _Rows:
+        return _Rows(path, where, Stamp.of(path.stat()), name)
+
+    return arrays.Table("hdf5", where, kinds, read, digest, rows)
+
+
+@contextmanager
+def _opened(path: Path, where: str) -> Iterator[Any]:
+    """The file; what is wrong with it is a UserError."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            "config.data.name = 'hdf5': needs h5py: pip install 'score-sde[hdf5]'"
+        ) from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = one_line(error)[:100]
+        raise UserError(f"{where}: not an HDF5 file of numbers ({reason})") from error
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Reads rows of a dataset of images."""
+
+    path: Path
+    where: str
+    stamp: Stamp
+    name: str
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        wanted, places = np.unique(rows, return_inverse=True)  # h5py takes increasing rows only
+        with unchanged(self.path, self.stamp, self.where), _opened(self.path, self.where) as file:
+            found = np.asarray(file[self.name][wanted])
+        return found[places]
 
 
 def _is_dataset(file: Any, name: str) -> bool:

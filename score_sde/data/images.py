@@ -11,6 +11,7 @@ hidden ones, are left out.
 """
 
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -19,18 +20,18 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
 import numpy as np
 
 from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
-from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits, held_out
+from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits, held_out, is_large
+from score_sde.data.streamed import Streamed, gone
 from score_sde.errors import UserError, one_line
 from score_sde.progress import bar
 
@@ -39,6 +40,7 @@ _SHOWN = 10  # corrupt files in a line
 _MOST_BYTES = 2**28  # of a file
 _SPLITS = ("train", "test")
 _THREADS = min(8, os.cpu_count() or 1)
+_AT_ONCE = 4096  # files that wait for a thread
 # What a zip archive raises for a damaged member.
 _DAMAGED = (BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError)
 Open = Callable[[str], BinaryIO]
@@ -52,7 +54,7 @@ class Listing:
         name: of the set.
         where: what errors begin with: the key, and the folder or file.
         files: name with `/` between folders, bytes, and what changes with the content; by name.
-        opened: gives the function that opens one of the files by its name.
+        opened: gives the function that opens one of the files by its name. It can be pickled.
         again: lists the files anew.
     """
 
@@ -63,16 +65,68 @@ class Listing:
     again: Callable[[], "Listing"] = field(compare=False)
 
 
+class _Files:
+    """Reads the images of some rows of a list of files, as they were when the list was made.
+
+    Args:
+        listing: the files.
+        names: those of the list.
+        digests: of their contents.
+        shape: of each image.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        names: Sequence[str],
+        digests: Sequence[bytes],
+        shape: tuple[int, int, int],
+    ):
+        self._where, self._opened, self._shape = listing.where, listing.opened, shape
+        # Arrays: millions of Python's objects would take more memory than small images.
+        self._names = np.array([os.fsencode(name) for name in names])
+        self._digests = np.array([digest[:8] for digest in digests], "V8")
+        self._open: tuple[ExitStack, Open] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), *self._shape), np.uint8)
+        for image, row in zip(found, rows.tolist(), strict=True):
+            name = os.fsdecode(self._names[row])
+            where = f"{self._where}: {name}"
+            try:
+                with self._opener()(name) as file:
+                    content = file.read()
+                if hashlib.sha256(content).digest()[:8] != self._digests[row].tobytes():
+                    raise UserError(f"{where}: has changed since the start")
+                image[...] = decode(io.BytesIO(content), *self._shape)
+            except OSError as error:
+                raise gone(where, error.strerror or one_line(error)) from error
+            except (CorruptImageError, KeyError, ValueError, *_DAMAGED) as error:
+                raise gone(where, one_line(error)[:100]) from error
+        return found
+
+    def _opener(self) -> Open:
+        """Opens files by their names; an archive is opened once and stays so."""
+        if self._open is None:
+            stack = ExitStack()
+            self._open = stack, stack.enter_context(self._opened())
+        return self._open[1]
+
+
 class _Images(NamedTuple):
     """All images of a set, the training split first."""
 
-    x: np.ndarray
+    x: np.ndarray | Streamed
     labels: np.ndarray
     info: DatasetInfo
 
 
 def describe(listing: Listing, decoding: Decoding) -> DatasetInfo:
-    """The facts of the files; they are decoded, and kept until other files are.
+    """The facts of the files. All are decoded once; where they are not to be streamed, the images
+    are kept until other files are read.
 
     Args:
       listing: the files.
@@ -83,15 +137,16 @@ def describe(listing: Listing, decoding: Decoding) -> DatasetInfo:
       UserError: one line: no or too few images, folders that say nothing clear, images of several
         sizes where none is set, files that cannot be read, that are corrupt or that change.
     """
-    return _read(listing, _shape(listing, decoding), decoding.skip_corrupt).info
+    return _read(listing, decoding).info
 
 
 def load(listing: Listing, decoding: Decoding, split: str) -> Arrays:
     """The `split`, as `score_sde.data.load` describes it; arguments and errors as of `describe`."""
-    x, labels, info = _read(listing, _shape(listing, decoding), decoding.skip_corrupt)
+    x, labels, info = _read(listing, decoding)
     train = info.splits["train"]
     rows = slice(0, train) if split == "train" else slice(train, None)
-    return Arrays(x[rows], {"labels": labels[rows]} if info.num_classes else {})
+    part = x.part(rows) if isinstance(x, Streamed) else x[rows]
+    return Arrays(cast(Any, part), {"labels": labels[rows]} if info.num_classes else {})
 
 
 def headers(listing: Listing) -> list[tuple[int, int, bool]]:
@@ -112,41 +167,36 @@ def headers(listing: Listing) -> list[tuple[int, int, bool]]:
     return list(filter(None, _in_threads(read, names, listing, "sizes")))
 
 
-@lru_cache(maxsize=1)
-def _read(listing: Listing, shape: tuple[int, int, int], skip_corrupt: bool) -> _Images:
-    """Decodes all files to a shape."""
+_kept: dict[bytes, _Images] = {}  # at most one
+
+
+def _read(listing: Listing, decoding: Decoding) -> _Images:
+    """All images of the files, decoded now or to be streamed; those of the last call are kept."""
+    shape, number = _shape(listing, decoding), sum(_is_image(name) for name, *_ in listing.files)
+    stream = is_large(number * math.prod(shape)) if decoding.stream is None else decoding.stream
+    # By its digest: the list of many files takes as much memory as small images.
+    key = (listing.where, listing.files, shape, decoding.skip_corrupt, stream)
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    if digest not in _kept:
+        _kept.clear()
+        _kept[digest] = _decoded(listing, shape, decoding.skip_corrupt, stream)
+    return _kept[digest]
+
+
+def _decoded(
+    listing: Listing, shape: tuple[int, int, int], skip_corrupt: bool, stream: bool
+) -> _Images:
     splits, classes, labels = _layout(listing)
     names = [name for split in _SPLITS for name in splits[split]]
-    check_fits(len(names) * math.prod(shape), listing.where)
-    x = np.empty((len(names), *shape), np.uint8)
-    bytes_of = {name: size for name, size, _ in listing.files}
-    rows = {name: row for row, name in enumerate(names)}
-
-    def read(name: str, open_file: Open) -> tuple[bytes, str]:
-        """The digest of a file's content, and what is wrong with it."""
-        content = hashlib.sha256()
-        if not 0 < bytes_of[name] <= _MOST_BYTES:
-            return b"", f"{bytes_of[name]:,} bytes; allowed are 1 to {_MOST_BYTES:,}"
-        try:
-            with open_file(name) as file:
-                while part := file.read(2**20):
-                    content.update(part)
-                file.seek(0)
-                x[rows[name]] = decode(file, *shape)
-        except (CorruptImageError, *_DAMAGED) as error:
-            return content.digest(), one_line(error)[:100]
-        return content.digest(), ""
-
-    found = dict(zip(names, _in_threads(read, names, listing, "decoding"), strict=True))
-    if listing.again() != listing:
-        raise UserError(f"{listing.where}: its files changed while they were read; start again")
+    if not stream:
+        check_fits(len(names) * math.prod(shape), listing.where)
+    x = None if stream else np.empty((len(names), *shape), np.uint8)
+    found = _contents(listing, names, shape, x)
     corrupt = {name: reason for name, (_, reason) in sorted(found.items()) if reason}
     _tell(listing, corrupt, len(names), skip_corrupt)
     content = hashlib.sha256()
     for name in sorted(names):
         content.update(os.fsencode(name) + b"\0" + found[name][0])
-    if corrupt:
-        x = x[[name not in corrupt for name in names]]
     good = {split: [name for name in splits[split] if name not in corrupt] for split in _SPLITS}
     counts = {split: len(good[split]) for split in _SPLITS}
     if not all(counts.values()):
@@ -161,9 +211,47 @@ def _read(listing: Listing, shape: tuple[int, int, int], skip_corrupt: bool) -> 
         digest=content.hexdigest(),
         skipped=(*_left_out(listing), *(f"{name}: {why}" for name, why in corrupt.items())),
     )
+    order = [name for split in _SPLITS for name in good[split]]
+    known = np.asarray([labels.get(name, 0) for name in order], np.int32)
+    if x is None:
+        files = _Files(listing, order, [found[name][0] for name in order], shape)
+        rows = np.arange(len(order))
+        return _Images(Streamed(files, rows, shape, np.dtype(np.uint8)), known, info)
+    if corrupt:
+        x = x[[name not in corrupt for name in names]]
     x.setflags(write=False)  # it is kept for the next call
-    order = [labels.get(name, 0) for split in _SPLITS for name in good[split]]
-    return _Images(x, np.asarray(order, np.int32), info)
+    return _Images(x, known, info)
+
+
+def _contents(
+    listing: Listing, names: Sequence[str], shape: tuple[int, int, int], x: np.ndarray | None
+) -> dict[str, tuple[bytes, str]]:
+    """Decodes all files, into the rows of x; the digest of each one's content, and what is wrong
+    with it."""
+    bytes_of = {name: size for name, size, _ in listing.files}
+    rows = {name: row for row, name in enumerate(names)}
+
+    def read(name: str, open_file: Open) -> tuple[bytes, str]:
+        content = hashlib.sha256()
+        if not 0 < bytes_of[name] <= _MOST_BYTES:
+            return b"", f"{bytes_of[name]:,} bytes; allowed are 1 to {_MOST_BYTES:,}"
+        try:
+            with open_file(name) as file:
+                while part := file.read(2**20):
+                    content.update(part)
+                file.seek(0)
+                image = decode(file, *shape)
+                if x is not None:
+                    x[rows[name]] = image
+        except (CorruptImageError, *_DAMAGED) as error:
+            return content.digest(), one_line(error)[:100]
+        return content.digest(), ""
+
+    what = "checking" if x is None else "decoding"
+    found = dict(zip(names, _in_threads(read, names, listing, what), strict=True))
+    if listing.again() != listing:
+        raise UserError(f"{listing.where}: its files changed while they were read; start again")
+    return found
 
 
 def _shape(listing: Listing, decoding: Decoding) -> tuple[int, int, int]:
@@ -262,7 +350,10 @@ def _in_threads(
         warnings.simplefilter("ignore")  # Pillow's, of odd files
         pool = ThreadPoolExecutor(_THREADS)
         try:
-            results = pool.map(function, names, itertools.repeat(open_file))
+            parts = (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+            results = itertools.chain.from_iterable(
+                pool.map(function, part, itertools.repeat(open_file)) for part in parts
+            )
             title = f"{listing.name}: {what}"
             yield from bar(quiet=True, iterable=results, desc=title, total=len(names), delay=1.0)
         except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from score_sde.data.streamed import Streamed
 from score_sde.errors import UserError
 from score_sde.paths import local
 
@@ -21,7 +22,8 @@ class Arrays(NamedTuple):
     """A split in memory.
 
     Attributes:
-        x: images, uint8 (N, H, W, C), or vectors, float32 (N, D).
+        x: images, uint8 (N, H, W, C), or vectors, float32 (N, D). Images that are streamed are a
+            `Streamed`, which is indexed in the same way.
         condition: arrays with a row for each item: `labels` int32 (N,) where the set has classes,
             `vector` float32 (N, k) where columns were named as conditions. Before they are named,
             the further arrays that can be, float32 (N,) or (N, k).
@@ -38,11 +40,13 @@ class Decoding(NamedTuple):
         size: height and width of all images; None for their own.
         channels: 1 or 3; 0 for their own.
         skip_corrupt: leave out files that are no images, instead of ending there.
+        stream: leave the images in their files until they are asked for; None: where they are many.
     """
 
     size: tuple[int, int] | None = None
     channels: int = 0
     skip_corrupt: bool = False
+    stream: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -127,15 +131,15 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
     expected, dtype = (count, *info.shape), np.dtype(np.uint8 if info.levels else np.float32)
     if x.shape != expected or x.dtype != dtype:
         raise UserError(f"{where} is {x.dtype}{x.shape}, expected {dtype}{expected}")
-    if info.levels and x.max() >= info.levels:
-        raise UserError(f"{where} has pixel {x.max()}, allowed are 0 to {info.levels - 1}")
+    if info.levels and info.levels < 256 and np.max(x) >= info.levels:
+        raise UserError(f"{where} has pixel {np.max(x)}, allowed are 0 to {info.levels - 1}")
     if not info.levels and not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise UserError(
             f"{where} has {x[row, column]} in row {row}, column {info.columns[column]}: "
             "allowed are numbers that are finite in float32"
         )
-    labels = arrays.condition.get("labels")
+    labels: Any = arrays.condition.get("labels")
     if (labels is not None) != (info.num_classes > 0):
         there, expected_ones = ("no labels", "some") if labels is None else ("labels", "none")
         raise UserError(f"{where} has {there}, expected {expected_ones}")
@@ -145,6 +149,8 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
         raise UserError(
             f"{where} has labels {labels.dtype}{labels.shape}, expected int32({count},)"
         )
+    if not count or isinstance(labels, Streamed):  # of a set whose classes are declared
+        return
     if labels.min() < 0 or labels.max() >= info.num_classes:
         raise UserError(
             f"{where} has labels {labels.min()} to {labels.max()}, "
@@ -169,7 +175,15 @@ def file_of(data_dir: str | None, allowed: str) -> Path:
 
 def check_fits(needed: int, where: str) -> None:
     """Refuses more bytes than the machine has memory, before they are taken."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        there = f"this machine has {memory / 2**30:.1f} GiB of memory"
+    if needed > _memory():
+        there = f"this machine has {_memory() / 2**30:.1f} GiB of memory"
         raise UserError(f"{where}: its arrays take {needed / 2**30:.1f} GiB; {there}")
+
+
+def is_large(needed: int) -> bool:
+    """Whether so many bytes of images are streamed: they would take half of the memory."""
+    return needed > _memory() / 2
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

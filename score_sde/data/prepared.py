@@ -47,15 +47,14 @@ def find(folder: Path, name: str) -> Path | None:
     return max(found)[-1] if found else None
 
 
-def obstacle(prepared: Path) -> str | None:
-    """Why the prepared set cannot be read here, in one line; None if it can."""
+def obstacle(prepared: Path, name: str) -> str | None:
+    """Why the prepared set of a name cannot be read here, in one line; None if it can."""
     file_format = _file_format(prepared)
     if file_format != "array_record":
         return (
             f"config.data.dir: {prepared} holds TFDS's format {file_format!r}, which only "
             "TensorFlow reads: prepare it as array_record in another folder, where TensorFlow is "
-            f"installed: tfds build {prepared.parent.name} --file_format=array_record "
-            "--data_dir=FOLDER"
+            f"installed: tfds build {name} --file_format=array_record --data_dir=FOLDER"
         )
     if not _importable("tensorflow_datasets", "array_record"):
         return (

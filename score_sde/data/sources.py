@@ -45,7 +45,7 @@ def load_in_order(
     places = [folder] if data_dir else [prepared.default_folder(), folder]
     failures = []
     for found in filter(None, (prepared.find(place, info.name) for place in places)):
-        obstacle = prepared.obstacle(found)
+        obstacle = prepared.obstacle(found, info.name)
         if obstacle is None:
             return prepared.read(found, info, split)
         failures.append(obstacle)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from score_sde import build, data, pictures, rules, scoring
 from score_sde.config import changed, flat, refuse, resolve, takes
-from score_sde.data import Arrays, DatasetInfo
+from score_sde.data import Arrays, DatasetInfo, Streamed
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.networks import NETWORKS
@@ -36,18 +36,21 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
         _check_target(target)
     config, sizes = _with_size(config)
     info = build.dataset(config)
-    splits = {split: build.arrays(config, info, split) for split in ("train", "test")}
+    splits = {split: _some(build.arrays(config, info, split)) for split in ("train", "test")}
     train = splits["train"]
     kind = "images" if info.levels else "vectors"
     shape = " x ".join(map(str, info.shape))
     counts = ", ".join(f"{count} {split}" for split, count in info.splits.items())
     print(f"data: {kind} {shape} of {info.name}: {counts}")
+    if len(train.x) < info.splits["train"]:
+        print(f"looked at: {len(train.x)} training items at random, as the set is streamed")
     for line in (*sizes, *_classes(info, train), *_moments(config, info, train.x)):
         print(line)
     rows = _sampled(train.x)
     space: Any = build.space(config, info)  # which takes numpy's arrays too
     largest = largest_distance(np.asarray(space.to_model(rows)))
-    of = "all pairs" if len(rows) == len(train.x) else f"the pairs of {len(rows)} of them, at least"
+    of = f"the pairs of {len(rows)} of them, at least"
+    of = "all pairs" if len(rows) == info.splits["train"] else of
     print(f"largest pairwise distance: {largest:.4g} in the model's units ({of})")
     print(_repeated(*(splits[split].x for split in ("train", "test"))))
     for line in info.skipped[:SHOWN]:
@@ -166,12 +169,23 @@ def _moments(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Iterator[s
     yield f"sigma_data: {spread * reach:.4g} in the model's units, {interval}"
 
 
+def _some(arrays: Arrays) -> Arrays:
+    """A split, or as much of a streamed one as is looked at."""
+    x: Any = arrays.x
+    rows = _rows(x) if isinstance(x, Streamed) else slice(None)
+    return Arrays(x[rows], {name: array[rows] for name, array in arrays.condition.items()})
+
+
 def _sampled(x: np.ndarray) -> np.ndarray:
-    """The items, or as many at random as there is time and room for their distances."""
+    return x[_rows(x)]
+
+
+def _rows(x: Any) -> Any:
+    """All items, or as many at random as there is time and room for their distances."""
     most = max(2, min(PAIRED, PAIRED_BYTES // (4 * math.prod(x.shape[1:]))))
     if len(x) <= most:
-        return x
-    return x[np.sort(np.random.default_rng(0).choice(len(x), most, replace=False))]
+        return slice(None)
+    return np.sort(np.random.default_rng(0).choice(len(x), most, replace=False))
 
 
 def _repeated(train: np.ndarray, test: np.ndarray) -> str:

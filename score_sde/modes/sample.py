@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from score_sde.run import Run, load
 VALUES, PICTURE, FILM, IMAGES = "samples.npz", "samples.png", "samples.gif", "samples_png"
 # Beside what the sampler reads.
 READ = {"method", "seed", "num_samples", "batch_size", "gif", "png", "condition"}
+# Settings that files of earlier versions lack, and the values that those were drawn with.
+GUIDED = {"labels": (), "guidance": 1.0, "guidance_interval": ()}
 DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
@@ -50,13 +52,14 @@ def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> N
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
-    read = {f"sampling.{key}" for key in build.keys_read(config) | READ}
+    read = {f"sampling.{key}" for key in build.keys_read(config) | READ | GUIDED.keys()}
     contours, picture = _shows_density(trained), output / PICTURE
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     facts = _facts(trained) | _in_other_tools(trained)
     beside = (PICTURE, FILM, IMAGES)
-    table = Table(output / VALUES, _depends(trained), number, facts=facts, beside=beside)
+    depends = _depends(trained)
+    table = Table(output / VALUES, depends, number, facts=facts, beside=beside, usual=GUIDED)
     there = pictures.images_in_gif(output / FILM) if table.other is None else 0
     film = None
     if settings.gif and there < min(number, GIF_IMAGES):
@@ -71,14 +74,14 @@ def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> N
             if contours and len(table) >= number:
                 picture.unlink(missing_ok=True)  # the contours follow, and take their time
             else:
-                _picture(trained, table.rows[name], picture)
+                _picture(trained, table.rows, picture)
 
     bar = _draw(trained, given, table, film, save)
     if not picture.exists():
         if contours:
             print("contours: solving for the density in the plane")
         density = _density(trained, given, table.facts) if contours else None
-        _picture(trained, table.rows[name], picture, density)
+        _picture(trained, table.rows, picture, density)
         if contours:
             table.save()  # with the density, for the report
     if settings.png:
@@ -191,6 +194,7 @@ def _depends(trained: Run) -> dict[str, Any]:
     if "batch_size" in facts:  # the last batch may be filled up
         facts["num_samples"] = settings.num_samples
     return facts | {
+        **{key: settings[key] for key in GUIDED},
         "version": __version__,
         "condition": settings.condition,
         "weights": digest(jax.tree.leaves(trained.score)),
@@ -204,24 +208,36 @@ def _shows_density(trained: Run) -> bool:
 
 def _picture(
     trained: Run,
-    x: np.ndarray,
+    rows: Mapping[str, np.ndarray],
     path: Path,
     density: Callable[[np.ndarray], np.ndarray | None] | None = None,
 ) -> None:
-    """Write a grid of images; or vectors beside the data, with contours of the density if given.
+    """Write a grid of images, with a row for each class where there are classes; or vectors beside
+    the data, with contours of the density if given.
 
     Data that cannot be read, and a density that cannot be solved for, are reported and left out.
     """
     info = trained.info
     if info.levels:
-        pictures.save_png(path, x[:GRID_IMAGES], info.levels)
+        images, columns = rows["images"][:GRID_IMAGES], None
+        if "labels" in rows:
+            images, columns = _by_class(images, rows["labels"][:GRID_IMAGES])
+        pictures.save_png(path, images, info.levels, columns)
         return
     real = None
     try:
         real = build.arrays(trained.config, info, "test").x
     except UserError as error:
         tqdm.write(f"the picture is without the data: {error}")
-    pictures.save_scatter(path, x, real, info.columns, density)
+    pictures.save_scatter(path, rows["x"], real, info.columns, density)
+
+
+def _by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """The images ordered by class, as many of each as there are of all, and that number."""
+    classes, counts = np.unique(labels, return_counts=True)
+    number = int(counts.min())
+    chosen = [np.flatnonzero(labels == label)[:number] for label in classes]
+    return images[np.concatenate(chosen)], number
 
 
 def _density(

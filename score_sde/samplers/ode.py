@@ -11,7 +11,7 @@ from jax import Array
 
 from score_sde.integrate import MAX_STEPS, Solution, check, check_method, integrate
 from score_sde.samplers.base import ALL, Progress, Sampler, Samples, Start, require_positive
-from score_sde.score import as_pytree, denoise, full_precision
+from score_sde.score import as_pytree, denoise, evaluations, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 
 FRAMES = 50  # of a trajectory by default, evenly in t
@@ -116,7 +116,10 @@ class ProbabilityFlow(Sampler):
         settings: Any = {name: getattr(self, name) for name in names}
         ends: Any = {"start": start, "end": end, "times": times, "num_steps": num_steps}
         with full_precision():
-            return integrate(lambda t, x: flow(x, t), x, **ends, **settings)
+            solution = integrate(lambda t, x: flow(x, t), x, **ends, **settings)
+        # Of guidance in an interval each call counts as one inside: some sample may be there.
+        most = evaluations(score, jnp.linspace(start, end, 1000, dtype=x.dtype))
+        return solution._replace(nfe=solution.nfe * most)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -128,12 +131,13 @@ def _sample(
     frames = FRAMES if keep == ALL else keep
     times = jnp.linspace(sde.T, t_min, frames) if keep else None
     solution = flow.solve(sde, score, x, sde.T, t_min, times)
-    end = solution.y
+    end, nfe = solution.y, solution.nfe
     if flow.denoise:
+        last = jnp.full(len(x), t_min, x.dtype)
         with full_precision():
-            end = denoise(sde, score, end, jnp.full(len(x), t_min, x.dtype))
+            end, nfe = denoise(sde, score, end, last), nfe + evaluations(score, last)
     path = None if solution.path is None else jnp.swapaxes(solution.path, 0, 1)
-    return Samples(end, solution.nfe + int(flow.denoise), path), solution.verdict
+    return Samples(end, nfe, path), solution.verdict
 
 
 @partial(jax.jit, static_argnums=3)

@@ -125,6 +125,8 @@ class PredictorCorrector(SteppedSampler):
       distance.
     - Langevin's norms are averaged over the batch, so a sample depends on its batch-mates.
     - ``denoise`` returns the last predictor's mean.
+    - A projection acts after the corrector and after the predictor, both at the predictor's time.
+      If it has a method ``mean(x, t)``, what ``denoise`` returns is that of the projected state.
 
     Otherwise steps are the process's exact transitions between the grid's times. Norms are per
     sample. ``denoise`` returns the denoised state at t_min, at one evaluation more.
@@ -214,7 +216,22 @@ class PredictorCorrector(SteppedSampler):
     def step(self, x: Array, memory: Array, i: Array, c: Context) -> tuple[Array, Array]:
         draws = self.corrections + 1
         noises = jnp.stack([c.noise(x, i * draws + draw) for draw in range(draws)])
+        if self.faithful and c.project is not None:
+            return self._faithful_level(x, i, noises, c)
         return self.level(c.sde, c.score, x, c.t(i), c.t(i + 1), noises)
+
+    def _faithful_level(self, x: Array, i: Array, z: Array, c: Context) -> tuple[Array, Array]:
+        """A level of the original's conditional samplers (controllable_generation.py)."""
+        t, dt = c.t(i), jnp.full(len(x), 1.0 / self.num_steps, x.dtype)
+        coefficients = original_step(c.sde, t, self.num_steps)
+        x, _ = self.correct(c.sde, c.score, x, t, coefficients, z[:-1])
+        x = c.projected(x, t, 2 * i)
+        x, _ = self.predict(c.sde, c.score, x, t, dt, coefficients, z[-1])
+        x = c.projected(x, t, 2 * i + 1)
+        return x, c.project.mean(x, t) if hasattr(c.project, "mean") else x
+
+    def after(self, x: Array, i: Array, c: Context) -> Array:
+        return x if self.faithful else super().after(x, i, c)
 
     def end(self, x: Array, memory: Array, c: Context) -> Array:
         return memory if self.faithful and self.denoise else super().end(x, memory, c)

@@ -6,6 +6,7 @@ its step, and reads as its paper's algorithm box.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from score_sde.samplers.base import (
     normal,
     require_positive,
 )
-from score_sde.score import denoise
+from score_sde.score import denoise, evaluations
 from score_sde.sde import SDE
 
 PARTS = 50  # of a loop that reports its progress, at most
@@ -39,6 +40,7 @@ class Context(NamedTuple):
         times: of the grid, falling, (steps + 1,).
         tables: of all times, as ``SteppedSampler.tables`` computes them.
         keys: one for each sample, (B,).
+        project: what is done to the states after each step, or None.
     """
 
     sde: SDE
@@ -46,6 +48,7 @@ class Context(NamedTuple):
     times: Array
     tables: Any
     keys: Array
+    project: Any = None
 
     def t(self, i: Array | int) -> Array:
         """The grid's i-th time for each sample, (B,)."""
@@ -58,6 +61,18 @@ class Context(NamedTuple):
     def noise(self, x: Array, index: Array | int) -> Array:
         """Standard normal noise like x (B, *shape); each index has its own."""
         return normal(self.keys, 1 + index, x.shape[1:], x.dtype)
+
+    def projected(self, x: Array, t: Array, index: Array | int) -> Array:
+        """The states after the projection at t (B,), if there is one; each index has its own
+        noise."""
+        if self.project is None:
+            return x
+
+        def fold(key: Array) -> Array:
+            return jax.random.fold_in(jax.random.fold_in(key, PROJECTION), index)
+
+        found: Array = self.project(x, t, jax.vmap(fold)(self.keys))
+        return found.astype(x.dtype)
 
 
 class _State(NamedTuple):
@@ -104,6 +119,10 @@ class SteppedSampler(Sampler):
         """The step from the i-th time to the next: the states reached, and the memory for the next
         step. Every evaluation of ``c.score`` is counted."""
 
+    def after(self, x: Array, i: Array, c: Context) -> Array:
+        """The states after the projection that follows the i-th step."""
+        return c.projected(x, c.t(i + 1), i)
+
     def end(self, x: Array, memory: Any, c: Context) -> Array:
         """The samples, from the states at the last time."""
         return c.denoised(x, len(c.times) - 1) if self.denoise else x
@@ -131,20 +150,18 @@ class SteppedSampler(Sampler):
 
         times = reals(self.times(start.sde))
         tables = jax.tree.map(reals, self.tables(start.sde, times))
-        return Context(start.sde, _Counted(start.score), times, tables, keys)
+        return Context(start.sde, _Counted(start.score), times, tables, keys, start.project)
 
-    def _step(self, state: _State, i: Array, c: Context, project: Any, keep: int) -> _State:
+    def _step(self, state: _State, i: Array, c: Context, keep: int) -> _State:
         """One step, with its projection, its evaluations and its place in the trajectory."""
-        before = c.score.calls
+        c.score.calls = 0
         x, memory = _typed(self.step(state.x, state.memory, i, c), (state.x, state.memory))
-        if project is not None:
-            fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PROJECTION), i))
-            x = project(x, c.t(i + 1), fold(c.keys))
+        x = self.after(x, i, c)
         path = state.path
         if path is not None:
             places = jnp.asarray(_places(len(c.times) - 1, keep))
             path = path.at[places[i]].set(x, mode="drop")
-        return _State(x, memory, state.nfe + c.score.calls - before, path)
+        return _State(x, memory, state.nfe + c.score.calls, path)
 
     def _started(self, x: Array, times: Array, keep: int) -> _State:
         path = None
@@ -155,9 +172,9 @@ class SteppedSampler(Sampler):
         return _State(x, self.memory(x), jnp.zeros((), jnp.int32), path)
 
     def _ended(self, state: _State, c: Context) -> Samples:
-        before = c.score.calls
+        c.score.calls = 0
         end = self.end(state.x, state.memory, c)
-        nfe = jnp.full(len(end), state.nfe + c.score.calls - before, jnp.int32)
+        nfe = jnp.full(len(end), state.nfe + c.score.calls, jnp.int32)
         return Samples(end, nfe, state.path)
 
 
@@ -168,7 +185,7 @@ def _whole(start: Start, sampler: SteppedSampler, shape: tuple[int, ...], keep: 
     c = sampler._context(keys, start, x.dtype)
 
     def body(state: _State, i: Array) -> tuple[_State, None]:
-        return sampler._step(state, i, c, start.project, keep), None
+        return sampler._step(state, i, c, keep), None
 
     state = sampler._started(x, c.times, keep)
     state, _ = jax.lax.scan(body, state, jnp.arange(len(c.times) - 1))
@@ -197,7 +214,7 @@ def _steps(
     c = sampler._context(keys, start, state.x.dtype)
 
     def body(i: Array, state: _State) -> _State:
-        return sampler._step(state, i, c, start.project, keep)
+        return sampler._step(state, i, c, keep)
 
     return jax.lax.fori_loop(begin, stop, body, state)
 
@@ -214,24 +231,25 @@ def _typed(new: Any, old: Any) -> Any:
 
 
 class _Counted:
-    """A score that counts its evaluations.
+    """A score that counts its evaluations, with the methods that the score has.
 
     Attributes:
-        calls: evaluations so far.
+        calls: evaluations so far; traced where they depend on the time.
     """
 
     def __init__(self, score: Any) -> None:
-        self._score, self.calls = score, 0
-        if hasattr(score, "denoised"):
-            self.denoised = self._denoised
+        self._score = score
+        self.calls: int | Array = 0
 
     def __call__(self, x: Array, t: Array) -> Array:
-        self.calls += 1
-        return self._score(x, t)
+        return self._counted(self._score, x, t)
 
-    def _denoised(self, x: Array, t: Array) -> Array:
-        self.calls += 1
-        return self._score.denoised(x, t)
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._counted, getattr(self._score, name))
+
+    def _counted(self, function: Callable[[Array, Array], Any], x: Array, t: Array) -> Any:
+        self.calls = self.calls + evaluations(self._score, t)
+        return function(x, t)
 
 
 def _places(num: int, keep: int) -> np.ndarray:

@@ -1,53 +1,35 @@
 """Feeds: the sources of the train step's batches.
 
 A feed is a function of the first step: ``batches(first_step)`` yields the batch of that update and
-of all after it, without end. A resumed run sees what the unbroken one would have seen.
+of all after it, without end. A resumed run sees what the unbroken one would have seen. Both feeds
+give the same batches in the order of ``batch_indices``.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+import os
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax import Array
 from jax.sharding import Mesh
 
+from score_sde.data.streamed import Batches as Reader
+from score_sde.data.streamed import batch_indices, begin_worker
+from score_sde.errors import UserError
 from score_sde.training.mesh import along_data
 
 PyTree = Any
-Batches = Callable[[int], Iterator[PyTree]]
+Batches = Callable[[int], Generator[PyTree, None, None]]
 
 # So many batches are placed at a time, as long as they are small. After a step the host's caches
 # are cold, and one batch takes as long as ten: 0.8 ms for the digits on two CPU devices.
 _BATCHES_AHEAD = 16
 _BYTES_AHEAD = 2**24
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    order = np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
-    order.flags.writeable = False  # it is shared by every batch of the epoch
-    return order
-
-
-def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
-    """The examples of update number ``step`` (from 0), (batch_size,) int32.
-
-    The epochs are permutations laid end to end and cut into batches, so that every example comes
-    once in an epoch and none is dropped; a batch may span two epochs, or many where the data set
-    is smaller than the batch. A resumed run needs to know nothing but the step.
-    """
-    start = step * batch_size
-    stop = start + batch_size
-    parts = []
-    while start < stop:
-        epoch, offset = divmod(start, num_examples)
-        part = _permutation(seed, epoch, num_examples)[offset : offset + stop - start]
-        parts.append(part)
-        start += len(part)
-    return np.concatenate(parts)
+_WORKERS = 8  # at most, where their number is not set
+_PLACED_AHEAD = 2  # batches of a stream that wait on the devices
 
 
 def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batches:
@@ -77,8 +59,79 @@ def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batc
 
         return jax.tree.map(gather, arrays)
 
-    def batches(first_step: int) -> Iterator[PyTree]:
+    def batches(first_step: int) -> Generator[PyTree, None, None]:
         for start in itertools.count(first_step, ahead):
             yield from [batch(step) for step in range(start, start + ahead)]
+
+    return batches
+
+
+def default_workers() -> int:
+    """How many processes read a stream where nobody says: half of the processors, up to 8."""
+    return max(1, min(_WORKERS, len(os.sched_getaffinity(0)) // 2))
+
+
+def streaming(
+    arrays: Mapping[str, Any], *, batch_size: int, seed: int, mesh: Mesh, workers: int
+) -> Batches:
+    """The feed of a set that stays in its files. Grain's workers read and decode it.
+
+    Args:
+        arrays: as those of ``in_memory``; a nested mapping with leaves that may be ``Streamed``.
+        batch_size: examples of one update over all devices, a multiple of their number.
+        seed: of the order, not negative.
+        mesh: with an axis ``data``, over which each batch is spread.
+        workers: processes that read; 0: threads of this one.
+
+    Raises:
+        UserError: Grain is not installed; from the batches: a file that has changed or is gone.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise UserError(
+            "config.data.stream: needs Grain: pip install 'score-sde[stream]'; or "
+            "config.data.stream=false, which reads all into memory"
+        ) from error
+    spread = along_data(mesh)
+    # The parts of a batch that this host's devices get; it reads no others.
+    parts = spread.addressable_devices_indices_map((batch_size,)).values()
+    positions = np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+    reader = Reader(arrays, batch_size, seed, positions)
+
+    def place(batch: PyTree) -> PyTree:
+        def placed(array: np.ndarray) -> Array:
+            def part(index: Any) -> np.ndarray:
+                return array[np.searchsorted(positions, np.arange(batch_size)[index[0]])]
+
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), spread, part)
+
+        return jax.tree.map(placed, batch)
+
+    def batches(first_step: int) -> Generator[PyTree, None, None]:
+        threads = 0 if workers else default_workers()
+        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        # An element is a batch: it lies in one piece, and its step says all about it.
+        steps = grain.MapDataset.range(first_step, 2**31).map(reader).to_iter_dataset(read)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads its own, of which nobody sets one here
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+            steps = steps.mp_prefetch(options, worker_init_fn=begin_worker)
+        ahead = grain.experimental.ThreadPrefetchIterDataset(
+            steps.map(place), prefetch_buffer_size=_PLACED_AHEAD
+        )
+        iterator = iter(ahead)
+        try:
+            yield from iterator
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in f"{error}":
+                raise
+            raise UserError(
+                f"config.data.workers = {workers}: a worker ended ({error}); allowed are fewer, 0 "
+                "for none; a script trains below `if __name__ == '__main__':`"
+            ) from error
+        finally:
+            iterator.close()
 
     return batches

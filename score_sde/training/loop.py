@@ -4,13 +4,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.sharding import Sharding
 
+from score_sde.errors import UserError
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.feed import Batches
 from score_sde.training.logs import RunLog
@@ -18,6 +20,7 @@ from score_sde.training.mesh import placed
 from score_sde.training.state import TrainState
 from score_sde.training.step import TrainStep
 
+PyTree = Any
 Hook = tuple[int, Callable[[int, TrainState], Mapping[str, float] | None]]
 
 
@@ -58,23 +61,42 @@ def train(
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; the checkpoints are earlier ones.
-        UserError: no checkpoint fits the state or can be read, or a file cannot be written.
+        UserError: no checkpoint fits the state or can be read, a file cannot be written, or a batch
+            cannot be read; what was trained by then is saved.
     """
     place = state.step.sharding
     key = placed(jax.random.key(seed), place)  # elsewhere it would be copied at every step
     with _stop_signal() as stop_signal, checkpoints or nullcontext():
         state = (checkpoints and checkpoints.restore(state)) or state
         done = first = int(state.step)
-        with RunLog(workdir, first, num_steps, _steps_ahead(place), metrics) as log:
-            for done, batch in zip(range(first + 1, num_steps + 1), batches(first), strict=False):
+        ahead = _steps_ahead(place)
+        with (
+            closing(batches(first)) as feed,
+            RunLog(workdir, first, num_steps, ahead, metrics) as log,
+        ):
+
+            def save() -> None:
+                if checkpoints:
+                    with log.pause():
+                        checkpoints.save(state, done)
+
+            def rescue() -> None:
+                # Processes save together, and the others do not know of this one's error.
+                if done > first and done % checkpoint_every and jax.process_count() == 1:
+                    if done % log_every:
+                        log.write()
+                    save()
+
+            rescued = _rescued(feed, rescue)
+            for number, batch in zip(range(first + 1, num_steps + 1), rescued, strict=False):
                 state, values = step(state, batch, key)
+                done = number
                 log.dispatched(values, len(jax.tree.leaves(batch)[0]))
                 last = done == num_steps or stop_signal() is not None
                 if last or done % log_every == 0:
                     log.write()
-                if checkpoints and (last or done % checkpoint_every == 0):
-                    with log.pause():
-                        checkpoints.save(state, done)
+                if last or done % checkpoint_every == 0:
+                    save()
                 for every, function in hooks:
                     if stop_signal() is None and (done == num_steps or done % every == 0):
                         with log.pause():
@@ -86,6 +108,15 @@ def train(
     if (name := stop_signal()) is not None:
         _report_stop(f"{name} after step {done} of {num_steps}", checkpoints is not None)
     return state
+
+
+def _rescued(feed: Iterator[PyTree], rescue: Callable[[], None]) -> Iterator[PyTree]:
+    """The batches. Where one cannot be read, `rescue` is called before the error goes on."""
+    try:
+        yield from feed
+    except UserError:
+        rescue()
+        raise
 
 
 def _report_stop(by: str, saved: bool) -> None:

@@ -112,7 +112,7 @@ def tiny_set(tmp_path_factory):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_array_record_is_read(split, tiny_set):
     found = prepared.find(tiny_set, "cifar10")
-    assert found is not None and prepared.obstacle(found) is None
+    assert found is not None and prepared.obstacle(found, "cifar10") is None
     images, condition = prepared.read(found, TINY, split)
     labels = condition["labels"]
     assert images.shape == (TINY.splits[split], 32, 32, 3) and images.dtype == np.uint8

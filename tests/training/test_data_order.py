@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from score_sde.training.feed import batch_indices
+from score_sde.data.streamed import batch_indices
 
 
 @pytest.mark.parametrize("batch_size, num_examples", [(4, 10), (5, 10), (10, 10), (25, 10)])

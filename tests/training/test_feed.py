@@ -1,11 +1,15 @@
-"""The feed: from any step on, the examples that the step asks for."""
+"""The feeds: from any step on, the examples that the step asks for."""
 
 import itertools
+import os
 
 import jax
 import numpy as np
+import pytest
 
-from score_sde.training.feed import batch_indices, in_memory
+from score_sde.data.streamed import Raw, Stamp, Streamed, batch_indices
+from score_sde.errors import UserError
+from score_sde.training.feed import in_memory, streaming
 from score_sde.training.mesh import along_data, data_mesh
 
 
@@ -24,3 +28,49 @@ def test_every_array_is_gathered_by_the_order_of_the_steps():
             assert batch["x"].dtype == np.uint8 and batch["x"].sharding == along_data(mesh)
     empty = in_memory({"x": arrays["x"], "condition": {}}, batch_size=4, seed=7, mesh=mesh)
     assert next(empty(0))["condition"] == {}
+
+
+@pytest.fixture
+def streamed(tmp_path):
+    """50 images in a file and their labels, and the arrays that they are."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 3, 1), np.uint8)
+    path = tmp_path / "images"
+    path.write_bytes(b"head" + images.tobytes())
+    reader = Raw(path, "images", Stamp.of(path.stat()), 4, (4, 3, 1), images.dtype)
+    order = np.random.default_rng(1).permutation(50)[:45]
+    labels = {"labels": np.arange(45, dtype=np.int32)}
+    x = Streamed(reader, order, (4, 3, 1), images.dtype)
+    return {"x": x, "condition": labels}, {"x": images[order], "condition": labels}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_gives_what_memory_gives(workers, streamed):
+    mesh = data_mesh(jax.devices()[:1])
+    options = {"batch_size": 8, "seed": 3, "mesh": mesh}
+    stream = streaming(streamed[0], workers=workers, **options)
+    memory = in_memory(streamed[1], **options)
+    for first, count in ((0, 15), (7, 3)):  # 15 batches are more than two epochs
+        batches = stream(first)
+        for one, other in zip(itertools.islice(batches, count), memory(first), strict=False):
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+            assert one["x"].sharding == other["x"].sharding and one["x"].dtype == np.uint8
+        batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_cannot_read_ends_the_batches_in_one_line(workers, streamed):
+    streamed[0]["x"].read.path.unlink()
+    mesh = data_mesh(jax.devices()[:1])
+    batches = streaming(streamed[0], batch_size=8, seed=3, mesh=mesh, workers=workers)(0)
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert str(caught.value) == "images: cannot be read any more (No such file or directory)"
+
+
+def test_a_worker_that_ends_is_one_line(streamed):
+    """As where the memory ends: the kernel kills it."""
+    streamed[0]["x"] = Streamed(lambda rows: os._exit(9), np.arange(45), (4, 3, 1), np.dtype("u1"))
+    mesh = data_mesh(jax.devices()[:1])
+    batches = streaming(streamed[0], batch_size=8, seed=3, mesh=mesh, workers=1)(0)
+    with pytest.raises(UserError, match=r"^config\.data\.workers = 1: a worker ended .* code 9"):
+        next(batches)

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from score_sde.data.streamed import Raw, Stamp, Streamed
+from score_sde.errors import UserError
 from score_sde.training.checkpoints import restore_ema
-from tests.training.tiny_run import TinyRun
+from score_sde.training.feed import streaming
+from tests.training.tiny_run import EXAMPLES, IMAGES, TinyRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,9 +87,9 @@ def test_a_run_in_parts_is_the_run(unbroken, tmp_path, capfd):
     assert_same(run.train(tmp_path, [(1, interrupt)]), whole)
 
 
-def start(workdir, num_steps):
+def start(workdir, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.tiny_run", str(workdir), str(num_steps)],
+        [sys.executable, "-m", "tests.training.tiny_run", str(workdir), *map(str, arguments)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -127,6 +130,44 @@ def test_killed_runs_end_as_the_unbroken_one(tmp_path):
     assert run.traces == 1
     written = [line["step"] for line in lines(tmp_path)]
     assert written == sorted(set(written)) and written[-1] == num_steps
+
+
+def test_a_killed_stream_ends_as_the_unbroken_run(tmp_path):
+    """And its workers end with it."""
+    killed = start(tmp_path, 40, 2)
+    wait_for_checkpoint(tmp_path, killed)
+    threads = Path(f"/proc/{killed.pid}/task").glob("*/children")
+    workers = [each for started in threads for each in started.read_text().split()]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    run = TinyRun(40, workers=0)
+    assert_same(run.train(tmp_path), TinyRun(40).train(tmp_path / "in memory"))
+    assert len(workers) >= 2  # and one of multiprocessing itself
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{each}").exists() for each in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
+    images = tmp_path / "images"
+    images.write_bytes(IMAGES.tobytes())
+    reader = Raw(images, "images", Stamp.of(images.stat()), 0, IMAGES.shape[1:], IMAGES.dtype)
+    x = Streamed(reader, np.arange(23), IMAGES.shape[1:], IMAGES.dtype)
+    run = TinyRun()
+    run.batches = streaming(
+        {"x": x, "condition": EXAMPLES["condition"]},
+        **{"batch_size": 8, "seed": 5, "mesh": run.mesh, "workers": 0},
+    )
+    broken = [(3, lambda step, state: step == 3 and images.rename(tmp_path / "elsewhere"))]
+    # Steps 4 and later: some batches have been read ahead.
+    with pytest.raises(UserError, match=r"^images: cannot be read any more \(No such file"):
+        run.train(tmp_path / "run", broken, num_steps=1000, checkpoint_every=1000)
+    (kept,) = steps_on_disk(tmp_path / "run")
+    assert int(kept.name) >= 3 and lines(tmp_path / "run")[-1]["step"] == int(kept.name)
+    (tmp_path / "elsewhere").rename(images)
+    state = run.train(tmp_path / "run", num_steps=40)
+    assert_same(state, TinyRun().train(tmp_path / "in memory", num_steps=40))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):

@@ -25,7 +25,12 @@ from score_sde.training.mesh import is_writer
 from tests.training.tiny_run import TinyRun
 run, called = TinyRun(), []
 assert jax.process_count() == run.mesh.size == 2 and is_writer() == (rank == "0")
-assert len(next(run.batches(0))["x"].addressable_shards) == 1
+from score_sde.training.feed import streaming
+from tests.training.tiny_run import EXAMPLES
+streamed = streaming(EXAMPLES, batch_size=8, seed=5, mesh=run.mesh, workers=0)
+mine, same = next(run.batches(0))["x"], next(streamed(0))["x"]
+assert len(mine.addressable_shards) == len(same.addressable_shards) == 1
+assert (mine.addressable_data(0) == same.addressable_data(0)).all()
 hook = (3, lambda step, state: called.append(step))
 run.train(Path(workdir), [hook], num_steps=7)
 run.train(Path(workdir), [hook])  # goes on from the checkpoint

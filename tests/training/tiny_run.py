@@ -1,4 +1,5 @@
-"""A whole run of a tiny model, for tests to call and, as a program, to kill: WORKDIR NUM_STEPS."""
+"""A whole run of a tiny model, for tests to call and, as a program, to kill: WORKDIR NUM_STEPS, and
+WORKERS for a stream."""
 
 import sys
 import time
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.training.checkpoints import Checkpoints
-from score_sde.training.feed import in_memory
+from score_sde.training.feed import in_memory, streaming
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh
 from score_sde.training.optimizers import optimizer
@@ -24,8 +25,10 @@ EXAMPLES = {"x": IMAGES, "condition": {"labels": np.arange(23, dtype=np.int32) %
 class TinyRun:
     """A two-layer denoiser with noise from the key; counts how often its loss is traced."""
 
-    def __init__(self, num_steps: int = 12, learning_rate: float = 1e-2):
-        self.num_steps = num_steps
+    def __init__(
+        self, num_steps: int = 12, learning_rate: float = 1e-2, workers: int | None = None
+    ):
+        self.num_steps, self.workers = num_steps, workers
         self.traces = 0
         self.mesh = data_mesh()
         self.optimizer = optimizer(
@@ -47,7 +50,10 @@ class TinyRun:
         return create(params, self.optimizer, self.mesh)
 
     def batches(self, first_step: int):
-        return in_memory(EXAMPLES, batch_size=8, seed=5, mesh=self.mesh)(first_step)
+        options = {"batch_size": 8, "seed": 5, "mesh": self.mesh}
+        if self.workers is None:
+            return in_memory(EXAMPLES, **options)(first_step)
+        return streaming(EXAMPLES, workers=self.workers, **options)(first_step)
 
     def train(self, workdir: Path, hooks=(), **changes) -> TrainState:
         settings = dict(num_steps=self.num_steps, seed=5, checkpoint_every=4, log_every=2)
@@ -58,4 +64,5 @@ class TinyRun:
 
 if __name__ == "__main__":
     # A hook at every step, a slow one: leaves the parent time to act at any moment of the run.
-    TinyRun(int(sys.argv[2])).train(Path(sys.argv[1]), [(1, lambda step, state: time.sleep(0.03))])
+    run = TinyRun(int(sys.argv[2]), workers=int(sys.argv[3]) if sys.argv[3:] else None)
+    run.train(Path(sys.argv[1]), [(1, lambda step, state: time.sleep(0.03))])

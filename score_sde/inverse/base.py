@@ -1,0 +1,145 @@
+"""What the methods for inverse problems share: from a measurement to the score of its posterior.
+
+A measurement is y = A(x0) + sigma_y n with normal noise n. With D = E[x0 | x_t] and g a method's
+approximation of grad log p(y | x_t), the posterior at time t has
+
+    score      score(x_t) + g,          denoised      D + (sigma^2 / alpha) g.
+
+An operator A is a function of the whole batch, (B, *shape) to (B, *measured). Its transpose comes
+from ``jax.linear_transpose``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from score_sde.errors import require
+from score_sde.score import as_pytree, denoise, evaluations
+from score_sde.sde import SDE, ScoreFn, expand
+
+Operator = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Posterior(ABC):
+    """The approximate score of x_t given y, a score function and a pytree.
+
+    Attributes:
+        sde: the process.
+        score: the score of x_t without the measurement.
+        operator: A.
+        y: the measurements, (B, *measured), or (1, *measured), one for all.
+        sigma_y: standard deviation of their noise.
+    """
+
+    sde: SDE
+    score: Any
+    operator: Any
+    y: Array
+    sigma_y: Any
+
+    not_a_density = "the approximate score of a posterior belongs to no density"
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """Passes through the network for each call, forth and back."""
+
+    @abstractmethod
+    def estimate(self, x: Array, t: Array) -> tuple[Array, Array]:
+        """E[x0 | x_t] and the gradient of log p(y | x_t), (B, *shape) each."""
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        x0, gradient = self.estimate(x, t)
+        alpha, sigma2 = self.sde.alpha(t), jnp.square(self.sde.sigma(t))
+        return (expand(alpha, x) * x0 - x) / expand(sigma2, x) + gradient
+
+    def denoised(self, x: Array, t: Array) -> Array:
+        """E[x0 | x_t, y], (B, *shape)."""
+        x0, gradient = self.estimate(x, t)
+        return x0 + expand(self._lift(t), x) * gradient
+
+    def evaluations(self, t: Array) -> int | Array:
+        """Passes through networks for each call."""
+        return self.passes * evaluations(self.score, t)
+
+    def _denoised_and_pull(self, x: Array, t: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """D at x, and v -> (dD/dx)^T v."""
+        x0, pull = jax.vjp(lambda x: denoise(self.sde, self.score, x, t), x)
+        return x0, lambda v: pull(v)[0]
+
+    def _lift(self, t: Array) -> Array:
+        """sigma^2 / alpha: this times dD/dx is the covariance of x0 given x_t."""
+        return jnp.square(self.sde.sigma(t)) / self.sde.alpha(t)
+
+    def _offset(self, x0: Array) -> Array:
+        """y - A(x0), (B, *measured)."""
+        return fitting(self.y, found := self.operator(x0)) - found
+
+    def _transpose(self, v: Array, like: Array) -> Array:
+        return transpose(self.operator, v, like)
+
+    def _noise_variance(self, v: Array) -> Array:
+        return jnp.square(jnp.asarray(self.sigma_y, v.dtype))
+
+
+def measured(
+    sde: SDE, score: ScoreFn, operator: Operator, y: Array, sigma_y: float
+) -> tuple[SDE, Any, Any, Array, Any]:
+    """The first fields of a `Posterior`, checked.
+
+    Raises:
+        ValueError: a negative sigma_y, or a process with alpha(T) = 0.
+    """
+    is_number = isinstance(sigma_y, int | float)
+    require(not is_number or 0 <= sigma_y < float("inf"), "sigma_y", sigma_y, "numbers from 0 on")
+    require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
+    return sde, as_pytree(score), as_pytree(operator), jnp.asarray(y), sigma_y
+
+
+def fitting(y: Array, found: Array) -> Array:
+    """The measurements, if they have the shape of operator(x); otherwise ValueError."""
+    one_for_all = (1, *found.shape[1:])
+    allowed = f"{found.shape}, as of operator(x), and {one_for_all}"
+    require(y.shape in (found.shape, one_for_all), "y.shape", y.shape, allowed)
+    return y
+
+
+def transpose(operator: Operator, v: Array, like: Array) -> Array:
+    """A^T v of shape (B, *shape), for v (B, *measured) and any states like x.
+
+    Raises:
+        ValueError: an operator that is not linear.
+    """
+    try:
+        found: Array = jax.linear_transpose(operator, like)(v)[0]
+    except NotImplementedError as error:
+        raise ValueError(f"operator: {error}; allowed are linear ones, except with dps") from error
+    return found
+
+
+def conjugate_gradients(apply: Operator, b: Array, iterations: int) -> Array:
+    """Solve apply(u) = b for each row of b (B, *measured) by itself, for a symmetric and positive
+    operator (Hestenes, Stiefel 1952). In exact arithmetic as many iterations as the operator has
+    different eigenvalues are enough."""
+
+    def dot(u: Array, v: Array) -> Array:
+        return jnp.sum(u * v, axis=range(1, u.ndim))
+
+    def over(a: Array, b: Array) -> Array:  # 0 where the residual is 0 already
+        return expand(jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0), u)
+
+    def body(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        u, r, p = state
+        q = apply(p)
+        step = over(dot(r, r), dot(p, q))
+        rest = r - step * q
+        return u + step * p, rest, rest + over(dot(rest, rest), dot(r, r)) * p
+
+    u = jnp.zeros_like(b)
+    return jax.lax.fori_loop(0, iterations, body, (u, b, b))[0]

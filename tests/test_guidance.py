@@ -1,0 +1,234 @@
+"""Guidance with exact scores: what it is at weights 0 and 1, in an interval, and what it costs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from score_sde import guidance, oracle
+from score_sde.likelihood import log_likelihood
+from score_sde.samplers import DDIM, SAMPLERS, ExponentialMultistep, Heun, ProbabilityFlow
+from score_sde.score import Model
+from score_sde.sde import VESDE, VPSDE
+from tests.cases import Cosine, SubVPSDE
+
+SDE = VPSDE()
+LABELS = jnp.asarray([0, 1, 2, 1], jnp.int32)
+MEANS = jnp.asarray([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]])
+WEIGHTS = jnp.asarray([0.5, 0.3, 0.2])
+
+
+def network(params, x, noise, condition):
+    """Denoised data, shifted by the label's row; no label, no shift."""
+    shift = jax.nn.one_hot(condition["labels"], 3) @ params["table"]
+    return jnp.tanh(x @ params["matrix"] + shift + 0.1 * noise[:, None])
+
+
+@pytest.fixture
+def model():
+    rng = np.random.default_rng(0)
+    params = {"matrix": rng.normal(size=(2, 2)), "table": rng.normal(size=(3, 2))}
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    return Model(params, SDE, network, "denoised", "log_snr")
+
+
+compiled = jax.jit(lambda score, x, t: score(x, t))
+
+
+def states(number: int = 4) -> tuple[Array, Array]:
+    keys = jax.random.split(jax.random.key(1))
+    t = jax.random.uniform(keys[1], (number,), minval=0.01, maxval=0.99)
+    return jax.random.normal(keys[0], (number, 2)), t
+
+
+def test_weights_0_and_1_are_the_scores_themselves(model):
+    x, t = states()
+    for weight, labels in ((1.0, LABELS), (0, jnp.full(4, -1, jnp.int32))):
+        found, plain = (
+            guidance.classifier_free(model, LABELS, weight),
+            model.given({"labels": labels}),
+        )
+        np.testing.assert_array_equal(found(x, t), plain(x, t))
+        np.testing.assert_array_equal(found.denoised(x, t), plain.denoised(x, t))
+
+
+def test_the_formula_and_its_one_evaluation(model):
+    x, t = states()
+    guided = guidance.classifier_free(model, {"labels": LABELS}, 3.0)
+    given = model.given({"labels": LABELS})
+    plain = model.given({"labels": jnp.full(4, -1, jnp.int32)})
+    for at in ("__call__", "denoised"):
+        expected = plain(x, t) if at == "__call__" else plain.denoised(x, t)
+        first = getattr(given, at)(x, t)
+        expected = expected + 3.0 * (first - expected)
+        # The sums of a product over two columns round differently in another batch.
+        np.testing.assert_allclose(getattr(guided, at)(x, t), expected, rtol=1e-5, atol=1e-5)
+    shapes = []
+
+    def seen(params, x, noise, condition):
+        shapes.append((len(x), len(condition["labels"])))
+        return network(params, x, noise, condition)
+
+    guidance.classifier_free(dataclasses.replace(model, apply=seen), LABELS, 3.0)(x, t)
+    assert shapes == [(8, 8)]
+
+
+def test_an_interval_is_plain_sampling_outside_it(model):
+    """nu = sigma / alpha from 0.3 to 1: some of the samples are in it, all, or none."""
+    given = model.given({"labels": LABELS})
+    low, high = (SDE.inverse_log_snr(-2.0 * jnp.log(jnp.asarray([nu])))[0] for nu in (0.3, 1.0))
+    guided = guidance.classifier_free(model, LABELS, 3.0, (0.3, 1.0))
+    everywhere = guidance.classifier_free(model, LABELS, 3.0)
+    x, _ = states()
+    before, inside, after = 0.9 * low, 0.5 * (low + high), 0.5 * (high + 1.0)
+    for t, count in (
+        (jnp.stack([before, after, before, after]), 1),
+        (jnp.stack([inside, before, after, inside]), 2),
+    ):
+        # Compiled alike, the scores outside are the same to the last bit. Beside a sample that is
+        # inside, they come from a batch of another size, whose sums may round differently.
+        acts, found = np.asarray(t == inside), np.asarray(compiled(guided, x, t))
+        expected = np.where(acts[:, None], everywhere(x, t), compiled(given, x, t))
+        np.testing.assert_allclose(found, expected, rtol=0.0 if count == 1 else 1e-5)
+        assert int(guided.evaluations(t)) == count
+
+
+@pytest.mark.parametrize("progress", [None, lambda share: None], ids=["whole", "parts"])
+def test_evaluations_of_every_network_are_counted(model, progress):
+    def nfe(score, sampler=None):
+        sampler = sampler or DDIM(10)
+        drawn = sampler.sample(jax.random.key(0), SDE, score, shape=(4, 2), progress=progress)
+        return int(drawn.nfe[0])
+
+    assert nfe(guidance.classifier_free(model, LABELS, 2.0)) == 22
+    assert nfe(guidance.classifier_free(model, LABELS, 1.0)) == 11
+    given = model.given({"labels": LABELS})
+    guided = guidance.autoguidance(SDE, given, given, 2.0)
+    assert nfe(guided) == 22 and nfe(guided, Heun(5)) == 22
+    assert nfe(guidance.classifier(SDE, guided, lambda x, t: x, LABELS % 2)) == 44
+    # Of an interval only the steps inside: here those at which nu is at most 1.
+    sampler = DDIM(10)
+    inside = int(jnp.sum(SDE.log_snr(sampler.times(SDE)) >= 0.0))
+    part = guidance.classifier_free(model, LABELS, 2.0, (0.0, 1.0))
+    assert 0 < inside < 11 and nfe(part) == 11 + inside
+
+
+def test_evaluations_of_the_flow(model):
+    flow = ProbabilityFlow(solver="euler", num_steps=5)
+    for score, each in (
+        (guidance.classifier_free(model, LABELS, 2.0), 2),
+        (guidance.classifier_free(model, LABELS, 2.0, (0.3, 1.0)), 2),
+        (guidance.classifier_free(model, LABELS, 2.0, (1e9, 2e9)), 1),
+    ):
+        drawn = flow.sample(jax.random.key(0), SDE, score, shape=(4, 2))
+        # The last denoising is at nu = 0.03: outside of the two intervals.
+        ends = 2 if score.interval is None else 1
+        assert drawn.nfe.tolist() == [5 * each + ends] * 4
+
+
+def classes() -> tuple[oracle.GaussianMixture, oracle.GaussianMixture]:
+    """Three overlapping classes of unequal weight, and that of label 1 alone."""
+    covariances = jnp.stack(
+        [0.1 * jnp.eye(2), jnp.diag(jnp.asarray([0.3, 0.05])), 0.2 * jnp.eye(2)]
+    )
+    mixture = oracle.gaussian_mixture(WEIGHTS, MEANS, covariances)
+    return mixture, oracle.gaussian(MEANS[1], covariances[1])
+
+
+@pytest.mark.parametrize("sde", [SDE, SubVPSDE(), VESDE(0.01, 20.0), Cosine()])
+def test_the_exact_class_posterior_makes_the_class(sde):
+    """Classifier guidance is then the class's own score: a sampler cannot tell them apart."""
+    mixture, alone = classes()
+    labels = jnp.full(4, 1, jnp.int32)
+    log_prob = lambda x, t: jnp.log(mixture.posterior(sde, x, t))  # noqa: E731
+    guided = guidance.classifier(sde, mixture.score(sde), log_prob, labels)
+    x, t = states()
+    x = x * sde.sigma(t)[:, None] + sde.alpha(t)[:, None] * MEANS[jnp.asarray([0, 1, 2, 1])]
+    exact = alone.score(sde)
+    # The class's score is a difference of two that round at 1e-6 of their size 1 / sigma.
+    size = np.asarray(1.0 / sde.sigma(t))[:, None]
+    np.testing.assert_allclose(guided(x, t) / size, exact(x, t) / size, atol=2e-4)
+    np.testing.assert_allclose(guided.denoised(x, t), exact.denoised(x, t), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["ode", "unipc", "pc"])
+def test_a_guided_sampler_draws_the_class(name):
+    mixture, alone = classes()
+    labels = jnp.full(64, 1, jnp.int32)
+
+    def log_prob(x: Array, t: Array) -> Array:
+        return jnp.log(mixture.posterior(SDE, x, t))
+
+    guided = guidance.classifier(SDE, mixture.score(SDE), log_prob, labels)
+    sampler = ProbabilityFlow() if name == "ode" else SAMPLERS[name](num_steps=20)
+    # The same noise, and scores that are the same up to rounding.
+    drawn = [
+        sampler.sample(jax.random.key(0), SDE, score, shape=(64, 2)).x
+        for score in (guided, alone.score(SDE))
+    ]
+    np.testing.assert_allclose(*drawn, atol=5e-3)
+
+
+def test_densities():
+    """Weight 1 and scale 1 have one; other weights are refused with the reason."""
+    mixture, alone = classes()
+    x = alone.sample(jax.random.key(2), 3)
+    labels = jnp.full(3, 1, jnp.int32)
+
+    def log_prob(x: Array, t: Array) -> Array:
+        return jnp.log(mixture.posterior(SDE, x, t))
+
+    def density(score):
+        return log_likelihood(jax.random.key(0), SDE, score, x, divergence="exact", t_min=1e-3)
+
+    guided = guidance.classifier(SDE, mixture.score(SDE), log_prob, labels)
+    exact = alone.log_prob(SDE, x, jnp.full(3, 1e-3))
+    # The prior is wrong by alpha(T) |m| = 0.007: some hundredths of a nat.
+    np.testing.assert_allclose(density(guided).log_prob, exact, atol=0.05)
+    own, worse = alone.score(SDE), mixture.score(SDE)
+    plain = density(guidance.autoguidance(SDE, own, worse, 1.0)).log_prob
+    np.testing.assert_array_equal(plain, density(own).log_prob)
+    for refused in (
+        guidance.autoguidance(SDE, own, worse, 2.0),
+        guidance.classifier(SDE, worse, log_prob, labels, 2.0),
+        guidance.classifier(SDE, guidance.autoguidance(SDE, own, worse, 2.0), log_prob, labels),
+    ):
+        with pytest.raises(ValueError, match=r"score: guided by a .* belongs to no density"):
+            density(refused)
+
+
+def test_another_weight_and_other_labels_run_the_same_program(model):
+    traced = []
+
+    def seen(params, x, noise, condition):
+        traced.append(1)
+        return network(params, x, noise, condition)
+
+    model = dataclasses.replace(model, apply=seen)
+    sampler = ExponentialMultistep(3)
+    for weight, labels in ((2.0, LABELS), (3.5, LABELS[::-1])):
+        score = guidance.classifier_free(model, labels, weight)
+        sampler.sample(jax.random.key(0), SDE, score, shape=(4, 2))
+        if weight == 2.0:
+            first = len(traced)
+    assert len(traced) == first
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (
+            lambda m: guidance.classifier_free(m, LABELS, -1.0),
+            r"weight = -1.0: allowed are numbers",
+        ),
+        (lambda m: guidance.classifier_free(m, {"vector": 0}, 2.0), "condition = .*with labels"),
+        (lambda m: guidance.classifier_free(m, LABELS, 2.0, (2.0, 1.0)), "interval = .* rising"),
+        (lambda m: guidance.classifier(SDE, m, m, LABELS, -1.0), "scale = -1.0"),
+    ],
+)
+def test_mistakes(model, make, line):
+    with pytest.raises(ValueError, match=line):
+        make(model)
