@@ -43,6 +43,8 @@ OWN = {
     "data.channels": 0,
     "data.num_classes": 0,
     "data.condition": (),
+    "data.stream": None,
+    "data.workers": None,
     "likelihood.num_images": 0,  # they have no test split
 }
 
@@ -192,7 +194,7 @@ def _feed(config: ConfigDict, arrays: Arrays, mesh: Mesh) -> tuple[Batches, str]
         return in_memory(examples, **options), f" in memory, {size}" if can else ""
     workers = config.data.workers
     workers = default_workers() if workers is None else workers
-    by = f"{workers} worker processes" if workers else "threads"
+    by = f"{workers} worker process{'es' * (workers > 1)}" if workers else "threads"
     return streaming(examples, workers=workers, **options), f" streamed by {by}, {size}"
 
 
