@@ -122,7 +122,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     if mode == "convert":
         found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
     else:
-        found = commands.of_run(mode, values.config, values.workdir, rest)
+        # Anybody's images, compared with others or with the set of a preset.
+        compares = options.get("samples") and (options["reference"] or values.config)
+        needs_run = not (mode in ("config", "data") or compares)
+        found = commands.of_run(mode, values.config, values.workdir, rest, needs_run)
     if options.get("step") == "best":
         options["step"] = commands.best_step(found[1])
     if "output" in options:

@@ -15,11 +15,16 @@ from score_sde.validation import validate
 
 
 def of_run(
-    mode: str, preset: str | None, workdir: str | None, typed: Sequence[str]
+    mode: str,
+    preset: str | None,
+    workdir: str | None,
+    typed: Sequence[str],
+    needs_run: bool = True,
 ) -> tuple[ConfigDict, Path]:
-    """Find the workdir. Merge the preset, the config saved there and the typed values."""
+    """Find the workdir. Merge the preset, the config saved there and the typed values. What needs
+    no run has the current folder where no workdir is given."""
     given = None if preset is None else presets.load(preset)
-    if mode in ("config", "data") and workdir is None:
+    if not needs_run and workdir is None:
         return _valid(given or presets.load(presets.DEFAULT), typed), Path()
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)

@@ -186,6 +186,20 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     assert done.returncode == 2 and "1 files are missing, such as 000000.npy" in done.stderr
 
 
+def test_anybodys_images_need_no_run(judged, tmp_path):
+    workdir, _ = judged
+    np.savez(tmp_path / "a.npz", images=np.resize(images(24, channels=1), (24, 8, 8, 1)))
+    (tmp_path / "classifier.npz").write_bytes((workdir / "classifier.npz").read_bytes())
+    given = ("--mode=evaluate", "--samples=a.npz", *SETTINGS)
+    succeed(*given, "--config", ROOT / "configs" / "vp_digits.py", cwd=tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["samples"] == {"path": "a.npz", "n": 24}
+    assert found["reference"] == {"set": "digits", "split": "train", "n": 30}
+    assert not (tmp_path / "report.html").exists()
+    line = refused(*given, cwd=tmp_path)
+    assert line.startswith("error: --workdir = 'runs/vp_digits': ")
+
+
 def test_statistics_of_a_set_are_a_reference(judged, tmp_path):
     """By one command, which finds the features that an evaluation has kept."""
     workdir, _ = judged
