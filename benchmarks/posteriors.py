@@ -60,11 +60,11 @@ def by_score(make, *arguments):
     return DDIM(steps, eta=1.0).sample(key, sde, posterior, shape=shape)
 
 
-def by_replacement(key, sde, prior, operator, y, sigma_y, steps):
+def by_replacement(make, key, sde, prior, operator, y, sigma_y, steps):
     """Draw by the projection."""
     project = inverse.replacement(sde, None, operator, y, sigma_y, iterations=8)
     shape = (DRAWS, prior.means.shape[1])
-    return DDIM(steps, eta=1.0).sample(key, sde, prior.score(sde), shape=shape, project=project)
+    return make(steps).sample(key, sde, prior.score(sde), shape=shape, project=project)
 
 
 def by_particles(particles, key, sde, prior, operator, y, sigma_y, steps):
@@ -83,7 +83,8 @@ def exactly(key, sde, prior, operator, y, sigma_y, steps):
 
 METHODS = {
     "exact": exactly,
-    "replacement": by_replacement,
+    "replacement": partial(by_replacement, partial(DDIM, eta=1.0)),
+    "repaint 5": partial(by_replacement, partial(inverse.RePaint, resamplings=5)),
     "dps 0.03": partial(by_score, partial(inverse.dps, zeta=0.03)),
     "diffpir": partial(by_score, inverse.diffpir),
     "pigdm": partial(by_score, inverse.pigdm),

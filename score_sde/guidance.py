@@ -20,7 +20,6 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.errors import require
-from score_sde.score import Condition, as_pytree, denoise, evaluations
+from score_sde.score import Condition, as_pytree, denoise, evaluations, pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 NO_LABEL = -1  # of samples without a label: networks embed it as zeros
@@ -129,8 +128,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)  # known before compilation
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _Guided:
     """first + (weight - 1) (first - second), of scores and of denoised data."""
 
@@ -183,8 +181,7 @@ def _call(score: Any, what: str, x: Array, t: Array) -> Array:
     return found
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _OneBatch:
     """A model under two conditions, evaluated on one batch of 2 B states."""
 
@@ -212,8 +209,7 @@ class _OneBatch:
         return found[0::2], found[1::2]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _Two:
     """Two scores."""
 
@@ -231,8 +227,7 @@ class _Two:
         return value(self.first), value(self.second)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _ByClassifier:
     """score + scale grad log p(label | x)."""
 

@@ -31,9 +31,9 @@ References:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ from jax.tree_util import Partial
 from score_sde.discrete import discretization
 from score_sde.sde import SDE, ScoreFn, expand
 
+Class = TypeVar("Class", bound=type)
 Condition = Mapping[str, Array]
 """What a model is given beside x and t: arrays with the batch along their first axis."""
 
@@ -107,8 +108,30 @@ class Noise(NamedTuple):
     sigma: Array
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def pytree(cls: Class) -> Class:
+    """Class decorator: a frozen dataclass that is a pytree. Fields with ``static`` in their
+    metadata are structure, and so is the class itself. (By JAX's own registration of dataclasses
+    two classes with as many fields have the same structure, and jit runs the program that was
+    compiled for the other: jax 0.10.2.)"""
+    dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    leaves = [field.name for field in fields if not field.metadata.get("static")]
+    static = [field.name for field in fields if field.metadata.get("static")]
+
+    def flatten(tree: Any) -> tuple[tuple[Any, ...], Hashable]:
+        fixed = tuple(getattr(tree, name) for name in static)
+        return tuple(getattr(tree, name) for name in leaves), (cls, fixed)
+
+    def unflatten(structure: Any, values: Any) -> Any:
+        named = zip((*leaves, *static), (*values, *structure[1]), strict=True)
+        return cls(**dict(named))
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    return cls
+
+
+@pytree
 class Model:
     """A network with its parameters under a process: a score function, and a pytree.
 

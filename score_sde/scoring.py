@@ -96,7 +96,7 @@ def _classifier(
             "eval.features", "classifier", f"inception, as {info.name} has no classes to learn"
         )
     path, train = folder / CLASSIFIER, train or build.arrays(config, info, "train")
-    labels = train.condition["labels"]
+    labels = np.asarray(train.condition["labels"])  # which may be streamed
     split = hashlib.sha256(Rows.of(train.x).digest().encode() + labels.tobytes()).hexdigest()
     about = {
         "set": info.name,

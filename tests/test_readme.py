@@ -57,6 +57,10 @@ def test_the_other_pages(tmp_path, monkeypatch):
     from score_sde import data
 
     assert data.describe("npz", "mine.npz", condition=("y",)).columns == ("a", "b")
+    names = names_of("docs/control.md")
+    # 100 draws of standard deviations 0.1 and 0.45.
+    np.testing.assert_allclose(names["drawn"].x.mean(axis=0), (1.49, 1.34), atol=4 * 0.045)
+    assert names["repainted"].nfe[0] == 501 and names["original"].nfe[0] == 100
     assert names_of("docs/configuration.md")["get_config"]().model.width == 32
 
 

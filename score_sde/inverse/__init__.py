@@ -12,7 +12,17 @@ from score_sde.inverse.diffpir import diffpir
 from score_sde.inverse.dps import dps
 from score_sde.inverse.mmps import mmps
 from score_sde.inverse.pigdm import pigdm
+from score_sde.inverse.repaint import RePaint
 from score_sde.inverse.replacement import replacement
 from score_sde.inverse.twisted import TwistedSMC
 
-__all__ = ["TwistedSMC", "diffpir", "dps", "mmps", "operators", "pigdm", "replacement"]
+__all__ = [
+    "RePaint",
+    "TwistedSMC",
+    "diffpir",
+    "dps",
+    "mmps",
+    "operators",
+    "pigdm",
+    "replacement",
+]

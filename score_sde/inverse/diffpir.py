@@ -9,16 +9,15 @@ No gradient of the network is needed, so a call costs one evaluation. Their samp
 share of noise that it adds, zeta, is the square of `eta`, roughly.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from score_sde.errors import require
 from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
-from score_sde.score import denoise
+from score_sde.score import denoise, pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 
@@ -51,8 +50,7 @@ def diffpir(
     return _DiffPIR(*measured(sde, score, operator, y, sigma_y), strength, iterations)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _DiffPIR(Posterior):
     strength: Any
     iterations: int = field(metadata={"static": True})

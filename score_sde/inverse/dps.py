@@ -4,7 +4,6 @@ p(y | x_t) is taken to be p(y | x0) at x0 = D, the mean of x0 given x_t. So the 
 is left out, and the samples are too close to y. It needs the gradient alone: any operator will do.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax import Array
 
 from score_sde.errors import require
 from score_sde.inverse.base import Operator, Posterior, measured
+from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 STEPS = 1000  # of the published sampler, which its step size belongs to
@@ -47,8 +47,7 @@ def dps(
     return _DPS(*measured(sde, score, operator, y, sigma_y), zeta)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _DPS(Posterior):
     zeta: Any
 

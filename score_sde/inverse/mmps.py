@@ -8,13 +8,13 @@ V is never formed: conjugate gradients multiply by it, at a pass back through th
 Gaussian data the method is exact, with as many iterations as y has numbers.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
-import jax
 from jax import Array
 
 from score_sde.errors import require
 from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 
@@ -45,8 +45,7 @@ def mmps(
     return _MMPS(*measured(sde, score, operator, y, sigma_y), iterations)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _MMPS(Posterior):
     iterations: int = field(metadata={"static": True})
 

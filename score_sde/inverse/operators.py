@@ -3,7 +3,7 @@
 All are linear. Any other function of the batch is an operator, too.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from score_sde.errors import require
 from score_sde.inverse.base import Operator
+from score_sde.score import pytree
 
 
 def inpaint(mask: Array) -> Operator:
@@ -71,8 +72,7 @@ def gaussian_kernel(std: float, size: int) -> Array:
     return jnp.outer(line, line) / jnp.square(jnp.sum(line))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _Means:
     factor: int = field(metadata={"static": True})
 

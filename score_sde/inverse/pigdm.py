@@ -8,14 +8,14 @@ with s^2 the variance of the data. r^2 is the variance of x0 given x_t for data 
 which the method is exact.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 
@@ -63,8 +63,7 @@ class Twist(NamedTuple):
     log_prob: Array
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class PiGDM(Posterior):
     """The score that `pigdm` returns."""
 

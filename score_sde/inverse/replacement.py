@@ -15,7 +15,7 @@ sampler with fixed steps the projection acts once after each step, at the time r
 denoising is that of the whole state.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from score_sde.inverse.base import (
     measured,
     transpose,
 )
+from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 
@@ -60,8 +61,7 @@ def replacement(
     return Replacement(sde, operator, y, sigma_y, iterations)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class Replacement:
     """The projection that `replacement` returns."""
 

@@ -4,6 +4,8 @@ The original is score_sde's controllable_generation.py (Song et al. 2021, append
 samplers of its VP and VE configurations: reverse diffusion and Langevin.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,13 +178,20 @@ def test_a_blur_needs_iterations():
     assert missing[1] < 1e-4 < missing[0]
 
 
-def test_samples_agree_with_the_measurement():
-    """Two pixels of correlation 0.9, one of them known: the other follows it, but not up to its
-    mean 0.9 * 1.5, as it learns of the known one by the score alone."""
+def test_resampling_mends_what_replacement_misses():
+    """Two pixels of correlation 0.9, one of them known to be 1.5: the other has mean 1.35 and
+    variance 0.19. By replacement it learns of the known one too late; RePaint makes each step ten
+    times. Its error over 500 draws is 0.02, and a step's own bias is a few per cent.
+    """
     sde = VPSDE()
     prior = oracle.gaussian(jnp.zeros(2), jnp.asarray([[1.0, 0.9], [0.9, 1.0]]))
     project = inverse.replacement(sde, None, lambda x: x[:, :1], jnp.asarray([[1.5]]))
-    sampler = DDIM(200, eta=1.0, denoise=False)
-    drawn = sampler.sample(KEY, sde, prior.score(sde), shape=(500, 2), project=project).x
-    np.testing.assert_allclose(drawn[:, 0], 1.5, atol=5 * float(sde.sigma(jnp.asarray([1e-3]))[0]))
-    assert 0.5 < float(drawn[:, 1].mean()) < 0.9 * 1.5
+    means = []
+    for sampler, nfe in ((DDIM(50, eta=1.0), 51), (inverse.RePaint(50), 501)):
+        sampler = replace(sampler, denoise=False)
+        drawn = sampler.sample(KEY, sde, prior.score(sde), shape=(500, 2), project=project)
+        last = float(sde.sigma(jnp.asarray([1e-3]))[0])
+        np.testing.assert_allclose(drawn.x[:, 0], 1.5, atol=5 * last)
+        assert drawn.nfe.tolist() == [nfe - 1] * 500
+        means.append(float(drawn.x[:, 1].mean()))
+    assert means[0] < 1.1 and abs(means[1] - 1.35) < 0.1

@@ -181,6 +181,18 @@ def test_conjugate_gradients_solve_each_row_by_itself():
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
 
 
+def test_two_methods_with_as_many_fields_are_two_programs():
+    """JAX's registration of dataclasses takes them for one structure (`score.pytree`)."""
+    sde, (mean, covariance, *_) = PROCESSES["vp"], problem(2)
+    score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(np.ones((5, 2)))
+    trees = [
+        make(sde, score, jnp.negative, x, 0.1)
+        for make in (inverse.pigdm, inverse.diffpir, inverse.mmps, inverse.dps)
+    ]
+    assert len({jax.tree.structure(tree) for tree in trees}) == 4
+    assert len({float(both(tree, x, TIMES)[0].sum()) for tree in trees}) == 4
+
+
 def test_mistakes():
     sde, (mean, covariance, *_) = PROCESSES["vp"], problem(2)
     score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(np.ones((5, 2)))
