@@ -3,7 +3,6 @@
 import sys
 from typing import Any, TextIO
 
-
 UP = "\x1b[A"
 
 
