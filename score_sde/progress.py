@@ -3,6 +3,8 @@
 import sys
 from typing import Any, TextIO
 
+UP = "\x1b[A"
+
 
 def bar(*, quiet: bool = False, **settings: Any) -> Any:
     """A bar of tqdm with these settings. A terminal and a notebook draw it in place.
@@ -46,13 +48,14 @@ class _Output:
 
 
 class _Lines:
-    """A bar redraws itself by carriage returns. In a file each drawing becomes a line."""
+    """A bar redraws itself by carriage returns, and one within another moves the cursor up. In a
+    file each drawing becomes a line."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if line := text.replace(UP, "").strip():
             self._stream.write(line + "\n")
 
     def flush(self) -> None:

@@ -31,12 +31,14 @@ class Extractor(NamedTuple):
         size: F, of the features.
         about: features, weights and resize, by which two sets of features are comparable.
         facts: more that a reader wants to know.
+        head: (F, classes), which makes logits of features for the Inception Score; None without.
     """
 
     function: FeatureFn
     size: int
     about: dict[str, Any]
     facts: dict[str, Any]
+    head: np.ndarray | None = None
 
     def named(self, figure: str) -> str:
         """A figure's name: FID and KID are of Inception's features alone."""
@@ -83,7 +85,8 @@ def extractor(
     arrays, resize = weights.read(config.eval.inception_weights), config.eval.resize
     about = {"features": "inception-2015", "weights": weights.digest(arrays), "resize": resize}
     try:
-        return Extractor(evaluation.inception(arrays, resize), FEATURES, about, {})
+        function = evaluation.inception(arrays, resize)
+        return Extractor(function, FEATURES, about, {}, arrays.get("classifier"))
     except ValueError as error:
         raise UserError(f"config.eval.inception_weights: {one_line(error)}") from error
 

@@ -245,7 +245,9 @@ def test_statistics_of_a_streamed_folder_are_those_of_one_in_memory(tmp_path):
 def test_a_run_and_its_samples(tiny_run, data_dir, tmp_path):
     workdir = tiny_run("digits", tmp_path)
     weights = tmp_path / "inception.safetensors"
-    save_file({k: np.ascontiguousarray(a) for k, a in packed_weights(data_dir).items()}, weights)
+    arrays = {k: np.ascontiguousarray(a) for k, a in packed_weights(data_dir).items()}
+    arrays["classifier"] = np.random.default_rng(0).standard_normal((2048, 10), np.float32)
+    save_file(arrays, weights)
     settings = (
         f"--config.eval.inception_weights={weights}",
         "--config.eval.num_samples=24",
@@ -256,6 +258,8 @@ def test_a_run_and_its_samples(tiny_run, data_dir, tmp_path):
     found = json.loads((workdir / "evaluation.json").read_text())
     figures = found["figures"]
     assert "FID" not in figures and figures["FID-24"] > 0.0
+    assert 1.0 <= figures["Inception_Score"]["value"] <= 10.0  # by the definition, of 10 classes
+    assert figures["Inception_Score_of"] == 24
     assert figures["FID_at_sizes"].keys() == {"24", "12", "8", "6"}
     assert 0.0 <= figures["precision"] <= 1.0 and figures["of_each_side"] == 24
     assert found["reference"] == {"set": "digits", "split": "train", "n": 30}

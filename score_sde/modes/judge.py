@@ -94,8 +94,12 @@ class Judge(NamedTuple):
             name("FID_at_sizes"): dict(zip(several.sizes, several.values, strict=True)),
             name("FID_infinity"): several.infinity._asdict(),
         }
+        most, head = self.config.eval.num_manifold, self.extractor.head
+        if head is not None:
+            logits = x.some(most) @ head
+            found["Inception_Score"] = evaluation.inception_score(logits)._asdict()
+            found["Inception_Score_of"] = len(logits)
         if self.reference.features:
-            most = self.config.eval.num_manifold
             fake, real = (each.some(most) for each in (x, self.reference.features))
             found[name("KID")] = evaluation.kid(fake, real)._asdict()
             n = min(len(fake), len(real))  # precision and its kin are of equal numbers
