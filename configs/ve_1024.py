@@ -2,8 +2,8 @@
 
     python main.py --config configs/ve_1024.py:ffhq --mode sample --workdir DIR
 
-Variants: celebahq, ffhq. For models that were trained elsewhere: reading the images is not built
-in.
+Variants: celebahq, ffhq. For models that were trained elsewhere. To train one:
+--config.data.name=folder --config.data.dir=DIR, a folder of images (docs/data.md).
 Expected: samples only were published (Song et al. 2021, arXiv:2011.13456), no figure.
 Cost: 2.4 million steps of 8 images, weeks on GPUs; 4000 evaluations for an image.
 """

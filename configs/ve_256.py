@@ -2,8 +2,9 @@
 
     python main.py --config configs/ve_256.py:church --mode sample --workdir DIR
 
-Variants: bedroom and church of LSUN, celebahq, ffhq. For models that were trained elsewhere:
-reading the images is not built in.
+Variants: bedroom and church of LSUN, celebahq, ffhq. For models that were trained elsewhere. To
+train one: --config.data.name=tfds:lsun/church_outdoor --config.data.dir=DIR, where TFDS has
+prepared it, or a folder of images (docs/data.md).
 Expected: samples only were published (Song et al. 2021, arXiv:2011.13456), no figure.
 Cost: 2.4 million steps of 64 images, weeks on GPUs; 4000 evaluations for an image.
 """

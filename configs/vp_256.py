@@ -2,8 +2,9 @@
 
     python main.py --config configs/vp_256.py:church --mode sample --workdir DIR
 
-Variants: bedroom and church of LSUN, celebahq. For models that were trained elsewhere: reading the
-images is not built in.
+Variants: bedroom and church of LSUN, celebahq. For models that were trained elsewhere. To train
+one: --config.data.name=tfds:lsun/church_outdoor --config.data.dir=DIR, where TFDS has prepared it,
+or a folder of images (docs/data.md).
 Expected: no figure of these configurations was published.
 Cost: 2.4 million steps of 64 images, weeks on GPUs.
 """

@@ -43,6 +43,8 @@ OWN = {
     "data.channels": 0,
     "data.num_classes": 0,
     "data.condition": (),
+    "data.stream": None,
+    "data.workers": None,
     "likelihood.num_images": 0,  # they have no test split
 }
 
@@ -58,9 +60,9 @@ def train(
 ) -> Run:
     """Train a model up to `training.num_steps` updates.
 
-    With a workdir it does what `--mode train` does: it goes on from the newest checkpoint, holds
-    the workdir's lock, and writes config, checkpoints, metrics and pictures. Without one all stays
-    in memory. The numbers are the same.
+    With a workdir it does what `--mode train` does before its report: it goes on from the newest
+    checkpoint, holds the workdir's lock, and writes config, checkpoints, metrics and pictures.
+    Without one all stays in memory. The numbers are the same.
 
     An interruption (Ctrl-C, a notebook's stop button, SIGTERM) lets the step finish. Then the
     checkpoint is saved, if there is a workdir, and the run so far is returned: its `step` is less
@@ -192,7 +194,7 @@ def _feed(config: ConfigDict, arrays: Arrays, mesh: Mesh) -> tuple[Batches, str]
         return in_memory(examples, **options), f" in memory, {size}" if can else ""
     workers = config.data.workers
     workers = default_workers() if workers is None else workers
-    by = f"{workers} worker processes" if workers else "threads"
+    by = f"{workers} worker process{'es' * (workers > 1)}" if workers else "threads"
     return streaming(examples, workers=workers, **options), f" streamed by {by}, {size}"
 
 

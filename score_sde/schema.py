@@ -127,6 +127,7 @@ def _is_image_size(value: Any) -> bool:
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
+SWEEP = Values(lambda value: True, "empty, KEY=VALUE,VALUE;... of sampling's keys and step")
 FILE = Values(lambda value: not is_url(value) or value.startswith(("https://", "http://")),
               "paths of this machine, addresses of https://")
 PATH = Values(lambda value: not is_url(value), PATHS)
@@ -342,8 +343,7 @@ _ROWS = (
         "images of a side for KID, precision and its kin, at most"),
     Row("eval.statistics", "", PATH,
         "file of the training split's mu and sigma: --mode data writes it, training reads it"),
-    Row("eval.sweep", "", TEXT,
-        "settings to compare, KEY=VALUE,VALUE;... of sampling.num_steps and so on, and step"),
+    Row("eval.sweep", "", SWEEP, "settings to compare, each combination by itself"),
     Row("eval.likelihood", False, SWITCH, "also compute bits/dim, as --mode likelihood does"),
     Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
     Row("eval.inception_weights", "", FILE,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_sde import build, evaluation
 from score_sde.config import refuse
-from score_sde.data import Arrays, DatasetInfo
+from score_sde.data import Arrays, DatasetInfo, Streamed
 from score_sde.display import eight_bits
 from score_sde.errors import UserError, one_line
 from score_sde.evaluation import FeatureFn, Rows, Statistics, classifier, weights
@@ -96,7 +96,7 @@ def _classifier(
             "eval.features", "classifier", f"inception, as {info.name} has no classes to learn"
         )
     path, train = folder / CLASSIFIER, train or build.arrays(config, info, "train")
-    labels = train.condition["labels"]
+    labels = np.asarray(train.condition["labels"])  # which may be streamed
     split = hashlib.sha256(Rows.of(train.x).digest().encode() + labels.tobytes()).hexdigest()
     about = {
         "set": info.name,
@@ -126,9 +126,9 @@ def _images(arrays: Arrays, info: DatasetInfo) -> Any:
     return lambda rows: eight_bits(arrays.x[rows], info.levels or 256)
 
 
-def training_split(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Rows:
+def training_split(config: ConfigDict, info: DatasetInfo, x: np.ndarray | Streamed) -> Rows:
     """Return the images of the training split x that are the reference, of 0 to 255:
-    `eval.num_reference` at random, or all."""
+    `eval.num_reference` at random, or all. Those that are streamed are read in chunks."""
     number = config.eval.num_reference or len(x)
     order = np.sort(np.random.default_rng(0).permutation(len(x))[:number])
     size, levels = chunk_of(x.shape), info.levels or 256

@@ -18,7 +18,7 @@ SEEN = """return {
   wide: document.documentElement.scrollWidth, room: document.documentElement.clientWidth,
   beyond: [...document.body.querySelectorAll('*')]
     .filter(e => !e.closest('details:not([open]), svg *, .wide *'))
-    .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
     .map(e => e.outerHTML.slice(0, 80)),
   images: [...document.images].map(e => e.naturalWidth),
   plots: [...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect().width),

@@ -187,6 +187,43 @@ def test_results_in_a_bucket_are_those_in_a_folder(trained, tiny_run, tmp_path):
     assert_same(there / "samples.old.npz", here / "samples.npz")
 
 
+def test_an_evaluation_in_a_bucket_is_the_one_in_a_folder(trained, tiny_run, tmp_path):
+    from etils import epath
+
+    there, here = epath.Path(trained) / "out", tiny_run("digits", tmp_path) / "out"
+    settings = (
+        *("--config.eval.features=classifier", "--config.eval.num_reference=30"),
+        *("--config.eval.num_samples=24", *FEW),
+    )
+    sweep = "--config.eval.sweep=sampling.num_steps=2,3"
+    for out, workdir in ((there, trained), (here, here.parent)):
+        at = ("--mode=evaluate", f"--workdir={workdir}", f"--output={out}", *settings)
+        for _ in range(2):
+            told = succeed(*at, cwd=tmp_path)
+        assert "; nothing to compute" in told and "classifier:" not in told
+        succeed(*at, sweep, cwd=tmp_path)
+    for name in ("evaluation.json", "sweep.json"):
+        theirs, ours = (json.loads((out / name).read_bytes()) for out in (there, here))
+        if name == "evaluation.json":
+            theirs, ours = theirs["figures"], ours["figures"]
+        assert theirs == ours
+    names = [path.relative_to(here) for path in here.rglob("*.*") if path.is_file()]
+    assert len(names) > 15 and all((there / name).exists() for name in names)
+
+
+def test_the_best_checkpoint_is_kept_in_a_bucket(trained, tmp_path):
+    scored = (
+        *("--config.training.evaluate_every=3", "--config.training.num_steps=6"),
+        *("--config.eval.features=classifier", "--config.eval.num_reference=30"),
+        *("--config.eval.training_samples=24", "--config.sampling.num_steps=2"),
+    )
+    kind = [each for each in KINDS["digits"] if "num_steps" not in each]
+    at = ("--workdir=gs://bucket/runs/scored", *kind, *scored)
+    succeed("--mode=train", DIGITS, *at, cwd=tmp_path)
+    best = ("--workdir=gs://bucket/runs/scored", "--step=best", "--output=out", *FEW)
+    assert "averaged weights after" in succeed("--mode=sample", *best, cwd=tmp_path)
+
+
 def test_results_of_a_run_here_go_into_a_bucket(s3, tiny_run, tmp_path):
     from etils import epath
 

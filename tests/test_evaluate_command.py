@@ -210,6 +210,23 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):
     assert said.startswith("error: config.eval.statistics = '/dev/null/x.npz': allowed are files")
 
 
+def test_statistics_of_a_streamed_folder_are_those_of_one_in_memory(tmp_path):
+    """And those of its classifier, which learns the folders."""
+    for number, image in enumerate(images(40)):
+        place = tmp_path / "photos" / "ab"[number % 2] / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    at = ("--mode=data", "--config.data.name=folder", "--config.data.dir=photos")
+    at = (*at, "--config.eval.features=classifier", "--config.data.image_size=(6, 4)")
+    found = []
+    for stream in (True, False):
+        more = (f"--config.data.stream={stream}", f"--config.eval.statistics={stream}.npz")
+        succeed(*at, *more, cwd=tmp_path)
+        found.append(read_statistics(tmp_path / f"{stream}.npz"))
+    np.testing.assert_array_equal(found[0].sigma, found[1].sigma)
+    assert found[0].about == found[1].about and found[0].n == 36
+
+
 @pytest.mark.slow  # the Inception network, compiled for half a minute
 def test_a_run_and_its_samples(tiny_run, data_dir, tmp_path):
     workdir = tiny_run("digits", tmp_path)

@@ -84,6 +84,12 @@ def _of_files(listing: Callable[[str | None], images.Listing]) -> Dataset:
     return Dataset(describe_files, load_files, listing, decodes=True, streams=True)
 
 
+def _of_tfds(name: str) -> Dataset:
+    """The set that TFDS has prepared under a name."""
+    parts = partial(tfds.describe, name), partial(tfds.load, name)
+    return Dataset(*parts, decodes=True, streams=True)
+
+
 class _Datasets(dict[str, Dataset]):
     """The list. It also has `tfds:NAME` for every NAME."""
 
@@ -95,15 +101,13 @@ class _Datasets(dict[str, Dataset]):
     def __missing__(self, name: str) -> Dataset:
         if name not in self:
             raise KeyError(name)
-        of = name.removeprefix(tfds.PREFIX)
-        parts = partial(tfds.describe, of), partial(tfds.load, of)
-        return Dataset(*parts, decodes=True, streams=True)
+        return _of_tfds(name.removeprefix(tfds.PREFIX))
 
 
 # Colour photographs that the published models were trained on. Under these names they are only
-# described; `tfds:NAME` and folders read them. Image
-# size, training and test examples. Sizes are those of the models' images, where the set has no size
-# (LSUN) or other ones (CelebA). LSUN has a validation set only to test on, CelebA-HQ and FFHQ none.
+# described; `tfds:NAME` and folders read them. Image size, training and test examples. Sizes are
+# those of the models' images, where the set has no size (LSUN) or other ones (CelebA). LSUN has a
+# validation set only to test on, CelebA-HQ and FFHQ none.
 _PHOTOGRAPHS = {
     "celeba": (64, 162_770, 19_962),
     "lsun_bedroom": (256, 3_033_042, 300),
@@ -127,6 +131,7 @@ DATASETS: dict[str, Dataset] = _Datasets(
         "idx": Dataset(idx.describe, idx.load),
         "folder": _of_files(folder.listing),
         "zip": _of_files(archive.listing),
+        "tfds:NAME": _of_tfds("NAME"),  # for lists of the names
         "images": Dataset(_IMAGES, None),
         own.NAME: Dataset(own.describe, None),
         **{

@@ -3,6 +3,7 @@
 Worker processes import this file: it must not import JAX, nor must what it imports.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -45,9 +46,14 @@ class Streamed:
         return (len(self.rows), *self.item)
 
     @property
+    def itemsize(self) -> int:
+        """The bytes of a number."""
+        return self.dtype.itemsize
+
+    @property
     def nbytes(self) -> int:
         """The bytes of all items as an array."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.itemsize
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -129,10 +129,13 @@ def load(name: str, split: str, data_dir: str | None, decoding: Decoding) -> Arr
     condition: dict[str, Any] = {}
     if info.num_classes:
         known = _Records(folder, there, "label", (), where=where)
-        condition["labels"] = Streamed(known, rows, (), np.dtype(np.int32))
+        labels = Streamed(known, rows, (), np.dtype(np.int32))
+        # Those of a large training split take as long as an epoch.
+        far = decoding.stream and split == "train"
+        condition["labels"] = labels if far else np.asarray(labels)
     if not decoding.stream:
         check_fits(x.nbytes, where)
-        return Arrays(_decoded(x), {key: np.asarray(each) for key, each in condition.items()})
+        return Arrays(_decoded(x), condition)
     return Arrays(cast(Any, x), condition)
 
 

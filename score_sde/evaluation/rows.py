@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from score_sde.data import Streamed
 from score_sde.errors import UserError, one_line
 from score_sde.paths import whole
 
@@ -34,9 +35,9 @@ class Rows:
     read: Callable[[], Iterator[np.ndarray]]
 
     @staticmethod
-    def of(array: np.ndarray) -> "Rows":
-        """The rows of an array in memory."""
-        size = chunk_of(array.shape, array.itemsize)
+    def of(array: np.ndarray | Streamed) -> "Rows":
+        """The rows of an array in memory, or of items that are streamed."""
+        size = chunk_of(array.shape, array.dtype.itemsize)
         starts = range(0, len(array), size)
         return Rows(array.shape, lambda: (array[begin : begin + size] for begin in starts))
 

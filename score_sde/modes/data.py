@@ -36,7 +36,8 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
         _check_target(target)
     config, sizes = _with_size(config)
     info = build.dataset(config)
-    splits = {split: _some(build.arrays(config, info, split)) for split in ("train", "test")}
+    whole = {split: build.arrays(config, info, split) for split in ("train", "test")}
+    splits = {split: _some(arrays) for split, arrays in whole.items()}
     train = splits["train"]
     kind = "images" if info.levels else "vectors"
     shape = " x ".join(map(str, info.shape))
@@ -68,7 +69,7 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     print("\nconfig lines for --mode train with this preset:\n")
     print(" \\\n".join(f"  {shlex.quote(f'--config.{k}={v}')}" for k, v in proposed.items()))
     if target:
-        _write_statistics(config, info, train.x, output, target)
+        _write_statistics(config, info, whole["train"], output, target)
 
 
 def _check_target(path: Path) -> None:
@@ -79,15 +80,15 @@ def _check_target(path: Path) -> None:
 
 
 def _write_statistics(
-    config: ConfigDict, info: DatasetInfo, x: np.ndarray, output: Path, path: Path
+    config: ConfigDict, info: DatasetInfo, train: Arrays, output: Path, path: Path
 ) -> None:
     """Write mean and covariance of the training split's features, which stay in the output: the
     same command goes on after an interruption."""
     if info.levels is None:
         raise refuse("eval.statistics", str(path), f"'', as {info.name} are vectors")
     start(config.eval.batch_size)
-    made_by = scoring.extractor(config, info, output)
-    images = scoring.training_split(config, info, x)
+    made_by = scoring.extractor(config, info, output, train)
+    images = scoring.training_split(config, info, train.x)
     about = {"set": info.name, "split": "train", "n": len(images)}
     settings = output / scoring.FOLDER, config.eval.batch_size, about
     scoring.statistics(made_by, scoring.features(made_by, images, *settings), about, path)

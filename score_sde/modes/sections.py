@@ -17,11 +17,11 @@ from score_sde.data import DatasetInfo
 from score_sde.display import shortened
 from score_sde.errors import UserError
 from score_sde.likelihood import DataLikelihood
-from score_sde.modes import interpolate, judge, likelihood, sample
+from score_sde.modes import interpolate, judge, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.logs import logged
 
-SWEEP, LEVELS = "sweep.json", "loss_by_level"  # a file, and a part of the evaluation
+LEVELS = "loss_by_level"  # a part of the evaluation
 FEWEST, MOST = 3, 1000  # points of a curve: fewer say nothing, and a screen shows no more
 SIDE, SIDE_OF_LARGE, LARGE = 8, 4, 64  # images along a grid's side; those of more pixels
 
@@ -236,7 +236,7 @@ def _rows(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 
 
 def _sweep(found: Found) -> str:
-    if not (entries := found.document(SWEEP)):
+    if not (entries := found.document(sweep.JSON)):
         return ""
     from score_sde import plots
 
@@ -259,7 +259,8 @@ def _sweep(found: Found) -> str:
         rows.append((*given, f"{entry['nfe']:.0f}", *numbers))
     label = f"Curve of {figure} at {len(rows)} settings over the evaluations of the network"
     curve = found.plot("sweep", plots.quality(lines, figure), label, f"{figure} against NFE")
-    return curve + pages.table(rows, [*settings, "NFE", *figures])
+    head = [key.removeprefix("sampling.") for key in settings]
+    return curve + pages.table(rows, [*head, "NFE", *figures])
 
 
 def _likelihood(found: Found) -> str:

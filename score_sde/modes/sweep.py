@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from score_sde import __version__, overrides, plots
+from score_sde import __version__, overrides
 from score_sde.config import changed, flat, refuse, unknown_key
 from score_sde.modes import start
 from score_sde.modes.files import digest
@@ -138,6 +138,8 @@ def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
 
 
 def _write(output: Path, rows: list[dict[str, Any]], distance: str, method: str) -> None:
+    from score_sde import plots  # here, as matplotlib takes its time
+
     with whole(output / JSON) as file:
         file.write(f"{json.dumps(rows, indent=2)}\n".encode())
     flat_rows = [{**row["settings"], "nfe": row["nfe"], **_plain(row["figures"])} for row in rows]

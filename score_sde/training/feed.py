@@ -68,7 +68,9 @@ def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batc
 
 def default_workers() -> int:
     """How many processes read a stream where nobody says: half of the processors, up to 8."""
-    return max(1, min(_WORKERS, len(os.sched_getaffinity(0)) // 2))
+    ours = hasattr(os, "sched_getaffinity")  # not on macOS
+    count = len(os.sched_getaffinity(0)) if ours else os.cpu_count() or 1
+    return max(1, min(_WORKERS, count // 2))
 
 
 def streaming(

@@ -46,8 +46,8 @@ def test_data_dir_is_not_used():
             "mnist",
             "train",
             "config.data.name: 'mnist' is not one of digits, cifar10, fashion_mnist, moons, "
-            "swiss_roll, npz, hdf5, idx, folder, zip, images, arrays, celeba, lsun_bedroom, "
-            "lsun_church, celebahq, ffhq",
+            "swiss_roll, npz, hdf5, idx, folder, zip, tfds:NAME, images, arrays, celeba, "
+            "lsun_bedroom, lsun_church, celebahq, ffhq",
         ),
         ("digits", "valid", "split: 'valid' is not one of train, test"),
         (
@@ -55,7 +55,7 @@ def test_data_dir_is_not_used():
             "train",
             "config.data.name = 'ffhq': its images cannot be read, only its models can be used; "
             "sets that can are digits, cifar10, fashion_mnist, moons, swiss_roll, npz, hdf5, idx, "
-            "folder, zip",
+            "folder, zip, tfds:NAME",
         ),
     ],
 )
