@@ -327,7 +327,7 @@ _ROWS = (
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
 
-    Row("restore.method", "mmps", words("mmps pigdm dps diffpir replacement"),
+    Row("restore.method", "pigdm", words("pigdm mmps dps diffpir replacement"),
         "of --mode restore, see docs/control.md"),
     Row("restore.num_draws", 4, COUNT, "of each image"),
     Row("restore.sigma_y", 0.05, NOT_NEGATIVE, "noise of the measurement, in the model's units"),
