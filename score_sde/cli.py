@@ -12,6 +12,8 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
   score-sde --mode sample|likelihood|interpolate|evaluate --workdir DIR [--output FOLDER] [--step N]
   score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
+  score-sde --mode restore --workdir DIR --input FILE|FOLDER --task TASK [--degrade] [--resize]
+            [--mask PNG|half|box|random] [--output FOLDER] [--step N]
   score-sde --mode report --workdir DIR [--against DIR] [--output FOLDER]
   score-sde --mode data [--config PRESET] [--workdir DIR] [--output FOLDER]
 
@@ -43,6 +45,7 @@ MODES = {
     "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
+    "restore": "images with holes, grey, small or blurred: restored.png, .npz, restored/*.png",
     "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
     "report": "a run on one page, or two side by side: report.html",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
@@ -61,6 +64,10 @@ OPTIONS: dict[str, dict[str, str | bool | None]] = {
     "data": {"output": ""},
     "report": {"output": "", "against": ""},
     "evaluate": {"output": "", "step": "", "samples": "", "reference": ""},
+    "restore": {
+        **{"input": None, "task": None, "mask": "", "degrade": False, "resize": False},
+        **{"output": "", "step": ""},
+    },
 }
 # What a mode writes, one command at a time. Training is many processes, and locks for all of them.
 WRITES = {
@@ -68,11 +75,13 @@ WRITES = {
     "likelihood": "likelihoods",
     "interpolate": "interpolations",
     "evaluate": "evaluations",
+    "restore": "restorations",
     "convert": "checkpoints",
     "export": "weights",
 }
 REPORTED = ("train", "evaluate")  # modes after which the report is written by itself
-LOCAL = ("source", "samples", "reference")  # files that are read as a whole
+LOCAL = ("source", "samples", "reference", "input")  # files that are read as a whole
+WORDS = ("weights", "force", "task", "mask", "degrade", "resize")  # which are no paths
 WEIGHTS = ("averaged", "raw")
 OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
 FLAGS = ("mode", "config", "workdir", *OF_MODES)
@@ -155,7 +164,7 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
             if not re.fullmatch("[0-9]{0,10}|best", str(value)):  # a step is below 2**31
                 raise UserError(f"--step = {value!r:.40}: allowed are steps of checkpoints, best")
             options[name] = value if value == "best" else int(value) if value else None
-        elif name in ("weights", "force") or not value:
+        elif name in WORDS or not value:
             options[name] = value
         else:
             named = paths.local if name in LOCAL else paths.place

@@ -327,6 +327,13 @@ _ROWS = (
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
 
+    Row("restore.method", "pigdm", words("pigdm mmps dps diffpir replacement"),
+        "of --mode restore, see docs/control.md"),
+    Row("restore.num_draws", 4, COUNT, "of each image"),
+    Row("restore.sigma_y", 0.05, NOT_NEGATIVE, "noise of the measurement, in the model's units"),
+    Row("restore.factor", 2, COUNT, "by which super_resolve enlarges"),
+    Row("restore.blur", 1.0, POSITIVE, "standard deviation of the blur, in pixels"),
+
     Row("eval.features", "inception", words("inception classifier"),
         "of Inception, or of a classifier that learns the set's labels on the spot"),
     Row("eval.num_samples", 50_000, at_least(20), "how many are drawn and compared"),
@@ -345,6 +352,6 @@ _ROWS = (
 )
 # fmt: on
 
-SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood", "eval")
+SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood", "restore", "eval")
 SCHEMA: dict[str, Row] = {row.key: row for row in _ROWS}
 """The rows, by their keys."""

@@ -21,6 +21,7 @@ EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
 AFTERWARDS: tuple[str, ...] = (
     "sampling.",
     "likelihood.",
+    "restore.",
     "eval.",
     "data.dir",
     "data.stream",

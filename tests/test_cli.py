@@ -22,13 +22,13 @@ PRESETS = (
 MISTAKES = {
     "no mode": (
         [],
-        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, evaluate, "
-        "report, convert, data, config, export",
+        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, restore, "
+        "evaluate, report, convert, data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
-        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, evaluate, "
-        "report, convert, data, config, export",
+        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, restore, "
+        "evaluate, report, convert, data, config, export",
     ),
     "mode without value": (
         ["--mode"],
@@ -101,7 +101,7 @@ MISTAKES = {
     "unknown key like no other": (
         ["--mode=train", "--config.x=5"],
         "error: config.x = '5': no such key; sections are "
-        "data, eval, likelihood, model, sampling, sde, training",
+        "data, eval, likelihood, model, restore, sampling, sde, training",
     ),
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
@@ -174,7 +174,7 @@ MISTAKES = {
     "output of a mode that writes into its workdir": (
         ["--mode=train", "--output=out"],
         "error: --output = 'out': goes with --mode sample, likelihood, interpolate, data, "
-        "report, evaluate only",
+        "report, evaluate, restore only",
     ),
     "another run of a mode that shows one": (
         ["--mode=sample", "--against=runs/b"],
@@ -230,8 +230,8 @@ MISTAKES = {
     ),
     "step of a training": (
         ["--mode=train", "--step=4"],
-        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate, evaluate "
-        "only",
+        "error: --step = '4': goes with --mode export, sample, likelihood, interpolate, evaluate, "
+        "restore only",
     ),
     "step without value": (
         ["--mode=likelihood", "--step="],

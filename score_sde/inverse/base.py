@@ -123,21 +123,24 @@ def transpose(operator: Operator, v: Array, like: Array) -> Array:
     return found
 
 
-def conjugate_gradients(apply: Operator, b: Array, iterations: int) -> Array:
+def conjugate_gradients(
+    apply: Operator, b: Array, iterations: int, least: Array | float = 0.0
+) -> Array:
     """Solve apply(u) = b for each row of b (B, *measured) by itself, for a symmetric and positive
     operator (Hestenes, Stiefel 1952). In exact arithmetic as many iterations as the operator has
-    different eigenvalues are enough."""
+    different eigenvalues are enough. A row stops where the operator's value along a direction is
+    not above ``least``."""
 
     def dot(u: Array, v: Array) -> Array:
         return jnp.sum(u * v, axis=range(1, u.ndim))
 
-    def over(a: Array, b: Array) -> Array:  # 0 where the residual is 0 already
-        return expand(jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0), u)
+    def over(a: Array, b: Array, bound: Array | float = 0.0) -> Array:
+        return expand(jnp.where(b > bound, a / jnp.where(b > bound, b, 1), 0), u)
 
     def body(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         u, r, p = state
         q = apply(p)
-        step = over(dot(r, r), dot(p, q))
+        step = over(dot(r, r), dot(p, q), least * dot(p, p))  # 0 where the residual is 0 already
         rest = r - step * q
         return u + step * p, rest, rest + over(dot(rest, rest), dot(r, r)) * p
 

@@ -61,5 +61,8 @@ class _MMPS(Posterior):
             spread = self.operator(lift * pull(self._transpose(v, x0)))
             return spread + self._noise_variance(v) * v
 
-        solved = conjugate_gradients(apply, self._offset(x0), self.iterations)
+        offset = self._offset(x0)
+        # No true covariance has less than sigma_y^2. The Jacobian of a network may not be one.
+        least = 0.5 * self._noise_variance(offset)
+        solved = conjugate_gradients(apply, offset, self.iterations, least)
         return x0, pull(self._transpose(solved, x0))

@@ -1,0 +1,100 @@
+"""`--mode restore`: each task, its files, going on, and the mistakes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from score_sde.data import load
+from tests.commands import command, succeed
+
+NO_NOISE = ("--config.restore.method=mmps", "--config.restore.sigma_y=0")
+FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Two digits as PNGs of 0 to 255."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for name, image in zip("ab", load("digits", "test", "").x[:2, ..., 0], strict=True):
+        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def restore(folder, inputs, *arguments):
+    return succeed("--mode=restore", "--input", inputs, *FEW, *arguments, cwd=folder)
+
+
+def test_a_folder_is_restored_and_gone_on_with(tiny_run, tmp_path, inputs):
+    workdir = tiny_run("digits", tmp_path)
+    told = restore(tmp_path, inputs, "--task=inpaint", "--degrade", "--mask=half")
+    # A pass forth and one back, in two steps and for the last denoising.
+    assert "2 images, 2 draws each, NFE 6" in told and "PSNR of the mean " in told
+    with np.load(workdir / "restored.npz") as arrays:
+        first = dict(arrays)
+    assert first["images"].shape == (2, 2, 8, 8, 1) and first["images"].dtype == np.uint8
+    assert not np.array_equal(first["images"][:, 0], first["images"][:, 1])
+    # The measurement, two draws, mean, deviation and truth; magnified 8 times, with lines.
+    assert Image.open(workdir / "restored.png").size == (6 * 72 - 8, 2 * 72 - 8)
+    assert len(list((workdir / "restored").rglob("*.png"))) == 4
+    pixels = np.asarray(Image.open(workdir / "restored" / "b" / "000001.png"))
+    np.testing.assert_array_equal(pixels, np.rint(first["images"][1, 1, ..., 0] * (255 / 16)))
+    assert "nothing to compute" in restore(
+        tmp_path, inputs, "--task=inpaint", "--degrade", "--mask=half"
+    )
+    told = restore(tmp_path, inputs, "--task=outpaint", "--degrade")
+    assert "of another" in told and (workdir / "restored.old.npz").exists()
+
+
+@pytest.mark.parametrize("method", ["pigdm", "replacement"])  # the others share pigdm's way
+def test_the_measured_part_is_kept(tiny_run, tmp_path, inputs, method):
+    """By a mask from a picture, without noise, and with steps down to nearly none."""
+    workdir = tiny_run("digits", tmp_path)
+    known = np.zeros((8, 8), np.uint8)
+    known[:, :4] = 255
+    Image.fromarray(known).save(tmp_path / "mask.png")
+    exact = ("--config.restore.sigma_y=0.0", f"--config.restore.method={method}")
+    restore(tmp_path, inputs / "a.png", "--task=inpaint", "--mask=mask.png", *exact)
+    with np.load(workdir / "restored.npz") as arrays:
+        drawn = arrays["images"][0, ..., 0].astype(int)
+    real = load("digits", "test", "").x[0, ..., 0].astype(int)
+    error = np.abs(drawn - real[None])
+    assert drawn.shape == (2, 8, 8)
+    # After replacement the last denoising is that of the network, which is hardly trained.
+    assert method == "replacement" or error[:, :, :4].mean() < error[:, :, 4:].mean()
+
+
+def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
+    workdir = tiny_run("digits", tmp_path)
+    small = tmp_path / "small"
+    small.mkdir()
+    Image.open(inputs / "a.png").resize((4, 4)).save(small / "a.png")
+    told = restore(tmp_path, small, "--task=super_resolve")
+    assert "1 images, 2 draws each" in told and "PSNR" not in told
+    assert Image.open(workdir / "restored.png").size == (5 * 72 - 8, 64)
+    restore(tmp_path, inputs, "--task=deblur", "--output=blurred")
+    assert (tmp_path / "blurred" / "restored.png").exists()
+
+
+def test_mistakes(tiny_run, tmp_path, inputs):
+    tiny_run("digits", tmp_path)
+    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    for arguments, line in (
+        (("--task=inpaint",), "error: --input: missing; --mode restore needs it"),
+        (("--input", inputs), "error: --task: missing"),
+        (("--input", inputs, "--task=denoise"), "error: --task = 'denoise': allowed are inpaint, "),
+        (("--input", inputs, "--task=colorize"), "error: --task = 'colorize': allowed are others"),
+        (("--input", "wide.png", "--task=inpaint"), "8 x 9 pixels; allowed are 8 x 8, or --resize"),
+        (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "wide.png: has 8 x 9 pixels"),
+        (
+            ("--input", inputs, "--task=inpaint", "--mask=none.png"),
+            "--mask = 'none.png': allowed are half",
+        ),
+        (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
+        (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),
+        (("--input", inputs, "--task=inpaint", *NO_NOISE), "positive numbers with mmps"),
+    ):
+        done = command("--mode=restore", *FEW, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert line in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs" / "vp_digits" / "restored.npz").exists()
