@@ -5,17 +5,15 @@ components are N(alpha m_k, alpha^2 S_k + sigma^2 I). With S_k = U_k diag(v_k) U
 product with U_k, at any t. So samplers and likelihoods can be compared with the truth.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.score import pytree
 from score_sde.sde import SDE
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class GaussianMixture:
     """A mixture of Gaussians over vectors of D numbers.
 
@@ -99,8 +97,7 @@ class GaussianMixture:
         )
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class MixtureScore:
     """The exact score of a mixture under a process, for x (B, *shape) and t (B,)."""
 

@@ -24,7 +24,7 @@ docs/checkpoints.md has the figures of networks with right and wrong settings.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import jax
@@ -33,7 +33,7 @@ import numpy as np
 from jax import Array
 
 from score_sde.samplers import ExponentialMultistep
-from score_sde.score import Model, full_precision
+from score_sde.score import Model, full_precision, pytree
 from score_sde.sde import expand
 
 STEPS, LEVELS = 10, 10
@@ -77,8 +77,7 @@ class Errors(NamedTuple):
         return ""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class _Cut:
     """A model whose denoised images are cut to a range. Otherwise a step that begins where alpha
     is 1e-4 would carry a network's imprecision away, times 1 / alpha."""
