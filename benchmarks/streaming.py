@@ -38,8 +38,8 @@ from score_sde.training.step import make_train_step
 
 SIDE = 32
 DIFFERENT = 20_000  # further files repeat these
-READ_AHEAD = 12  # steps, more than a stream of up to 4 workers has ready
-COUNTED = 20
+READ_AHEAD = 8  # steps, more than a stream of one worker has ready
+COUNTED = 12
 
 
 def main() -> None:

@@ -309,7 +309,7 @@ def test_one_process_runs_many_commands_on_two_devices(tiny_run, tmp_path, run_p
 
 
 DIFFERENT = ("--config.sde.beta_max=10", "--config.model.dropout=0")
-MAY = "sampling.*, likelihood.*, eval.*, data.dir"
+MAY = "sampling.*, likelihood.*, eval.*, data.dir, data.stream, data.workers"
 CHANGES = {
     "a change whose consequence is impossible": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.data.name=cifar10"],
@@ -329,7 +329,8 @@ CHANGES = {
         "error: config.model.dropout = 0.0 (0.05 in runs/vp_digits), config.sde.beta_max = 10.0 "
         "(20.0 in runs/vp_digits): --mode train may change training.num_steps, "
         "training.schedule_steps, training.log_every, training.sample_every, "
-        "training.checkpoint_every, training.keep, training.keep_every, " + MAY,
+        "training.evaluate_every, training.checkpoint_every, training.keep, training.keep_every, "
+        + MAY,
     ),
     "impossible override": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.sampling.predictor=heun"],
