@@ -5,11 +5,11 @@ import pytest
 from score_sde import rules
 from score_sde.config import changed, flat
 from score_sde.errors import UserError
-from score_sde.schema import SCHEMA, SWITCH, TEXT
+from score_sde.schema import SCHEMA, SWEEP, SWITCH, TEXT
 from score_sde.validation import validate
 from tests.refusals import checked, refusal, valid
 
-CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT)]
+CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT, SWEEP)]
 
 # For each row one value outside; the text must be the row's own.
 IMPOSSIBLE = {
@@ -68,6 +68,7 @@ IMPOSSIBLE = {
     "training.checkpoint_every": 0,
     "training.keep": 0,
     "training.keep_every": -1,
+    "training.evaluate_every": -1,
     "training.log_every": 0,
     "training.sample_every": -1,
     "sampling.seed": 2**32,
@@ -117,6 +118,10 @@ IMPOSSIBLE = {
     "likelihood.t_min": 2.0,
     "eval.num_samples": 19,
     "eval.num_reference": 19,
+    "eval.features": "clip",
+    "eval.training_samples": 19,
+    "eval.num_manifold": 19,
+    "eval.statistics": "gs://bucket/statistics",
     "eval.batch_size": 0,
     "eval.inception_weights": "gs://bucket/weights",
     "eval.resize": "clean",

@@ -160,13 +160,14 @@ def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
         **{"batch_size": 8, "seed": 5, "mesh": run.mesh, "workers": 0},
     )
 
-    def move(step, state):
+    def lose(step, state):
         if step == 3:
             images.rename(tmp_path / "elsewhere")
 
+    broken = [(3, lose)]
     # Steps 4 and later: some batches have been read ahead.
     with pytest.raises(UserError, match=r"^images: cannot be read any more \(No such file"):
-        run.train(tmp_path / "run", [(3, move)], num_steps=1000, checkpoint_every=1000)
+        run.train(tmp_path / "run", broken, num_steps=1000, checkpoint_every=1000)
     (kept,) = steps_on_disk(tmp_path / "run")
     assert int(kept.name) >= 3 and lines(tmp_path / "run")[-1]["step"] == int(kept.name)
     (tmp_path / "elsewhere").rename(images)
