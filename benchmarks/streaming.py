@@ -38,8 +38,8 @@ from score_sde.training.step import make_train_step
 
 SIDE = 32
 DIFFERENT = 20_000  # further files repeat these
-READ_AHEAD = 12  # steps, more than a stream of up to 4 workers has ready
-COUNTED = 20
+READ_AHEAD = 8  # steps, more than a stream of one worker has ready
+COUNTED = 12
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
                 folder = f"{place}/{number}"
                 command = [sys.executable, __file__, "--train", folder, feed]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                print(f"{number:,} images, {feed}: {done.stdout.splitlines()[-1]}")
+                print(f"{number:,} images, {feed}: {done.stdout.splitlines()[-1]}", flush=True)
         else:
             write_images(Path(place), DIFFERENT)
             measure(settings(Path(place), arguments), arguments)
@@ -137,7 +137,7 @@ def _examples(config: ConfigDict, info: DatasetInfo, stream: bool) -> dict:
 
 
 def train_and_report(folder: Path, stream: bool) -> None:
-    """200 steps of a small network, and the memory of this process and its workers."""
+    """40 steps of a small network, and the memory of this process and its workers."""
     values = {
         "data.name": "folder",
         "data.dir": f"{folder}",
@@ -146,7 +146,7 @@ def train_and_report(folder: Path, stream: bool) -> None:
         "model.multipliers": (1,),
         "model.attention_resolutions": (),
         "model.num_blocks": 1,
-        "training.num_steps": 200,
+        "training.num_steps": 40,
         "training.batch_size": 32,
     }
     begin = time.perf_counter()

@@ -150,7 +150,7 @@ def network_keys(preset):
     }[pyramids]
     ve, fourier, ddpm = preset.startswith("ve_"), embedding == "fourier", rescale == "no"
     return {
-        "data.image_size": int(size) if size in ("256", "1024") else 0,
+        "data.image_size": 0 if size == "32" else int(size),
         "model.width": int(width),
         "model.multipliers": tuple(map(int, multipliers.split(","))),
         "model.num_blocks": int(blocks),

@@ -118,6 +118,10 @@ def streaming(
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain reads its own, of which nobody sets one here
                 flags.FLAGS.mark_as_parsed()
+            # Through pipes: a container's shared memory is often too small for a few batches, and
+            # Grain leaves some of it behind at the end.
+            by_pipe = grain.experimental.DatasetOptions(min_shm_size=2**62)
+            steps = grain.experimental.WithOptionsIterDataset(steps, by_pipe)
             options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
             steps = steps.mp_prefetch(options, worker_init_fn=begin_worker)
         ahead = grain.experimental.ThreadPrefetchIterDataset(
