@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_sde import evaluation, scoring
+from score_sde.config import flat
 from score_sde.data import Arrays, DatasetInfo
 from score_sde.display import eight_bits
 from score_sde.errors import UserError
 from score_sde.evaluation import Statistics
-from score_sde.paths import local, whole
+from score_sde.paths import local, move_aside, whole
 from score_sde.progress import bar
 from score_sde.run import assembled
 from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, best_record, newest_step
@@ -70,14 +72,15 @@ def scorer(
         if judge:
             made_by, reference = judge
             name = made_by.distance_of(number)
+            kind = {"name": name, **made_by.about, **_sampling(config)}
             value = evaluation.frechet_distance(reference, evaluation.statistics(found))
-            is_best = _is_best(workdir, {"name": name, **made_by.about}, step, value)
+            is_best = _is_best(workdir, kind, step, value)
         if broadcast_one_to_all(np.int32(is_best)):
             if newest_step(workdir / BEST) < step:
                 with Checkpoints(workdir / BEST, keep=1) as best:
                     best.save(state, step)
             if judge:
-                record = {"step": step, "value": value, "name": name, **judge[0].about}
+                record = {"step": step, "value": value, **kind}
                 with whole(workdir / RECORD) as file:
                     file.write(f"{json.dumps(record, indent=2)}\n".encode())
         return {name: value} if judge else {}
@@ -85,14 +88,27 @@ def scorer(
     return score
 
 
-def _is_best(workdir: Path, of: dict[str, str], step: int, value: float) -> bool:
-    """Whether a score is less than the recorded one, if that is of the same kind. Steps that are
-    made again after an interruption, and have a checkpoint already, are no better."""
+def _sampling(config: ConfigDict) -> dict[str, Any]:
+    """The settings of the samples that are scored, as JSON gives them back."""
+    of_files = {"sampling.num_samples", "sampling.batch_size", "sampling.gif", "sampling.png"}
+    values = {key: value for key, value in flat(config).items() if key.startswith("sampling.")}
+    kept = {key: value for key, value in values.items() if key not in of_files}
+    found: dict[str, Any] = json.loads(json.dumps(kept))
+    return found
+
+
+def _is_best(workdir: Path, of: dict[str, Any], step: int, value: float) -> bool:
+    """Whether a score is less than the recorded one. Steps that are made again after an
+    interruption, and have a checkpoint already, are no better. The best by scores of another kind
+    is kept under another name."""
     record = best_record(workdir)
+    if record and any(record.get(key) != said for key, said in of.items()):
+        for old, new in move_aside([workdir / RECORD, workdir / BEST]).items():
+            print(f"{workdir / old}: by other scores; it is now {new}")
+        return True
     if newest_step(workdir / BEST) > step:
         return False
-    same = all(record.get(key) == said for key, said in of.items())
-    return not same or value < record["value"]
+    return not record or value < record["value"]
 
 
 def _reference(

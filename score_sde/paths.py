@@ -1,10 +1,11 @@
 """Paths as users write them, and files that are written whole."""
 
 import io
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,3 +149,40 @@ def cache(where: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
     return local(base if os.path.isabs(base) else "~/.cache", where) / "score_sde"
+
+
+def move_aside(paths: Sequence[Path]) -> dict[str, str]:
+    """Rename those files and folders of one place that are there to NAME.old.SUFFIX, or .old2 and
+    so on where one of these is taken; return {old name: new name}.
+
+    Raises:
+        UserError: one cannot be moved.
+    """
+    number = next(
+        number
+        for number in itertools.chain([""], map(str, itertools.count(2)))
+        if not any(_taken(_older(path, number)) for path in paths)
+    )
+    moved = [(path, _older(path, number)) for path in paths if path.exists()]
+    for path, older in reversed(moved):  # the first last: a kill leaves nothing to be replaced
+        try:
+            _move(path, older)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be moved ({error.strerror or error})") from error
+    return {path.name: older.name for path, older in moved}
+
+
+def _move(path: Path, to: Path) -> None:
+    if is_url(path) and path.is_dir():  # a bucket has no folders, and s3fs moves none
+        for each in path.iterdir():
+            _move(each, to / each.name)
+    else:
+        path.replace(to)
+
+
+def _taken(path: Path) -> bool:
+    return path.exists() or os.path.lexists(path)  # a link to nothing, too
+
+
+def _older(path: Path, number: str) -> Path:
+    return path.with_name(f"{path.stem}.old{number}{path.suffix}")

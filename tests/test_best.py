@@ -79,6 +79,7 @@ def test_a_record_of_another_score_is_no_rival(tmp_path):
     assert not _is_best(tmp_path, {"name": NAME}, 4, 1.0)
     assert _is_best(tmp_path, {"name": NAME}, 4, 0.5)
     assert _is_best(tmp_path, {"name": "FID-2k"}, 4, 5.0)
+    assert json.loads((tmp_path / "best.old.json").read_text()) == record
     (tmp_path / "best" / "6").mkdir(parents=True)
     assert not _is_best(tmp_path, {"name": NAME}, 4, 0.5)  # made again after a kill
 

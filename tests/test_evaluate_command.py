@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from score_sde.errors import UserError
 from score_sde.evaluation import read_statistics, statistics, write_statistics
+from score_sde.locks import SUFFIX, writing
 from score_sde.modes.sides import named
 from score_sde.scoring import Extractor
 from tests.commands import FEW, ROOT, command, refused, succeed
@@ -82,7 +83,8 @@ def test_files_of_something_else(arrays, said, tmp_path):
 def test_no_files_of_arrays(content, tmp_path):
     if content is not None:
         (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(UserError, match="allowed are a folder of images"):
+    said = "no such file" if content is None else "allowed are a folder of images"
+    with pytest.raises(UserError, match=said):
         named(tmp_path / "a.npz")
 
 
@@ -184,6 +186,41 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     done = command(*at, *out, *given, cwd=tmp_path)
     (tmp_path / "elsewhere.npy").rename(folders[30] / "000000.npy")
     assert done.returncode == 2 and "1 files are missing, such as 000000.npy" in done.stderr
+
+
+def test_samples_that_are_being_written_are_refused_before_any_work(tiny_run, tmp_path):
+    """They are read until the end, so the lock is held until then."""
+    workdir = tiny_run("digits", tmp_path)
+    with writing(workdir, "samples"):
+        before = sorted(workdir.rglob("*"))
+        done = command("--mode=evaluate", *SETTINGS, cwd=tmp_path)
+        after = {path for path in workdir.rglob("*") if path not in before}
+    assert done.returncode == 2 and "its samples are being written by" in done.stderr
+    assert all(path.name.startswith(".") or path.suffix == SUFFIX for path in after)
+
+
+def test_other_numbers_keep_the_evaluation_that_is_there(judged, tmp_path):
+    workdir, _ = judged
+    at = ("--mode=evaluate", "--workdir", workdir, "--output", tmp_path / "out", *SETTINGS, *FEW)
+    (tmp_path / "out").mkdir()
+    for name in ("classifier.npz", "evaluation.json", "samples.npz"):
+        (tmp_path / "out" / name).write_bytes((workdir / name).read_bytes())
+    before = json.loads((workdir / "evaluation.json").read_text())
+    succeed(*at, cwd=tmp_path)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["likelihood"] == before["likelihood"]  # of the same weights
+    told = succeed(*at, "--config.eval.num_manifold=22", cwd=tmp_path)
+    assert "evaluation.json: of another evaluation; it is now evaluation.old.json" in told
+    assert json.loads((tmp_path / "out" / "evaluation.old.json").read_text()) == found
+
+
+def test_damaged_features_are_made_again(judged):
+    workdir, _ = judged
+    path = next((workdir / "features").rglob("*.npy"))
+    before = path.read_bytes()
+    path.write_bytes(b"damaged")
+    succeed("--mode=evaluate", *SETTINGS, *LIKELIHOOD, *FEW, cwd=workdir.parents[1])
+    assert path.read_bytes() == before
 
 
 def test_anybodys_images_need_no_run(judged, tmp_path):

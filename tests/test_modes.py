@@ -309,7 +309,7 @@ def test_one_process_runs_many_commands_on_two_devices(tiny_run, tmp_path, run_p
 
 
 DIFFERENT = ("--config.sde.beta_max=10", "--config.model.dropout=0")
-MAY = "sampling.*, likelihood.*, eval.*, data.dir, data.stream, data.workers"
+MAY = "sampling.*, likelihood.*, restore.*, eval.*, data.dir, data.stream, data.workers"
 CHANGES = {
     "a change whose consequence is impossible": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.data.name=cifar10"],

@@ -67,7 +67,19 @@ def test_settings_that_are_done_are_not_done_again(swept):
     }
 
 
+def test_another_sweep_keeps_the_table_that_is_there(swept):
+    workdir, _ = swept
+    before = json.loads((workdir / "sweep.json").read_text())
+    other = "--config.eval.sweep=sampling.num_steps=2"
+    told = succeed("--mode=evaluate", *SETTINGS, other, cwd=workdir.parents[1])
+    older = sorted(workdir.glob("sweep.old*.json"))[-1]
+    assert f"sweep.json: of another sweep; it is now {older.name}" in told
+    assert json.loads(older.read_text()) == before
+    assert len(json.loads((workdir / "sweep.json").read_text())) == 1
+
+
 MISTAKES = {
+    "nothing": (";", "allowed are KEY=VALUE"),
     "no value": ("sampling.num_steps", "allowed are KEY=VALUE"),
     "unknown key": ("sampling.num_step=5", "config.sampling.num_step = '5': no such key; closest"),
     "key of another section": ("model.width=8,16", "allowed are KEY=VALUE"),

@@ -1,6 +1,7 @@
 """Large arrays that are read a chunk at a time: memory does not grow with their number of rows."""
 
 import hashlib
+import io
 import json
 import math
 import zipfile
@@ -149,12 +150,13 @@ def stored(
         file.write(f"{json.dumps(facts, indent=2)}\n".encode())
     for number, chunk in enumerate(images):
         path = _chunk(folder, number)
-        if path.exists():
+        if _is_whole(path, len(chunk)):
             yield len(chunk)
         else:
-            found = features(chunk)
+            found = io.BytesIO()  # numpy's own errors of a full disk do not say so
+            np.save(found, features(chunk))
             with whole(path) as file:
-                np.save(file, found)
+                file.write(found.getbuffer())
 
 
 def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
@@ -173,6 +175,14 @@ def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"{folder}: no folder of features ({one_line(error)[:100]})") from error
     return Rows((n, *first.shape[1:]), lambda: map(_read, paths)), about
+
+
+def _is_whole(path: Path, rows: int) -> bool:
+    """Whether a file has the features of so many rows; a damaged one is made again."""
+    try:
+        return len(_read(path)) == rows
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _chunk(folder: Path, number: int) -> Path:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, data, pictures, rules, scoring
+from score_sde import build, data, evaluation, pictures, rules, scoring
 from score_sde.config import changed, flat, refuse, resolve, takes
 from score_sde.data import Arrays, DatasetInfo, Streamed
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.networks import NETWORKS
-from score_sde.paths import local
+from score_sde.paths import local, move_aside
 from score_sde.schema import SCHEMA
 
 PICTURE = "data.png"
@@ -77,6 +77,8 @@ def _check_target(path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise refuse("eval.statistics", str(path), "files that can be written")
+    if path.exists():
+        evaluation.read_statistics(path)  # what else it may be is not replaced
 
 
 def _write_statistics(
@@ -91,6 +93,9 @@ def _write_statistics(
     images = scoring.training_split(config, info, train.x)
     about = {"set": info.name, "split": "train", "n": len(images)}
     settings = output / scoring.FOLDER, config.eval.batch_size, about
+    if path.exists() and evaluation.read_statistics(path).about != {**about, **made_by.about}:
+        for old, new in move_aside([path]).items():
+            print(f"{path.with_name(old)}: of another set; it is now {new}")
     scoring.statistics(made_by, scoring.features(made_by, images, *settings), about, path)
     said = ", ".join(f"{key} {value}" for key, value in {**about, **made_by.about}.items())
     print(f"statistics: {path}: {said}")

@@ -1,6 +1,7 @@
 """`--mode evaluate`: figures of sample quality, with everything that they depend on."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -11,7 +12,8 @@ from score_sde.locks import writing
 from score_sde.modes import likelihood, start, sweep
 from score_sde.modes.judge import SUMMARY, Judge, write
 from score_sde.modes.levels import loss_by_level
-from score_sde.modes.sides import drawn, named
+from score_sde.modes.sides import Side, drawn, named
+from score_sde.training.checkpoints import folder_of, steps
 
 
 def run(
@@ -38,6 +40,26 @@ def run(
             raise refuse("eval.sweep", config.eval.sweep, "'' with --samples")
         sweep.run(config, workdir, output, step, reference)
         return
+    with ExitStack() as locks:  # before any work
+        if not samples:
+            locks.enter_context(writing(output, "samples"))
+        if config.eval.likelihood and not samples:
+            locks.enter_context(writing(output, "likelihoods"))
+        _one(config, workdir, output, step, ours, reference)
+
+
+def _one(
+    config: ConfigDict,
+    workdir: Path,
+    output: Path,
+    step: int | None,
+    ours: Side | None,
+    reference: Path | str,
+) -> None:
+    """Evaluate one set: `ours`, or samples of the run."""
+    samples = ours
+    if ours is None and step is not None and step not in steps(folder_of(workdir, step)):
+        raise UserError(f"--step = {step}: not in {workdir / 'checkpoints'}")
     start(min(config.eval.num_samples, config.sampling.batch_size))
     judge = Judge.of(config, workdir, output, reference)
     if ours is None:
@@ -48,8 +70,7 @@ def run(
             facts["loss_by_level"] = levels
             write(output, facts)
         if config.eval.likelihood:
-            with writing(output, "likelihoods"):
-                facts["likelihood"] = likelihood.compute(config, workdir, output, step)
+            facts["likelihood"] = likelihood.compute(config, workdir, output, step)
             write(output, facts)
     print(json.dumps(facts["figures"], indent=2))
     print(f"result: {output / SUMMARY}")

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 from score_sde import __version__, evaluation, pictures, scoring
 from score_sde.evaluation import Rows, Statistics
-from score_sde.modes.results import move_aside
 from score_sde.modes.sides import Side, info_of_images, named, training_split
-from score_sde.paths import whole
+from score_sde.paths import move_aside, whole
 
 SUMMARY, NEIGHBOURS = "evaluation.json", "nearest.png"
 SHOWN, NEAREST = 10, 5
@@ -72,10 +71,11 @@ class Judge(NamedTuple):
             "statistics": digest_of(self.statistics),
             **made_by.about,
             **made_by.facts,
+            "num_manifold": self.config.eval.num_manifold,
             **_circumstances(self.config),
             **more,
         }
-        _keep_other(output, facts)
+        facts |= _kept(output, facts)
         if ours.images and theirs.images and ours.images.shape[1:] == theirs.images.shape[1:]:
             most = self.config.eval.num_manifold
             fake, real = (side.some(most) for side in (ours.images, theirs.images))
@@ -140,13 +140,17 @@ def read(output: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _keep_other(output: Path, facts: dict[str, Any]) -> None:
-    """Move an evaluation of other images or features out of the way, and report it."""
+def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what stays of the evaluation that is there, its likelihood. Move one of other images,
+    features or numbers out of the way, and report it."""
     there, here = read(output), json.loads(json.dumps(facts))
-    same = ("samples", "reference", "features", "weights", "resize")
-    if any(there.get(key) != here[key] for key in same):
+    same = ("samples", "reference", "features", "weights", "resize", "num_manifold")
+    if all(there.get(key) == here[key] for key in same):
+        return {key: there[key] for key in ("likelihood",) if key in there}
+    if there:
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
             print(f"{output / old}: of another evaluation; it is now {new}")
+    return {}
 
 
 def digest_of(found: Statistics) -> str:

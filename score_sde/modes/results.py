@@ -1,8 +1,6 @@
 """A table of per-item results. It is saved as it fills, and the same command continues it."""
 
-import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from score_sde.errors import UserError
-from score_sde.paths import is_url, whole
+from score_sde.paths import move_aside, whole
 
 SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
 Rows = dict[str, np.ndarray]
@@ -127,44 +124,6 @@ class Table:
     def _there(self) -> list[Path]:
         """The table's files that are there."""
         return [p for p in (self.path, *map(self.path.with_name, self.beside)) if p.exists()]
-
-
-def move_aside(paths: Sequence[Path]) -> dict[str, str]:
-    """Rename those files and folders of one place that are there to NAME.old.SUFFIX, or .old2 and
-    so on where one of these is taken; return {old name: new name}.
-
-    Raises:
-        UserError: one cannot be moved.
-    """
-    number = next(
-        number
-        for number in itertools.chain([""], map(str, itertools.count(2)))
-        if not any(_taken(_older(path, number)) for path in paths)
-    )
-    moved = [(path, _older(path, number)) for path in paths if path.exists()]
-    for path, older in reversed(moved):  # the first last: a kill leaves nothing to be replaced
-        try:
-            _move(path, older)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be moved ({error.strerror or error})") from error
-    return {path.name: older.name for path, older in moved}
-
-
-def _move(path: Path, to: Path) -> None:
-    if is_url(path) and path.is_dir():  # a bucket has no folders, and s3fs moves none
-        for each in path.iterdir():
-            (to / each.name).write_bytes(each.read_bytes())
-            each.unlink()
-    else:
-        path.replace(to)
-
-
-def _taken(path: Path) -> bool:
-    return path.exists() or os.path.lexists(path)  # a link to nothing, too
-
-
-def _older(path: Path, number: str) -> Path:
-    return path.with_name(f"{path.stem}.old{number}{path.suffix}")
 
 
 class Progress:

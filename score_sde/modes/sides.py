@@ -19,7 +19,6 @@ from score_sde.display import eight_bits
 from score_sde.errors import UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
-from score_sde.locks import writing
 from score_sde.modes import sample
 from score_sde.run import info_of
 
@@ -44,11 +43,11 @@ class Side(NamedTuple):
 
 
 def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> Side:
-    """Samples of the run, drawn where they are missing."""
+    """Samples of the run, drawn where they are missing. Their file is read later, too: the caller
+    has the lock of samples."""
     number = config.eval.num_samples
     wanted = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
-    with writing(output, "samples"):
-        sample.draw(wanted, workdir, output, step)
+    sample.draw(wanted, workdir, output, step)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
         about = {key: file[key].item() for key in ("seed", "sampler", "step")}
@@ -87,6 +86,8 @@ def named(path: Path) -> Side:
         UserError: one line: anything else.
     """
     about: dict[str, Any] = {"path": str(path)}
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and (path / ABOUT).is_file():
         found, said = read_stored(path)
         return Side(about | said, features=found)

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from score_sde import __version__, overrides
 from score_sde.config import changed, flat, refuse, unknown_key
+from score_sde.locks import writing
 from score_sde.modes import start
 from score_sde.modes.files import digest
 from score_sde.modes.judge import Judge, digest_of, read
 from score_sde.modes.sides import drawn
-from score_sde.paths import whole
+from score_sde.paths import move_aside, whole
 from score_sde.run import load
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import BEST, steps
@@ -59,6 +60,8 @@ def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Set
             raise refuse("eval.sweep", text, ALLOWED)
         found = re.split(r",(?![^(]*\))", values)  # not those within a tuple
         choices[key] = list(dict.fromkeys(found))
+    if not choices:
+        raise refuse("eval.sweep", text, ALLOWED)
     there = {f"{each}" for name in ("checkpoints", BEST) for each in steps(workdir / name)}
     for each in choices.get("step", ()):
         if each not in there:
@@ -100,19 +103,17 @@ def run(
     depends = [_depends(setting, judge, weights[setting.step]) for setting in settings]
     folders = [output / FOLDER / setting.name for setting in settings]
     facts = [read(folder) for folder in folders]
+    _keep_other(output, _rows(settings, facts, depends))
     for number, setting in enumerate(settings):
         words = ", ".join(f"{key}={value}" for key, value in setting.values.items())
         print(f"setting {number + 1} of {len(settings)}: {words}")
         if facts[number].get("depends") != depends[number]:
             folder = folders[number]
-            samples = drawn(setting.config, workdir, folder, weights[setting.step]["step"])
-            mine = judge._replace(config=setting.config)
-            facts[number] = mine.score(samples, folder, {"depends": depends[number]})
-        done = [
-            {"settings": setting.values, "nfe": said["samples"]["nfe"], "figures": said["figures"]}
-            for setting, said, wanted in zip(settings, facts, depends, strict=True)
-            if said.get("depends") == wanted
-        ]
+            with writing(folder, "samples"):
+                samples = drawn(setting.config, workdir, folder, weights[setting.step]["step"])
+                mine = judge._replace(config=setting.config)
+                facts[number] = mine.score(samples, folder, {"depends": depends[number]})
+        done = _rows(settings, facts, depends)
         distance = judge.extractor.distance_of(config.eval.num_samples)
         _write(output, done, distance, config.sampling.method)
     print("\n".join(_table(done, distance)))
@@ -132,6 +133,31 @@ def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
         "reference": digest_of(judge.statistics),
     }
     return json.loads(json.dumps(found))
+
+
+def _rows(
+    settings: Sequence[Setting], facts: Sequence[Mapping[str, Any]], depends: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """The settings that are done, with their figures."""
+    return [
+        {"settings": setting.values, "nfe": said["samples"]["nfe"], "figures": said["figures"]}
+        for setting, said, wanted in zip(settings, facts, depends, strict=True)
+        if said.get("depends") == wanted
+    ]
+
+
+def _keep_other(output: Path, done: Sequence[Mapping[str, Any]]) -> None:
+    """Move a sweep with other rows out of the way, and report it."""
+    try:
+        there = json.loads((output / JSON).read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        there = [None]
+    known = json.loads(json.dumps(done))
+    if any(row not in known for row in there):
+        for old, new in move_aside([output / name for name in (JSON, CSV, PICTURE)]).items():
+            print(f"{output / old}: of another sweep; it is now {new}")
 
 
 # --- What is written ------------------------------------------------------------------------------
