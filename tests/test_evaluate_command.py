@@ -256,6 +256,26 @@ def test_statistics_of_a_set_are_a_reference(judged, tmp_path):
     assert theirs["statistics"] == ours["statistics"] and "precision" not in theirs["figures"]
 
 
+def test_statistics_of_something_else_are_not_replaced(judged, tmp_path):
+    workdir, _ = judged
+    at = ("--mode=data", "--workdir", workdir, *SETTINGS, "--config.eval.statistics=a.npz")
+    write_statistics(tmp_path / "a.npz", statistics([np.eye(3)], {"set": "x"}))
+    told = succeed(*at, cwd=tmp_path)
+    assert "a.npz: of another set; it is now a.old.npz" in told
+    assert read_statistics(tmp_path / "a.old.npz").about == {"set": "x"}
+    assert "of another set" not in succeed(*at, cwd=tmp_path)  # the same are made anew
+    (tmp_path / "a.npz").write_text("a user's own")
+    assert refused(*at, cwd=tmp_path).startswith("error: a.npz: ")
+    assert (tmp_path / "a.npz").read_text() == "a user's own"
+
+
+def test_a_step_that_is_not_there_is_refused_before_any_work(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    done = command("--mode=evaluate", *SETTINGS, "--step=3", cwd=tmp_path)
+    assert done.returncode == 2 and "error: --step = 3: not in " in done.stderr
+    assert not (workdir / "features").exists() and not (workdir / "classifier.npz").exists()
+
+
 def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):
     said = refused("--mode=data", "--config.eval.statistics=/dev/null/x.npz", cwd=tmp_path)
     assert said.startswith("error: config.eval.statistics = '/dev/null/x.npz': allowed are files")

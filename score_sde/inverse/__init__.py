@@ -1,6 +1,6 @@
 """Inverse problems: from a score and a measurement y = A(x0) + sigma_y n to draws of x0 given y.
 
-Each method is a function of (sde, score, operator, y, sigma_y) in a file of its own, and returns a
+Each method has its own file. It is a function of (sde, score, operator, y, sigma_y), and returns a
 score function for any sampler, or a projection for those with fixed steps:
 
     posterior = inverse.mmps(sde, score, operator, y, sigma_y)

@@ -35,6 +35,8 @@ def run(
     ours = named(Path(samples)) if samples else None
     if ours and ours.statistics:
         raise UserError(f"--samples = '{samples}': statistics; allowed are images")
+    if ours is None and step is not None and step not in steps(folder_of(workdir, step)):
+        raise UserError(f"--step = {step}: not in {workdir / 'checkpoints'}")
     if config.eval.sweep:
         if samples:
             raise refuse("eval.sweep", config.eval.sweep, "'' with --samples")
@@ -57,15 +59,10 @@ def _one(
     reference: Path | str,
 ) -> None:
     """Evaluate one set: `ours`, or samples of the run."""
-    samples = ours
-    if ours is None and step is not None and step not in steps(folder_of(workdir, step)):
-        raise UserError(f"--step = {step}: not in {workdir / 'checkpoints'}")
     start(min(config.eval.num_samples, config.sampling.batch_size))
     judge = Judge.of(config, workdir, output, reference)
-    if ours is None:
-        ours = drawn(config, workdir, output, step)
-    facts = judge.score(ours, output)
-    if not samples:  # what the model says of data, whatever is drawn from it
+    facts = judge.score(ours or drawn(config, workdir, output, step), output)
+    if ours is None:  # what the model says of data, whatever is drawn from it
         if levels := loss_by_level(config, workdir, step):
             facts["loss_by_level"] = levels
             write(output, facts)

@@ -1,5 +1,7 @@
 """Arrays that are read in chunks, and folders of features."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,14 @@ def test_rows_come_in_chunks(chunks_of_three, tmp_path):
 def test_large_rows_come_in_smaller_chunks(monkeypatch):
     monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * X[0].nbytes)
     assert [len(part) for part in Rows.of(X)] == [2, 2, 2, 1]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file whose disk is always full")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "000000.npy.partial").symlink_to("/dev/full")
+    said = r"000000\.npy: cannot be written \(No space left on device\)"
+    with pytest.raises(UserError, match=said):
+        list(stored(tmp_path, {}, Rows.of(X), lambda chunk: chunk[:, 0]))
 
 
 def test_a_folder_of_features_goes_on_after_its_files(chunks_of_three, tmp_path):
