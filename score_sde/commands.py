@@ -48,6 +48,31 @@ def of_run(
     return _valid(given or saved or presets.load(presets.DEFAULT), typed), path
 
 
+def of_classifier(
+    preset: str | None, workdir: str | None, typed: Sequence[str]
+) -> tuple[ConfigDict, Path]:
+    """Find the config of a classifier: that of its folder where it has begun, else the run's with
+    other settings of training and network, or without a run the preset's; and the run's workdir."""
+    given = None if preset is None else presets.load(preset)
+    named = (given or presets.load(presets.DEFAULT)).name
+    path = paths.place(
+        f"runs/{named}" if workdir is None else workdir, "--workdir", checkpoints=True
+    )
+    folder = path / "classifier"
+    check_can_be_made("workdir", folder)
+    begun = any((folder / "checkpoints").glob("[0-9]*"))
+    source, free = (folder, workdirs.WHEN_TRAINING) if begun else (path, workdirs.OF_CLASSIFIERS)
+    if not (source / workdirs.FILE).exists():
+        if given is None:
+            raise workdirs.missing(path)
+        return _valid(given, typed), path
+    saved = workdirs.load(source)
+    config = _valid(saved, typed)
+    changes = workdirs.changes(saved, config, free)
+    workdirs.refuse_changes("train_classifier", changes, config, source, free)
+    return config, path
+
+
 def of_conversion(
     source: Path, preset: str | None, workdir: str | None, typed: Sequence[str]
 ) -> tuple[ConfigDict, Path]:

@@ -39,6 +39,9 @@ WHEN_TRAINING: tuple[str, ...] = (
     *AFTERWARDS,
 )
 
+# Of a classifier that begins beside a run.
+OF_CLASSIFIERS: tuple[str, ...] = ("seed", "training.", "model.", *AFTERWARDS)
+
 
 def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dict[str, Any]:
     """Return {key: saved value} of the keys that differ, apart from the free ones and the name."""
@@ -65,15 +68,22 @@ def check_changes(mode: str, saved: ConfigDict, config: ConfigDict, path: Path) 
     refuse_changes(mode, changes(saved, config, free), config, path)
 
 
-def refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, path: Path) -> None:
-    """Raise UserError where there are changes, {key: value saved in the path}."""
+def refuse_changes(
+    mode: str,
+    changes: dict[str, object],
+    config: ConfigDict,
+    path: Path,
+    free: tuple[str, ...] | None = None,
+) -> None:
+    """Raise UserError where there are changes, {key: value saved in the path}; it lists the keys
+    that are free, by default those of the mode."""
     if changes:
         now = flat(config)
         found = [
             f"config.{key} = {now[key]!r:.80} ({was!r:.80} in {path})"
             for key, was in changes.items()
         ]
-        free = WHEN_TRAINING if mode == "train" else AFTERWARDS
+        free = free or (WHEN_TRAINING if mode == "train" else AFTERWARDS)
         allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
         raise UserError(f"{', '.join(found)}: --mode {mode} may change {allowed}")
 
