@@ -244,9 +244,10 @@ def guided(
     return guidance.classifier(model.sde, score, logits.given(vector), labels, scale)
 
 
-def sampler(config: ConfigDict) -> Sampler:
-    """Return the sampler. An unset key leaves its default."""
-    levels = config.model.num_levels
+def sampler(config: ConfigDict, *, of_levels: bool = True) -> Sampler:
+    """Return the sampler. An unset key leaves its default. With `of_levels` its times are levels of
+    the chain that the network was trained on, if it was."""
+    levels = config.model.num_levels if of_levels else 0
     chosen: Sampler = _made("sampling.method", config, num_levels=levels)
     return chosen
 
@@ -265,10 +266,14 @@ def divergence(config: ConfigDict, info: DatasetInfo) -> str:
     return "exact" if info.levels is None and info.shape[0] <= EXACT_UP_TO else "rademacher"
 
 
-def keys_read(config: ConfigDict) -> set[str]:
-    """Return the keys of the section `sampling` that the sampler reads, given the other values."""
+def keys_read(config: ConfigDict, chosen: Sampler | None = None) -> set[str]:
+    """Return the keys of the section `sampling` that a sampler reads, given the other values: the
+    config's, or the flow that encodes and decodes."""
     make = resolve("sampling.method", config.sampling.method)
-    return (takes(make).keys() & set(config.sampling)) - sampler(config).without_effect
+    if isinstance(chosen, ProbabilityFlow):
+        make = ProbabilityFlow
+    chosen = chosen or sampler(config)
+    return (takes(make).keys() & set(config.sampling)) - chosen.without_effect
 
 
 def known_info(config: ConfigDict) -> DatasetInfo | None:

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_sde import build, networks, workdirs
-from score_sde.config import refuse
+from score_sde.config import flat, refuse
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
 from score_sde.score import Logits
@@ -14,7 +14,6 @@ from score_sde.training import checkpoints
 from score_sde.training.mesh import replicated
 
 FOLDER = "classifier"  # of the workdir; its files are those of a workdir
-SHARED = ("sde.", "data.name", "model.centered")  # what it has in common with the model
 
 
 def load(workdir: Path, config: ConfigDict, info: DatasetInfo, mesh: Mesh) -> tuple[int, Logits]:
@@ -34,12 +33,10 @@ def load(workdir: Path, config: ConfigDict, info: DatasetInfo, mesh: Mesh) -> tu
         allowed = f"0, as there is no {folder}; --mode train_classifier trains one"
         raise refuse("sampling.classifier_scale", scale, allowed)
     own, kept = workdirs.load(folder), workdirs.load_info(folder)
-    others = workdirs.changes(own, config, ())
-    for key, value in others.items():
-        if workdirs.is_free(key, SHARED):
-            raise UserError(
-                f"{folder}: a classifier of config.{key} = {value!r:.80}, not the run's"
-            )
+    for key, value in workdirs.changes(own, config, ()).items():
+        if workdirs.is_free(key, workdirs.SHARED):
+            theirs = f"{value!r:.80}, the run has {flat(config)[key]!r:.80}"
+            raise UserError(f"{folder}: a classifier of config.{key} = {theirs}; train another")
     if kept is None or (kept.shape, kept.num_classes) != (info.shape, info.num_classes):
         raise UserError(f"{folder}: a classifier of other data than the run's")
     apply, params = networks.abstract(build.network(own, kept, logits=kept.num_classes))

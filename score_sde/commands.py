@@ -55,9 +55,8 @@ def of_classifier(
     other settings of training and network, or without a run the preset's; and the run's workdir."""
     given = None if preset is None else presets.load(preset)
     named = (given or presets.load(presets.DEFAULT)).name
-    path = paths.place(
-        f"runs/{named}" if workdir is None else workdir, "--workdir", checkpoints=True
-    )
+    workdir = f"runs/{named}" if workdir is None else workdir
+    path = paths.place(workdir, "--workdir", checkpoints=True)
     folder = path / "classifier"
     check_can_be_made("workdir", folder)
     begun = any((folder / "checkpoints").glob("[0-9]*"))
@@ -68,7 +67,11 @@ def of_classifier(
         return _valid(given, typed), path
     saved = workdirs.load(source)
     config = _valid(saved, typed)
-    changes = workdirs.changes(saved, config, free)
+    changes = {
+        key: value
+        for key, value in workdirs.changes(saved, config, ()).items()
+        if workdirs.is_free(key, workdirs.SHARED) or not workdirs.is_free(key, free)
+    }
     workdirs.refuse_changes("train_classifier", changes, config, source, free)
     return config, path
 

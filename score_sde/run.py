@@ -57,8 +57,8 @@ class Run:
         mesh: the devices that batches are spread over.
         metrics: of the training up to this step, a mapping with `step`, `loss` and so on for each
             line of `metrics.jsonl`.
-        classifier: of noisy data, (x, t) -> (B, K), for `score_sde.guidance.classifier`; None unless
-            the run was loaded with `sampling.classifier_scale` above 0.
+        classifier: of noisy data, (x, t) -> (B, K), for `score_sde.guidance.classifier`; None
+            unless the run was loaded with `sampling.classifier_scale` above 0.
     """
 
     config: ConfigDict

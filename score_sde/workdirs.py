@@ -41,6 +41,7 @@ WHEN_TRAINING: tuple[str, ...] = (
 
 # Of a classifier that begins beside a run.
 OF_CLASSIFIERS: tuple[str, ...] = ("seed", "training.", "model.", *AFTERWARDS)
+SHARED = ("sde.", "data.name", "model.centered")  # by a run and its classifier
 
 
 def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dict[str, Any]:
