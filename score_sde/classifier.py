@@ -13,8 +13,6 @@ from score_sde.score import Logits
 from score_sde.training import checkpoints
 from score_sde.training.mesh import replicated
 
-FOLDER = "classifier"  # of the workdir; its files are those of a workdir
-
 
 def load(workdir: Path, config: ConfigDict, info: DatasetInfo, mesh: Mesh) -> tuple[int, Logits]:
     """Load the classifier of a run, with the averaged weights, and the updates that it had.
@@ -28,7 +26,7 @@ def load(workdir: Path, config: ConfigDict, info: DatasetInfo, mesh: Mesh) -> tu
     Raises:
         UserError: there is none, or it is of another process or other data.
     """
-    folder, scale = workdir / FOLDER, config.sampling.classifier_scale
+    folder, scale = workdir / workdirs.CLASSIFIER, config.sampling.classifier_scale
     if not (folder / workdirs.FILE).is_file():
         allowed = f"0, as there is no {folder}; --mode train_classifier trains one"
         raise refuse("sampling.classifier_scale", scale, allowed)

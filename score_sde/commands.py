@@ -57,7 +57,7 @@ def of_classifier(
     named = (given or presets.load(presets.DEFAULT)).name
     workdir = f"runs/{named}" if workdir is None else workdir
     path = paths.place(workdir, "--workdir", checkpoints=True)
-    folder = path / "classifier"
+    folder = path / workdirs.CLASSIFIER
     check_can_be_made("workdir", folder)
     begun = any((folder / "checkpoints").glob("[0-9]*"))
     source, free = (folder, workdirs.WHEN_TRAINING) if begun else (path, workdirs.OF_CLASSIFIERS)

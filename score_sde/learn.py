@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import best, build, classifier, networks, paths, pictures, rules, workdirs
+from score_sde import best, build, networks, paths, pictures, rules, workdirs
 from score_sde.batches import batch_size
 from score_sde.config import changed, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
@@ -116,7 +116,7 @@ def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
     Raises:
         UserError: as `train`; a set without classes, or a network that cannot be a classifier.
     """
-    mesh, folder = data_mesh(), workdir / classifier.FOLDER
+    mesh, folder = data_mesh(), workdir / workdirs.CLASSIFIER
     rules.check_devices(config, mesh.size)
     info = build.dataset(config)
     if not info.num_classes:

@@ -39,6 +39,7 @@ WHEN_TRAINING: tuple[str, ...] = (
     *AFTERWARDS,
 )
 
+CLASSIFIER = "classifier"  # folder of a workdir, with the files of one
 # Of a classifier that begins beside a run.
 OF_CLASSIFIERS: tuple[str, ...] = ("seed", "training.", "model.", *AFTERWARDS)
 SHARED = ("sde.", "data.name", "model.centered")  # by a run and its classifier

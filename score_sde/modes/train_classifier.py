@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_sde import build, classifier, learn
+from score_sde import build, learn, workdirs
 from score_sde.modes import start
 from score_sde.modes.levels import accuracy_by_level
 from score_sde.modes.train import UNFINISHED, end_at_once_on_interrupt
@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         sys.exit(UNFINISHED)
     found = accuracy_by_level(config, build.dataset(config), data_mesh(), logits)
     if found and is_writer():
-        path = workdir / classifier.FOLDER / ACCURACY
+        path = workdir / workdirs.CLASSIFIER / ACCURACY
         with whole(path) as file:
             file.write(f"{json.dumps({'step': step, **found}, indent=2)}\n".encode())
         shares = found["accuracy"]
