@@ -1,4 +1,4 @@
-"""Editing with exact scores: SDEdit's two ends and the flow between, and the map between classes."""
+"""Editing with exact scores: SDEdit's ends, the flow between, and the map between classes."""
 
 import jax
 import jax.numpy as jnp
