@@ -211,10 +211,13 @@ def checked_condition(
     return given
 
 
-def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:
+def classes_in_turn(
+    config: ConfigDict, info: DatasetInfo, number: int, *, drawn: bool = False
+) -> dict[str, np.ndarray]:
     """Return the default condition of drawn items: the classes of `sampling.labels` in turn,
-    `labels` int32 (number,); `{}` without classes."""
-    if not has_classes(config):
+    `labels` int32 (number,); `{}` for a model without classes, or if drawn by no classifier
+    either."""
+    if not (has_classes(config) if drawn else config.model.class_conditional):
         return {}
     classes = config.sampling.labels or range(info.num_classes)
     return {"labels": np.resize(np.asarray(classes, np.int32), number)}

@@ -141,7 +141,7 @@ class Run:
         require(n >= 1, "n", n, "integers of at least 1")
         sampler, space = build.sampler(self.config), self.space
         if condition is None:
-            condition = build.classes_in_turn(self.config, self.info, n)
+            condition = build.classes_in_turn(self.config, self.info, n, drawn=True)
         given = build.checked_condition(self.config, self.info, n, condition, drawn=True)
 
         spread = along_data(self.mesh)

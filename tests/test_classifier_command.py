@@ -12,6 +12,7 @@ from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
 
 GUIDED = ("--config.sampling.labels=3,1", "--config.sampling.classifier_scale=2.0")
 FOUR = "--config.training.num_steps=4"
+TWO = ("--config.training.num_steps=2", "--config.training.schedule_steps=4")
 
 
 def lines(folder):
@@ -21,7 +22,7 @@ def lines(folder):
 def test_a_classifier_is_trained_gone_on_with_and_followed(tiny_run, tmp_path):
     workdir = tiny_run("digits", tmp_path)
     folder, mode = workdir / "classifier", "--mode=train_classifier"
-    told = succeed(mode, "--workdir", workdir, "--config.training.num_steps=2", cwd=tmp_path)
+    told = succeed(mode, "--workdir", workdir, *TWO, cwd=tmp_path)
     assert re.search(r"accuracy on 297 held-out items: [\d.]+% without noise, ", told)
     assert [line["step"] for line in lines(folder)] == [2]
     told = succeed(mode, "--workdir", workdir, FOUR, cwd=tmp_path)

@@ -84,17 +84,16 @@ def arrays_of(folder):
 
 
 def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, inputs):
-    """With sigma = 0.02 of 16 levels over 2: a pixel is off by one at most."""
+    """At t = 0.002 the noise has 0.016, and the one step's 0.011 on top: of 256 pixels the largest
+    is off by 0.07, where a level is 0.125."""
     workdir = tiny_run("digits", tmp_path)
     real = load("digits", "test", "").x[:2].astype(int)
     told = restore(tmp_path, inputs, "--task=edit", "--config.restore.strength=0.002")
     assert "edit, strength 0.002, " in told and "2 images, 2 draws each, NFE 3" in told
     few = arrays_of(workdir)
-    # The clipped ends of the range and the rounding leave one level; a young network is no matter
-    # where its input is nearly clean.
-    assert np.abs(few["images"].astype(int) - real[:, None]).max() <= 2
+    assert np.abs(few["images"].astype(int) - real[:, None]).max() <= 1
     told = restore(tmp_path, inputs, "--task=edit", "--config.restore.strength=1.0")
-    assert "of another sampler, strength" in told or "of another strength" in told
+    assert "of another strength; it is now restored.old.npz, " in told
     drawn = arrays_of(workdir)["images"].astype(int)
     assert np.abs(drawn - real[:, None]).mean() > 2 and not np.array_equal(drawn[:, 0], drawn[:, 1])
     assert "nothing to compute" in restore(
@@ -117,7 +116,7 @@ def test_classes_change_by_the_flow_or_by_noise(tiny_run, tmp_path, inputs):
     assert drawn.shape == (2, 3, 8, 8, 1)
     assert np.abs(drawn[:, 0] - real).max() <= 1  # tolerances of 1e-3, and the rounding
     assert not np.array_equal(drawn[:, 1], drawn[:, 0])
-    assert "not read" not in told
+    assert "not read with these settings: config.sampling.num_steps\n" in told
     guided = ("--config.sampling.guidance=2.0", "--config.sampling.labels=5")
     told = restore(tmp_path, inputs, "--task=edit", *guided)
     assert "2 images, 2 draws each, NFE 6" in told and "not read" not in told

@@ -1,5 +1,6 @@
 """`--mode restore`: draws of what damaged images were, and images edited."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -121,7 +122,7 @@ def _check(trained: Run, task: str, mask: str, degrade: bool) -> None:
 
 def _sampler(config: ConfigDict, task: str) -> Any:
     if task == "relabel":
-        return build.probability_flow(config)
+        return dataclasses.replace(build.probability_flow(config), denoise=False)
     return build.sampler(config, of_levels=task != "edit")
 
 
@@ -131,8 +132,8 @@ def _tell_settings(config: ConfigDict, workdir: Path, task: str) -> None:
     how = {"edit": f"edit, strength {settings.strength:g}", "relabel": task}
     print(f"{how.get(task, settings.method)}, {sampler}")
     keys = build.keys_read(config, sampler) | {"method", "seed", "batch_size"}
-    read = {f"sampling.{key}" for key in (*keys, *(GUIDED if task in EDITED else ()))}
-    tell_unread(config, workdir, read | {f"restore.{key}" for key in settings})
+    keys |= {"edit": {*GUIDED}, "relabel": {"labels"}}.get(task, set())
+    tell_unread(config, workdir, {f"sampling.{key}" for key in keys})
 
 
 def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str, Any]) -> Table:
@@ -172,7 +173,7 @@ def _edited(trained: Run, key: Array, rows: Array, first: int) -> Samples:
         classes = np.resize(config.sampling.labels or [NO_LABEL], number)
         condition = {"labels": _for_each(rows, classes)}
     score = build.guided(config, trained.score, condition, trained.classifier)
-    sampler, strength = build.sampler(config, of_levels=False), config.restore.strength
+    sampler, strength = _sampler(config, "edit"), config.restore.strength
     with build.errors_of("restore"):
         return editing.edit(key, trained.sde, score, sampler, rows, strength, first=first)
 
@@ -184,8 +185,7 @@ def _relabelled(trained: Run, rows: Array, classes: np.ndarray) -> Samples:
     source, target = (
         trained.smooth_score.given({"labels": _for_each(rows, each)}) for each in (own, classes)
     )
-    flow = build.probability_flow(trained.config)
-    return editing.relabel(trained.sde, source, target, rows, flow)
+    return editing.relabel(trained.sde, source, target, rows, _sampler(trained.config, "relabel"))
 
 
 def _for_each(rows: Array, labels: np.ndarray) -> Array:

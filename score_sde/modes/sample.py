@@ -157,7 +157,7 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
             not finite in float32.
     """
     info, values = trained.info, trained.config.sampling.condition
-    given = build.classes_in_turn(trained.config, info, number)
+    given = build.classes_in_turn(trained.config, info, number, drawn=True)
     if len(values) != len(info.condition):
         columns = ", ".join(info.condition)
         allowed = f"a number for each of {columns}" if columns else "(), as there is no condition"
