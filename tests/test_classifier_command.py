@@ -67,7 +67,7 @@ def test_mistakes(tiny_run, tmp_path):
         "config.sde.beta_max = 10.0 (20.0 in runs/vp_digits): --mode train_classifier may" in line
     )
     line = refused("--mode=train_classifier", *at, "--config.model.centered=False", cwd=tmp_path)
-    assert "config.model.centered = False (True in " in line
+    assert "config.model.centered = False: allowed are the run's own" in line
     line = refused("--mode=train_classifier", "--workdir=none", cwd=tmp_path)
     assert "--workdir = 'none': no config.json there" in line
 

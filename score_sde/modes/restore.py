@@ -1,8 +1,7 @@
 """`--mode restore`: draws of what damaged images were, and images edited."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,65 +151,64 @@ def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str
     return Table(output / VALUES, depends, len(images.names), **settings)
 
 
-def _posterior(trained: Run, operator: Any, key: Array, rows: Array, first: int) -> Samples:
+def _classes(trained: Run, task: str) -> np.ndarray:
+    """The class of each draw of an image, int32 (draws,)."""
+    config = trained.config
+    if task == "relabel":
+        return np.asarray(config.sampling.labels or range(trained.info.num_classes), np.int32)
+    labels = config.sampling.labels if task == "edit" else ()
+    return np.resize(np.asarray(labels or (NO_LABEL,), np.int32), config.restore.num_draws)
+
+
+def _posterior(
+    trained: Run, operator: Any, key: Array, y: Array, labels: Array, first: int
+) -> Samples:
     """Draws of what was measured, (B, *measured), by the method of the config."""
     settings, sde, score = trained.config.restore, trained.sde, trained.score
     if trained.config.model.class_conditional:
-        score = score.given({"labels": jnp.full(len(rows), NO_LABEL, jnp.int32)})
-    noise = from_prior(key, sde, (len(rows), *trained.space.shape), first, jnp.float32)
-    found = METHODS[settings.method](sde, score, operator, rows, settings.sigma_y)
+        score = score.given({"labels": labels})
+    noise = from_prior(key, sde, (len(y), *trained.space.shape), first, jnp.float32)
+    found = METHODS[settings.method](sde, score, operator, y, settings.sigma_y)
     projects = settings.method == "replacement"
     given: Any = (score, noise) if projects else (found, noise)
     sampler = build.sampler(trained.config)
     return sampler.sample(key, sde, *given, first=first, project=found if projects else None)
 
 
-def _edited(trained: Run, key: Array, rows: Array, first: int) -> Samples:
-    """Images (B, H, W, C) to a level of noise and back, of the classes in turn."""
-    config, number = trained.config, trained.config.restore.num_draws
-    condition = {}
-    if build.has_classes(config):
-        classes = np.resize(config.sampling.labels or [NO_LABEL], number)
-        condition = {"labels": _for_each(rows, classes)}
+def _edited(trained: Run, key: Array, x0: Array, labels: Array, first: int) -> Samples:
+    """Images (B, H, W, C) to a level of noise and back."""
+    config = trained.config
+    condition = {"labels": labels} if build.has_classes(config) else {}
     score = build.guided(config, trained.score, condition, trained.classifier)
     sampler, strength = _sampler(config, "edit"), config.restore.strength
     with build.errors_of("restore"):
-        return editing.edit(key, trained.sde, score, sampler, rows, strength, first=first)
+        return editing.edit(key, trained.sde, score, sampler, x0, strength, first=first)
 
 
-def _relabelled(trained: Run, rows: Array, classes: np.ndarray) -> Samples:
-    """Images (B, H, W, C) of one class in each of these classes."""
-    label = trained.config.restore.label
-    own = np.full(len(classes), NO_LABEL if label is None else label)
-    source, target = (
-        trained.smooth_score.given({"labels": _for_each(rows, each)}) for each in (own, classes)
-    )
-    return editing.relabel(trained.sde, source, target, rows, _sampler(trained.config, "relabel"))
-
-
-def _for_each(rows: Array, labels: np.ndarray) -> Array:
-    """The labels of the draws of each image, int32 (B,)."""
-    return jnp.tile(jnp.asarray(labels, jnp.int32), len(rows) // len(labels))
+def _relabelled(trained: Run, x0: Array, labels: Array) -> Samples:
+    """Images (B, H, W, C) of one class in these classes."""
+    own, model = trained.config.restore.label, trained.smooth_score
+    source = model.given({"labels": jnp.full_like(labels, NO_LABEL if own is None else own)})
+    target, flow = model.given({"labels": labels}), _sampler(trained.config, "relabel")
+    return editing.relabel(trained.sde, source, target, x0, flow)
 
 
 def _restored(
     trained: Run, images: Given, task: str, key: Array, first: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of each batch of images from the first on, with their draws."""
-    config, space = trained.config, trained.space
-    number = config.restore.num_draws
-    draws: Callable[[Array, int], Samples] = partial(_posterior, trained, images.operator, key)
-    if task == "edit":
-        draws = partial(_edited, trained, key)
-    elif task == "relabel":
-        classes = np.asarray(config.sampling.labels or range(trained.info.num_classes))
-        number = len(classes)
-
-        def draws(rows: Array, first: int) -> Samples:
-            return _relabelled(trained, rows, classes)
+    config, space, classes = trained.config, trained.space, _classes(trained, task)
+    number = len(classes)
 
     def draw(part: dict[str, Array], index: int) -> dict[str, Array]:
-        drawn = draws(jnp.repeat(part["y"], number, axis=0), index * number)
+        rows, begin = jnp.repeat(part["y"], number, axis=0), index * number
+        labels = jnp.tile(jnp.asarray(classes), len(part["y"]))
+        if task == "edit":
+            drawn = _edited(trained, key, rows, labels, begin)
+        elif task == "relabel":
+            drawn = _relabelled(trained, rows, labels)
+        else:
+            drawn = _posterior(trained, images.operator, key, rows, labels, begin)
         x = drawn.x.reshape(-1, number, *space.shape)
         mean, std = jnp.mean(x, axis=1), jnp.std(x, axis=1)
         row = {
