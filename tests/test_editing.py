@@ -34,9 +34,9 @@ def levels(sde, time):
 def flowed(sde, x, start, end, mean=MEAN, variances=VARIANCES):
     """The flow of a Gaussian from one time to another: each axis keeps its standardised value."""
     (a, s), (b, r) = levels(sde, start), levels(sde, end)
-    return b * mean + jnp.sqrt((b**2 * variances + r**2) / (a**2 * variances + s**2)) * (
-        x - a * mean
-    )
+    x, mean, variances = (np.asarray(each, np.float64) for each in (x, mean, variances))
+    growth = np.sqrt((b**2 * variances + r**2) / (a**2 * variances + s**2))
+    return b * mean + growth * (x - a * mean)
 
 
 def noised(sde, time):
