@@ -58,7 +58,7 @@ def start(batch_size: int) -> int:
             print(f"note: {name.upper()} = {found} has no effect here; commands take {value}")
             settings.update(name, value)
     if precision := settings.jax_default_matmul_precision:
-        rounded = "what training and samplers compute differs by rounding from that without it"
+        rounded = "training and samplers round otherwise than by default"
         print(f"note: JAX_DEFAULT_MATMUL_PRECISION = {precision}: {rounded}")
     _cores_as_devices(batch_size)
     _keep_programs()
