@@ -139,11 +139,13 @@ def load_info(workdir: Path) -> DatasetInfo | None:
     path = workdir / FILE
     if not path.is_file():
         return None
-    facts = json.loads(path.read_text(encoding="utf-8")).get("data")
     try:
+        facts = json.loads(path.read_bytes())["data"]
         return None if facts is None else DatasetInfo.from_facts(facts)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: data: not as a run writes it ({one_line(error)})") from None
+    except KeyError:
+        return None
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: data: not as a run writes it ({one_line(error):.200})") from None
 
 
 def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shlex
 import shutil
 from collections import Counter
@@ -259,15 +260,47 @@ def test_no_text_becomes_html(full, tmp_path):
     assert HOSTILE in page_of(vectors).text  # the label of an axis
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"PK\x03\x04 no archive"])
+DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"figures": null}]']
+DAMAGE += [b"[" * 99999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=[f"{each[:12]}" for each in DAMAGE])
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
-    for name in ("samples.npz", "samples.gif", "evaluation.json", "likelihood.npz"):
+    """In one line for each, and not in Python's words."""
+    names = ("samples.npz", "samples.gif", "evaluation.json", "likelihood.json", "sweep.json")
+    for name in (*names, "nearest.png"):
         (full / name).write_bytes(content)
     done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
-    assert done.returncode == 0 and "Traceback" not in done.stderr
-    page = page_of(full)
-    assert page.text.count("The files cannot be read (") == done.stderr.count("note: ") >= 4
-    assert "Held-out images at both ends of a row" in page.text and len(page.all("svg")) >= 3
+    assert done.returncode == 0
+    page, lines = page_of(full), done.stderr.splitlines()
+    for name in (*names, "nearest.png"):
+        said = [line for line in lines if f"{full / name}: " in line or f"{full / name} or" in line]
+        assert len(said) in (1, 2), (name, lines)  # the evaluation has two sections
+        for line in said:
+            assert line.startswith("note: ") and ": left out: " in line and len(line) < 400
+            assert not re.search("Error|object|NoneType|attribute|subscript", line), line
+            assert line.endswith("; move it away and run the mode that wrote it again")
+    assert page.text.count(": left out: ") == len(lines)
+    assert "Held-out images at both ends of a row" in page.text and len(page.all("svg")) >= 2
+
+
+def test_damaged_lines_of_the_log_are_left_out(full, tmp_path):
+    with (full / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "loss": "low"}\n[1]\n{"step"\n')
+    done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    said = f"note: {full / 'metrics.jsonl'}: 3 damaged lines are left out\n"
+    assert (done.returncode, done.stderr) == (0, said)
+    assert "0.005 at step 200" in page_of(full).text
+
+
+@pytest.mark.parametrize("data", [[], {"name": 3}, {"shape": 8}, {"splits": ["train"]}])
+def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
+    path = full / "config.json"
+    kept = json.loads(path.read_text())
+    kept["data"] = kept["data"] | data if data else data
+    path.write_text(json.dumps(kept))
+    line = refused("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    assert line.startswith(f"error: {path}: data: not as a run writes it (")
 
 
 def test_a_report_that_fails_loses_nothing(full, capsys):

@@ -165,7 +165,7 @@ def accuracy(
 
 def write(path: Path, classifier: Classifier) -> None:
     """Write an .npz file of the weights and `about` (JSON)."""
-    with whole(path) as file:
+    with whole(path, shared=True) as file:
         np.savez(file, about=json.dumps(classifier.about), **classifier.weights)  # type: ignore[arg-type]
 
 
@@ -179,7 +179,7 @@ def read(path: Path, about: Mapping[str, Any]) -> Classifier | None:
     except UNREADABLE:
         return None
     wanted = json.loads(json.dumps(dict(about)))
-    if any(found.get(key) != value for key, value in wanted.items()):
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         return None
     return Classifier(weights, found)
 

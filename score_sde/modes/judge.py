@@ -135,7 +135,7 @@ def read(output: Path) -> dict[str, Any]:
     """What `evaluation.json` says; {} where there is none that can be read."""
     try:
         found = json.loads((output / SUMMARY).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -34,6 +34,8 @@ from score_sde.training.state import TrainState
 
 PyTree = Any
 
+# What reading a JSON file raises that is damaged.
+DAMAGED = (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 BEST, RECORD = "best", "best.json"  # the folder of the best checkpoint, and its score
 COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint in a bucket
 
@@ -204,10 +206,9 @@ def listing(workdir: Path) -> list[str]:
         with suppress(FileNotFoundError):  # a training has removed it
             try:
                 written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
-                seconds = written["commit_timestamp_nsecs"] / 1e9
-            except (OSError, ValueError, TypeError, KeyError):  # damaged: the folder's own
-                seconds = getattr(path.stat(), "st_mtime", 0)  # 0: in a bucket, without one
-            date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+                date = _date(written["commit_timestamp_nsecs"] / 1e9)
+            except DAMAGED:  # the folder's own
+                date = _date(getattr(path.stat(), "st_mtime", 0))  # 0: in a bucket, without one
             lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
     if (best := best_record(workdir)) and newest_step(workdir / BEST):
         lines.append(f"{BEST:>9}  step {best['step']}, {best['name']} {best['value']:.4g}")
@@ -219,9 +220,14 @@ def best_record(workdir: Path) -> dict[str, Any]:
     {} without one."""
     try:
         found = json.loads((workdir / RECORD).read_bytes())
-        return {**found, "step": int(found["step"]), "value": float(found["value"])}
-    except (OSError, ValueError, TypeError, KeyError):
+        known = {"step": int(found["step"]), "value": float(found["value"])}
+        return {**found, **known, "name": f"{found['name']}"}
+    except DAMAGED:
         return {}
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def newest_step(directory: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from score_sde.errors import UserError
 from score_sde.paths import is_url, make, whole, written
 from score_sde.progress import bar
 from score_sde.training.mesh import is_writer
@@ -228,10 +229,15 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     path = workdir / FILE
     if not path.is_file():
         return
-    for line in path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True):
-        with suppress(ValueError, TypeError, KeyError):
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    for line in text.splitlines(keepends=True):
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             values = json.loads(line)
-            if line.endswith("\n") and isinstance(values["step"], int):
+            numbers = all(isinstance(each, int | float) for each in values.values())
+            if line.endswith("\n") and numbers and isinstance(values["step"], int):
                 yield line, values
 
 
