@@ -168,7 +168,9 @@ def features(
             try:
                 return evaluation.features(made_by.function, chunk, batch_size, shown.update)
             except ValueError as error:
-                raise refuse("eval.features", made_by.about["features"], one_line(error)) from error
+                where = about.get("path", "the samples")
+                by = f"config.eval.features = {made_by.about['features']!r}"
+                raise UserError(f"{where}: {one_line(error)}, with {by}") from error
 
         for number in stored(place, {**about, **depends}, images, of):
             shown.update(number)

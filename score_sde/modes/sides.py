@@ -73,7 +73,9 @@ def training_split(config: ConfigDict, workdir: Path) -> Side:
 
 def info_of_images(config: ConfigDict, workdir: Path) -> DatasetInfo:
     """What is known of the run's data, which must be images."""
-    info = info_of(config, workdirs.load_info(workdir))
+    # Anybody's images are compared in any folder, where a config.json may be of another program.
+    kept = workdirs.load_info(workdir) if (workdir / "checkpoints").exists() else None
+    info = info_of(config, kept)
     if info.levels is None:
         raise UserError(f"config.data.name = {config.data.name!r}: allowed are sets of images")
     return info
@@ -91,6 +93,8 @@ def named(path: Path) -> Side:
     if path.is_dir() and (path / ABOUT).is_file():
         found, said = read_stored(path)
         return Side(about | said, features=found)
+    if (path / workdirs.FILE).is_file():
+        raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
         return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
@@ -108,7 +112,9 @@ def named(path: Path) -> Side:
             f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
         ) from error
     if dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 3)")
+        raise UserError(
+            f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
+        )
     return _of_images(_in_eight_bits(images, levels, f"{path}: {name}"), about)
 
 

@@ -52,7 +52,8 @@ def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Set
         UserError: a wrong key or value, or a step without a checkpoint.
     """
     text, choices = config.eval.sweep, {}
-    for part in filter(None, re.split(r"[;\s]+", text)):
+    # Spaces may separate, and stand beside the other signs.
+    for part in filter(None, re.split(r"[;\s]+", re.sub(r"\s*([=,()])\s*", r"\1", text))):
         key, _, values = part.partition("=")
         if key != "step" and key not in SCHEMA:
             raise unknown_key(key, values)

@@ -210,8 +210,10 @@ def listing(workdir: Path) -> list[str]:
             except DAMAGED:  # the folder's own
                 date = _date(getattr(path.stat(), "st_mtime", 0))  # 0: in a bucket, without one
             lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
-    if (best := best_record(workdir)) and newest_step(workdir / BEST):
-        lines.append(f"{BEST:>9}  step {best['step']}, {best['name']} {best['value']:.4g}")
+    if step := newest_step(workdir / BEST):
+        best = best_record(workdir)
+        score = f"{best['name']} {best['value']:.4g}" if best else f"{RECORD} cannot be read"
+        lines.append(f"{BEST:>9}  step {step}, {score}")
     return lines
 
 
