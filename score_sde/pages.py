@@ -4,8 +4,6 @@ import base64
 import html
 import io
 import math
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +12,10 @@ import numpy as np
 from PIL import Image
 
 from score_sde.display import SMALLEST
-from score_sde.errors import UserError
+from score_sde.errors import DAMAGED, UserError
 
 LARGEST = 520  # pixels of a picture's longer side; larger ones are reduced
 FILM_LARGEST, FILM_PIXELS = 260, 1_200_000  # of a frame's longer side; of all frames
-UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zlib.error)  # of Pillow
 FILM_SECONDS = 3.0  # without the rest on its end
 
 # Beside the escapes: nothing is loaded and no script runs.
@@ -176,7 +173,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             yield image
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "damaged, too large, or no picture"
         raise UserError(f"{path}: cannot be read ({reason})") from error
 

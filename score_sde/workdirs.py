@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.paths import whole
 from score_sde.schema import SCHEMA
 from score_sde.validation import import_rules, validate
@@ -96,9 +96,11 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     """
     try:
         document = json.loads(text)
-        values = flat(document["config"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: not a config written by a run ({one_line(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise _no_config(source, f"no JSON: {one_line(error)}") from None
+    if not (isinstance(document, dict) and isinstance(document.get("config"), dict)):
+        raise _no_config(source, "it has no section config")
+    values = flat(document["config"])
     for key, value in values.items():
         if key not in SCHEMA:
             raise UserError(f"{source}: {unknown_key(key, value)}")
@@ -112,6 +114,11 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     return config
 
 
+def _no_config(source: object, why: str) -> UserError:
+    copy = "a run's has to come back from a copy"
+    return UserError(f"{source}: not a config written by a run ({why}); {copy}")
+
+
 def load(workdir: Path) -> ConfigDict:
     """Return the config saved in a workdir; raise UserError where there is none."""
     path = workdir / FILE
@@ -120,7 +127,7 @@ def load(workdir: Path) -> ConfigDict:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: not a config written by a run ({one_line(error)})") from None
+        raise _no_config(path, error.strerror or one_line(error)) from None
     return from_json(text, str(path))
 
 
@@ -144,7 +151,7 @@ def load_info(workdir: Path) -> DatasetInfo | None:
         return None if facts is None else DatasetInfo.from_facts(facts)
     except KeyError:
         return None
-    except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: data: not as a run writes it ({one_line(error):.200})") from None
 
 

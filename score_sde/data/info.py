@@ -115,12 +115,18 @@ class DatasetInfo:
         Raises:
           TypeError: fields that are missing, of another type, or unknown to this version.
         """
+        if not isinstance(facts, Mapping):
+            raise TypeError(f"{facts!r:.40}")
+        kinds = get_type_hints(DatasetInfo)
+        if strange := facts.keys() - kinds.keys():
+            raise TypeError(f"{min(strange)} is unknown to this version")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
         }
-        for name, kind in get_type_hints(DatasetInfo).items():
-            if name in values and not _is(values[name], kind):
-                raise TypeError(f"{name} = {values[name]!r:.40}")
+        for name, kind in kinds.items():
+            value = values.get(name, getattr(DatasetInfo, name, None))
+            if (name in values or value is None) and not _is(value, kind):
+                raise TypeError(f"{name} = {value!r:.40}")
         return DatasetInfo(**values)
 
 

@@ -6,11 +6,9 @@ digest says so. It is trained on the spot, the same way each time.
 
 import functools
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from score_sde.errors import DAMAGED
 from score_sde.evaluation.network import FeatureFn
 from score_sde.evaluation.weights import digest
 from score_sde.paths import whole
@@ -28,7 +27,6 @@ LARGEST = 32  # pixels of a side: larger images are reduced
 STEPS, EPOCHS, BATCH = 400, 20, 128  # as many steps as that, or epochs where that is less
 RATE = 3e-3
 RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE}
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 class Classifier(NamedTuple):
@@ -176,7 +174,7 @@ def read(path: Path, about: Mapping[str, Any]) -> Classifier | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = json.loads(str(arrays["about"]))
             weights = {name: arrays[name] for name in arrays.files if name != "about"}
-    except UNREADABLE:
+    except DAMAGED:
         return None
     wanted = json.loads(json.dumps(dict(about)))
     if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):

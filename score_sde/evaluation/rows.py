@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from score_sde.data import Streamed
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.paths import whole
 
 CHUNK, CHUNK_BYTES = 1024, 2**26  # rows at a time, and bytes of them, at most
@@ -175,7 +175,7 @@ def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
         width = shapes[0][1]
         if sum(rows for rows, _ in shapes) != n or any(each != width for _, each in shapes):
             raise ValueError(f"its files do not have {n} rows of {width}")
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except DAMAGED as error:
         raise UserError(f"{folder}: no folder of features ({one_line(error)[:100]})") from error
     return Rows((n, width), lambda: map(_read, paths)), about
 
@@ -184,7 +184,7 @@ def _is_whole(path: Path, rows: int) -> bool:
     """Whether a file has the features of so many rows; a damaged one is made again."""
     try:
         return _shape(path)[0] == rows
-    except (OSError, ValueError, LookupError):
+    except DAMAGED:
         return False
 
 

@@ -2,27 +2,22 @@
 
 import sys
 import traceback
-import zlib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from ml_collections import ConfigDict
 
 from score_sde import __version__, build, pages, presets, workdirs
 from score_sde.config import default, flat
 from score_sde.display import shortened
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.modes.sections import SECTIONS, Found
 from score_sde.paths import whole
 from score_sde.training.mesh import is_writer
 
 PAGE = "report.html"
-# What reading a file raises that is damaged, or of another program.
-DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, BadZipFile, zlib.error, MemoryError)
-DAMAGED += (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 
 
 def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) -> None:

@@ -2,11 +2,9 @@
 
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,14 +14,13 @@ from score_sde.config import changed
 from score_sde.data import folder
 from score_sde.data.info import DatasetInfo
 from score_sde.display import eight_bits
-from score_sde.errors import UserError
+from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
 from score_sde.modes import sample
 from score_sde.run import info_of
 
 FEWEST = 20  # images of a side
-UNREADABLE = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error)  # of np.load
 
 
 class Side(NamedTuple):
@@ -107,7 +104,7 @@ def named(path: Path) -> Side:
             levels = _levels(file)
         images = of_npz(path, name)
         dtype = next(iter(images)).dtype if len(images) else np.dtype(np.uint8)
-    except (*UNREADABLE, LookupError, StopIteration) as error:
+    except (*DAMAGED, StopIteration) as error:
         raise UserError(
             f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
         ) from error

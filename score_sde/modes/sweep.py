@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde import __version__, overrides
 from score_sde.config import changed, flat, refuse, unknown_key
+from score_sde.errors import DAMAGED
 from score_sde.locks import writing
 from score_sde.modes import start
 from score_sde.modes.files import digest
@@ -67,11 +68,11 @@ def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Set
     if "step" in choices:
         choices["step"] = _steps(text, choices["step"], workdir)
     plain = changed(config, {"eval.sweep": ""})
-    found = [
+    settings = [
         _setting(plain, dict(zip(choices, values, strict=True)), step)
         for values in itertools.product(*choices.values())
     ]
-    return list({(*each.values.items(),): each for each in found}.values())  # 0 and 0.0 are one
+    return list({(*each.values.items(),): each for each in settings}.values())  # 0 and 0.0 are one
 
 
 def _steps(text: str, values: list[str], workdir: Path) -> list[str]:
@@ -166,7 +167,7 @@ def _done(facts: dict[str, Any], distance: str) -> dict[str, Any]:
     """The facts of an evaluation; {} of one that lacks what a row needs."""
     try:
         row = facts["samples"]["nfe"], facts["figures"][distance]
-    except (TypeError, LookupError):
+    except DAMAGED:
         return {}
     return facts if all(isinstance(each, float) for each in row) else {}
 
@@ -188,7 +189,7 @@ def _keep_other(output: Path, done: Sequence[Mapping[str, Any]]) -> None:
         there = json.loads((output / JSON).read_bytes())
     except FileNotFoundError:
         return
-    except (OSError, ValueError, RecursionError):
+    except DAMAGED:
         there = None
     there = there if isinstance(there, list) else [None]
     known = json.loads(json.dumps(done))

@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.paths import absolute, is_url, make, written
 from score_sde.training.logs import logged
 from score_sde.training.mesh import is_writer
@@ -34,8 +34,6 @@ from score_sde.training.state import TrainState
 
 PyTree = Any
 
-# What reading a JSON file raises that is damaged.
-DAMAGED = (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 BEST, RECORD = "best", "best.json"  # the folder of the best checkpoint, and its score
 COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint in a bucket
 

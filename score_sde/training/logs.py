@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from score_sde.errors import UserError
+from score_sde.errors import DAMAGED, UserError
 from score_sde.paths import is_url, make, whole, written
 from score_sde.progress import bar
 from score_sde.training.mesh import is_writer
@@ -234,7 +234,7 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     for line in text.splitlines(keepends=True):
-        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        with suppress(*DAMAGED):
             values = json.loads(line)
             numbers = all(isinstance(each, int | float) for each in values.values())
             if line.endswith("\n") and numbers and isinstance(values["step"], int):
