@@ -97,7 +97,9 @@ def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
             "[]",
             "config.json: not a config written by a run (it has no section config); a run's has",
         ),
-        ("[" * 99999, "config.json: not a config written by a run (no JSON: "),
+        pytest.param(
+            "[" * 9999, "config.json: not a config written by a run (no JSON: ", id="deep"
+        ),
         ('{"config": 3}', "config.json: not a config written by a run (it has no section config)"),
         ('{"config": {"lr": 1}}', "config.json: config.lr = 1: no such key; "),
         ('{"config": {"seed": "a"}}', "config.json: "),

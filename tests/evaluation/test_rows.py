@@ -71,7 +71,7 @@ def test_a_folder_of_features_goes_on_after_its_files(chunks_of_three, tmp_path)
 
 DAMAGE = {
     "a list": ("about.json", b"[]"),
-    "nested too deep": ("about.json", b"[" * 99999),
+    "nested too deep": ("about.json", b"[" * 9999),
     "more files than there are": ("about.json", b'{"n": 7, "chunks": 1000000000000}'),
     "another number of rows": ("about.json", b'{"n": 8, "chunks": 3}'),
     "a file cut short": ("000001.npy", None),
