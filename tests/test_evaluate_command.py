@@ -212,6 +212,9 @@ def test_other_numbers_keep_the_evaluation_that_is_there(judged, tmp_path):
     told = succeed(*at, "--config.eval.num_manifold=22", cwd=tmp_path)
     assert "evaluation.json: of another evaluation; it is now evaluation.old.json" in told
     assert json.loads((tmp_path / "out" / "evaluation.old.json").read_text()) == found
+    (tmp_path / "out" / "evaluation.json").write_text("[1]")
+    told = succeed(*at, cwd=tmp_path)
+    assert "evaluation.json: damaged; it is now evaluation.old2.json" in told
 
 
 def test_damaged_features_are_made_again(judged):
@@ -274,6 +277,60 @@ def test_a_step_that_is_not_there_is_refused_before_any_work(tiny_run, tmp_path)
     done = command("--mode=evaluate", *SETTINGS, "--step=3", cwd=tmp_path)
     assert done.returncode == 2 and "error: --step = 3: not in " in done.stderr
     assert not (workdir / "features").exists() and not (workdir / "classifier.npz").exists()
+
+
+MISTAKES = {
+    "images of another size": (
+        ["--samples=other.npz"],
+        "other.npz: images are (6, 4); allowed are (8, 8), the classifier's, with "
+        "config.eval.features = 'classifier'",
+    ),
+    "numbers of another kind": (
+        ["--samples=float.npz"],
+        "float.npz: images is float64(24, 8, 8, 1); allowed is uint8 (N, H, W, 1 or 3)",
+    ),
+    "a run": (
+        ["--samples=runs/vp_digits"],
+        "runs/vp_digits: a run; allowed are files of results, such as its samples.npz",
+    ),
+    "samples of a step": (
+        ["--samples=other.npz", "--step=2"],
+        "--step = 2: not with --samples, which come from no checkpoint",
+    ),
+    "a step that is not there": (
+        ["--step=3"],
+        "--step = 3: not in runs/vp_digits; allowed are 2, 4",
+    ),
+    "weights of something else": (
+        ["--config.eval.features=inception", "--config.eval.inception_weights=text"],
+        "config.eval.inception_weights: text cannot be read: Error while deserializing header: ",
+    ),
+    "statistics of something else": (
+        ["--reference=text"],
+        "text: allowed are a folder of images, .npz of images, or of mu and sigma",
+    ),
+}
+
+
+@pytest.mark.parametrize(("typed", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_that_says_what_to_do(judged, tmp_path, typed, said):
+    workdir, _ = judged
+    (tmp_path / "runs").symlink_to(workdir.parent)
+    np.savez(tmp_path / "other.npz", images(24))
+    np.savez(tmp_path / "float.npz", images=np.zeros((24, 8, 8, 1)))
+    (tmp_path / "text").write_text("hello, this is a text")
+    done = command("--mode=evaluate", *SETTINGS, *typed, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {said}")
+
+
+def test_a_config_of_another_program_is_no_run(judged, tmp_path):
+    """Where anybody's images are compared in its folder."""
+    workdir, _ = judged
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel", "data": []}')
+    (tmp_path / "classifier.npz").write_bytes((workdir / "classifier.npz").read_bytes())
+    given = ("--samples", workdir / "samples.npz", "--reference", workdir / "samples.npz")
+    succeed("--mode=evaluate", *given, *SETTINGS, cwd=tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):

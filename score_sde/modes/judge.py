@@ -149,8 +149,9 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     if all(there.get(key) == here[key] for key in same):
         return {key: there[key] for key in ("likelihood",) if key in there}
     if (output / SUMMARY).exists():
+        reason = "of another evaluation" if there else "damaged"
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
-            print(f"{output / old}: of another evaluation, or damaged; it is now {new}")
+            print(f"{output / old}: {reason}; it is now {new}")
     return {}
 
 
