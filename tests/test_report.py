@@ -213,7 +213,9 @@ def test_damaged_lines_of_the_log_are_left_out(full, tmp_path):
     assert "0.005 at step 200" in page_of(full).text
 
 
-@pytest.mark.parametrize("data", [[], {"name": 3}, {"shape": 8}, {"splits": ["train"]}])
+@pytest.mark.parametrize(
+    "data", [[], {"name": 3}, {"shape": [8]}, {"splits": {"train": 9}}, {"x": 1}]
+)
 def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
     path = full / "config.json"
     kept = json.loads(path.read_text())
@@ -221,6 +223,7 @@ def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
     path.write_text(json.dumps(kept))
     line = refused("--mode=report", f"--workdir={full}", cwd=tmp_path)
     assert line.startswith(f"error: {path}: data: not as a run writes it (")
+    assert not re.search("object|argument|attribute|'", line.removeprefix(f"error: {path}"))
 
 
 def test_a_report_that_fails_loses_nothing(full, capsys):

@@ -124,9 +124,13 @@ class DatasetInfo:
             k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
         }
         for name, kind in kinds.items():
-            value = values.get(name, getattr(DatasetInfo, name, None))
-            if (name in values or value is None) and not _is(value, kind):
+            value = values.setdefault(name, getattr(DatasetInfo, name, None))
+            if not _is(value, kind):
                 raise TypeError(f"{name} = {value!r:.40}")
+        if len(values["shape"]) != (1 if values["levels"] is None else 3):
+            raise TypeError(f"shape = {values['shape']}")
+        if not {"train", "test"} <= values["splits"].keys():
+            raise TypeError(f"splits = {values['splits']}")
         return DatasetInfo(**values)
 
 

@@ -86,10 +86,8 @@ def _chosen(config: ConfigDict, labels: np.ndarray, names: Sequence[str]) -> np.
             "--mode interpolate: the condition differs from vector to vector, and a pair shares "
             "one; allowed are models without, or Run.interpolate with one for each pair"
         )
-    indices, number = (
-        pairs(labels if "labels" in names else np.zeros_like(labels)),
-        config.sampling.num_pairs,
-    )
+    indices = pairs(labels if "labels" in names else np.zeros_like(labels))
+    number = config.sampling.num_pairs
     if number > len(indices):
         found = f"1 to {len(indices)}, the pairs of the test split of {config.data.name}"
         raise refuse("sampling.num_pairs", number, found)

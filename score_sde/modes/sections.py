@@ -176,8 +176,8 @@ def _film(found: Found) -> str:
 
 def _training(found: Found) -> str:
     logs = [values for _, values in logged(found.workdir)]
-    path = found.path(FILE)
-    if path and (damaged := path.read_bytes().count(b"\n") - len(logs)):
+    path = found.workdir / FILE
+    if path.is_file() and (damaged := path.read_bytes().count(b"\n") - len(logs)):
         print(f"note: {path}: {damaged} damaged lines are left out", file=sys.stderr)
     lines = [each for each in logs if "loss" in each]  # others are of scores on the way
     if len(lines) < FEWEST:

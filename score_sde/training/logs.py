@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +234,14 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     for line in text.splitlines(keepends=True):
-        with suppress(*DAMAGED):
+        try:
             values = json.loads(line)
             numbers = all(isinstance(each, int | float) for each in values.values())
-            if line.endswith("\n") and numbers and isinstance(values["step"], int):
-                yield line, values
+            is_whole = line.endswith("\n") and numbers and isinstance(values["step"], int)
+        except DAMAGED:
+            continue
+        if is_whole:
+            yield line, values
 
 
 def _drop_after(workdir: Path, step: int) -> None:
