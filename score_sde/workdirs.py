@@ -50,6 +50,11 @@ def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dic
     }
 
 
+def is_run(path: Path) -> bool:
+    """Whether a training or a conversion has written there; others write a config.json, too."""
+    return (path / "checkpoints").is_dir()
+
+
 def check_no_export(path: Path) -> None:
     """Raise UserError for an export of ours in place of a workdir."""
     if (path / EXPORTED).exists():

@@ -101,6 +101,16 @@ def test_values_that_are_equal_are_one_setting(swept):
     assert found == [{"sampling.eta": 0.0, "step": 4}, {"sampling.eta": 1.0, "step": 4}]
 
 
+def test_spaces_in_a_sweep(swept):
+    workdir, _ = swept
+    config = workdirs.load(workdir)
+    config.eval.sweep = "sampling.labels = (0, 1), ( 2,3 ) step = 2, 4;"
+    found = [setting.values for setting in settings_of(config, workdir, None)]
+    assert found == [
+        {"sampling.labels": labels, "step": step} for labels in ((0, 1), (2, 3)) for step in (2, 4)
+    ]
+
+
 @pytest.mark.parametrize(
     "content", [b"3", b"{}", pytest.param(b"[" * 9999, id="deep"), b"PK", b'[{"figures": 1}]']
 )

@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
 
 def after(config: ConfigDict, workdir: Path, output: Path) -> None:
     """Write the report of a command that has ended well, and that stays so whatever comes here."""
-    if not is_writer() or not (workdir / "checkpoints").exists():  # anybody's images have no run
+    if not is_writer() or not workdirs.is_run(workdir):  # anybody's images have no run
         return
     try:
         run(config, workdir, output, "")

@@ -71,7 +71,7 @@ def training_split(config: ConfigDict, workdir: Path) -> Side:
 def info_of_images(config: ConfigDict, workdir: Path) -> DatasetInfo:
     """What is known of the run's data, which must be images."""
     # Anybody's images are compared in any folder, where a config.json may be of another program.
-    kept = workdirs.load_info(workdir) if (workdir / "checkpoints").exists() else None
+    kept = workdirs.load_info(workdir) if workdirs.is_run(workdir) else None
     info = info_of(config, kept)
     if info.levels is None:
         raise UserError(f"config.data.name = {config.data.name!r}: allowed are sets of images")
@@ -90,7 +90,7 @@ def named(path: Path) -> Side:
     if path.is_dir() and (path / ABOUT).is_file():
         found, said = read_stored(path)
         return Side(about | said, features=found)
-    if (path / workdirs.FILE).is_file():
+    if workdirs.is_run(path):
         raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)

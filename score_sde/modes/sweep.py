@@ -54,7 +54,7 @@ def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Set
     """
     text, choices = config.eval.sweep, {}
     # Spaces may separate, and stand beside the other signs.
-    for part in filter(None, re.split(r"[;\s]+", re.sub(r"\s*([=,()])\s*", r"\1", text))):
+    for part in filter(None, re.split(r"[;\s]+", re.sub(r"\s*([=,(])\s*|\s+(?=\))", r"\1", text))):
         key, _, values = part.partition("=")
         if key != "step" and key not in SCHEMA:
             raise unknown_key(key, values)
