@@ -104,10 +104,12 @@ def test_values_that_are_equal_are_one_setting(swept):
 def test_spaces_in_a_sweep(swept):
     workdir, _ = swept
     config = workdirs.load(workdir)
-    config.eval.sweep = "sampling.labels = (0, 1), ( 2,3 ) step = 2, 4;"
+    config.eval.sweep = "sampling.guidance_interval = (0, 1), ( 2,3 ) step = 2, 4;"
     found = [setting.values for setting in settings_of(config, workdir, None)]
     assert found == [
-        {"sampling.labels": labels, "step": step} for labels in ((0, 1), (2, 3)) for step in (2, 4)
+        {"sampling.guidance_interval": interval, "step": step}
+        for interval in ((0, 1), (2, 3))
+        for step in (2, 4)
     ]
 
 
