@@ -23,10 +23,12 @@ import numpy as np
 
 import score_sde
 from score_sde import build, data, inverse
+from score_sde.batches import joined
 from score_sde.guidance import NO_LABEL
 from score_sde.inverse import operators
 from score_sde.modes import start
 from score_sde.run import Run
+from score_sde.samplers.base import from_prior
 
 SIGMA_Y = 0.05
 METHODS = {
@@ -60,43 +62,57 @@ def tasks(shape: tuple[int, ...]) -> dict[str, Callable]:
 
 
 def restored(
-    run: Run, method: str, operator: Callable, x: jax.Array, draws: int
+    run: Run, method: str, operator: Callable, images: np.ndarray, draws: int
 ) -> tuple[float, ...]:
-    """NFE, PSNR with its standard error, and the two coverages, of images in the model's units."""
+    """NFE, PSNR with its standard error, and the two coverages, of images (n, H, W, C)."""
+    space, sampler = run.space, build.sampler(run.config)
+    projects = method in ("replacement", "repaint 5")
+    if method == "repaint 5":
+        sampler = inverse.RePaint(sampler.num_steps, resamplings=5)
+
+    def draw(part: np.ndarray, first: int) -> tuple[jax.Array, ...]:
+        x = space.to_model(part)
+        y = measured(operator, x, jax.random.fold_in(jax.random.key(1), first))
+        y, score = jnp.repeat(y, draws, axis=0), run.score
+        if run.config.model.class_conditional:
+            score = score.given({"labels": jnp.full(len(y), NO_LABEL, jnp.int32)})
+        found = METHODS[method](run.sde, score, operator, y, SIGMA_Y)
+        noise = from_prior(jax.random.key(0), run.sde, (len(y), *space.shape), first * draws)
+        drawn = sampler.sample(
+            *(jax.random.key(0), run.sde, score if projects else found, noise),
+            first=first * draws,
+            project=found if projects else None,
+        )
+        restored = drawn.x.reshape(-1, draws, *space.shape)
+        error = jnp.mean(jnp.square(restored.mean(axis=1) - x), axis=(1, 2, 3))
+        psnr = -10.0 * jnp.log10(error / (4.0 if run.config.model.centered else 1.0))
+        shares = (inverse.coverage(restored, x, share) for share in (0.5, 0.9))
+        return drawn.nfe[::draws], psnr, *shares
+
+    parts = run.in_batches("sampling", draw, images, len(images))
+    nfe, psnr, *shares = joined(list(parts))
+    error = psnr.std(ddof=1) / len(psnr) ** 0.5
+    return nfe.mean(), psnr.mean(), error, *(share.mean() for share in shares)
+
+
+def measured(operator: Callable, x: jax.Array, key: jax.Array) -> jax.Array:
+    """The measurements of images in the model's units, without noise where a mask hides all."""
     clean = operator(x)
-    y = clean + SIGMA_Y * jax.random.normal(jax.random.key(1), clean.shape)
-    if clean.shape == x.shape:  # nothing is measured where a mask hides all
-        y = jnp.where(operator(jnp.ones_like(x)) == 0, clean, y)
-    y, score = jnp.repeat(y, draws, axis=0), run.score
-    shape = (len(y), *x.shape[1:])
-    if run.config.model.class_conditional:
-        score = score.given({"labels": jnp.full(len(y), NO_LABEL, jnp.int32)})
-    posterior = METHODS[method](run.sde, score, operator, y, SIGMA_Y)
-    sampler, project = build.sampler(run.config), None
-    if method in ("replacement", "repaint 5"):
-        posterior, project = score, posterior
-        sampler = inverse.RePaint(sampler.num_steps, resamplings=5) if "5" in method else sampler
-    drawn = sampler.sample(jax.random.key(0), run.sde, posterior, shape=shape, project=project)
-    found = drawn.x.reshape(-1, draws, *x.shape[1:])
-    wide = 2.0 if run.config.model.centered else 1.0
-    squares = jnp.mean(jnp.square(found.mean(axis=1) - x), axis=(1, 2, 3))
-    psnr = -10.0 * jnp.log10(squares / wide**2)
-    shares = (float(inverse.coverage(found, x, share).mean()) for share in (0.5, 0.9))
-    error = float(psnr.std(ddof=1)) / len(psnr) ** 0.5
-    return float(drawn.nfe.mean()), float(psnr.mean()), error, *shares
+    noise = SIGMA_Y * jax.random.normal(key, clean.shape)
+    hidden = clean.shape == x.shape and (operator(jnp.ones_like(x)) == 0)
+    return clean + jnp.where(hidden, 0.0, noise)
 
 
 def measure(chosen: argparse.Namespace, path: Path, run: Run) -> None:
     """Write the lines that the CSV lacks."""
     there = {(line["task"], line["method"]) for line in read(path)}
-    images = data.load(run.info.name, "test", run.config.data.dir).x[: chosen.images]
-    x = run.space.to_model(jnp.asarray(images))
+    images = np.asarray(data.load(run.info.name, "test", run.config.data.dir).x[: chosen.images])
     for task, operator in tasks(run.info.shape).items():
         for method in METHODS:
             if (task, method) in there:
                 continue
             begin = time.perf_counter()
-            found = restored(run, method, operator, x, chosen.draws)
+            found = restored(run, method, operator, images, chosen.draws)
             numbers = (f"{value:.4g}" for value in (*found, time.perf_counter() - begin))
             line = dict(zip(FIELDS, (task, method, *numbers), strict=True))
             new = not path.exists()
@@ -136,11 +152,12 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="of a run of images")
     parser.add_argument("--images", default=100, type=int)
     parser.add_argument("--draws", default=20, type=int, help="of each image")
+    parser.add_argument("--batch", default=100, type=int, help="images at a time")
     parser.add_argument("--output", default=Path(__file__).parent, type=Path)
     parser.add_argument("--table", action="store_true", help="of the lines that are there")
     chosen = parser.parse_args()
-    start(chosen.images)
-    run = score_sde.load(chosen.workdir)
+    start(chosen.batch)
+    run = score_sde.load(chosen.workdir).changed({"sampling.batch_size": chosen.batch})
     path = chosen.output / f"restoration_{run.info.name}.csv"
     if not chosen.table:
         measure(chosen, path, run)
