@@ -238,15 +238,25 @@ def fill(chosen, lines):
             print(*rows[-1].values(), flush=True)
 
 
-def table(lines, by=("method",), over=ERRORS[:5]):
-    """Averages over the lines of each value of some fields, as Markdown."""
-    found, order = defaultdict(list), ("draws", *METHODS)
-    for line in sorted(lines, key=lambda line: (line["data"], order.index(line["method"]))):
-        found[tuple(line[field] for field in by)].append([float(line[name]) for name in over])
-    print(f"\n| {' | '.join((*by, *over))} |\n|{'---|' * (len(by) + len(over))}")
-    for group, values in found.items():
-        nfe, *means = np.mean(values, axis=0)
-        print(f"| {' | '.join((*group, f'{nfe:.0f}', *(f'{each:.3f}' for each in means)))} |")
+def table(lines, by=()):
+    """Averages over the lines of each method and each value of some fields, as Markdown."""
+    columns = [
+        (data, name)
+        for data in ("gaussian", "mixture")
+        for name in ERRORS[1:5]
+        if (data, name) != ("gaussian", "modes")  # one component has no weights to miss
+    ]
+    groups, order = defaultdict(list), ("draws", *METHODS)
+    for line in sorted(lines, key=lambda line: order.index(line["method"])):
+        groups[tuple(line[field] for field in (*by, "method"))].append(line)
+    heads = (*by, "method", "NFE", *(f"{data}: {name}" for data, name in columns))
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for group, of in sorted(groups.items(), key=lambda item: item[0][:-1]):
+        cells = [f"{np.mean([float(line['nfe']) for line in of]):.0f}"]
+        for data, name in columns:
+            values = [float(line[name]) for line in of if line["data"] == data]
+            cells.append(f"{np.mean(values):.3f}" if values else "")
+        print(f"| {' | '.join((*group, *cells))} |")
 
 
 def picture(path, lines):
@@ -303,9 +313,8 @@ def main():
         fill(chosen, lines)
         return
     whole = [line for line in lines if line["steps"] == "100"]
-    table(whole, ("data", "method"))
-    table(whole, ("data", "dims", "method"))
-    table(whole, ("data", "process", "method"))
+    for by in ((), ("dims",), ("process",), ("sigma_y",)):
+        table(whole, by)
     picture(chosen.csv.with_suffix(".png"), lines)
 
 
