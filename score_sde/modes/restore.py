@@ -80,7 +80,7 @@ def run(
         **settings.to_dict(),
         **{"seed": config.sampling.seed, "mask": mask, "degrade": degrade, "version": __version__},
         "names": names,
-        "intervals": INTERVALS,
+        **({"intervals": INTERVALS} if degrade else {}),
         "images": digest((y, *jax.tree.leaves(operator))),
         "weights": digest(jax.tree.leaves(trained.score)),
     }
