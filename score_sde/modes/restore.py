@@ -74,18 +74,9 @@ def run(
     tell_unread(config, workdir, read | {f"restore.{key}" for key in settings})
     key = jax.random.key(config.sampling.seed)
     y = _measured(trained, operator, images, task, degrade, key)
-    facts = {"step": trained.step, "sampler": str(build.sampler(config)), "task": task}
-    depends = {
-        **facts,
-        **settings.to_dict(),
-        **{"seed": config.sampling.seed, "mask": mask, "degrade": degrade, "version": __version__},
-        "names": names,
-        **({"intervals": INTERVALS} if degrade else {}),
-        "images": digest((y, *jax.tree.leaves(operator))),
-        "weights": digest(jax.tree.leaves(trained.score)),
-    }
-    beside = (SUMMARY, PICTURE, IMAGES)
-    table = Table(output / VALUES, depends, len(names), facts=facts, beside=beside)
+    depends = {"mask": mask, "degrade": degrade, "names": names}
+    depends |= {"images": digest((y, *jax.tree.leaves(operator)))}
+    table = _table(trained, output, task, depends, len(names))
     table.report()
     truth = images if degrade else None
 
@@ -108,6 +99,22 @@ def run(
             saved()
     _tell(leading(table.rows, len(names)))
     print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
+
+
+def _table(trained: Run, output: Path, task: str, images: dict[str, Any], wanted: int) -> Table:
+    """The results so far of images that depend on these settings beside the config's."""
+    config = trained.config
+    facts = {"step": trained.step, "sampler": str(build.sampler(config)), "task": task}
+    depends = {
+        **facts,
+        **config.restore.to_dict(),
+        **{"seed": config.sampling.seed, "version": __version__},
+        **images,
+        **({"intervals": INTERVALS} if images["degrade"] else {}),
+        "weights": digest(jax.tree.leaves(trained.score)),
+    }
+    beside = (SUMMARY, PICTURE, IMAGES)
+    return Table(output / VALUES, depends, wanted, facts=facts, beside=beside)
 
 
 def _check(config: ConfigDict, task: str, mask: str) -> None:
