@@ -27,7 +27,9 @@ WIDTHS = (32, 64, 64)  # of the convolutions; the last is the number of features
 LARGEST = 32  # pixels of a side: larger images are reduced
 STEPS, EPOCHS, BATCH = 400, 20, 128  # as many steps as that, or epochs where that is less
 RATE = 3e-3
-RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE}
+SCALED = 2048  # images over which the features' mean square becomes 1
+RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE,
+          "scaled": SCALED}  # fmt: skip
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
@@ -142,7 +144,17 @@ def train(
     for rows in _batches(len(labels), steps):
         params, state = step(params, state, images(rows), labels[rows])
         done(1)
+    _scale(params, graph, images(np.arange(min(SCALED, len(labels)))))
     return {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
+
+
+def _scale(params: Any, graph: nnx.GraphDef, images: np.ndarray) -> None:
+    """Make the features' mean square 1 and keep the logits: a kernel (x y / d + 1)^3 wants that.
+    The features are a mean of relu(linear), and so scale as the last convolution does."""
+    scale = jnp.sqrt(jnp.mean(jnp.square(_features(graph, params, images))))
+    last = params["layers"][len(WIDTHS) - 1]["linear"]
+    last["kernel"], last["bias"] = last["kernel"] / scale, last["bias"] / scale
+    params["head"]["kernel"] = params["head"]["kernel"] * scale
 
 
 def num_steps(n: int) -> int:
