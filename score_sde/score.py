@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde.discrete import discretization
+from score_sde.discrete import discretization, interpolate
 from score_sde.sde import SDE, ScoreFn, expand
 
 Class = TypeVar("Class", bound=type)
@@ -202,7 +202,7 @@ class Model:
         if self.levels == "matched":
             log_snr = discrete.chain(self.num_levels).log_snr()
             rising = jnp.argsort(log_snr)
-            level = jnp.interp(sde.log_snr(t), log_snr[rising], rising.astype(t.dtype))
+            level = interpolate(sde.log_snr(t), log_snr[rising], rising.astype(t.dtype))
             return Noise(level, alpha, sigma)
         level = discrete.level(t, self.num_levels)
         if self.levels == "smooth":

@@ -21,7 +21,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Most programs run once: to optimize their code takes longer than it saves. A number moves by
 # rounding at most, and every tolerance has room for that. Monte Carlo asks for more.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# On a GPU the same program gives the same bits only by the second flag.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true"
+)
 
 # Each test process on a core to itself: two that share the cores wait for each other's threads.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
@@ -38,7 +41,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # A process has as many devices as when JAX begins. A command that came first would set them.
 jax.config.update("jax_num_cpu_devices", 1)
-jax.devices()
+# On a GPU float32 products are TF32, of three digits; the tests compare what was computed exactly.
+if jax.devices()[0].platform != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 # A shell starts jobs in the background with SIGINT ignored, and what they start inherits that: the
 # tests that interrupt a command would wait for ever.

@@ -373,7 +373,7 @@ def test_a_mistake_is_told_without_jax(run_python):
     ids=lambda variable: next(iter(variable)),
 )
 def test_devices_that_do_not_divide_the_batch(tmp_path, variable):
-    done = process("--mode=train", cwd=tmp_path, **variable)
+    done = process("--mode=train", cwd=tmp_path, JAX_PLATFORMS="cpu", **variable)
     line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"
     assert (done.returncode, done.stderr) == (2, line)
     assert not any(tmp_path.iterdir())

@@ -292,7 +292,9 @@ def test_one_process_runs_many_commands_on_two_devices(tiny_run, tmp_path, run_p
     likelihood = ["--mode=likelihood", at, *few, "--config.likelihood.atol=1e-2"]
     train = ["--mode=train", at, "--config.training.num_steps=6"]
     code = TWO.format(commands=[train, sample, likelihood])
-    done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    done = run_python(
+        code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    )
     assert done.stdout.count("devices: 2 x") == 3
     arrays = [dict(np.load(copy / f"{name}.npz")) for name in ("samples", "likelihood")]
     for name, arguments in (("samples", sample), ("likelihood", likelihood)):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.discrete import DiscreteVPSDE, discretization
+from score_sde.discrete import DiscreteVPSDE, discretization, interpolate
 from score_sde.sde import SDE, VPSDE
 from tests.cases import PROCESSES, PUBLISHED, recorded_score
 
@@ -222,6 +222,17 @@ def test_jit_tells_processes_of_as_many_constants_apart():
 
 
 BETAS = tuple(np.linspace(0.01, 0.3, 20).tolist())
+
+
+def test_interpolation_is_numpys_and_its_slopes_are_those_between_the_places():
+    places, values = jnp.array([-1.0, 0.0, 0.5, 2.0]), jnp.array([3.0, 1.0, 4.0, 4.5])
+    x = jnp.array([-2.0, -1.0, -0.3, 0.2, 0.5, 1.9, 2.0, 7.0])
+    np.testing.assert_allclose(
+        interpolate(x, places, values), np.interp(x, places, values), rtol=1e-6
+    )
+    slopes = jax.vmap(jax.grad(lambda x: interpolate(x[None], places, values)[0]))(x)
+    exact = [0.0, -2.0, -2.0, 6.0, 1 / 3, 1 / 3, 1 / 3, 0.0]  # at a place that of what follows
+    np.testing.assert_allclose(slopes, exact, rtol=1e-6)
 
 
 def test_a_process_of_betas_is_the_chain_at_its_levels():

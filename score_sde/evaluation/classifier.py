@@ -6,11 +6,9 @@ digest says so. It is trained on the spot, the same way each time.
 
 import functools
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from score_sde.errors import DAMAGED
 from score_sde.evaluation.network import FeatureFn
 from score_sde.evaluation.weights import digest
 from score_sde.paths import whole
@@ -27,8 +26,9 @@ WIDTHS = (32, 64, 64)  # of the convolutions; the last is the number of features
 LARGEST = 32  # pixels of a side: larger images are reduced
 STEPS, EPOCHS, BATCH = 400, 20, 128  # as many steps as that, or epochs where that is less
 RATE = 3e-3
-RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE}
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error)
+SCALED = 2048  # images over which the features' mean square becomes 1
+RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE,
+          "scaled": SCALED}  # fmt: skip
 
 
 class Classifier(NamedTuple):
@@ -142,7 +142,17 @@ def train(
     for rows in _batches(len(labels), steps):
         params, state = step(params, state, images(rows), labels[rows])
         done(1)
+    _scale(params, graph, images(np.arange(min(SCALED, len(labels)))))
     return {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
+
+
+def _scale(params: Any, graph: nnx.GraphDef, images: np.ndarray) -> None:
+    """Make the features' mean square 1 and keep the logits: a kernel (x y / d + 1)^3 wants that.
+    The features are a mean of relu(linear), and so scale as the last convolution does."""
+    scale = jnp.sqrt(jnp.mean(jnp.square(_features(graph, params, images))))
+    last = params["layers"][len(WIDTHS) - 1]["linear"]
+    last["kernel"], last["bias"] = last["kernel"] / scale, last["bias"] / scale
+    params["head"]["kernel"] = params["head"]["kernel"] * scale
 
 
 def num_steps(n: int) -> int:
@@ -165,7 +175,7 @@ def accuracy(
 
 def write(path: Path, classifier: Classifier) -> None:
     """Write an .npz file of the weights and `about` (JSON)."""
-    with whole(path) as file:
+    with whole(path, shared=True) as file:
         np.savez(file, about=json.dumps(classifier.about), **classifier.weights)  # type: ignore[arg-type]
 
 
@@ -176,10 +186,10 @@ def read(path: Path, about: Mapping[str, Any]) -> Classifier | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = json.loads(str(arrays["about"]))
             weights = {name: arrays[name] for name in arrays.files if name != "about"}
-    except UNREADABLE:
+    except DAMAGED:
         return None
     wanted = json.loads(json.dumps(dict(about)))
-    if any(found.get(key) != value for key, value in wanted.items()):
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         return None
     return Classifier(weights, found)
 

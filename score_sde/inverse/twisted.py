@@ -103,5 +103,5 @@ def _systematic(weights: Array, key: Array) -> Array:
     number = len(weights)
     offset = jax.random.uniform(key, (), weights.dtype)
     places = (jnp.arange(number, dtype=weights.dtype) + offset) / number
-    chosen = jnp.searchsorted(jnp.cumsum(weights), places)
+    chosen = jnp.searchsorted(jnp.cumsum(weights), places, method="sort")  # no loop within
     return jnp.minimum(chosen, number - 1)

@@ -58,7 +58,7 @@ def start(batch_size: int) -> int:
             print(f"note: {name.upper()} = {found} has no effect here; commands take {value}")
             settings.update(name, value)
     if precision := settings.jax_default_matmul_precision:
-        rounded = "what training and samplers compute differs by rounding from that without it"
+        rounded = "training and samplers round otherwise than by default"
         print(f"note: JAX_DEFAULT_MATMUL_PRECISION = {precision}: {rounded}")
     _cores_as_devices(batch_size)
     _keep_programs()
@@ -101,7 +101,7 @@ def _keep_programs() -> None:
     if given is not None and (not given or paths.is_url(given)):
         return
     try:
-        folder = Path(given) if given else paths.cache("cache") / "jax"
+        folder = Path(given) if given else paths.cache("cache", "do without") / "jax"
         with paths.written(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

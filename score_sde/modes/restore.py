@@ -1,6 +1,7 @@
 """`--mode restore`: draws of what damaged images were, and images edited."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.given import EDITED, MEASURED, Given, given
 from score_sde.modes.results import Rows, Table, progress, saving
+from score_sde.paths import whole
 from score_sde.run import Run, load
 from score_sde.samplers.base import Samples, from_prior
 
-VALUES, PICTURE, IMAGES = "restored.npz", "restored.png", "restored"
+VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 TASKS = (*MEASURED, *EDITED)
 SHOWN, SHOWN_DRAWS = 40, 10  # rows of the picture, at most, and draws in each
+INTERVALS = {"coverage_50": 0.5, "coverage_90": 0.9}  # columns of rows whose truth is known
 METHODS: dict[str, Any] = {
     "mmps": inverse.mmps,
     "pigdm": inverse.pigdm,
@@ -50,9 +53,9 @@ def run(
     degrade: bool,
     resize: bool,
 ) -> None:
-    """Write into the output `restored.npz`, `restored.png`, a row for each image (the input, draws,
-    their mean and standard deviation, and the truth where it is known), and the draws of each image
-    as `restored/NAME/000000.png` and so on.
+    """Write into the output `restored.npz`, its summary `restored.json`, `restored.png`, a row for
+    each image (the input, draws, their mean and standard deviation, and the truth where it is
+    known), and the draws of each image as `restored/NAME/000000.png` and so on.
 
     The images done are saved every minute, and at an interruption; the same command continues after
     them. Those of other settings are kept as `restored.old.npz`.
@@ -70,6 +73,7 @@ def run(
     def save() -> None:
         with signals_wait():
             table.save()
+            _summarize(table, output / SUMMARY)
             _picture(trained, table.rows, images, task, output / PICTURE)
 
     names = images.names
@@ -84,8 +88,8 @@ def run(
             table.add(part)
             bar.done(len(part["nfe"]))
             saved()
-    _tell(leading(table.rows, len(names)), degrade)
-    print(f"picture: {output / PICTURE}; draws: {output / IMAGES}")
+    _tell(leading(table.rows, len(names)))
+    print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
 
 
 def _check(trained: Run, task: str, mask: str, degrade: bool) -> None:
@@ -143,11 +147,12 @@ def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str
         **config.restore.to_dict(),
         **({key: config.sampling[key] for key in GUIDED} if task in EDITED else {}),
         **{"seed": config.sampling.seed, **flags, "version": __version__},
+        **({"intervals": INTERVALS} if flags["degrade"] else {}),
         "names": images.names,
         "images": digest((images.y, *jax.tree.leaves(images.operator))),
         "weights": digest(jax.tree.leaves((trained.score, trained.classifier))),
     }
-    settings: Any = {"facts": facts, "beside": (PICTURE, IMAGES), "usual": YOUNGER}
+    settings: Any = {"facts": facts, "beside": (SUMMARY, PICTURE, IMAGES), "usual": YOUNGER}
     return Table(output / VALUES, depends, len(images.names), **settings)
 
 
@@ -223,8 +228,8 @@ def _restored(
             error = jnp.mean(jnp.square(mean - real), axis=(1, 2, 3))
             wide = 2.0 if config.model.centered else 1.0
             row["psnr"] = -10.0 * jnp.log10(error / wide**2)
-            inside = (jnp.min(x, axis=1) < real) & (real < jnp.max(x, axis=1))
-            row["inside"] = jnp.mean(inside, axis=(1, 2, 3))
+            if number > 1:
+                row |= {name: inverse.coverage(x, real, p) for name, p in INTERVALS.items()}
         return row
 
     arrays = {"y": images.y} | ({} if images.truth is None else {"truth": images.truth})
@@ -256,13 +261,28 @@ def _picture(trained: Run, rows: Rows, images: Given, task: str, path: Path) -> 
     pictures.save_png(path, sheet.reshape(-1, *shape), 256, columns=len(cells))
 
 
-def _tell(rows: Rows, degrade: bool) -> None:
+def _summarize(table: Table, path: Path) -> None:
+    """Write what the rows say on average."""
+    number, rows = table.rows["images"].shape[1], table.rows
+    summary = {
+        **table.facts,
+        "complete": len(table) >= table.wanted,
+        "num_images": len(table),
+        "num_draws": number,
+        "nfe": float(rows["nfe"].mean()),
+        **{name: float(rows[name].mean()) for name in ("psnr", *INTERVALS) if name in rows},
+    }
+    with whole(path) as file:
+        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
+
+
+def _tell(rows: Rows) -> None:
     """Print what the draws cost, and how near they are where the truth is known."""
     number = rows["images"].shape[1]
     print(f"{len(rows['nfe'])} images, {number} draws each, NFE {rows['nfe'].mean():.0f}")
-    if degrade:
-        share, expected = rows["inside"].mean(), (number - 1) / (number + 1)
-        print(
-            f"PSNR of the mean {rows['psnr'].mean():.2f} dB; the truth lies between the least and "
-            f"largest of the draws for {share:.1%} of the pixels ({expected:.1%} of right draws)"
-        )
+    if "psnr" in rows:
+        print(f"PSNR of the mean {rows['psnr'].mean():.2f} dB")
+    for name, share in INTERVALS.items():
+        if name in rows:
+            found = rows[name].mean()
+            print(f"{share:.0%} intervals of the draws hold the truth of {found:.1%} of the pixels")

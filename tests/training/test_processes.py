@@ -62,7 +62,10 @@ from tests.training.tiny_run import TinyRun
 TinyRun().train(Path({str(tmp_path / "one")!r}))
 """
     same = os.environ.get("XLA_FLAGS", "")  # the code is optimized as that of the two
-    run_python(code, {"XLA_FLAGS": f"{same} --xla_force_host_platform_device_count=2"})
+    run_python(
+        code,
+        {"XLA_FLAGS": f"{same} --xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"},
+    )
     assert [line["step"] for line in lines(tmp_path / "two")] == [2, 4, 6, 7, 8, 10, 12]
     states = [
         Checkpoints(tmp_path / name / "checkpoints").restore(TinyRun().state())
