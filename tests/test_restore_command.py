@@ -9,6 +9,8 @@ from PIL import Image
 from score_sde.data import load
 from tests.commands import command, succeed
 
+TINY_STRENGTH = "--config.restore.strength=0.001"
+FAITHFUL = ("--config.sampling.method=pc", "--config.sampling.faithful")
 NO_NOISE = ("--config.restore.method=mmps", "--config.restore.sigma_y=0")
 FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
 
@@ -142,6 +144,53 @@ def test_two_devices(tiny_run, tmp_path, inputs, run_python):
         np.testing.assert_allclose(two["psnr"], one["psnr"], atol=1e-3)
 
 
+def arrays_of(folder):
+    with np.load(folder / "restored.npz") as arrays:
+        return dict(arrays)
+
+
+def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, inputs):
+    """At t = 0.002 the noise has 0.016, and the one step's 0.011 on top: of 256 pixels the largest
+    is off by 0.07, where a level is 0.125."""
+    workdir = tiny_run("digits", tmp_path)
+    real = load("digits", "test", "").x[:2].astype(int)
+    told = restore(tmp_path, inputs, "--task=edit", "--config.restore.strength=0.002")
+    assert "edit, strength 0.002, " in told and "2 images, 2 draws each, NFE 3" in told
+    few = arrays_of(workdir)
+    assert np.abs(few["images"].astype(int) - real[:, None]).max() <= 1
+    told = restore(tmp_path, inputs, "--task=edit", "--config.restore.strength=1.0")
+    assert "of another strength; it is now restored.old.npz, " in told
+    drawn = arrays_of(workdir)["images"].astype(int)
+    assert np.abs(drawn - real[:, None]).mean() > 2 and not np.array_equal(drawn[:, 0], drawn[:, 1])
+    assert "nothing to compute" in restore(
+        tmp_path, inputs, "--task=edit", "--config.restore.strength=1.0"
+    )
+
+
+def test_classes_change_by_the_flow_or_by_noise(tiny_run, tmp_path, inputs):
+    """A draw for each class; to its own class an image comes back."""
+    workdir = tiny_run("classes", tmp_path)
+    real = load("digits", "test", "").x[:2].astype(int)
+    loose = ("--config.sampling.rtol=1e-3", "--config.sampling.atol=1e-3")
+    told = restore(
+        tmp_path,
+        *(inputs, "--task=relabel", "--config.restore.label=3", "--config.sampling.labels=3,5,8"),
+        *loose,
+    )
+    assert "relabel, ProbabilityFlow(" in told and "2 images, 3 draws each, " in told
+    drawn = arrays_of(workdir)["images"].astype(int)
+    assert drawn.shape == (2, 3, 8, 8, 1)
+    assert np.abs(drawn[:, 0] - real).max() <= 1  # tolerances of 1e-3, and the rounding
+    assert not np.array_equal(drawn[:, 1], drawn[:, 0])
+    assert "not read with these settings: config.sampling.num_steps\n" in told
+    guided = ("--config.sampling.guidance=2.0", "--config.sampling.labels=5")
+    told = restore(tmp_path, inputs, "--task=edit", *guided)
+    assert "2 images, 2 draws each, NFE 6" in told and "not read" not in told
+    done = command("--mode=restore", "--input", inputs, "--task=edit", guided[0], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "config.sampling.labels = (): allowed are classes, which" in done.stderr
+
+
 def test_mistakes(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
@@ -159,6 +208,11 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),
         (("--input", inputs, "--task=inpaint", *NO_NOISE), "positive numbers with mmps"),
+        (("--input", inputs, "--task=relabel"), "'relabel': allowed are others, as the model has"),
+        (("--input", inputs, "--task=edit", "--degrade"), "--degrade: goes with --task inpaint, "),
+        (("--input", inputs, "--task=edit", "--mask=half"), "goes with --task inpaint only"),
+        (("--input", inputs, "--task=edit", TINY_STRENGTH), "config.restore.strength = 0.001: "),
+        (("--input", inputs, "--task=edit", *FAITHFUL), "faithful = True: allowed are False with"),
     ):
         done = command("--mode=restore", *FEW, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
