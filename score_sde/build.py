@@ -4,7 +4,7 @@ An object checks its own settings. The few rules that cross objects are in `scor
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,16 +17,15 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data
+from score_sde import data, guidance
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
 from score_sde.errors import UserError, one_line
-from score_sde.guidance import NO_LABEL, classifier_free
-from score_sde.losses import denoising_score_matching, discrete_score_matching
+from score_sde.losses import cross_entropy, denoising_score_matching, discrete_score_matching
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schema import SCHEMA
-from score_sde.score import Model
+from score_sde.score import Logits, Model
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Pixels, Space, Vectors
 from score_sde.training import optimizers
@@ -118,10 +117,13 @@ def space(config: ConfigDict, info: DatasetInfo) -> Space:
     return Pixels(info.shape, info.levels, config.model.centered, config.training.dequantize)
 
 
-def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
+def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partial[Any]:
     """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
-    its one argument is the specification."""
+    its one argument is the specification. With `logits` it is a classifier's of so many classes."""
     make = network_class(config)
+    if logits and "logits" not in takes(make.Spec):
+        raise refuse("model.name", config.model.name, "unet, mlp, networks whose Spec has logits")
+    conditional = config.model.class_conditional and not logits
     sides = info.shape[:2]  # of vectors their length
     given = _settings(
         "model.name",
@@ -130,7 +132,8 @@ def network(config: ConfigDict, info: DatasetInfo) -> partial[Any]:
         image_size=sides if len(set(sides)) == 2 else sides[0],
         channels=info.shape[-1],
         features=info.shape[0],
-        num_classes=info.num_classes if config.model.class_conditional else 0,
+        num_classes=info.num_classes if conditional else 0,
+        logits=logits,
         condition_features=len(info.condition),
         dtype=np.dtype(jnp.dtype(config.model.dtype)),
     )
@@ -158,17 +161,35 @@ def model(
     return Model(params, sde(config), apply, *names, **static)
 
 
+def classifier(config: ConfigDict, apply: Callable[..., Array], params: Any) -> Logits:
+    """Return a classifier of noisy data, of the network `apply` with its parameters."""
+    return Logits(model(config, apply, params))
+
+
 def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:
     """Return the names of the model's conditions."""
     labels = ("labels",) if config.model.class_conditional else ()
     return (*labels, "vector") if info.condition else labels
 
 
+def has_classes(config: ConfigDict) -> bool:
+    """Return whether samples are drawn of classes: by the model, or by a classifier."""
+    return bool(config.model.class_conditional or config.sampling.classifier_scale)
+
+
 def checked_condition(
-    config: ConfigDict, info: DatasetInfo, n: int, condition: Mapping[str, ArrayLike] | None
+    config: ConfigDict,
+    info: DatasetInfo,
+    n: int,
+    condition: Mapping[str, ArrayLike] | None,
+    *,
+    drawn: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Return the condition of n items as arrays; ValueError for another than the model's."""
+    """Return the condition of n items as arrays; ValueError for another than the model's, or than
+    that of drawn items, which have classes by a classifier, too."""
     names = condition_names(config, info)
+    if drawn and has_classes(config) and "labels" not in names:
+        names = ("labels", *names)
     given = {name: np.asarray(array) for name, array in (condition or {}).items()}
     if set(given) != set(names):
         raise ValueError(
@@ -190,27 +211,46 @@ def checked_condition(
     return given
 
 
-def classes_in_turn(config: ConfigDict, info: DatasetInfo, number: int) -> dict[str, np.ndarray]:
+def classes_in_turn(
+    config: ConfigDict, info: DatasetInfo, number: int, *, drawn: bool = False
+) -> dict[str, np.ndarray]:
     """Return the default condition of drawn items: the classes of `sampling.labels` in turn,
-    `labels` int32 (number,); `{}` for a model without classes."""
-    if not config.model.class_conditional:
+    `labels` int32 (number,); `{}` for a model without classes, or if drawn by no classifier
+    either."""
+    if not (has_classes(config) if drawn else config.model.class_conditional):
         return {}
     classes = config.sampling.labels or range(info.num_classes)
     return {"labels": np.resize(np.asarray(classes, np.int32), number)}
 
 
-def guided(config: ConfigDict, model: Model, condition: Mapping[str, Array]) -> ScoreFn:
+def guided(
+    config: ConfigDict, model: Model, condition: Mapping[str, Array], logits: Logits | None = None
+) -> ScoreFn:
     """Return the score that samples follow: the model's under a condition, guided as the section
-    `sampling` says."""
-    weight, interval = config.sampling.guidance, config.sampling.guidance_interval
-    if weight == 1:
-        return model.given(condition)
-    return classifier_free(model, condition, weight, interval or None)
+    `sampling` says.
+
+    Raises:
+        UserError: `sampling.classifier_scale` without the classifier's logits.
+    """
+    settings, own = config.sampling, dict(condition)
+    labels = own["labels"] if config.model.class_conditional else own.pop("labels", None)
+    score: ScoreFn = model.given(own)
+    if settings.guidance != 1:
+        interval = settings.guidance_interval or None
+        score = guidance.classifier_free(model, own, settings.guidance, interval)
+    scale = settings.classifier_scale
+    if not scale or labels is None:
+        return score
+    if logits is None:
+        raise refuse("sampling.classifier_scale", scale, "0 for a run loaded without a classifier")
+    vector = {name: array for name, array in own.items() if name != "labels"}
+    return guidance.classifier(model.sde, score, logits.given(vector), labels, scale)
 
 
-def sampler(config: ConfigDict) -> Sampler:
-    """Return the sampler. An unset key leaves its default."""
-    levels = config.model.num_levels
+def sampler(config: ConfigDict, *, of_levels: bool = True) -> Sampler:
+    """Return the sampler. An unset key leaves its default. With `of_levels` its times are levels of
+    the chain that the network was trained on, if it was."""
+    levels = config.model.num_levels if of_levels else 0
     chosen: Sampler = _made("sampling.method", config, num_levels=levels)
     return chosen
 
@@ -229,10 +269,14 @@ def divergence(config: ConfigDict, info: DatasetInfo) -> str:
     return "exact" if info.levels is None and info.shape[0] <= EXACT_UP_TO else "rademacher"
 
 
-def keys_read(config: ConfigDict) -> set[str]:
-    """Return the keys of the section `sampling` that the sampler reads, given the other values."""
+def keys_read(config: ConfigDict, chosen: Sampler | None = None) -> set[str]:
+    """Return the keys of the section `sampling` that a sampler reads, given the other values: the
+    config's, or the flow that encodes and decodes."""
     make = resolve("sampling.method", config.sampling.method)
-    return (takes(make).keys() & set(config.sampling)) - sampler(config).without_effect
+    if isinstance(chosen, ProbabilityFlow):
+        make = ProbabilityFlow
+    chosen = chosen or sampler(config)
+    return (takes(make).keys() & set(config.sampling)) - chosen.without_effect
 
 
 def known_info(config: ConfigDict) -> DatasetInfo | None:
@@ -260,7 +304,9 @@ def unused(config: ConfigDict) -> set[str]:
     if not dataset.streams:
         keys |= {"data.stream", "data.workers"}
     if not config.model.class_conditional:
-        keys |= {"training.label_dropout", "sampling.labels", "sampling.guidance"}
+        keys |= {"training.label_dropout", "sampling.guidance"}
+    if not has_classes(config):
+        keys.add("sampling.labels")
     if config.sampling.guidance == 1:
         keys.add("sampling.guidance_interval")
     if config.training.schedule != "cosine":
@@ -306,19 +352,39 @@ def loss(
         return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
-        key_flip, key_noise, dropout_key, key_loss, key_label = jax.random.split(key, 5)
-        x = batch["x"]
-        if config.data.flip and isinstance(where, Pixels):
-            x = where.flipped(key_flip, x)
-        noise = jax.random.uniform(key_noise, x.shape) if where.dequantize else None
+        *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)
         condition = {name: batch["condition"][name] for name in names}
         if settings.label_dropout:
             labels = condition["labels"]
             dropped = jax.random.bernoulli(key_label, settings.label_dropout, labels.shape)
-            condition["labels"] = jnp.where(dropped, NO_LABEL, labels)
+            condition["labels"] = jnp.where(dropped, guidance.NO_LABEL, labels)
         scored = model(config, apply, params).given(condition)
         score_loss = discrete if config.model.num_levels else continuous
-        x0 = where.to_model(x, noise)
+        x0 = _trained_on(config, where, keys, batch["x"])
         return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of
+
+
+def classifier_loss(
+    config: ConfigDict, apply: Callable[..., Array], info: DatasetInfo
+) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
+    """As `loss`, the cross entropy of a classifier of noisy data."""
+    where, process = space(config, info), sde(config)
+
+    def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
+        *keys, dropout_key, key_loss = jax.random.split(key, 4)
+        given = {name: each for name, each in batch["condition"].items() if name != "labels"}
+        logits = partial(classifier(config, apply, params).given(given), dropout_key=dropout_key)
+        x0, labels = _trained_on(config, where, keys, batch["x"]), batch["condition"]["labels"]
+        return cross_entropy(key_loss, process, logits, x0, labels, t_min=config.training.t_min)
+
+    return loss_of
+
+
+def _trained_on(config: ConfigDict, where: Space, keys: Sequence[Array], x: Array) -> Array:
+    """Stored items as a training sees them: flipped and dequantized by two keys, in the model's
+    units."""
+    if config.data.flip and isinstance(where, Pixels):
+        x = where.flipped(keys[0], x)
+    return where.to_model(x, jax.random.uniform(keys[1], x.shape) if where.dequantize else None)

@@ -42,10 +42,11 @@ from score_sde.locks import writing
 # A mode that needs no devices imports no JAX.
 MODES = {
     "train": "train the model of --config, or resume the training of --workdir",
+    "train_classifier": "train a classifier of noisy data beside a run, for classifier guidance",
     "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
-    "restore": "images with holes, grey, small or blurred: restored.png, .npz, restored/*.png",
+    "restore": "images with holes, grey, small or blurred: restored.png, .json, restored/*.png",
     "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
     "report": "a run on one page, or two side by side: report.html",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
@@ -79,6 +80,7 @@ WRITES = {
     "convert": "checkpoints",
     "export": "weights",
 }
+TRAINING = ("train", "train_classifier")  # which handle signals themselves
 REPORTED = ("train", "evaluate")  # modes after which the report is written by itself
 LOCAL = ("source", "samples", "reference", "input")  # files that are read as a whole
 WORDS = ("weights", "force", "task", "mask", "degrade", "resize")  # which are no paths
@@ -130,6 +132,8 @@ def parse(argv: Sequence[str]) -> Command | None:
     options = _options(values)
     if mode == "convert":
         found = commands.of_conversion(options["source"], values.config, values.workdir, rest)
+    elif mode == "train_classifier":
+        found = commands.of_classifier(values.config, values.workdir, rest)
     else:
         # Anybody's images, compared with others or with the set of a preset.
         compares = options.get("samples") and (options["reference"] or values.config)
@@ -178,7 +182,7 @@ def _options(values: flags.FlagValues) -> dict[str, Any]:
 
 def help_text() -> str:
     """Return what --help prints."""
-    modes = "\n".join(f"  {name:<12}{does}" for name, does in MODES.items())
+    modes = "\n".join(f"  {name:<18}{does}" for name, does in MODES.items())
     named = ", ".join(presets.names())
     keys = "keys, their values and what they are: --mode config"
     return f"{__doc__}\nmodes:\n{modes}\n\npresets: {named}\n{keys}"
@@ -216,7 +220,7 @@ def _run(argv: Sequence[str]) -> int:
         if command is None:
             print(help_text())
             return 0
-        if command.mode != "train":  # which has its own
+        if command.mode not in TRAINING:
             # Schedulers and `timeout` send it. As with Ctrl-C, the results so far are kept.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         results = WRITES.get(command.mode)

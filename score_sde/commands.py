@@ -28,10 +28,7 @@ def of_run(
         return _valid(given or presets.load(presets.DEFAULT), typed), Path()
     if workdir is None:
         given = given or presets.load(presets.DEFAULT)
-        workdir = f"runs/{given.name}"
-    path = paths.place(workdir, "--workdir", checkpoints=True)
-    if not workdir or (path.exists() and not path.is_dir()):
-        raise UserError(f"--workdir = {workdir!r}: not a directory")
+    path = _path(workdir, given)
     if mode != "config":
         workdirs.check_no_export(path)
     if mode == "train":
@@ -43,9 +40,42 @@ def of_run(
     if mode != "train":
         raise workdirs.missing(path)
     if begun:
-        raise UserError(f"--workdir = {workdir!r}: has checkpoints, but no {workdirs.FILE}")
+        raise UserError(f"--workdir = '{path}': has checkpoints, but no {workdirs.FILE}")
     # A training that ended before its first checkpoint left its config.
     return _valid(given or saved or presets.load(presets.DEFAULT), typed), path
+
+
+def of_classifier(
+    preset: str | None, workdir: str | None, typed: Sequence[str]
+) -> tuple[ConfigDict, Path]:
+    """Find the config of a classifier: that of its folder where it has begun, else the run's with
+    other settings of training and network, or without a run the preset's; and the run's workdir."""
+    given = None if preset is None else presets.load(preset)
+    path = _path(workdir, given)
+    folder = path / workdirs.CLASSIFIER
+    workdirs.check_no_export(path)
+    check_can_be_made("workdir", folder)
+    if any((folder / "checkpoints").glob("[0-9]*")):
+        return _merged("train", None, workdirs.load(folder), folder, typed), path
+    if not (path / workdirs.FILE).exists():
+        if given is None:
+            raise workdirs.missing(path)
+        return _valid(given, typed), path
+    saved = workdirs.load(path)
+    config = _merged("train_classifier", given, saved, path, typed)
+    if config.model.centered != saved.model.centered:
+        raise refuse("model.centered", config.model.centered, "the run's own, as of its data")
+    return config, path
+
+
+def _path(workdir: str | None, given: ConfigDict | None) -> Path:
+    """The workdir's path, by default that of the preset."""
+    if workdir is None:
+        workdir = f"runs/{(given or presets.load(presets.DEFAULT)).name}"
+    path = paths.place(workdir, "--workdir", checkpoints=True)
+    if not workdir or (path.exists() and not path.is_dir()):
+        raise UserError(f"--workdir = {workdir!r}: not a directory")
+    return path
 
 
 def of_conversion(

@@ -1,7 +1,7 @@
 """Training: from a config and its data to a `Run`."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,22 @@ from ml_collections import ConfigDict
 
 from score_sde import best, build, networks, paths, pictures, rules, workdirs
 from score_sde.batches import batch_size
-from score_sde.config import changed, resolve
+from score_sde.config import changed, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
 from score_sde.errors import UserError
 from score_sde.locks import writing
+from score_sde.networks import Apply
 from score_sde.run import Run, assembled, info_of
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
+from score_sde.score import Logits
 from score_sde.training import loop
 from score_sde.training.checkpoints import Checkpoints, newest_step
 from score_sde.training.feed import Batches, default_workers, in_memory, streaming
 from score_sde.training.logs import logged
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
 from score_sde.training.state import TrainState, create
-from score_sde.training.step import make_train_step
+from score_sde.training.step import LossFn, make_train_step
 from score_sde.validation import validate
 
 # The grids drawn on the way are a look, not a result: few steps and few images.
@@ -104,6 +106,33 @@ def train(
         return _train(config, workdir, given, mesh)
 
 
+def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
+    """Train a classifier of noisy data on the labels, under the process of the config, as `train`
+    does a model: in the folder `classifier` of the workdir, which is a workdir, too.
+
+    Returns:
+        the updates made, and the classifier with the averaged weights.
+
+    Raises:
+        UserError: as `train`; a set without classes, or a network that cannot be a classifier.
+    """
+    mesh, folder = data_mesh(), workdir / workdirs.CLASSIFIER
+    rules.check_devices(config, mesh.size)
+    info = build.dataset(config)
+    if not info.num_classes:
+        raise refuse("data.name", info.name, "sets with classes for a classifier")
+    make = build.network(config, info, logits=info.num_classes)
+    with _one_writer(folder):
+        arrays = build.arrays(config, info, "train")
+        _begin(config, folder, info)
+
+        def loss(apply: Apply) -> LossFn:
+            return build.classifier_loss(config, apply, info)
+
+        apply, state, _ = _fit(config, folder, info, arrays, make, loss, lambda apply: [], mesh)
+    return int(state.step), build.classifier(config, apply, state.ema)
+
+
 @contextmanager
 def _one_writer(workdir: Path) -> Iterator[None]:
     """Hold the workdir in the process that writes. Where it cannot, none of them begins."""
@@ -124,34 +153,64 @@ def _train(
 ) -> Run:
     settings = config.training
     info, arrays = _data(config, given)
+    _begin(config, workdir, info)
+
+    def loss(apply: Apply) -> LossFn:
+        return build.loss(config, apply, info)
+
+    def hooks(apply: Apply) -> Iterator[loop.Hook]:
+        if workdir and settings.sample_every:
+            look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
+            yield settings.sample_every, look
+        if workdir and settings.evaluate_every:
+            score = best.scorer(config, info, apply, arrays, workdir, mesh)
+            yield settings.evaluate_every, score
+
+    make = build.network(config, info)
+    apply, state, metrics = _fit(config, workdir, info, arrays, make, loss, hooks, mesh)
+    if workdir:
+        metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
+    return assembled(config, int(state.step), apply, state.ema, info, mesh, metrics)
+
+
+def _begin(config: ConfigDict, workdir: Path | None, info: DatasetInfo) -> None:
+    """Write the config into the workdir, or raise UserError where it is not one of its data."""
     rules.check(config, info)
     if workdir:
         _check_resumed(config, workdir, info)
         if is_writer():
             print(f"config: {workdirs.save(config, workdir, info)}")
+
+
+def _fit(
+    config: ConfigDict,
+    workdir: Path | None,
+    info: DatasetInfo,
+    arrays: Arrays,
+    make: Callable[..., Any],
+    loss: Callable[[Apply], LossFn],
+    hooks: Callable[[Apply], Iterable[loop.Hook]],
+    mesh: Mesh,
+) -> tuple[Apply, TrainState, list[dict[str, float]]]:
+    """Train a network of the constructor `make` by a loss; return it, its state and the lines of
+    its metrics."""
+    settings = config.training
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-    apply, params = networks.init(build.network(config, info), key)
+    apply, params = networks.init(make, key)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     feed, place = _feed(config, arrays, mesh)
     kind = "images" if info.levels else "vectors"
     print(f"data: {len(arrays.x)} {kind} of {config.data.name}{place}; parameters: {size:,}")
-    optimizer, loss = build.optimizer(config), build.loss(config, apply, info)
-    hooks: list[loop.Hook] = []
-    if workdir and settings.sample_every:
-        look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
-        hooks.append((settings.sample_every, look))
-    if workdir and settings.evaluate_every:
-        score = best.scorer(config, info, apply, arrays, workdir, mesh)
-        hooks.append((settings.evaluate_every, score))
+    optimizer = build.optimizer(config)
     kept = {"keep": settings.keep, "keep_every": settings.keep_every}
     metrics: list[dict[str, float]] = []
     try:
         state = loop.train(
             create(params, optimizer, mesh),
-            make_train_step(loss, optimizer, settings.ema_rate, mesh),
+            make_train_step(loss(apply), optimizer, settings.ema_rate, mesh),
             feed,
-            hooks,
+            [*hooks(apply)],
             Checkpoints(workdir / "checkpoints", **kept) if workdir else None,
             workdir,
             num_steps=settings.num_steps,
@@ -164,9 +223,7 @@ def _train(
         place = ", in a new workdir" if workdir else ""
         allowed = f"allowed are smaller learning rates{place}"
         raise UserError(f"config.training.learning_rate: {error}; {allowed}") from error
-    if workdir:
-        metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
-    return assembled(config, int(state.step), apply, state.ema, info, mesh, metrics)
+    return apply, state, metrics
 
 
 def _data(

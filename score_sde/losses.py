@@ -19,6 +19,8 @@ written as
     SMLD:  sigma^2 |score + (x - x0) / sigma^2|^2     (Song, Ermon 2019, arXiv:1907.05600, eq. 6).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -95,11 +97,43 @@ def error_by_time(
         first: index of the first example.
     """
 
+    ones = jnp.ones(len(x0), x0.dtype)
+
+    def error(t: Array, z: Array) -> Array:
+        return weighted_error(sde, score, x0, t, z, ones)
+
+    return _at_each_time(key, x0, t, first, error)
+
+
+def correct_by_time(
+    key: Array,
+    sde: SDE,
+    logits: Callable[..., Array],
+    x0: Array,
+    labels: Array,
+    t: Array,
+    first: Array | int = 0,
+) -> Array:
+    """1 where a classifier's largest logit at x_t is that of the label, else 0, of each example at
+    each time, (B, K). Arguments as of `error_by_time` and `cross_entropy`."""
+
+    def correct(t: Array, z: Array) -> Array:
+        mean, std = sde.marginal(x0, t)
+        found = jnp.argmax(logits(mean + expand(std, z) * z, t), axis=-1)
+        return (found == labels).astype(x0.dtype)
+
+    return _at_each_time(key, x0, t, first, correct)
+
+
+def _at_each_time(
+    key: Array, x0: Array, t: Array, first: Array | int, value: Callable[[Array, Array], Array]
+) -> Array:
+    """``value(t (B,), z (B, *shape))`` of each example at each time, (B, K)."""
+
     def at(number: Array) -> Array:
         keys = item_keys(jax.random.fold_in(key, number), len(x0), first)
         z = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(keys)
-        ones = jnp.ones(len(x0), x0.dtype)
-        return weighted_error(sde, score, x0, t[number] * ones, z, ones)
+        return value(t[number] * jnp.ones(len(x0), x0.dtype), z)
 
     return jax.lax.map(at, jnp.arange(len(t))).T
 
@@ -151,6 +185,34 @@ def denoising_score_matching(
     t, weight = sample_times(key_t, sde, len(x0), weighting, t_min)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
     return weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
+
+
+def cross_entropy(
+    key: Array,
+    sde: SDE,
+    logits: Callable[..., Array],
+    x0: Array,
+    labels: Array,
+    *,
+    t_min: float = 1e-5,
+) -> Array:
+    """-log p(label | x_t) of a classifier for each example, (B,), at one uniform time and one noise
+    (Dhariwal, Nichol 2021, section 4).
+
+    Args:
+        key: a jax key for times and noise.
+        sde: the process.
+        logits: the classifier, (x (B, *shape), t (B,)) -> (B, K).
+        x0: data (B, *shape), float32 in the model's range.
+        labels: int32 (B,).
+        t_min: the smallest time.
+    """
+    key_t, key_z = jax.random.split(key)
+    t, _ = sample_times(key_t, sde, len(x0), "paper", t_min)
+    mean, std = sde.marginal(x0, t)
+    z = jax.random.normal(key_z, x0.shape, x0.dtype)
+    log_prob = jax.nn.log_softmax(logits(mean + expand(std, z) * z, t), axis=-1)
+    return -jnp.take_along_axis(log_prob, labels[:, None], axis=1)[:, 0]
 
 
 def discrete_score_matching(

@@ -58,6 +58,10 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "data.condition", f"() with config.model.name = {settings.name!r}"
     if settings.class_conditional and "conditional" in reads and not settings.conditional:
         yield "model.class_conditional", "False with config.model.conditional = False"
+    if config.sampling.classifier_scale and not info.num_classes:
+        yield "sampling.classifier_scale", f"0: {info.name} has no classes"
+    if config.restore.label is not None and config.restore.label >= info.num_classes:
+        yield "restore.label", f"classes below {info.num_classes}, those of {info.name}"
     if any(label >= info.num_classes for label in config.sampling.labels):
         yield "sampling.labels", f"classes from 0 to {info.num_classes - 1} of {info.name}"
     if config.data.flip and info.levels is None:
@@ -81,8 +85,10 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         without = "with config.model.class_conditional = False"
         if config.training.label_dropout:
             yield "training.label_dropout", f"0 {without}"
-        if config.sampling.labels:
-            yield "sampling.labels", f"() {without}"
+        if config.sampling.labels and not config.sampling.classifier_scale:
+            yield "sampling.labels", f"() {without}, unless config.sampling.classifier_scale is set"
+    if config.sampling.classifier_scale and not process.keeps_data():
+        yield "sampling.classifier_scale", f"0, as alpha(T) = 0 of {type(process).__name__}"
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
         yield "sampling.guidance", f"1 (none), {why}"

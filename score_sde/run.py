@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import build, networks, paths, rules, workdirs
+from score_sde import build, classifier, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import changed, refuse, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
@@ -26,7 +26,7 @@ from score_sde.latents import Interpolation, Latents
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
 from score_sde.schema import SCHEMA
-from score_sde.score import Model
+from score_sde.score import Logits, Model
 from score_sde.sde import SDE
 from score_sde.spaces import Space
 from score_sde.training import checkpoints
@@ -57,6 +57,8 @@ class Run:
         mesh: the devices that batches are spread over.
         metrics: of the training up to this step, a mapping with `step`, `loss` and so on for each
             line of `metrics.jsonl`.
+        classifier: of noisy data, (x, t) -> (B, K), for `score_sde.guidance.classifier`; None
+            unless the run was loaded with `sampling.classifier_scale` above 0.
     """
 
     config: ConfigDict
@@ -67,6 +69,7 @@ class Run:
     info: DatasetInfo
     mesh: Mesh
     metrics: Sequence[Mapping[str, float]] = ()
+    classifier: Logits | None = None
 
     @property
     def space(self) -> Space:
@@ -138,8 +141,8 @@ class Run:
         require(n >= 1, "n", n, "integers of at least 1")
         sampler, space = build.sampler(self.config), self.space
         if condition is None:
-            condition = build.classes_in_turn(self.config, self.info, n)
-        given = build.checked_condition(self.config, self.info, n, condition)
+            condition = build.classes_in_turn(self.config, self.info, n, drawn=True)
+        given = build.checked_condition(self.config, self.info, n, condition, drawn=True)
 
         spread = along_data(self.mesh)
 
@@ -148,7 +151,7 @@ class Run:
             shape = (self.batch_size(n), *space.shape)
             noise = placed(from_prior(key, self.sde, shape, index, jnp.float32), spread)
             options: Any = {"trajectory": trajectory, "first": index, "progress": progress}
-            score = build.guided(self.config, self.score, given)
+            score = build.guided(self.config, self.score, given, self.classifier)
             found = sampler.sample(key, self.sde, score, noise, **options)
             path = found.trajectory
             states = None if path is None else jnp.swapaxes(space.from_model(path), 0, 1)
@@ -180,7 +183,9 @@ class Run:
         validate(config)
         rules.check(config, self.info)
         parts = self.step, self.score.apply, self.score.params, self.info, self.mesh
-        return assembled(config, *parts, self.metrics)
+        return dataclasses.replace(
+            assembled(config, *parts, self.metrics), classifier=self.classifier
+        )
 
     def batch_size(self, n: int) -> int:
         """How many of n samples are drawn at a time."""
@@ -343,7 +348,10 @@ def load(
     folder = checkpoints.folder_of(workdir, step)
     step, ema = checkpoints.restore_ema(folder, params, replicated(mesh), step)
     metrics = [values for _, values in logged(workdir) if values["step"] <= step]
-    return assembled(config, step, apply, ema, info, mesh, metrics)
+    run = assembled(config, step, apply, ema, info, mesh, metrics)
+    if not config.sampling.classifier_scale:
+        return run
+    return dataclasses.replace(run, classifier=classifier.load(workdir, config, info, mesh)[1])
 
 
 def assembled(

@@ -137,6 +137,7 @@ SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by it
 IMAGE_SIZE = Values(_is_image_size, "integers from 0 to 16384, tuples (height, width)")
 NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
 POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
+UP_TO_1 = Values(lambda value: 0 < value <= 1, "numbers above 0, up to 1")
 FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
 # Below, float32's rounding is all that a step's error estimate sees.
 TOLERANCE = Values(lambda value: 1e-7 <= value < 1, "numbers from 1e-7 to below 1")
@@ -283,6 +284,8 @@ _ROWS = (
         "weight of classifier-free guidance; 1: none, 0: without classes"),
     Row("sampling.guidance_interval", (), INTERVAL,
         "noise levels sigma / alpha with guidance, lowest and highest; (): all"),
+    Row("sampling.classifier_scale", 0.0, NOT_NEGATIVE,
+        "of the gradient of --mode train_classifier's classifier; 0: none, 1: given the class"),
     Row("sampling.gif", False, SWITCH, "also write a film"),
     Row("sampling.png", False, SWITCH, "also write each image by itself, of 0 to 255"),
     Row("sampling.predictor", "euler_maruyama", PREDICTORS, "step to the next time"),
@@ -331,6 +334,8 @@ _ROWS = (
         "of --mode restore, see docs/control.md"),
     Row("restore.num_draws", 4, COUNT, "of each image"),
     Row("restore.sigma_y", 0.05, NOT_NEGATIVE, "noise of the measurement, in the model's units"),
+    Row("restore.strength", 0.5, UP_TO_1, "share of the process's time to which edit goes back"),
+    Row("restore.label", None, at_least(0), "class of the images to relabel; unset: none", int),
     Row("restore.factor", 2, COUNT, "by which super_resolve enlarges"),
     Row("restore.blur", 1.0, POSITIVE, "standard deviation of the blur, in pixels"),
 

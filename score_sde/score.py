@@ -182,12 +182,16 @@ class Model:
         return -self._estimate("epsilon", x, noise, **options) / expand(noise.sigma, x)
 
     def _estimate(self, what: str, x: Array, noise: Noise, **options: Any) -> Array:
-        c = PARAMETERIZATIONS[self.parameterization](noise.alpha, noise.sigma)
-        skip, out = getattr(c, what)
-        output = self.apply(
-            self.params, expand(c.c_in, x) * x, noise.condition, self.condition, **options
-        )
-        return expand(skip, x) * x + expand(out, x) * output
+        skip, out = getattr(self._coefficients(noise), what)
+        return expand(skip, x) * x + expand(out, x) * self.output(x, noise, **options)
+
+    def _coefficients(self, noise: Noise) -> Preconditioning:
+        return PARAMETERIZATIONS[self.parameterization](noise.alpha, noise.sigma)
+
+    def output(self, x: Array, noise: Noise, **options: Any) -> Array:
+        """What the network returns at given noise levels, with its input scaled by c_in."""
+        scaled = expand(self._coefficients(noise).c_in, x) * x
+        return self.apply(self.params, scaled, noise.condition, self.condition, **options)
 
     def noise(self, t: Array) -> Noise:
         """The noise level at t (B,)."""
@@ -210,6 +214,28 @@ class Model:
         """The noise at levels of the chain, int32 (B,)."""
         alpha, sigma = discretization(self.sde).chain(self.num_levels)
         return Noise(level.astype(alpha.dtype), alpha[level], sigma[level])
+
+
+@pytree
+class Logits:
+    """A classifier of noisy data (Dhariwal, Nichol 2021): (x (B, *shape), t (B,)) -> (B, K).
+
+    Attributes:
+        model: the network, which returns logits, with what it is given as a score's network is.
+        reverse_only: by the fast gradients of convolutions, which have no forward mode. With False
+            the guided score has a likelihood.
+    """
+
+    model: Model
+    reverse_only: bool = field(default=True, metadata={"static": True})
+
+    def given(self, condition: Condition) -> "Logits":
+        """The classifier of samples with this condition, as `Model.given`."""
+        return dataclasses.replace(self, model=self.model.given(condition))
+
+    def __call__(self, x: Array, t: Array, **options: Any) -> Array:
+        options = {"reverse_only": self.reverse_only, **options}
+        return self.model.output(x, self.model.noise(t), **options)
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:

@@ -39,6 +39,13 @@ WHEN_TRAINING: tuple[str, ...] = (
     *AFTERWARDS,
 )
 
+CLASSIFIER = "classifier"  # folder of a workdir, with the files of one
+# Of a classifier that begins beside a run.
+OF_CLASSIFIERS: tuple[str, ...] = ("seed", "training.", "model.", *AFTERWARDS)
+SHARED = ("sde.", "data.name", "model.centered")  # by a run and its classifier
+# What modes may change; others: AFTERWARDS.
+MAY_CHANGE = {"train": WHEN_TRAINING, "train_classifier": OF_CLASSIFIERS}
+
 
 def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dict[str, Any]:
     """Return {key: saved value} of the keys that differ, apart from the free ones and the name."""
@@ -64,7 +71,7 @@ def check_no_export(path: Path) -> None:
 def check_changes(mode: str, saved: ConfigDict, config: ConfigDict, path: Path) -> None:
     """Raise UserError where a config differs from that of a workdir in what a mode may not
     change."""
-    free = WHEN_TRAINING if mode == "train" else AFTERWARDS
+    free = MAY_CHANGE.get(mode, AFTERWARDS)
     if is_only_described(saved.data.name):  # a converted run's data can be named afterwards
         free = (*free, "data.")
     refuse_changes(mode, changes(saved, config, free), config, path)
@@ -78,7 +85,7 @@ def refuse_changes(mode: str, changes: dict[str, object], config: ConfigDict, pa
             f"config.{key} = {now[key]!r:.80} ({was!r:.80} in {path})"
             for key, was in changes.items()
         ]
-        free = WHEN_TRAINING if mode == "train" else AFTERWARDS
+        free = MAY_CHANGE.get(mode, AFTERWARDS)
         allowed = ", ".join(f"{key}*" if key.endswith(".") else key for key in free)
         raise UserError(f"{', '.join(found)}: --mode {mode} may change {allowed}")
 

@@ -22,13 +22,13 @@ PRESETS = (
 MISTAKES = {
     "no mode": (
         [],
-        "error: --mode: missing; allowed are train, sample, likelihood, interpolate, restore, "
-        "evaluate, report, convert, data, config, export",
+        "error: --mode: missing; allowed are train, train_classifier, sample, likelihood, "
+        "interpolate, restore, evaluate, report, convert, data, config, export",
     ),
     "unknown mode": (
         ["--mode=trian"],
-        "error: --mode = 'trian': allowed are train, sample, likelihood, interpolate, restore, "
-        "evaluate, report, convert, data, config, export",
+        "error: --mode = 'trian': allowed are train, train_classifier, sample, likelihood, "
+        "interpolate, restore, evaluate, report, convert, data, config, export",
     ),
     "mode without value": (
         ["--mode"],

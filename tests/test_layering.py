@@ -53,6 +53,8 @@ ROOMS = {
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
     # Twisted SMC is a sampler.
     "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),
+    # Noise and back by a sampler, or by the flow.
+    "score_sde.editing": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),
     # 3: networks know nothing of processes, data nothing of models
     "score_sde.networks": Room(3, (0,), ("jax", "flax")),
     "score_sde.data": Room(3, (0,), (), lazy=("PIL", "h5py", "sklearn", "tensorflow_datasets")),
@@ -127,6 +129,12 @@ ROOMS = {
         ("jax", "ml_collections"),
         neighbours=("score_sde.build", "score_sde.batches"),
     ),
+    "score_sde.classifier": Room(
+        5,
+        (0, 1, 3, 4),
+        ("jax", "ml_collections"),
+        neighbours=("score_sde.config", "score_sde.workdirs", "score_sde.build"),
+    ),
     "score_sde.run": Room(
         5,
         (0, 1, 2, 3, 4),
@@ -134,11 +142,12 @@ ROOMS = {
         neighbours=(
             *("score_sde.schema", "score_sde.config", "score_sde.validation", "score_sde.workdirs"),
             *("score_sde.rules", "score_sde.build", "score_sde.batches", "score_sde.latents"),
+            "score_sde.classifier",
         ),
     ),
     "score_sde.learn": Room(
         5,
-        (0, 2, 3, 4),
+        (0, 1, 2, 3, 4),
         ("jax", "ml_collections"),
         neighbours=(
             *("score_sde.config", "score_sde.workdirs", "score_sde.locks", "score_sde.pictures"),

@@ -7,6 +7,8 @@ import pytest
 
 from score_sde.discrete import discretization
 from score_sde.losses import (
+    correct_by_time,
+    cross_entropy,
     denoising_score_matching,
     discrete_score_matching,
     error_by_time,
@@ -94,6 +96,30 @@ def test_the_error_by_time_is_known_for_a_gaussian_and_no_matter_of_batches():
     np.testing.assert_allclose(found.mean(0), expected, rtol=0.035)
     part = error_by_time(key, sde, score, x0[1000:1010], t, 1000)
     np.testing.assert_allclose(part, found[1000:1010], rtol=1e-5)  # sums of 8 in another order
+
+
+def test_a_classifier_that_knows_nothing_loses_log_K():
+    x0, labels = jnp.zeros((5, 2)), jnp.arange(5) % 3
+    loss = cross_entropy(
+        jax.random.key(0), PROCESSES["ve"], lambda x, t: jnp.full((len(x), 3), 0.7), x0, labels
+    )
+    np.testing.assert_allclose(loss, np.log(3.0), rtol=1e-6)
+
+
+def test_the_accuracy_by_time_is_known_for_two_points():
+    """Of data at +1 and -1 the side of x_t is right with probability Phi(alpha / sigma)."""
+    sde, num = PROCESSES["vp"], 4000
+    labels = jnp.arange(num) % 2
+    x0 = jnp.where(labels == 1, 1.0, -1.0)[:, None]
+    t = jnp.array([0.01, 0.3, 0.9])
+    found = correct_by_time(
+        jax.random.key(0), sde, lambda x, t: jnp.concatenate([-x, x], axis=1), x0, labels, t
+    )
+    assert found.shape == (num, 3)
+    expected = jax.scipy.stats.norm.cdf(sde.alpha(t) / sde.sigma(t))
+    # Four standard errors of a share of 4000.
+    error = 4.0 * jnp.sqrt(expected * (1.0 - expected) / num)
+    np.testing.assert_array_less(jnp.abs(found.mean(0) - expected), error + 1e-6)
 
 
 def test_half_the_sum_is_the_mean_times_half_the_dimensions():

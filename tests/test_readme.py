@@ -61,6 +61,10 @@ def test_the_other_pages(tmp_path, monkeypatch):
     # 100 draws of standard deviations 0.1 and 0.45.
     np.testing.assert_allclose(names["drawn"].x.mean(axis=0), (1.49, 1.34), atol=4 * 0.045)
     assert names["repainted"].nfe[0] == 501 and names["original"].nfe[0] == 100
+    # Along (1, 1) the standard deviation falls by sqrt(19), along (1, -1) it rises by that, up to
+    # sigma(t_min)^2 = 1e-4 beside the smaller variance of 0.1.
+    small, large = 0.5 / np.sqrt(19), 1.5 * np.sqrt(19)
+    np.testing.assert_allclose(names["other"].x, [[small + large, small - large]], rtol=1e-3)
     assert names_of("docs/configuration.md")["get_config"]().model.width == 32
 
 

@@ -1,5 +1,7 @@
 """`--mode restore`: each task, its files, going on, and the mistakes."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,8 @@ from PIL import Image
 from score_sde.data import load
 from tests.commands import command, succeed
 
+TINY_STRENGTH = "--config.restore.strength=0.001"
+FAITHFUL = ("--config.sampling.method=pc", "--config.sampling.faithful")
 NO_NOISE = ("--config.restore.method=mmps", "--config.restore.sigma_y=0")
 FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
 
@@ -34,6 +38,11 @@ def test_a_folder_is_restored_and_gone_on_with(tiny_run, tmp_path, inputs):
         first = dict(arrays)
     assert first["images"].shape == (2, 2, 8, 8, 1) and first["images"].dtype == np.uint8
     assert not np.array_equal(first["images"][:, 0], first["images"][:, 1])
+    summary = json.loads((workdir / "restored.json").read_text())
+    assert summary["complete"] and summary["num_images"] == summary["num_draws"] == 2
+    for name in ("nfe", "psnr", "coverage_50", "coverage_90"):
+        assert summary[name] == pytest.approx(first[name].mean(), rel=1e-6)  # of float32
+    assert 0 <= summary["coverage_50"] <= summary["coverage_90"] <= 1
     # The measurement, two draws, mean, deviation and truth; magnified 8 times, with lines.
     assert Image.open(workdir / "restored.png").size == (6 * 72 - 8, 2 * 72 - 8)
     assert len(list((workdir / "restored").rglob("*.png"))) == 4
@@ -46,10 +55,13 @@ def test_a_folder_is_restored_and_gone_on_with(tiny_run, tmp_path, inputs):
     assert "of another" in told and (workdir / "restored.old.npz").exists()
 
 
-@pytest.mark.parametrize("method", ["pigdm", "replacement"])  # the others share pigdm's way
-def test_the_measured_part_is_kept(tiny_run, tmp_path, inputs, method):
+# The other methods share pigdm's way.
+@pytest.mark.parametrize(
+    ("kind", "method"), [("digits", "pigdm"), ("digits", "replacement"), ("ve", "pigdm")]
+)
+def test_the_measured_part_is_kept(tiny_run, tmp_path, inputs, kind, method):
     """By a mask from a picture, without noise, and with steps down to nearly none."""
-    workdir = tiny_run("digits", tmp_path)
+    workdir = tiny_run(kind, tmp_path)
     known = np.zeros((8, 8), np.uint8)
     known[:, :4] = 255
     Image.fromarray(known).save(tmp_path / "mask.png")
@@ -76,6 +88,109 @@ def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
     assert (tmp_path / "blurred" / "restored.png").exists()
 
 
+KILLED = """
+import os, signal
+from score_sde.cli import main
+from score_sde.modes import results
+
+saved = results.Table.save
+def save(table):
+    saved(table)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+results.SAVE_EVERY, results.Table.save = -1.0, save  # as if each batch took a minute
+main({arguments})
+"""
+
+
+def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python):
+    """The image that was saved is not made again, and the numbers are those of one that ran on."""
+    workdir = tiny_run("digits", tmp_path)
+    settings = ("--task=inpaint", "--degrade", "--config.sampling.batch_size=1")
+    arguments = ["--mode=restore", f"--workdir={workdir}", f"--input={inputs}", *FEW, *settings]
+    assert run_python(KILLED.format(arguments=arguments), check=False).returncode == -9
+    with np.load(workdir / "restored.npz") as arrays:
+        assert len(arrays["nfe"]) == 1 and not arrays["complete"]
+    first = {path: path.stat().st_mtime_ns for path in (workdir / "restored").rglob("*.png")}
+    assert len(first) == 2
+    assert "1 items of these settings; going on" in restore(tmp_path, inputs, *settings)
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items())
+    restore(tmp_path, inputs, *settings, "--output=whole")
+    with (
+        np.load(workdir / "restored.npz") as again,
+        np.load(tmp_path / "whole" / "restored.npz") as once,
+    ):
+        for name in json.loads(str(once["rows"])):
+            np.testing.assert_array_equal(again[name], once[name], err_msg=name)
+    summaries = [folder / "restored.json" for folder in (workdir, tmp_path / "whole")]
+    assert summaries[0].read_text() == summaries[1].read_text()
+
+
+def test_two_devices(tiny_run, tmp_path, inputs, run_python):
+    """An image on each; the numbers are those of one device."""
+    workdir = tiny_run("digits", tmp_path)
+    settings = ("--task=super_resolve", "--degrade", *FEW)
+    arguments = ["--mode=restore", f"--workdir={workdir}", f"--input={inputs}", *settings]
+    code = f"from score_sde.cli import main\nmain({arguments})"
+    done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    assert "devices: 2 x" in done.stdout
+    restore(tmp_path, inputs, *settings, "--output=one")
+    with (
+        np.load(workdir / "restored.npz") as two,
+        np.load(tmp_path / "one" / "restored.npz") as one,
+    ):
+        # Rounding differs with the code of another optimization: at the edge of a pixel's bin.
+        assert np.abs(two["images"].astype(int) - one["images"]).max() <= 1
+        np.testing.assert_allclose(two["psnr"], one["psnr"], atol=1e-3)
+
+
+def arrays_of(folder):
+    with np.load(folder / "restored.npz") as arrays:
+        return dict(arrays)
+
+
+def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, inputs):
+    """At t = 0.002 the noise has 0.016, and the one step's 0.011 on top: of 256 pixels the largest
+    is off by 0.07, where a level is 0.125."""
+    workdir = tiny_run("digits", tmp_path)
+    real = load("digits", "test", "").x[:2].astype(int)
+    told = restore(tmp_path, inputs, "--task=edit", "--config.restore.strength=0.002")
+    assert "edit, strength 0.002, " in told and "2 images, 2 draws each, NFE 3" in told
+    few = arrays_of(workdir)
+    assert np.abs(few["images"].astype(int) - real[:, None]).max() <= 1
+    told = restore(tmp_path, inputs, "--task=edit", "--config.restore.strength=1.0")
+    assert "of another strength; it is now restored.old.npz, " in told
+    drawn = arrays_of(workdir)["images"].astype(int)
+    assert np.abs(drawn - real[:, None]).mean() > 2 and not np.array_equal(drawn[:, 0], drawn[:, 1])
+    assert "nothing to compute" in restore(
+        tmp_path, inputs, "--task=edit", "--config.restore.strength=1.0"
+    )
+
+
+def test_classes_change_by_the_flow_or_by_noise(tiny_run, tmp_path, inputs):
+    """A draw for each class; to its own class an image comes back."""
+    workdir = tiny_run("classes", tmp_path)
+    real = load("digits", "test", "").x[:2].astype(int)
+    loose = ("--config.sampling.rtol=1e-3", "--config.sampling.atol=1e-3")
+    told = restore(
+        tmp_path,
+        *(inputs, "--task=relabel", "--config.restore.label=3", "--config.sampling.labels=3,5,8"),
+        *loose,
+    )
+    assert "relabel, ProbabilityFlow(" in told and "2 images, 3 draws each, " in told
+    drawn = arrays_of(workdir)["images"].astype(int)
+    assert drawn.shape == (2, 3, 8, 8, 1)
+    assert np.abs(drawn[:, 0] - real).max() <= 1  # tolerances of 1e-3, and the rounding
+    assert not np.array_equal(drawn[:, 1], drawn[:, 0])
+    assert "not read with these settings: config.sampling.num_steps\n" in told
+    guided = ("--config.sampling.guidance=2.0", "--config.sampling.labels=5")
+    told = restore(tmp_path, inputs, "--task=edit", *guided)
+    assert "2 images, 2 draws each, NFE 6" in told and "not read" not in told
+    done = command("--mode=restore", "--input", inputs, "--task=edit", guided[0], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "config.sampling.labels = (): allowed are classes, which" in done.stderr
+
+
 def test_mistakes(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
@@ -93,6 +208,11 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),
         (("--input", inputs, "--task=inpaint", *NO_NOISE), "positive numbers with mmps"),
+        (("--input", inputs, "--task=relabel"), "'relabel': allowed are others, as the model has"),
+        (("--input", inputs, "--task=edit", "--degrade"), "--degrade: goes with --task inpaint, "),
+        (("--input", inputs, "--task=edit", "--mask=half"), "goes with --task inpaint only"),
+        (("--input", inputs, "--task=edit", TINY_STRENGTH), "config.restore.strength = 0.001: "),
+        (("--input", inputs, "--task=edit", *FAITHFUL), "faithful = True: allowed are False with"),
     ):
         done = command("--mode=restore", *FEW, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

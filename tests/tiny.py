@@ -13,6 +13,7 @@ class Spec:
 
     channels: int
     num_classes: int = 0
+    logits: int = 0
 
 
 class Tiny(nnx.Module):
@@ -27,7 +28,8 @@ class Tiny(nnx.Module):
         self.noise = nnx.Linear(1, features, rngs=rngs)
         if spec.num_classes:
             self.labels = nnx.Embed(spec.num_classes, features, rngs=rngs)
-        self.head = nnx.Linear(features, spec.channels, rngs=rngs)
+        self.head = nnx.Linear(features, spec.logits or spec.channels, rngs=rngs)
+        self.pools = spec.logits > 0
         self.takes = ("labels",) if spec.num_classes else ()
 
     def __call__(self, x, noise, condition=None, *, dropout_key=None, reverse_only=False):
@@ -37,4 +39,5 @@ class Tiny(nnx.Module):
             # Zeros for -1, a sample without label.
             table = self.labels.embedding[...]
             shift = shift + jax.nn.one_hot(condition["labels"], len(table)) @ table
-        return self.head(jnp.tanh(self.stem(x) + shift[:, None, None]))
+        h = jnp.tanh(self.stem(x) + shift[:, None, None])
+        return self.head(h.mean((1, 2)) if self.pools else h)

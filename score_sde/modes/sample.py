@@ -24,7 +24,7 @@ VALUES, PICTURE, FILM, IMAGES = "samples.npz", "samples.png", "samples.gif", "sa
 # Beside what the sampler reads.
 READ = {"method", "seed", "num_samples", "batch_size", "gif", "png", "condition"}
 # Settings that files of earlier versions lack, and the values that those were drawn with.
-GUIDED = {"labels": (), "guidance": 1.0, "guidance_interval": ()}
+GUIDED = {"labels": (), "guidance": 1.0, "guidance_interval": (), "classifier_scale": 0.0}
 DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
 GIF_IMAGES = 16
 GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
@@ -157,7 +157,7 @@ def _condition(trained: Run, number: int) -> dict[str, np.ndarray]:
             not finite in float32.
     """
     info, values = trained.info, trained.config.sampling.condition
-    given = build.classes_in_turn(trained.config, info, number)
+    given = build.classes_in_turn(trained.config, info, number, drawn=True)
     if len(values) != len(info.condition):
         columns = ", ".join(info.condition)
         allowed = f"a number for each of {columns}" if columns else "(), as there is no condition"
@@ -197,13 +197,13 @@ def _depends(trained: Run) -> dict[str, Any]:
         **{key: settings[key] for key in GUIDED},
         "version": __version__,
         "condition": settings.condition,
-        "weights": digest(jax.tree.leaves(trained.score)),
+        "weights": digest(jax.tree.leaves((trained.score, trained.classifier))),
     }
 
 
 def _shows_density(trained: Run) -> bool:
     """Whether the picture has contours: of vectors in the plane, all of one condition."""
-    return trained.info.shape == (2,) and not trained.config.model.class_conditional
+    return trained.info.shape == (2,) and not build.has_classes(trained.config)
 
 
 def _picture(

@@ -18,7 +18,7 @@ UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure"
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
-    _end_at_once_on_interrupt()
+    end_at_once_on_interrupt()
     start(config.training.batch_size)
     trained = learn.train(config, workdir)
     if trained.step < config.training.num_steps:
@@ -28,7 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"next: --mode sample --workdir {workdir}")
 
 
-def _end_at_once_on_interrupt() -> None:
+def end_at_once_on_interrupt() -> None:
     """Let Ctrl-C end the process where the loop does not handle it: there is nothing to save, and
     Python's own exception is lost where it comes up in a callback of JAX."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

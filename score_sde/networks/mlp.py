@@ -37,6 +37,7 @@ class MLPSpec:
         fourier_scale: standard deviation of the Fourier frequencies.
         num_classes: number of class labels; 0 for a network without labels.
         condition_features: columns of the vector that the network is given, k; 0 for none.
+        logits: classes that a classifier tells apart; 0 for a network of vectors.
         dtype: of the computation. Parameters and the statistics of the normalization are float32.
 
     Raises:
@@ -52,6 +53,7 @@ class MLPSpec:
     fourier_scale: float = 16.0
     num_classes: int = 0
     condition_features: int = 0
+    logits: int = 0
     dtype: np.dtype = _FLOAT32
 
     def __post_init__(self) -> None:
@@ -95,7 +97,8 @@ class MLP(nnx.Module):
         blocks = {f"block{index}": _Block(spec, rngs=rngs) for index in range(spec.depth)}
         self.blocks = nnx.Dict(blocks)
         self.head_norm = _LayerNorm(width, dtype=dtype)
-        self.head = Dense(width, spec.features, scale=0.0, dtype=dtype, rngs=rngs)
+        outputs = spec.logits or spec.features
+        self.head = Dense(width, outputs, scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -118,7 +121,8 @@ class MLP(nnx.Module):
             reverse_only: without effect, as all of the network has both modes.
 
         Returns:
-            (B, D), float32 (float64 if that is the dtype of the computation).
+            (B, D), or a classifier's (B, logits), float32 (float64 if that is the dtype of the
+            computation).
 
         Raises:
             ValueError: a condition that the network is not made for.

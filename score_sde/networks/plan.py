@@ -20,6 +20,7 @@ and `a`, what the last normalization and activation made of h.
     output        h = pyramid = double the size of pyramid + h
     image         image = conv(a)
     add_image     image = double the size of image + conv(a)
+    logits        image = Dense(mean of a over the pixels), of a classifier
 """
 
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ def plan(spec: UNetSpec) -> tuple[Block, ...]:
     skips = [spec.width]  # the widths of those that are kept
     encoder = tuple(_encoder(spec, skips))
     middle = tuple(_middle(spec, skips[-1]))
+    if spec.logits:
+        return (*_start(spec), *encoder, *middle, *_classifier(spec, skips[-1]))
     return (*_start(spec), *encoder, *middle, *_decoder(spec, skips), *_head(spec))
 
 
@@ -103,6 +106,12 @@ def _middle(spec: UNetSpec, n: int) -> Iterator[Block]:
     yield Block("residual", "middle/block0", n, n, level)
     yield Block("attention", "middle/attention", n, n, level)
     yield Block("residual", "middle/block1", n, n, level)
+
+
+def _classifier(spec: UNetSpec, n: int) -> Iterator[Block]:
+    level = len(spec.widths) - 1
+    yield Block("norm", "head_norm", n, n, level)
+    yield Block("logits", "head", n, spec.logits, level)
 
 
 def _decoder(spec: UNetSpec, skips: list[int]) -> Iterator[Block]:

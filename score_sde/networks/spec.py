@@ -66,6 +66,8 @@ class UNetSpec:
         progressive_output: how the levels make the output: "output_skip" sums an upsampled image
             of each, "residual" adds up convolved, upsampled features, "none": the last level alone.
         num_classes: number of class labels; 0 for a network without labels.
+        logits: classes that a classifier tells apart: encoder and middle alone, the mean of their
+            features over the pixels mapped to (B, logits). 0: the whole network.
         centered: the input lies in [-1, 1]. False: it lies in [0, 1] and is mapped to [-1, 1].
         input_frequencies: for each f, sin(f pi x) and cos(f pi x) of the input in [-1, 1] are
             given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
@@ -106,6 +108,7 @@ class UNetSpec:
     combine: str = "sum"
     progressive_output: str = "none"
     num_classes: int = 0
+    logits: int = 0
     centered: bool = True
     input_frequencies: tuple[float, ...] = ()
     remat: bool = False

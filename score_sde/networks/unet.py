@@ -82,7 +82,8 @@ class UNet(nnx.Module):
                 has no forward mode: for `jax.jvp` leave it False.
 
         Returns:
-            (B, H, W, C), float32 (float64 if that is the dtype of the computation).
+            (B, H, W, C), or a classifier's (B, logits), float32 (float64 if that is the dtype of
+            the computation).
 
         Raises:
             ValueError: a condition that the network does not take, such as labels without classes.
@@ -130,6 +131,8 @@ class UNet(nnx.Module):
                     pyramid = module(a, reverse_only)
                 case "image":
                     image = module(a, reverse_only)
+                case "logits":
+                    image = module(jnp.mean(a, axis=(1, 2)))
                 case "add_image":
                     image = resampling.up(image, spec.fir) + module(a, reverse_only)
             if block.keeps:
@@ -169,7 +172,7 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
             return NoiseEmbedding(n, spec, rngs=rngs)
         case "labels":
             return LabelEmbedding(n, m, rngs=rngs)
-        case "gate":
+        case "gate" | "logits":
             return Dense(n, m, dtype=dtype, rngs=rngs)
         case "residual":
             return ResidualBlock(n, m, spec, resample=block.resample, rngs=rngs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from score_sde.networks import NETWORKS, init
+from score_sde.networks import NETWORKS, abstract, init
 
 
 class Line(nnx.Module):
@@ -61,3 +61,7 @@ def test_a_network_keeps_the_contract(name, network):
             assert (out.shape, out.dtype) == (x.shape, jnp.float32)
     with pytest.raises(ValueError, match="tokens"):
         jax.eval_shape(apply, params, x, noise, {"tokens": noise})
+    if hasattr(spec, "logits"):  # it can be a classifier
+        apply, classifier = abstract(partial(network, dataclasses.replace(spec, logits=5)))
+        out = jax.eval_shape(apply, classifier, x, noise)
+        assert (out.shape, out.dtype) == ((2, 5), jnp.float32)

@@ -86,6 +86,7 @@ def expected_count(spec: UNetSpec) -> int:
         "embedding": lambda n, m: frequencies + dense(sines, wide) + dense(wide, wide),
         "labels": lambda n, m: n * wide,
         "gate": lambda n, m: dense(wide, m),
+        "logits": dense,
         "attention": lambda n, m: 2 * n + 4 * dense(n, n),
         "down": lambda n, m: conv(n, n) if spec.resample_with_conv else 0,
         "up": lambda n, m: conv(n, n) if spec.resample_with_conv else 0,
@@ -132,6 +133,17 @@ def test_a_drawn_architecture_builds_and_has_the_parameters_it_should(seed):
     for options in ({}, {"dropout_key": jax.random.key(0), "reverse_only": True}):
         out = jax.eval_shape(partial(apply, **options), params, x, noise, condition)
         assert (out.shape, out.dtype) == (x.shape, jnp.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_classifier_is_the_encoder_and_the_middle(seed):
+    whole = replace(architecture(seed), num_classes=0)
+    spec = replace(whole, logits=5)
+    assert plan(spec)[:-2] == plan(whole)[: len(plan(spec)) - 2]
+    apply, params = abstract(partial(UNet, spec))
+    assert count(params) == expected_count(spec) < count(abstract(partial(UNet, whole))[1])
+    out = jax.eval_shape(apply, params, *inputs(spec))
+    assert (out.shape, out.dtype) == ((2, 5), jnp.float32)
 
 
 @pytest.mark.parametrize("seed", RUN)

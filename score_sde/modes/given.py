@@ -1,0 +1,145 @@
+"""What a restoration is given: images from files, and what is measured of them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from score_sde.config import refuse
+from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
+from score_sde.errors import UserError
+from score_sde.inverse import operators
+from score_sde.inverse.base import Operator
+from score_sde.run import Run
+
+MASKS = ("half", "box", "random")
+MASKED, BLURRED = ("inpaint", "outpaint"), ("super_resolve", "deblur")
+MEASURED = (*MASKED, "colorize", *BLURRED)
+EDITED = ("edit", "relabel")
+
+
+class Given(NamedTuple):
+    """The images of a command.
+
+    Attributes:
+        names: of their files.
+        y: what is measured of them, or the images, in the model's units: (n, *measured).
+        operator: of the measurement; None where images are edited.
+        truth: the images themselves where they were degraded, uint8 (n, H, W, C); else None.
+    """
+
+    names: list[str]
+    y: np.ndarray
+    operator: Operator | None
+    truth: np.ndarray | None
+
+
+def given(
+    trained: Run, source: Path, task: str, mask: str, degrade: bool, resize: bool, key: Array
+) -> Given:
+    """Read the images of a file or folder for a task. With `degrade` they are good ones, of which
+    the measurements are made.
+
+    Raises:
+        UserError: images that cannot be read or are of another size, another mask, or a task that
+            the model's images cannot have.
+    """
+    shape, levels = trained.info.shape, trained.info.levels or 256
+    if task in EDITED:
+        names, images = _read(source, levels, shape, resize)
+        return Given(names, np.asarray(trained.space.to_model(jnp.asarray(images))), None, None)
+    operator, seen = _operator(trained.config, shape, task, mask)
+    names, images = _read(source, levels, seen if not degrade else shape, resize)
+    y = _measured(trained, operator, images, task, degrade, key)
+    return Given(names, y, operator, images if degrade else None)
+
+
+def _operator(
+    config: ConfigDict, shape: tuple[int, ...], task: str, mask: str
+) -> tuple[Operator, tuple[int, ...]]:
+    """The task's operator on images of a shape, and the shape of the images that are put in."""
+    height, width, channels = shape
+    settings = config.restore
+    if task == "colorize" and channels == 1:
+        raise UserError("--task = 'colorize': allowed are others, as the model's images are grey")
+    if task == "colorize":
+        return operators.colorize(), shape
+    if task == "deblur":
+        size = 2 * int(np.ceil(3 * settings.blur)) + 1
+        return operators.deblur(operators.gaussian_kernel(settings.blur, size)), shape
+    if task == "super_resolve":
+        factor = settings.factor
+        if height % factor or width % factor:
+            raise refuse("restore.factor", factor, f"divisors of the sides {height} and {width}")
+        return operators.super_resolve(factor), (height // factor, width // factor, channels)
+    return operators.inpaint(jnp.asarray(_mask(mask or "half", shape, task))), shape
+
+
+def _mask(mask: str, shape: tuple[int, ...], task: str) -> np.ndarray:
+    """1 where a pixel is known: by a word, or where a picture is white. For outpainting, the middle
+    of the image is known."""
+    height, width, _ = shape
+    known = np.ones((height, width))
+    box = slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)
+    if task == "outpaint":
+        known[:] = 0.0
+        known[box] = 1.0
+    elif mask == "half":
+        known[:, width // 2 :] = 0.0
+    elif mask == "box":
+        known[box] = 0.0
+    elif mask == "random":
+        known = (np.random.default_rng(0).random((height, width)) < 0.5).astype(float)
+    else:
+        if not Path(mask).is_file():
+            raise UserError(f"--mask = {mask!r}: allowed are {', '.join(MASKS)}, a picture's file")
+        known = (_image(Path(mask), (height, width, 1), False)[..., 0] > 127).astype(float)
+    return known
+
+
+def _read(
+    source: Path, levels: int, shape: tuple[int, ...], resize: bool
+) -> tuple[list[str], np.ndarray]:
+    """The names and images of a file or folder, uint8 (n, *shape) with the model's levels."""
+    files = [source]
+    if source.is_dir():
+        files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"--input = '{source}': no images there")
+    images = np.stack([_image(path, shape, resize) for path in files])
+    return [path.stem for path in files], np.rint(images * ((levels - 1) / 255)).astype(np.uint8)
+
+
+def _image(path: Path, shape: tuple[int, ...], resize: bool) -> np.ndarray:
+    """An image uint8 of a shape; UserError for another size, unless it may be resized."""
+    try:
+        with path.open("rb") as file:
+            height, width, _ = header(file)
+            if (height, width) != tuple(shape[:2]) and not resize:
+                raise UserError(
+                    f"{path}: has {height} x {width} pixels; allowed are {shape[0]} x {shape[1]}, "
+                    "or --resize, which takes the middle and resizes it"
+                )
+            file.seek(0)
+            return decode(file, *shape)
+    except (OSError, CorruptImageError) as error:
+        raise UserError(f"{path}: no image ({error})") from error
+
+
+def _measured(
+    trained: Run, operator: Operator, images: np.ndarray, task: str, degrade: bool, key: Array
+) -> np.ndarray:
+    """The measurements in the model's units: of the images, or the images themselves."""
+    x = trained.space.to_model(jnp.asarray(images))
+    if not degrade and task in BLURRED:
+        return np.asarray(x)
+    y = operator(x)
+    if not degrade:
+        return np.asarray(y)
+    noise = jax.random.normal(jax.random.fold_in(key, 2**32 - 2), y.shape)
+    noise = noise if task not in MASKED else operator(noise)  # none where nothing is measured
+    return np.asarray(y + trained.config.restore.sigma_y * noise)
