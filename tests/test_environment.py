@@ -2,6 +2,8 @@
 depend on it."""
 
 import os
+import secrets
+import socket
 
 import jax
 import numpy as np
@@ -137,17 +139,18 @@ def test_who_reads_the_output_may_go(tmp_path):
 
 
 FULL = {
-    "config": ("config.json.partial", "config.json"),
+    "config": ("config.json{}", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),
-    "picture": ("samples/step_000004.png.partial", "step_000004.png"),
+    "picture": ("samples/step_000004.png{}", "step_000004.png"),
 }
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file whose disk is always full")
 @pytest.mark.parametrize(("partial", "file"), FULL.values(), ids=FULL.keys())
-def test_a_full_disk_ends_a_training_in_one_line(tmp_path, partial, file):
+def test_a_full_disk_ends_a_training_in_one_line(tmp_path, partial, file, monkeypatch):
     """What a checkpoint does there is in tests/training/test_checkpoints.py."""
-    path = tmp_path / "run" / partial
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0000")
+    path = tmp_path / "run" / partial.format(f".{os.getpid()}-0000-{socket.gethostname()}.partial")
     path.parent.mkdir(parents=True)
     path.symlink_to("/dev/full")
     done = command("--mode=train", DIGITS, "--workdir=run", *KINDS["digits"], cwd=tmp_path)

@@ -97,7 +97,7 @@ def write_statistics(path: Path, found: Statistics) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with whole(path, shared=True) as file:
+    with whole(path) as file:
         np.savez(file, mu=found.mu, sigma=found.sigma, n=found.n, about=json.dumps(found.about))
 
 

@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
     sections["Config"] = _config(runs)
     title = " and ".join(dict.fromkeys(each.config.name for each in runs))
     footer = f"score_sde {__version__}, {date.today()}"
-    with whole(output / PAGE, shared=True) as file:
+    with whole(output / PAGE) as file:
         file.write(pages.page(title, sections, footer).encode(errors="backslashreplace"))
     print(f"report: {output / PAGE}")
 
