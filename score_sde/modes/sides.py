@@ -1,5 +1,6 @@
 """The sets that an evaluation compares: drawn by a run, its training split, or a user's."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
 from score_sde.modes import sample
-from score_sde.run import info_of
+from score_sde.run import Run, info_of
 
 FEWEST = 20  # images of a side
 
@@ -39,12 +40,12 @@ class Side(NamedTuple):
     statistics: Statistics | None = None
 
 
-def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> Side:
+def drawn(trained: Run, workdir: Path, output: Path) -> Side:
     """Samples of the run, drawn where they are missing. Their file is read later, too: the caller
     has the lock of samples."""
-    number = config.eval.num_samples
-    wanted = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
-    sample.draw(wanted, workdir, output, step)
+    number = trained.config.eval.num_samples
+    wanted = changed(trained.config, {"sampling.num_samples": number, "sampling.gif": False})
+    sample.draw(dataclasses.replace(trained, config=wanted), workdir, output)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
         about = {key: file[key].item() for key in ("seed", "sampler", "step")}
