@@ -115,12 +115,13 @@ def written(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, *, keep: bool = False) -> Iterator[BinaryIO]:
     """Give a file to write to. It takes this path's place when all is written. A missing folder is
     made. Of several writers at a time each has its own partial file, and the last one's stays.
 
     Args:
         path: of the file.
+        keep: one of other content that is there moves out of the way, and this is printed.
 
     Raises:
         UserError: it cannot be written. The file that was there stays.
@@ -131,6 +132,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             # written before an error, so nothing is opened until all is there.
             buffer = io.BytesIO()
             yield buffer
+            if keep:
+                _keep_other(path, buffer.getvalue())
             path.write_bytes(buffer.getvalue())
             return
         own = f"{os.getpid()}-{secrets.token_hex(2)}-{socket.gethostname()}"
@@ -140,11 +143,19 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             _remove_partial(path.parent.absolute())
             with partial.open("wb") as file:
                 yield file
+            if keep:
+                _keep_other(path, partial.read_bytes())
             os.replace(partial, path)
         except OSError:
             with suppress(OSError):
                 partial.unlink()
             raise
+
+
+def _keep_other(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes() != content:
+        for old, new in move_aside([path]).items():
+            print(f"{path.with_name(old)}: another one was there; it is now {new}")
 
 
 @once

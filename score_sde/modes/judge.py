@@ -1,6 +1,5 @@
 """What samples are compared with, the figures of that, and the file that has them."""
 
-import hashlib
 import json
 import platform
 import sys
@@ -44,8 +43,7 @@ class Judge(NamedTuple):
     def of(config: ConfigDict, workdir: Path, output: Path, reference: Path | str) -> "Judge":
         """The judge by a config's settings: the reference's features are computed."""
         given = named(Path(reference)) if reference else None
-        home = workdir if (workdir / scoring.CLASSIFIER).exists() else output
-        made_by = scoring.extractor(config, info_of_images(config, workdir), home)
+        made_by = scoring.extractor(config, info_of_images(config, workdir), (workdir, output))
         side = given or training_split(config, workdir)
         folder, where = output / scoring.FOLDER, f"{reference}"
         side = _with_features(config, made_by, side, folder, where)
@@ -69,7 +67,7 @@ class Judge(NamedTuple):
             "figures": figures,
             "samples": ours.about,
             "reference": theirs.about,
-            "statistics": digest_of(self.statistics),
+            "statistics": scoring.digest_of(self.statistics),
             **made_by.about,
             **made_by.facts,
             "num_manifold": self.config.eval.num_manifold,
@@ -153,11 +151,6 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
             print(f"{output / old}: {reason}; it is now {new}")
     return {}
-
-
-def digest_of(found: Statistics) -> str:
-    """SHA-256 of mean and covariance."""
-    return hashlib.sha256(found.mu.tobytes() + found.sigma.tobytes()).hexdigest()
 
 
 def _circumstances(config: ConfigDict) -> dict[str, Any]:
