@@ -72,7 +72,7 @@ def scorer(
         if judge:
             made_by, reference = judge
             name = made_by.distance_of(number)
-            compared = {**made_by.about, "reference": scoring.digest_of(reference)}
+            compared = {**made_by.about, "reference": reference.digest}
             kind = {"name": name, **compared, **_sampling(config)}
             value = evaluation.frechet_distance(reference, evaluation.statistics(found))
             is_best = _is_best(workdir, kind, step, value)

@@ -1,5 +1,6 @@
 """What samples are compared with, the figures of that, and the file that has them."""
 
+import hashlib
 import json
 import platform
 import sys
@@ -67,7 +68,7 @@ class Judge(NamedTuple):
             "figures": figures,
             "samples": ours.about,
             "reference": theirs.about,
-            "statistics": scoring.digest_of(self.statistics),
+            "statistics": digest_of(self.statistics),
             **made_by.about,
             **made_by.facts,
             "num_manifold": self.config.eval.num_manifold,
@@ -151,6 +152,11 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
             print(f"{output / old}: {reason}; it is now {new}")
     return {}
+
+
+def digest_of(found: Statistics) -> str:
+    """SHA-256 of mean and covariance."""
+    return hashlib.sha256(found.mu.tobytes() + found.sigma.tobytes()).hexdigest()
 
 
 def _circumstances(config: ConfigDict) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
     title = " and ".join(dict.fromkeys(each.config.name for each in runs))
     footer = f"score_sde {__version__}, {date.today()}"
     path = output / PAGE
-    if path.exists() and b"score_sde" not in path.read_bytes():
+    if path.is_file() and b"score_sde" not in path.read_bytes():
         for old, new in move_aside([path]).items():
             print(f"{output / old}: no page of ours; it is now {new}")
     with whole(path) as file:

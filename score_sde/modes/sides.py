@@ -95,7 +95,8 @@ def named(path: Path) -> Side:
         raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
-        return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
+        images = _unchanged(Rows(shape, lambda: read(chunk_of(shape))), path)
+        return _of_images(images, about)
     try:
         with np.load(path, allow_pickle=False) as file:
             if "mu" in file.files:
@@ -113,7 +114,8 @@ def named(path: Path) -> Side:
         raise UserError(
             f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
         )
-    return _of_images(_in_eight_bits(images, levels, f"{path}: {name}"), about)
+    images = _in_eight_bits(_unchanged(images, path), levels, f"{path}: {name}")
+    return _of_images(images, about)
 
 
 def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
@@ -126,6 +128,32 @@ def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
             yield eight_bits(chunk, levels)
 
     return Rows(images.shape, read)
+
+
+def _unchanged(images: Rows, path: Path) -> Rows:
+    """The images; reading them after a change of their files raises UserError."""
+    before = _stamps(path)
+
+    def check() -> None:
+        if _stamps(path) != before:
+            raise UserError(
+                f"{path}: another command has changed it since it was read first; allowed is the "
+                "same command when that has ended"
+            )
+
+    def read() -> Iterator[np.ndarray]:
+        check()
+        yield from images
+        check()
+
+    return Rows(images.shape, read)
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int, int]]:
+    """What shows that files are the same: name, inode, size and time of change."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files if file.exists()]
+    return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 def _of_images(images: Rows, about: dict[str, Any]) -> Side:

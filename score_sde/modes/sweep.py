@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from score_sde import __version__, overrides, rules, scoring
+from score_sde import __version__, overrides, rules
 from score_sde.config import changed, flat, refuse, unknown_key
 from score_sde.errors import DAMAGED
 from score_sde.locks import writing
@@ -181,7 +181,7 @@ def _depends(setting: Setting, judge: Judge, run: Run) -> Any:
         "step": run.step,
         "weights": weights,
         "extractor": judge.extractor.about,
-        "reference": scoring.digest_of(judge.statistics),
+        "reference": judge.statistics.digest,
     }
     return json.loads(json.dumps(found))
 
