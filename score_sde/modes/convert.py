@@ -64,9 +64,10 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bo
     _check(config, foreign, weights, source)
     state = _state(config, make, foreign, weights or "averaged", source)
     noise = "" if is_export else _predicts_noise(config, info, make, state.ema, source, force)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(state, foreign.step)
-    path = workdirs.save(config, workdir, info)
+    with workdirs.filled("workdir", workdir):
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            checkpoints.save(state, foreign.step)
+        path = workdirs.save(config, workdir, info)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trained = "with" if foreign.mu else "without"
     kind = weights or "averaged"

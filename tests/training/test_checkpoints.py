@@ -92,7 +92,7 @@ def test_one_step_of_several(run, written, directory):
     with pytest.raises(UserError, match=r"/2: cannot be read \(.*\); allowed are 3$"):
         restore_ema(directory, run.state().ema, step=2)  # and not another one
     empty(directory / "3")
-    with pytest.raises(UserError, match=r"/2: cannot be read \(.*\); allowed are none, as the others"):
+    with pytest.raises(UserError, match=r"/2: cannot be read \(.*\); allowed are none, as the o"):
         restore_ema(directory, run.state().ema, step=2)
 
 
