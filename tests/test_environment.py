@@ -138,6 +138,25 @@ def test_who_reads_the_output_may_go(tmp_path):
     assert (running.wait(60), said) == (141, "")
 
 
+def test_a_device_with_too_little_memory(tmp_path):
+    network = "--config.model.name=tests.tiny:Hungry"
+    done = command("--mode=train", DIGITS, *KINDS["digits"], network, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: --mode train: the device has too little memory (Out of memory")
+    assert "allowed are smaller config.training.batch_size, smaller networks, " in line
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_cache_of_programs_in_the_home(tiny_run, tmp_path, nobody):
+    """No shell replaces the ~ of a variable that stands in a file."""
+    tiny_run("digits", tmp_path)
+    nobody.setenv("HOME", str(tmp_path / "home"))
+    nobody.setenv("JAX_COMPILATION_CACHE_DIR", "~/programs")
+    assert "are not kept" not in succeed("--mode=sample", *FEW, cwd=tmp_path)
+    assert (tmp_path / "home" / "programs").is_dir() and not (tmp_path / "~").exists()
+
+
 FULL = {
     "config": ("config.json{}", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),
