@@ -72,8 +72,10 @@ def scorer(
         if judge:
             made_by, reference = judge
             name = made_by.distance_of(number)
-            compared = {**made_by.about, "reference": reference.digest}
-            kind = {"name": name, **compared, **_sampling(config)}
+            # A digest of a split's statistics would differ between machines, by rounding.
+            own = f"{reference.n} of the training split"
+            of = reference.digest if config.eval.statistics else own
+            kind = {"name": name, **made_by.about, "reference": of, **_sampling(config)}
             value = evaluation.frechet_distance(reference, evaluation.statistics(found))
             is_best = _is_best(workdir, kind, step, value)
         if broadcast_one_to_all(np.int32(is_best)):

@@ -78,8 +78,9 @@ def check_no_export(path: Path) -> None:
 def check_new(flag: str, path: Path) -> None:
     """Raise UserError unless a directory is new, or empty apart from locks and from what a command
     left that was ended before it had filled it."""
-    there = [each for each in path.iterdir() if each.suffix != SUFFIX] if path.is_dir() else []
-    begun = path / UNFINISHED in there and not (path / LAST[flag]).exists()
+    files = path.iterdir() if path.is_dir() else ()
+    there = {each.name for each in files if each.suffix not in (SUFFIX, ".partial")}
+    begun = UNFINISHED in there and LAST[flag] not in there
     if path.exists() and not (path.is_dir() and (begun or not there)):
         raise UserError(f"--{flag} = '{path}': not empty; allowed are new or empty directories")
 
