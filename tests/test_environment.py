@@ -89,7 +89,7 @@ def test_without_a_home_downloads_have_no_place(nobody, tmp_path):
             weights.read(setting)
     nobody.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("cifar10") == tmp_path / "score_sde" / "cifar10"
-    nobody.setenv("XDG_CACHE_HOME", "/dev/null")
+    nobody.setenv("XDG_CACHE_HOME", "/dev/null/cache")
     said = r"weights: /dev/null/.* \(Not a directory\); XDG_CACHE_HOME moves the cache, and "
     with pytest.raises(UserError, match=said):
         weights.read(url)

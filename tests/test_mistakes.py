@@ -18,7 +18,7 @@ MISTAKES = {
         {},
     ),
     "training to fewer steps than were made": (
-        ["--mode=train", DIGITS, "--config.training.num_steps=2"],
+        ["--mode=train", "--workdir=runs/vp_digits", "--config.training.num_steps=2"],
         "config.training.num_steps = 2: allowed are at least 4, which runs/vp_digits has reached",
         {},
     ),
