@@ -92,7 +92,10 @@ ROOMS = {
         5,
         (0, 3),
         ("ml_collections",),
-        neighbours=("score_sde.config", "score_sde.validation", "score_sde.schema"),
+        neighbours=(
+            *("score_sde.config", "score_sde.validation", "score_sde.schema"),
+            "score_sde.locks",
+        ),
     ),
     "score_sde.locks": Room(5, (0,)),
     "score_sde.presets": Room(
@@ -113,7 +116,7 @@ ROOMS = {
         ("ml_collections",),
         neighbours=(
             *("score_sde.config", "score_sde.validation", "score_sde.presets"),
-            *("score_sde.overrides", "score_sde.workdirs", "score_sde.locks"),
+            *("score_sde.overrides", "score_sde.workdirs"),
         ),
     ),
     "score_sde.build": Room(

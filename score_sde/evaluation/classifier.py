@@ -175,7 +175,7 @@ def accuracy(
 
 def write(path: Path, classifier: Classifier) -> None:
     """Write an .npz file of the weights and `about` (JSON)."""
-    with whole(path, shared=True) as file:
+    with whole(path) as file:
         np.savez(file, about=json.dumps(classifier.about), **classifier.weights)  # type: ignore[arg-type]
 
 

@@ -144,7 +144,7 @@ def stored(
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole(folder / ABOUT, shared=True) as file:
+    with whole(folder / ABOUT) as file:
         chunks = -(-len(images) // chunk_of(images.shape))
         facts = {**about, "n": len(images), "chunks": chunks}
         file.write(f"{json.dumps(facts, indent=2)}\n".encode())
@@ -155,7 +155,7 @@ def stored(
         else:
             found = io.BytesIO()  # numpy's own errors of a full disk do not say so
             np.save(found, features(chunk))
-            with whole(path, shared=True) as file:
+            with whole(path) as file:
                 file.write(found.getbuffer())
 
 

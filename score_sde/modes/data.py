@@ -89,9 +89,11 @@ def _write_statistics(
     if info.levels is None:
         raise refuse("eval.statistics", str(path), f"'', as {info.name} are vectors")
     start(config.eval.batch_size)
-    made_by = scoring.extractor(config, info, output, train)
+    made_by = scoring.extractor(config, info, (output,), train)
     images = scoring.training_split(config, info, train.x)
     about = {"set": info.name, "split": "train", "n": len(images)}
+    if info.digest:  # of a user's own files; any folder is named the same
+        about["digest"] = info.digest
     settings = output / scoring.FOLDER, config.eval.batch_size, about
     if path.exists() and evaluation.read_statistics(path).about != {**about, **made_by.about}:
         for old, new in move_aside([path]).items():
@@ -207,11 +209,11 @@ def _repeated(train: np.ndarray, test: np.ndarray) -> str:
 
 def _picture(path: Path, info: DatasetInfo, x: np.ndarray) -> None:
     if info.levels is None:
-        pictures.save_scatter(path, {"data": x}, None, info.columns)
+        pictures.save_scatter(path, {"data": x}, None, info.columns, keep=True)
         return
     number = min(len(x), SHEET if max(info.shape[:2]) <= LARGE else LARGE_SHEET)
     shown = np.sort(np.random.default_rng(0).choice(len(x), number, replace=False))
-    pictures.save_png(path, x[shown], info.levels)
+    pictures.save_png(path, x[shown], info.levels, keep=True)
 
 
 def _proposed(config: ConfigDict, info: DatasetInfo, largest: float) -> dict[str, Any]:

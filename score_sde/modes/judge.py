@@ -44,8 +44,7 @@ class Judge(NamedTuple):
     def of(config: ConfigDict, workdir: Path, output: Path, reference: Path | str) -> "Judge":
         """The judge by a config's settings: the reference's features are computed."""
         given = named(Path(reference)) if reference else None
-        home = workdir if (workdir / scoring.CLASSIFIER).exists() else output
-        made_by = scoring.extractor(config, info_of_images(config, workdir), home)
+        made_by = scoring.extractor(config, info_of_images(config, workdir), (workdir, output))
         side = given or training_split(config, workdir)
         folder, where = output / scoring.FOLDER, f"{reference}"
         side = _with_features(config, made_by, side, folder, where)

@@ -42,13 +42,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     the files. Values of other settings are kept as `likelihood.old.npz`.
     """
     start(config.likelihood.batch_size)
-    compute(config, workdir, output, step)
+    compute(load(workdir, config, step=step), workdir, output)
 
 
-def compute(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> dict[str, Any]:
-    """As `run`, where the mode has begun; return the summary of the items asked for."""
-    settings = config.likelihood
-    trained = load(workdir, config, step=step)
+def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
+    """As `run`, of a run that is loaded from the workdir; return the summary of the items asked
+    for."""
+    config, settings = trained.config, trained.config.likelihood
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")

@@ -39,13 +39,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     as `samples.old.npz`.
     """
     start(min(config.sampling.num_samples, config.sampling.batch_size))
-    draw(config, workdir, output, step)
+    draw(load(workdir, config, step=step), workdir, output)
 
 
-def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
-    """As `run`, where the mode has begun."""
+def draw(trained: Run, workdir: Path, output: Path) -> None:
+    """As `run`, of a run that is loaded from the workdir."""
+    config = trained.config
     settings, number = config.sampling, config.sampling.num_samples
-    trained = load(workdir, config, step=step)
     for key in ("gif", "png"):
         if settings[key] and trained.info.levels is None:
             raise refuse(f"sampling.{key}", True, "False with vectors")

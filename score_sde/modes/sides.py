@@ -1,5 +1,6 @@
 """The sets that an evaluation compares: drawn by a run, its training split, or a user's."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
 from score_sde.modes import sample
-from score_sde.run import info_of
+from score_sde.run import Run, info_of
 
 FEWEST = 20  # images of a side
 
@@ -39,12 +40,12 @@ class Side(NamedTuple):
     statistics: Statistics | None = None
 
 
-def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> Side:
+def drawn(trained: Run, workdir: Path, output: Path) -> Side:
     """Samples of the run, drawn where they are missing. Their file is read later, too: the caller
     has the lock of samples."""
-    number = config.eval.num_samples
-    wanted = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
-    sample.draw(wanted, workdir, output, step)
+    number = trained.config.eval.num_samples
+    wanted = changed(trained.config, {"sampling.num_samples": number, "sampling.gif": False})
+    sample.draw(dataclasses.replace(trained, config=wanted), workdir, output)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
         about = {key: file[key].item() for key in ("seed", "sampler", "step")}
@@ -94,7 +95,8 @@ def named(path: Path) -> Side:
         raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
-        return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
+        images = _unchanged(Rows(shape, lambda: read(chunk_of(shape))), path)
+        return _of_images(images, about)
     try:
         with np.load(path, allow_pickle=False) as file:
             if "mu" in file.files:
@@ -112,7 +114,8 @@ def named(path: Path) -> Side:
         raise UserError(
             f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
         )
-    return _of_images(_in_eight_bits(images, levels, f"{path}: {name}"), about)
+    images = _in_eight_bits(_unchanged(images, path), levels, f"{path}: {name}")
+    return _of_images(images, about)
 
 
 def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
@@ -125,6 +128,32 @@ def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
             yield eight_bits(chunk, levels)
 
     return Rows(images.shape, read)
+
+
+def _unchanged(images: Rows, path: Path) -> Rows:
+    """The images; reading them after a change of their files raises UserError."""
+    before = _stamps(path)
+
+    def check() -> None:
+        if _stamps(path) != before:
+            raise UserError(
+                f"{path}: another command has changed it since it was read first; allowed is the "
+                "same command when that has ended"
+            )
+
+    def read() -> Iterator[np.ndarray]:
+        check()
+        yield from images
+        check()
+
+    return Rows(images.shape, read)
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int, int]]:
+    """What shows that files are the same: name, inode, size and time of change."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files if file.exists()]
+    return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 def _of_images(images: Rows, about: dict[str, Any]) -> Side:

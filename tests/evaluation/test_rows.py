@@ -109,9 +109,9 @@ def test_two_commands_fill_a_folder_at_the_same_time(chunks_of_three, tmp_path):
 
 def test_of_two_writers_of_a_file_each_writes_it_whole(tmp_path):
     path = tmp_path / "new" / "a"
-    with whole(path, shared=True) as first:
+    with whole(path) as first:
         first.write(b"one ")
-        with whole(path, shared=True) as second:
+        with whole(path) as second:
             second.write(b"two")
         assert path.read_bytes() == b"two"
         first.write(b"whole")
