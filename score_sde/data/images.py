@@ -11,7 +11,6 @@ hidden ones, are left out.
 """
 
 import hashlib
-import io
 import itertools
 import math
 import os
@@ -30,7 +29,15 @@ from zlib import error as ZlibError
 import numpy as np
 
 from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
-from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits, held_out, is_large
+from score_sde.data.info import (
+    Arrays,
+    DatasetInfo,
+    Decoding,
+    check_fits,
+    held_out,
+    is_large,
+    taken,
+)
 from score_sde.data.streamed import Streamed, gone
 from score_sde.errors import UserError, one_line
 from score_sde.progress import bar
@@ -85,7 +92,7 @@ class _Files:
         self._where, self._opened, self._shape = listing.where, listing.opened, shape
         # Arrays: millions of Python's objects would take more memory than small images.
         self._names = np.array([os.fsencode(name) for name in names])
-        self._digests = np.array([digest[:8] for digest in digests], "V8")
+        self.digests = np.array([digest[:8] for digest in digests], "V8")
         self._open: tuple[ExitStack, Open] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,10 +105,11 @@ class _Files:
             where = f"{self._where}: {name}"
             try:
                 with self._opener()(name) as file:
-                    content = file.read()
-                if hashlib.sha256(content).digest()[:8] != self._digests[row].tobytes():
-                    raise UserError(f"{where}: has changed since the start")
-                image[...] = decode(io.BytesIO(content), *self._shape)
+                    content = hashlib.file_digest(cast(Any, file), "sha256").digest()
+                    if content[:8] != self.digests[row].tobytes():
+                        raise UserError(f"{where}: has changed since the start")
+                    file.seek(0)
+                    image[...] = decode(file, *self._shape)
             except OSError as error:
                 raise gone(where, error.strerror or one_line(error)) from error
             except (CorruptImageError, KeyError, ValueError, *_DAMAGED) as error:
@@ -190,7 +198,7 @@ def _decoded(
     names = [name for split in _SPLITS for name in splits[split]]
     if not stream:
         check_fits(len(names) * math.prod(shape), listing.where)
-    x = None if stream else np.empty((len(names), *shape), np.uint8)
+    x: Any = None if stream else np.empty((len(names), *shape), np.uint8)
     found = _contents(listing, names, shape, x)
     corrupt = {name: reason for name, (_, reason) in sorted(found.items()) if reason}
     _tell(listing, corrupt, len(names), skip_corrupt)
@@ -216,9 +224,10 @@ def _decoded(
     if x is None:
         files = _Files(listing, order, [found[name][0] for name in order], shape)
         rows = np.arange(len(order))
-        return _Images(Streamed(files, rows, shape, np.dtype(np.uint8)), known, info)
+        x = Streamed(files, rows, shape, np.dtype(np.uint8), files.digests)
+        return _Images(x, known, info)
     if corrupt:
-        x = x[[name not in corrupt for name in names]]
+        x = taken(x, np.flatnonzero([name not in corrupt for name in names]))
     x.setflags(write=False)  # it is kept for the next call
     return _Images(x, known, info)
 

@@ -7,7 +7,10 @@ give the same batches in the order of ``batch_indices``.
 
 import itertools
 import os
-from collections.abc import Callable, Generator, Mapping
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import jax
@@ -64,6 +67,18 @@ def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batc
             yield from [batch(step) for step in range(start, start + ahead)]
 
     return batches
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Keeps Ctrl-C from what begins meanwhile, threads and the processes that they start: it
+    reaches all, and would end a worker that still imports. The training ends its workers."""
+    resource_tracker.ensure_running()  # which would let interrupts through again as it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_workers() -> int:
@@ -128,6 +143,8 @@ def streaming(
             steps.map(place), prefetch_buffer_size=_PLACED_AHEAD
         )
         iterator = iter(ahead)
+        with _interrupts_wait():
+            iterator.start_prefetch()
         try:
             yield from iterator
         except RuntimeError as error:
