@@ -186,7 +186,7 @@ def corrupt(folder) -> dict[str, str]:
         "flipped.png": (bytes(flipped), ""),
         "wrong.png": (b"%PDF-1.7", "no image of the formats PNG, JPEG"),
         "zero.png": (bomb(0, 5), ""),
-        "bomb.png": (bomb(12_000, 12_000), "12000 x 12000 pixels; allowed are up to 67,108,864"),
+        "bomb.png": (bomb(12_000, 12_000), "12000 x 12000 pixels; allowed are up to 33,554,432"),
         "huge.png": (bomb(60_000, 60_000), ""),
     }
     for name, (content, _) in files.items():
