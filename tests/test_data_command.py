@@ -2,6 +2,7 @@
 
 import io
 import shlex
+import tracemalloc
 import zipfile
 
 import jax
@@ -11,7 +12,9 @@ from PIL import Image
 
 import score_sde
 from score_sde import workdirs
-from score_sde.modes.data import largest_distance, proposed_size
+from score_sde.config import default
+from score_sde.data import DatasetInfo
+from score_sde.modes.data import _moments, largest_distance, proposed_size
 from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
 
 DRAW = np.random.default_rng(0)
@@ -149,6 +152,18 @@ def test_of_a_stream_all_labels_and_files_are_looked_at(tmp_path):
     files = ("--config.data.name=zip", f"--config.data.dir={tmp_path / 'mine.zip'}")
     told = succeed("--mode=data", DIGITS, *files, *stream, cwd=tmp_path)
     assert "1 training items repeat another, 0 test items are among the training items, by" in told
+
+
+def test_pixels_are_counted_without_a_copy_of_all():
+    x, config = np.zeros((3000, 64, 64, 1), np.uint8), default()
+    x[::2] = 16
+    info = DatasetInfo("mine", (64, 64, 1), 17, 0, {"train": 3000, "test": 0})
+    tracemalloc.start()
+    said = [*_moments(config, info, x)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said[0] == "channel 0: mean 8, standard deviation 8 (of 0 to 16)"
+    assert peak < 5 * x.nbytes  # of 1000 items, numbers of 8 bytes
 
 
 def test_the_largest_distance_is_that_of_all_pairs():

@@ -15,11 +15,12 @@ import itertools
 import math
 import os
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -48,6 +49,8 @@ _MOST_BYTES = 2**28  # of a file
 _SPLITS = ("train", "test")
 _THREADS = min(8, os.cpu_count() or 1)
 _AT_ONCE = 4096  # files that wait for a thread
+# Of files of more bytes one is read at a time: a decoder may hold as many, of a text or a whole WebP.
+_LARGE, _large = 2**24, threading.Lock()
 # What a zip archive raises for a damaged member.
 _DAMAGED = (BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError)
 Open = Callable[[str], BinaryIO]
@@ -164,15 +167,23 @@ def headers(listing: Listing) -> list[tuple[int, int, bool]]:
       UserError: a file that cannot be read.
     """
     names = [name for names in _layout(listing)[0].values() for name in names]
+    bytes_of = {name: size for name, size, _ in listing.files}
 
     def read(name: str, open_file: Open) -> tuple[int, int, bool] | None:
+        if not 0 < bytes_of[name] <= _MOST_BYTES:
+            return None
         try:
-            with open_file(name) as file:
+            with _alone(bytes_of[name]), open_file(name) as file:
                 return header(file)
         except (CorruptImageError, *_DAMAGED):
             return None
 
     return list(filter(None, _in_threads(read, names, listing, "sizes")))
+
+
+def _alone(size: int) -> AbstractContextManager[Any]:
+    """What is held while a file of so many bytes is read."""
+    return _large if size > _LARGE else nullcontext()
 
 
 _kept: dict[bytes, _Images] = {}  # at most one
@@ -245,7 +256,7 @@ def _contents(
         if not 0 < bytes_of[name] <= _MOST_BYTES:
             return b"", f"{bytes_of[name]:,} bytes; allowed are 1 to {_MOST_BYTES:,}"
         try:
-            with open_file(name) as file:
+            with _alone(bytes_of[name]), open_file(name) as file:
                 while part := file.read(2**20):
                     content.update(part)
                 file.seek(0)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from score_sde import build, data, evaluation, pictures, rules, scoring
 from score_sde.config import changed, flat, refuse, resolve, takes
 from score_sde.data import Arrays, DatasetInfo, Streamed
+from score_sde.data.streamed import at_once
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.networks import NETWORKS
@@ -165,10 +166,14 @@ def _moments(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Iterator[s
             yield f"column {name}: mean {mean:.4g}, standard deviation {std:.4g}"
         yield "sigma_data: 1, as each column is standardised"
         return
-    values = np.arange(info.levels)
-    shares = np.stack(
-        [np.bincount(x[..., c].ravel(), minlength=info.levels) for c in range(x.shape[-1])]
-    ) / (x.size / x.shape[-1])
+    values, many = np.arange(info.levels), at_once(math.prod(x.shape[1:]))
+    parts = (x[begin : begin + many] for begin in range(0, len(x), many))  # counting takes room
+    channels = range(x.shape[-1])
+    counts: Any = sum(
+        np.stack([np.bincount(part[..., c].ravel(), minlength=info.levels) for c in channels])
+        for part in parts
+    )
+    shares = counts / (x.size / x.shape[-1])
     means = shares @ values
     stds = np.sqrt(np.maximum(shares @ values**2 - means**2, 0.0))
     for index, (mean, std) in enumerate(zip(means, stds, strict=True)):

@@ -8,8 +8,7 @@ give the same batches in the order of ``batch_indices``.
 import itertools
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -69,14 +68,13 @@ def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batc
     return batches
 
 
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Keeps Ctrl-C from what begins meanwhile, threads and the processes that they start: it
-    reaches all, and would end a worker that still imports. The training ends its workers."""
+def _begin_workers(iterator: Any) -> None:
+    """Starts reading, by threads and processes that never get Ctrl-C: a terminal sends it to all,
+    and it would end a worker that still imports. The training ends its workers."""
     resource_tracker.ensure_running()  # which would let interrupts through again as it begins
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        iterator.start_prefetch()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -143,8 +141,8 @@ def streaming(
             steps.map(place), prefetch_buffer_size=_PLACED_AHEAD
         )
         iterator = iter(ahead)
-        with _interrupts_wait():
-            iterator.start_prefetch()
+        if workers:
+            _begin_workers(iterator)
         try:
             yield from iterator
         except RuntimeError as error:
