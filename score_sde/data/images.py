@@ -49,7 +49,7 @@ _MOST_BYTES = 2**28  # of a file
 _SPLITS = ("train", "test")
 _THREADS = min(8, os.cpu_count() or 1)
 _AT_ONCE = 4096  # files that wait for a thread
-# Of files of more bytes one is read at a time: a decoder may hold as many, of a text or a whole WebP.
+# Of files of more bytes one is read at a time: a decoder may hold them, such as a whole WebP.
 _LARGE, _large = 2**24, threading.Lock()
 # What a zip archive raises for a damaged member.
 _DAMAGED = (BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError)
