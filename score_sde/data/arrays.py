@@ -102,7 +102,7 @@ def describe(table: Table) -> DatasetInfo:
         size, dtype = table.kinds["columns"]
         if size == shape[1:] and dtype.kind in "US":
             names = table.read("columns")
-            text = np.char.decode(names, "utf-8", "replace") if dtype.kind == "S" else names
+            text = np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
             columns = tuple(map(str, text.tolist()))
         if len(set(columns)) != shape[1]:
             raise UserError(

@@ -22,9 +22,10 @@ from score_sde.errors import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-# Of an image, and of all that are decoded at a time. The worst format takes some 20 bytes for each,
-# WebP without loss. A header says the number before pixels are read.
+# Beyond most cameras' images, and below what fills the memory. A header says it before pixels are
+# read.
 MOST_PIXELS = 2**25
+_ROOM = 20 * MOST_PIXELS  # bytes that all images take which are decoded at the same time
 _BAND = 2**20  # pixels whose mode is changed at a time
 _TRANSPOSED = range(5, 9)  # EXIF orientations that swap the sides
 _ORIENTATION = 0x0112
@@ -70,7 +71,7 @@ def decode(file: BinaryIO, height: int, width: int, channels: int, middle: int =
         with _opened(file) as image:
             if image.width * image.height > MOST_PIXELS:  # a JPEG, whose decoder halves the sides
                 image.draft(None, (image.width // 2, image.height // 2))
-            with _room(min(image.width * image.height, MOST_PIXELS)):
+            with _room(min(_bytes(image), _ROOM)):
                 return _decoded(image, height, width, channels, middle)
     except Exception as error:  # what the decoders raise of foreign bytes has no list
         raise _corrupt(error) from error
@@ -101,22 +102,31 @@ def _opened(file: BinaryIO) -> Any:
     return image
 
 
-_free = MOST_PIXELS
+def _bytes(image: Any) -> int:
+    """What an image takes while it is decoded: measured, and rounded up. WebP without loss takes
+    19.6 for each pixel, progressive JPEG of four channels 12.0, another turned by EXIF 8.0."""
+    each = 20 if image.format == "WEBP" else 12
+    if image.format in ("JPEG", "MPO") and "progressive" not in image.info:
+        each = 8
+    return each * image.width * image.height
+
+
+_free = _ROOM
 _freed = threading.Condition()
 
 
 @contextmanager
-def _room(pixels: int) -> Iterator[None]:
-    """Waits until so many pixels can be decoded beside those of other threads."""
+def _room(needed: int) -> Iterator[None]:
+    """Waits until so many bytes are free beside what other threads decode."""
     global _free
     with _freed:
-        _freed.wait_for(lambda: pixels <= _free)
-        _free -= pixels
+        _freed.wait_for(lambda: needed <= _free)
+        _free -= needed
     try:
         yield
     finally:
         with _freed:
-            _free += pixels
+            _free += needed
             _freed.notify_all()
 
 

@@ -260,7 +260,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 def test_one_large_file_is_read_at_a_time(folder, tmp_path):
     """While another is, whoever asks waits: for headers, and for pixels."""
     os.truncate(folder / "cat" / "29.png", images._LARGE + 1)  # zeros after the image
-    for channels in (0, 3):  # unset, headers are read first
+    for channels in (0, 1):  # unset, headers are read first
         reading = threading.Thread(
             target=describe,
             args=("folder", str(folder)),

@@ -72,7 +72,7 @@ def idx_files(place, images):
 def hdf5(place, images):
     h5py = pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
     with h5py.File(place / "mine.h5", "w") as target:
-        target.create_dataset("x", data=images, compression=1, chunks=(100, *images.shape[1:]))
+        target.create_dataset("x", data=images, compression=1, chunks=(10, *images.shape[1:]))
     return "hdf5", place / "mine.h5"
 
 
@@ -131,7 +131,7 @@ PERMISSION = """
 import os, sys
 from pathlib import Path
 import numpy as np
-import PIL.Image
+import numpy.random, PIL.Image  # what is imported later may be closed to others
 PIL.Image.init()
 from score_sde.data import describe
 from score_sde.errors import UserError

@@ -140,7 +140,7 @@ def test_many_images_are_streamed_unless_forced(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sysconf", lambda name: small.get(name) or sysconf(name))
     assert isinstance(load("folder", "train", path).x, Streamed)
     assert isinstance(load("folder", "train", path, stream=False).x, np.ndarray)
-    vectors = npz(tmp_path, x=DRAW.standard_normal((250, 2)).astype(np.float32))
+    vectors = npz(tmp_path, x=DRAW.standard_normal((70, 2)).astype(np.float32))
     assert isinstance(load("npz", "train", str(vectors)).x, np.ndarray)
     assert isinstance(load("digits", "train").x, np.ndarray)
 
