@@ -68,17 +68,6 @@ def in_memory(arrays: PyTree, *, batch_size: int, seed: int, mesh: Mesh) -> Batc
     return batches
 
 
-def _begin_workers(iterator: Any) -> None:
-    """Starts reading, by threads and processes that never get Ctrl-C: a terminal sends it to all,
-    and it would end a worker that still imports. The training ends its workers."""
-    resource_tracker.ensure_running()  # which would let interrupts through again as it begins
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        iterator.start_prefetch()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def default_workers() -> int:
     """How many processes read a stream where nobody says: half of the processors, up to 8."""
     ours = hasattr(os, "sched_getaffinity")  # not on macOS
@@ -163,3 +152,14 @@ def _read(reader: Reader, first_step: int, workers: int) -> Any:
     steps = grain.experimental.WithOptionsIterDataset(steps, by_pipe)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     return steps.mp_prefetch(processes, worker_init_fn=begin_worker)
+
+
+def _begin_workers(iterator: Any) -> None:
+    """Starts reading, by threads and processes that never get Ctrl-C: a terminal sends it to all,
+    and it would end a worker that still imports. The training ends its workers."""
+    resource_tracker.ensure_running()  # which would let interrupts through again as it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        iterator.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
