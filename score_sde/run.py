@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from score_sde import build, classifier, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import changed, refuse, unknown_key
-from score_sde.data import DatasetInfo, is_only_described
+from score_sde.data import DatasetInfo, Streamed, is_only_described
 from score_sde.display import own_settings, shortened, shown
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
@@ -290,15 +290,16 @@ class Run:
     def likelihood_batches(
         self,
         key: Array,
-        data: ArrayLike,
+        data: ArrayLike | Streamed,
         condition: Conditions | None = None,
         *,
         first: int = 0,
     ) -> Iterator[DataLikelihood]:
         """As `log_likelihood`, `likelihood.batch_size` items at a time, in order, from the item of
-        index `first` on."""
-        settings, items = self.config.likelihood, self.space.check(data)
-
+        index `first` on. Data may be a split's that is streamed, which was checked as it was
+        opened."""
+        settings = self.config.likelihood
+        items = data if isinstance(data, Streamed) else self.space.check(data)
         names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
         options: Any = {name: settings[name] for name in (*names, "max_steps")}
         options["divergence"] = build.divergence(self.config, self.info)

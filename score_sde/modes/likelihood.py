@@ -63,8 +63,10 @@ def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
         _write_summary(output, trained, _values(table), wanted)
         _write_picture(output, trained, _values(table), arrays.x)
     condition = leading(given, wanted)
+    x: Any = arrays.x
+    items = x.part(slice(wanted)) if isinstance(x, data.Streamed) else x[:wanted]
     batches = trained.likelihood_batches(
-        jax.random.key(settings.seed), arrays.x[:wanted], condition, first=len(table)
+        jax.random.key(settings.seed), items, condition, first=len(table)
     )
     with progress(wanted, len(table), "item", "likelihood") as bar:
         for part in batches:
