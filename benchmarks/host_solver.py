@@ -122,13 +122,7 @@ class Host:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", help="of a trained run on the digits")
-    parser.add_argument("--batch", type=int, default=100, help="images at a time")
-    parser.add_argument("--rounds", type=int, default=4, help="that count")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative and absolute")
-    parser.add_argument("--devices", type=int, help="instead of a core each")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     if arguments.devices:
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
@@ -175,19 +169,36 @@ def main() -> None:
     for name, sides in pairs.items():
         solved[name] = [side() for side in sides]  # compiles
         rounds = [[seconds_of(side) for side in sides] for _ in range(arguments.rounds)]
-        mine, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratios = [host / ours for ours, host in rounds]
-        ours_nfe, host_nfe = (side.nfe for side in solved[name])
-        print(
-            f"| {name} | {mine:.2f} | {len(images) / mine:.1f} "
-            f"| {ours_nfe.mean():.0f} ({ours_nfe.max()}) | {theirs:.2f} "
-            f"| {len(images) / theirs:.1f} | {host_nfe} "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
-            flush=True,
-        )
+        print(_row(name, rounds, solved[name], len(images)), flush=True)
+    _print_differences(solved, np.asarray(dequantized.log_density), x0[0].size)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", help="of a trained run on the digits")
+    parser.add_argument("--batch", type=int, default=100, help="images at a time")
+    parser.add_argument("--rounds", type=int, default=4, help="that count")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative and absolute")
+    parser.add_argument("--devices", type=int, help="instead of a core each")
+    return parser.parse_args()
+
+
+def _row(name: str, rounds: list[list[float]], solved: list[Solved], images: int) -> str:
+    """A row of the table, from the seconds of both sides in each round."""
+    mine, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratios = [host / ours for ours, host in rounds]
+    ours_nfe, host_nfe = (side.nfe for side in solved)
+    return (
+        f"| {name} | {mine:.2f} | {images / mine:.1f} "
+        f"| {ours_nfe.mean():.0f} ({ours_nfe.max()}) | {theirs:.2f} "
+        f"| {images / theirs:.1f} | {host_nfe} "
+        f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+    )
+
+
+def _print_differences(solved: dict[str, list[Solved]], log_density: np.ndarray, dims: int) -> None:
     ours, theirs = (
-        np.asarray(bits_per_dim(side.values - np.asarray(dequantized.log_density), x0[0].size))
-        for side in solved["likelihood"]
+        np.asarray(bits_per_dim(side.values - log_density, dims)) for side in solved["likelihood"]
     )
     print(
         f"bits/dim: ours {ours.mean():.5f}, host {theirs.mean():.5f}; of one image they differ by "

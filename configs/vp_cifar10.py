@@ -49,30 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sde.beta_min = 0.1
     config.sde.beta_max = 20.0
 
-    model = config.model  # DDPM++
-    model.width = 128
-    model.multipliers = (1, 2, 2, 2)
-    model.num_blocks = 8 if deep else 4
-    model.attention_resolutions = (16,)
-    model.dropout = 0.1
-    model.embedding = "positional"
-    model.condition = "time"
-    model.parameterization = "epsilon"
-    model.num_levels = 1000 if discrete else 0
-    if variant.startswith("ncsnpp"):
-        model.fir = True
-        model.progressive_input = "residual"
-    if variant.startswith("ddpm") and not variant.startswith("ddpmpp"):
-        model.num_blocks = 2
-        model.block = "ddpm"
-        model.skip_rescale = False
-        model.norm_groups = 32
-    if variant == "ddpm_unconditional":
-        model.conditional = False
-    if variant == "ddpm_diffusers":
-        model.decoder_attention = "every"
-
-    model.class_conditional = variant == "conditional"
+    _model(config.model, variant)
 
     training = config.training
     training.label_dropout = 0.1 if variant == "conditional" else 0.0
@@ -101,3 +78,29 @@ def get_config(variant: str = "") -> ConfigDict:
     sampling.denoise = True
     sampling.faithful = True
     return config
+
+
+def _model(model: ConfigDict, variant: str) -> None:
+    """DDPM++, and what the variants have in its place."""
+    model.width = 128
+    model.multipliers = (1, 2, 2, 2)
+    model.num_blocks = 8 if variant.endswith("deep") else 4
+    model.attention_resolutions = (16,)
+    model.dropout = 0.1
+    model.embedding = "positional"
+    model.condition = "time"
+    model.parameterization = "epsilon"
+    model.num_levels = 1000 if variant in DISCRETE else 0
+    if variant.startswith("ncsnpp"):
+        model.fir = True
+        model.progressive_input = "residual"
+    if variant.startswith("ddpm") and not variant.startswith("ddpmpp"):
+        model.num_blocks = 2
+        model.block = "ddpm"
+        model.skip_rescale = False
+        model.norm_groups = 32
+    if variant == "ddpm_unconditional":
+        model.conditional = False
+    if variant == "ddpm_diffusers":
+        model.decoder_attention = "every"
+    model.class_conditional = variant == "conditional"

@@ -102,9 +102,10 @@ def _is_best(workdir: Path, of: dict[str, Any], step: int, value: float) -> bool
     interruption, and have a checkpoint already, are no better. The best by scores of another kind
     is kept under another name."""
     record = best_record(workdir)
-    if record and any(record.get(key) != said for key, said in of.items()):
+    if (workdir / RECORD).exists() and any(record.get(key) != said for key, said in of.items()):
+        reason = "by other scores" if record else f"{RECORD} cannot be read"
         for old, new in move_aside([workdir / RECORD, workdir / BEST]).items():
-            print(f"{workdir / old}: by other scores; it is now {new}")
+            print(f"{workdir / old}: {reason}; it is now {new}")
         return True
     if newest_step(workdir / BEST) > step:
         return False

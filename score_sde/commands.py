@@ -62,7 +62,7 @@ def of_conversion(
         raise UserError(
             f"--source = '{source}': arrays, which do not say their network; allowed is {allowed}"
         )
-    if (source / "checkpoints").is_dir():
+    if workdirs.is_run(source):
         raise UserError(
             f"--source = '{source}': a run; --mode export makes of it what convert reads"
         )

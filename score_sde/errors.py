@@ -1,5 +1,27 @@
 """Errors that name a setting, its value and what is allowed."""
 
+import struct
+import zlib
+from zipfile import BadZipFile
+
+# What json, numpy, zipfile and Pillow raise, and what follows, where a file is damaged or of
+# another program. Few statements belong between this `except` and its `try`.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    BadZipFile,
+    zlib.error,
+    struct.error,
+)
+
 
 class UserError(Exception):
     """A mistake of the user: one line that names the key or file, the value and what is allowed.

@@ -114,24 +114,20 @@ def log_likelihood(
 ) -> Likelihood:
     """Log density of continuous data at t_min under the model, one adaptive solve for each point.
 
-    Runs at ``highest`` matrix precision. Each point has its own step sizes, and its probes are
-    drawn from ``key`` and its index. So its result does not depend on its batch-mates. It depends
-    on the size of the batch by rounding: a network's sums round differently in another batch. Near
-    t = 0 this difference is a part of the tolerance, and sometimes changes a step
-    (benchmarks/README.md).
+    Runs at ``highest`` matrix precision. A point has its own step sizes, and its probes are drawn
+    from ``key`` and its index: its result does not depend on its batch-mates. It depends by
+    rounding on the batch's size, which near t = 0 may change a step (benchmarks/README.md).
 
     Args:
         key: a jax key.
         sde: the process.
-        score: the score function, (x (B, *shape), t (B,)) -> (B, *shape). It is evaluated on all
-            points at once, so it may hold arrays with a row for each, such as labels (B,). The
-            density is then that given the labels.
+        score: (x (B, *shape), t (B,)) -> (B, *shape), evaluated on all points at once. It may hold
+            arrays with a row for each, such as labels (B,): the density is that given the labels.
         x0: points (B, *shape), float, in the model's range; images dequantized.
         divergence: ``rademacher`` or ``gaussian`` probes, or ``exact``: as many tangents as x has
             elements.
         num_probes: probes that the estimate is averaged over.
-        rtol: relative tolerance of the solver, for x and for log p / dims by each probe.
-        atol: absolute tolerance, likewise.
+        rtol, atol: tolerances of the solver, for x and for log p / dims by each probe.
         t_min: the time at which the data are taken to lie.
         terminal_log_prob: log density at T, (x, t) -> (B,); the process's prior by default (see the
             module's docstring).

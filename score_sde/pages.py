@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from score_sde.display import SMALLEST
+from score_sde.errors import DAMAGED, UserError
 
 LARGEST = 520  # pixels of a picture's longer side; larger ones are reduced
 FILM_LARGEST, FILM_PIXELS = 260, 1_200_000  # of a frame's longer side; of all frames
@@ -168,11 +169,13 @@ def film(path: Path, label: str, cell: tuple[int, int]) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture; UserError where it cannot be read to its end."""
     try:
         with path.open("rb") as file, Image.open(file) as image:
             yield image
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "damaged, too large, or no picture"
+        raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
 def _at(film: Image.Image, index: int) -> Image.Image:

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -100,9 +101,14 @@ def written(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """Give a file to write to. It takes this path's place when all is written. A missing folder is
     made.
+
+    Args:
+        path: of the file.
+        shared: several commands may write it at the same time, each the same; no lock is held. A
+            kill then leaves a partial file that no later command replaces.
 
     Raises:
         UserError: it cannot be written. The file that was there stays.
@@ -115,7 +121,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             yield buffer
             path.write_bytes(buffer.getvalue())
             return
-        partial = path.with_name(f"{path.name}.partial")
+        own = f".{secrets.token_hex(4)}" if shared else ""
+        partial = path.with_name(f"{path.name}{own}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -143,12 +150,20 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return bool(_URL.match(os.fspath(path)))
 
 
-def cache(where: str) -> Path:
-    """Return our folder in the user's caches, those of $XDG_CACHE_HOME or ~/.cache; errors as of
-    `local`."""
+def cache(where: str, instead: str) -> Path:
+    """Return our folder in the user's caches, those of $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        UserError: as of `local`, or there is no home folder; it names `where`, and what the user
+            can do `instead`.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    return local(base if os.path.isabs(base) else "~/.cache", where) / "score_sde"
+    if not os.path.isabs(base):  # the XDG specification has relative paths ignored
+        base = os.path.expanduser("~/.cache")
+        if base.startswith("~"):
+            allowed = f"set HOME, or XDG_CACHE_HOME to a folder from the root on, or {instead}"
+            raise UserError(f"{where}: there is no home folder for a cache; {allowed}")
+    return local(base, f"{where}: XDG_CACHE_HOME") / "score_sde"
 
 
 def move_aside(paths: Sequence[Path]) -> dict[str, str]:

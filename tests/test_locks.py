@@ -202,6 +202,25 @@ def test_a_second_training_is_refused_and_the_first_is_unharmed(tmp_path):
     assert any(path.name == f"{steps[-1]}" for path in checkpoints.iterdir())
 
 
+@pytest.mark.slow
+def test_a_training_that_scores_and_an_evaluation_share_their_features(tiny_run, tmp_path):
+    """Both make, or take, the classifier and the features of the reference."""
+    workdir = tiny_run("digits", tmp_path)
+    eval_ = {"features": "classifier", "num_reference": 30, "num_samples": 24}
+    settings = [f"--config.eval.{name}={value}" for name, value in eval_.items()]
+    settings += ["--config.eval.training_samples=24", "--config.sampling.num_steps=2"]
+    scored = ("--config.training.evaluate_every=2", "--config.training.num_steps=8")
+    both = [
+        begin("--mode=train", DIGITS, *KINDS["digits"], *scored, *settings, cwd=tmp_path),
+        begin("--mode=evaluate", *settings, cwd=tmp_path),
+    ]
+    said = [each.communicate(timeout=240)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    best, found = (workdir / name for name in ("best.json", "evaluation.json"))
+    assert json.loads(best.read_text())["weights"] == json.loads(found.read_text())["weights"]
+    assert not [*workdir.rglob("*.partial")]
+
+
 PROCESS = """
 import sys
 import jax

@@ -1,26 +1,20 @@
 """`--mode report`: the page's structure, what it shows and names, and in a browser how it looks."""
 
-import base64
-import io
 import json
+import re
 import shlex
 import shutil
-from collections import Counter
-from html.parser import HTMLParser
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import Image
-from safetensors.numpy import save_file
 
 from score_sde import build, pictures, presets, workdirs
 from score_sde.config import changed
 from score_sde.display import eight_bits
 from score_sde.modes import report
 from tests.browser import browser
-from tests.commands import ROOT, SMALL, command, refused, succeed
-from tests.evaluation.recorded import packed_weights
+from tests.commands import ROOT, command, refused, succeed
+from tests.pages import images_of, page_of
 
 DRAW = np.random.default_rng(0)
 LINES = [
@@ -53,79 +47,6 @@ SWEEP = [
     for method in ("ddim", "unipc")
     for steps in (5, 10)
 ]
-VOID = {"meta", "link", "img", "source", "br", "input"}
-
-
-class Page(HTMLParser):
-    """A page's elements in order, with the checks of form that every page must pass."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open, self.texts = [], [], []
-        assert text.startswith("<!DOCTYPE html>\n<html lang=")
-        self.feed(text)
-        self.close()
-        assert not self.open
-        self.check()
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
-        self.elements.append((tag, dict(attrs), len(self.texts)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs), len(self.texts)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    def all(self, *tags):
-        return [attrs for tag, attrs, _ in self.elements if tag in tags]
-
-    def headings(self):
-        return [
-            (tag, self.texts[at])
-            for tag, _, at in self.elements
-            if len(tag) == 2 and tag[0] == "h" and tag[1].isdecimal()
-        ]
-
-    @property
-    def text(self):
-        return "".join(self.texts)
-
-    def check(self):
-        levels = [int(tag[1]) for tag, _ in self.headings()]
-        assert levels[0] == 1 and levels.count(1) == 1
-        assert all(b <= a + 1 for a, b in pairwise(levels)), levels
-        for attrs in self.all("img"):
-            assert len(attrs["alt"]) > 10 and int(attrs["width"]) and int(attrs["height"])
-        plots = [attrs for attrs in self.all("svg") if attrs["role"] == "img"]
-        assert all(len(attrs["aria-label"]) > 10 for attrs in plots)
-        assert len(self.all("figure")) == len(self.all("figcaption"))
-        assert len(self.all("figure")) == len(self.all("img")) + len(plots)
-        for _, attrs, _ in self.elements:
-            for name, value in attrs.items():
-                if name in ("src", "href", "srcset"):
-                    assert value.startswith(("data:", "#")), value
-                assert not name.startswith("on")  # no handler
-        assert not self.all("script", "iframe", "object", "form", "base")
-        ids = Counter(attrs["id"] for _, attrs, _ in self.elements if "id" in attrs)
-        assert set(ids.values()) <= {1}
-        links = {attrs["href"][1:] for attrs in self.all("use")}
-        assert links <= ids.keys()
-
-
-def page_of(folder):
-    return Page((folder / "report.html").read_text())
-
-
-def images_of(page):
-    addresses = [attrs["src"].partition(",")[2] for attrs in page.all("img")]
-    return [Image.open(io.BytesIO(base64.b64decode(address))) for address in addresses]
 
 
 def made(workdir, preset="vp_digits", values=None):
@@ -259,19 +180,55 @@ def test_no_text_becomes_html(full, tmp_path):
     assert HOSTILE in page_of(vectors).text  # the label of an axis
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"PK\x03\x04 no archive"])
+DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"figures": null}]']
+DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=[f"{each[:12]}" for each in DAMAGE])
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
-    for name in ("samples.npz", "samples.gif", "evaluation.json", "likelihood.npz"):
+    """In one line for each, and not in Python's words."""
+    names = ("samples.npz", "samples.gif", "evaluation.json", "likelihood.json", "sweep.json")
+    for name in (*names, "nearest.png"):
         (full / name).write_bytes(content)
     done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
-    assert done.returncode == 0 and "Traceback" not in done.stderr
-    page = page_of(full)
-    assert page.text.count("The files cannot be read (") == done.stderr.count("note: ") >= 4
-    assert "Held-out images at both ends of a row" in page.text and len(page.all("svg")) >= 3
+    assert done.returncode == 0
+    page, lines = page_of(full), done.stderr.splitlines()
+    for name in (*names, "nearest.png"):
+        said = [line for line in lines if f"{full / name}: " in line or f"{full / name} or" in line]
+        assert len(said) in (1, 2), (name, lines)  # the evaluation has two sections
+        for line in said:
+            assert line.startswith("note: ") and ": left out: " in line and len(line) < 400
+            assert not re.search("Error|object|NoneType|attribute|subscript", line), line
+            assert line.endswith("; move it away and run the mode that wrote it again")
+    assert page.text.count(": left out: ") == len(lines)
+    assert "Held-out images at both ends of a row" in page.text and len(page.all("svg")) >= 2
+
+
+def test_damaged_lines_of_the_log_are_left_out(full, tmp_path):
+    with (full / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "loss": "low"}\n[1]\n{"step"\n')
+    done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    said = f"note: {full / 'metrics.jsonl'}: 3 damaged lines are left out\n"
+    assert (done.returncode, done.stderr) == (0, said)
+    assert "0.005 at step 200" in page_of(full).text
+
+
+@pytest.mark.parametrize(
+    "data", [[], {"name": 3}, {"shape": [8]}, {"splits": {"train": 9}}, {"x": 1}]
+)
+def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
+    path = full / "config.json"
+    kept = json.loads(path.read_text())
+    kept["data"] = kept["data"] | data if data else data
+    path.write_text(json.dumps(kept))
+    line = refused("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    assert line.startswith(f"error: {path}: data: not as a run writes it (")
+    assert not re.search("object|argument|attribute", line.removeprefix(f"error: {path}"))
 
 
 def test_a_report_that_fails_loses_nothing(full, capsys):
     (full / "report.html").mkdir()
+    (full / "checkpoints").mkdir()  # without them it is no run
     report.after(workdirs.load(full), full, full)
     said = capsys.readouterr()
     assert said.err.startswith("note: no report.html: ") and "Traceback" not in said.err
@@ -359,83 +316,3 @@ def test_in_a_browser(full, tmp_path):
                     colours[scheme].add((seen["paper"], seen["ink"]))
     [(paper, ink)], [(dark_paper, dark_ink)] = colours["light"], colours["dark"]
     assert len({paper, ink, dark_paper, dark_ink}) == 4
-
-
-# --- From a folder of photographs to the page -----------------------------------------------------
-
-SMALLER = (
-    *SMALL,
-    "--config.model.multipliers=(1, 1)",
-    "--config.model.attention_resolutions=(16,)",
-    "--config.training.batch_size=4",
-    "--config.training.num_steps=200",
-    "--config.training.log_every=10",
-    "--config.training.checkpoint_every=200",
-    "--config.training.sample_every=0",
-)
-FEWER = ("--config.sampling.num_steps=5", "--config.sampling.num_samples=9")
-MORE = {"train": SMALLER, "sample": FEWER, "evaluate": FEWER}
-
-
-def photograph(index):
-    """A sky that darkens upwards, a hill and a sun, 48 wide and 32 high."""
-    y, x = np.mgrid[:32, :48] / 32
-    sky = np.stack([0.5 + 0.4 * y, 0.6 + 0.3 * y, 1.0 - 0.2 * y + 0 * x], axis=-1)
-    hill = y > 0.7 + 0.15 * np.sin(4 * x + index)
-    sun = (x - 0.3 - 0.9 * (index % 7) / 7) ** 2 + (y - 0.25) ** 2 < 0.02
-    sky[sun], sky[hill] = (1.0, 0.9, 0.4), (0.2, 0.4 + 0.02 * (index % 10), 0.2)
-    return Image.fromarray((255 * sky).astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def photographed(tmp_path_factory):
-    """The folder where the commands of docs/data.md were typed, and `run`, which types one of them
-    with a tiny network's flags."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "photos").mkdir()
-    for index in range(60):
-        photograph(index).save(folder / "photos" / f"{index:02}.jpg", quality=95)
-    block = (ROOT / "docs" / "data.md").read_text().split("```")[1].replace("\\\n", "")
-    lines = [shlex.split(line)[2:] for line in block.strip().splitlines()]
-    typed = {line[1]: line for line in lines}
-    assert [*typed] == ["data", "train", "sample", "evaluate", "report"]
-
-    def run(mode, *more):
-        return succeed(*typed[mode], *MORE.get(mode, ()), *more, cwd=folder)
-
-    told = run("data")
-    assert "--config.data.image_size=(32, 48)" in told or "60 images of 1 size" in told
-    run("train")
-    run("sample")
-    return folder / "runs" / "photos", run
-
-
-@pytest.mark.slow  # a U-Net, compiled for training and sampling
-def test_a_users_photographs(photographed):
-    workdir, run = photographed
-    assert "Curve over 200 training steps" in (workdir / "report.html").read_text()
-    (workdir / "report.html").unlink()
-    run("report")
-    page = page_of(workdir)
-    assert "folder: images 32 × 48 × 3 of 256 levels" in page.text
-    assert "9 samples by " in page.text and "(preset: " in page.text
-    [samples] = images_of(page)
-    assert samples.size == (3 * 49 - 1, 3 * 33 - 1) and samples.mode == "RGB"
-    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
-    assert len(losses) == 20 and losses[-1] < losses[0]
-
-
-@pytest.mark.slow  # the Inception network, compiled for half a minute
-def test_a_users_photographs_evaluated(photographed, data_dir, tmp_path):
-    workdir, run = photographed
-    weights = tmp_path / "inception.safetensors"
-    save_file({k: np.ascontiguousarray(a) for k, a in packed_weights(data_dir).items()}, weights)
-    names = {"inception_weights": weights, "num_samples": 20, "num_reference": 20, "batch_size": 10}
-    said = run("evaluate", *(f"--config.eval.{name}={value}" for name, value in names.items()))
-    assert said.endswith(f"report: {workdir.relative_to(workdir.parents[1]) / 'report.html'}\n")
-    page = page_of(workdir)
-    assert "FID-20" in page.text and "20 samples by " in page.text
-    figures = json.loads((workdir / "evaluation.json").read_text())["figures"]
-    assert f"{figures['FID-20']:.4g}" in page.text
-    _, nearest = images_of(page)
-    assert nearest.size == (6 * 49 - 1, 10 * 33 - 1)

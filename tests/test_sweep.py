@@ -5,7 +5,10 @@ import json
 
 import pytest
 
-from tests.commands import refused, succeed
+from score_sde import workdirs
+from score_sde.locks import writing
+from score_sde.modes.sweep import settings_of
+from tests.commands import command, refused, succeed
 
 SETTINGS = (
     "--config.eval.features=classifier",
@@ -76,6 +79,59 @@ def test_another_sweep_keeps_the_table_that_is_there(swept):
     assert f"sweep.json: of another sweep; it is now {older.name}" in told
     assert json.loads(older.read_text()) == before
     assert len(json.loads((workdir / "sweep.json").read_text())) == 1
+
+
+def test_a_sweep_holds_the_locks_of_all_its_folders(swept, tmp_path):
+    """So that its table is of what they have: also of the last one, before any work."""
+    workdir, _ = swept
+    sweep = ("--config.eval.sweep=sampling.num_steps=2,5", "--output", tmp_path / "out")
+    for kind in ("samples", "evaluations"):
+        with writing(tmp_path / "out" / "sweep" / "num_steps=5", kind):
+            done = command("--mode=evaluate", *SETTINGS, *sweep, cwd=workdir.parents[1])
+            assert [path.name for path in (tmp_path / "out" / "sweep").iterdir()] == ["num_steps=5"]
+        said = f"num_steps=5: its {kind} are being written by process "
+        assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
+
+
+def test_values_that_are_equal_are_one_setting(swept):
+    workdir, _ = swept
+    config = workdirs.load(workdir)
+    config.eval.sweep = "sampling.eta=0,0.0,1; step=4,4"
+    found = [setting.values for setting in settings_of(config, workdir, None)]
+    assert found == [{"sampling.eta": 0.0, "step": 4}, {"sampling.eta": 1.0, "step": 4}]
+
+
+def test_spaces_in_a_sweep(swept):
+    workdir, _ = swept
+    config = workdirs.load(workdir)
+    config.eval.sweep = "sampling.guidance_interval = (0, 1), ( 2,3 ) step = 2, 4;"
+    found = [setting.values for setting in settings_of(config, workdir, None)]
+    assert found == [
+        {"sampling.guidance_interval": interval, "step": step}
+        for interval in ((0, 1), (2, 3))
+        for step in (2, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"3", b"{}", pytest.param(b"[" * 9999, id="deep"), b"PK", b'[{"figures": 1}]']
+)
+def test_damaged_results_are_made_again(swept, content):
+    """Those of the table are kept aside; an evaluation of a setting is not taken for done."""
+    workdir, _ = swept
+    before = {*workdir.glob("sweep.old*.json")}
+    (workdir / "sweep.json").write_bytes(content)
+    folder = workdir / "sweep" / "num_steps=2_step=2"
+    facts = json.loads((folder / "evaluation.json").read_text())
+    damaged = {**facts, "figures": None} if content == b"{}" else facts
+    (folder / "evaluation.json").write_text(json.dumps(damaged))
+    sweep = "--config.eval.sweep=sampling.num_steps=2; step=2"
+    told = succeed("--mode=evaluate", *SETTINGS, sweep, cwd=workdir.parents[1])
+    assert told.count("nothing to compute") == (content == b"{}")
+    [older] = {*workdir.glob("sweep.old*.json")} - before
+    assert older.read_bytes() == content
+    [row] = json.loads((workdir / "sweep.json").read_text())
+    assert row["figures"] == facts["figures"]
 
 
 MISTAKES = {

@@ -5,7 +5,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -112,12 +113,37 @@ class DatasetInfo:
         """The object that `facts` describes, also after JSON.
 
         Raises:
-          TypeError: fields that are missing, or that this version does not know.
+          TypeError: fields that are missing, of another type, or unknown to this version.
         """
+        if not isinstance(facts, Mapping):
+            raise TypeError(f"{facts!r:.40}")
+        kinds = get_type_hints(DatasetInfo)
+        if strange := facts.keys() - kinds.keys():
+            raise TypeError(f"{min(strange)} is unknown to this version")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
         }
+        for name, kind in kinds.items():
+            value = values.setdefault(name, getattr(DatasetInfo, name, None))
+            if not _is(value, kind):
+                raise TypeError(f"{name} = {value!r:.40}")
+        if len(values["shape"]) != (1 if values["levels"] is None else 3):
+            raise TypeError(f"shape = {values['shape']}")
+        if not {"train", "test"} <= values["splits"].keys():
+            raise TypeError(f"splits = {values['splits']}")
         return DatasetInfo(**values)
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a value is of a field's type; whole numbers are floats, too."""
+    of = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is(value, each) for each in of)
+    if isinstance(value, Mapping) and of:
+        return get_origin(kind) is Mapping and all(_is(each, of[1]) for each in value.values())
+    if isinstance(value, tuple) and of:
+        return get_origin(kind) is tuple and all(_is(each, of[0]) for each in value)
+    return not of and isinstance(value, int | float if kind is float else kind)
 
 
 def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:

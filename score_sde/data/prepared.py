@@ -139,7 +139,7 @@ def _file_format(prepared: Path) -> str:
     path = prepared / "dataset_info.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"config.data.dir: {path} cannot be read: {error}") from error
     if not isinstance(facts, dict):
         raise UserError(f"config.data.dir: {path} is not what TFDS writes: no JSON object")

@@ -12,7 +12,7 @@ from score_sde.errors import UserError
 
 def cache_folder(name: str) -> Path:
     """Where downloads go by default: $XDG_CACHE_HOME/score_sde/NAME, ~/.cache in its absence."""
-    return paths.cache("config.data.dir") / name
+    return paths.cache("config.data.dir", "config.data.dir to the folder of the files") / name
 
 
 def load_in_order(

@@ -6,11 +6,9 @@ digest says so. It is trained on the spot, the same way each time.
 
 import functools
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from score_sde.errors import DAMAGED
 from score_sde.evaluation.network import FeatureFn
 from score_sde.evaluation.weights import digest
 from score_sde.paths import whole
@@ -30,7 +29,6 @@ RATE = 3e-3
 SCALED = 2048  # images over which the features' mean square becomes 1
 RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE,
           "scaled": SCALED}  # fmt: skip
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 class Classifier(NamedTuple):
@@ -177,7 +175,7 @@ def accuracy(
 
 def write(path: Path, classifier: Classifier) -> None:
     """Write an .npz file of the weights and `about` (JSON)."""
-    with whole(path) as file:
+    with whole(path, shared=True) as file:
         np.savez(file, about=json.dumps(classifier.about), **classifier.weights)  # type: ignore[arg-type]
 
 
@@ -188,10 +186,10 @@ def read(path: Path, about: Mapping[str, Any]) -> Classifier | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = json.loads(str(arrays["about"]))
             weights = {name: arrays[name] for name in arrays.files if name != "about"}
-    except UNREADABLE:
+    except DAMAGED:
         return None
     wanted = json.loads(json.dumps(dict(about)))
-    if any(found.get(key) != value for key, value in wanted.items()):
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         return None
     return Classifier(weights, found)
 

@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.evaluation.network import FeatureFn
 from score_sde.paths import whole
 
@@ -99,7 +97,7 @@ def write_statistics(path: Path, found: Statistics) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with whole(path) as file:
+    with whole(path, shared=True) as file:
         np.savez(file, mu=found.mu, sigma=found.sigma, n=found.n, about=json.dumps(found.about))
 
 
@@ -119,7 +117,7 @@ def read_statistics(path: Path) -> Statistics:
             about = json.loads(str(file["about"])) if "about" in file.files else {}
             if not isinstance(about, dict):
                 raise ValueError("about is no mapping")
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile, zlib.error) as e:
+    except DAMAGED as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)[:100]
         raise UserError(f"{path}: no statistics ({reason}); allowed is .npz of mu, sigma") from e
     square = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))

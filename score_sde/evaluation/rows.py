@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from score_sde.data import Streamed
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.paths import whole
 
 CHUNK, CHUNK_BYTES = 1024, 2**26  # rows at a time, and bytes of them, at most
@@ -144,7 +144,7 @@ def stored(
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole(folder / ABOUT) as file:
+    with whole(folder / ABOUT, shared=True) as file:
         chunks = -(-len(images) // chunk_of(images.shape))
         facts = {**about, "n": len(images), "chunks": chunks}
         file.write(f"{json.dumps(facts, indent=2)}\n".encode())
@@ -155,7 +155,7 @@ def stored(
         else:
             found = io.BytesIO()  # numpy's own errors of a full disk do not say so
             np.save(found, features(chunk))
-            with whole(path) as file:
+            with whole(path, shared=True) as file:
                 file.write(found.getbuffer())
 
 
@@ -167,22 +167,35 @@ def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
     """
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        n, paths = about["n"], [_chunk(folder, number) for number in range(about["chunks"])]
-        missing = [path.name for path in paths if not path.exists()]
-        if missing:
-            raise ValueError(f"{len(missing)} files are missing, such as {missing[0]}")
-        first = _read(paths[0])
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        n, chunks = about["n"], about["chunks"]
+        paths = sorted(folder.glob("[0-9]*.npy"))[:chunks]
+        if len(paths) < chunks:
+            raise ValueError(f"{chunks - len(paths)} of its {chunks} files are missing")
+        shapes = [_shape(path) for path in paths]
+        width = shapes[0][1]
+        if sum(rows for rows, _ in shapes) != n or any(each != width for _, each in shapes):
+            raise ValueError(f"its files do not have {n} rows of {width}")
+    except DAMAGED as error:
         raise UserError(f"{folder}: no folder of features ({one_line(error)[:100]})") from error
-    return Rows((n, *first.shape[1:]), lambda: map(_read, paths)), about
+    return Rows((n, width), lambda: map(_read, paths)), about
 
 
 def _is_whole(path: Path, rows: int) -> bool:
     """Whether a file has the features of so many rows; a damaged one is made again."""
     try:
-        return len(_read(path)) == rows
-    except (OSError, ValueError, EOFError):
+        return _shape(path)[0] == rows
+    except DAMAGED:
         return False
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """Rows and width of a file of features; ValueError or LookupError for a damaged one."""
+    with path.open("rb") as file:
+        shape, _, dtype = _HEADERS[npy.read_magic(file)](file)
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+        if len(shape) != 2 or dtype.kind not in "fiu" or file.seek(0, io.SEEK_END) != size:
+            raise ValueError(f"{path.name} has no features, or not all of them")
+        return shape[0], shape[1]
 
 
 def _chunk(folder: Path, number: int) -> Path:

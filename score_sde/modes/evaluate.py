@@ -35,8 +35,14 @@ def run(
     ours = named(Path(samples)) if samples else None
     if ours and ours.statistics:
         raise UserError(f"--samples = '{samples}': statistics; allowed are images")
-    if ours is None and step is not None and step not in steps(folder_of(workdir, step)):
-        raise UserError(f"--step = {step}: not in {workdir / 'checkpoints'}")
+    if step is not None:
+        if samples:
+            raise UserError(f"--step = {step}: not with --samples, which come from no checkpoint")
+        if step not in (there := steps(folder_of(workdir, step))):
+            allowed = ", ".join(map(str, there)) or "none: train first (--mode train)"
+            raise UserError(f"--step = {step}: not in {workdir}; allowed are {allowed}")
+    if samples and config.eval.likelihood:
+        print("note: config.eval.likelihood has no effect with --samples")
     if config.eval.sweep:
         if samples:
             raise refuse("eval.sweep", config.eval.sweep, "'' with --samples")

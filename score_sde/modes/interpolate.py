@@ -1,6 +1,7 @@
 """`--mode interpolate`: what lies between held-out images in the probability flow's latents."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     interruption; the same command continues after them. Those of other settings are kept as
     `interpolation.old.npz`.
     """
-    settings = config.sampling
+    settings, number = config.sampling, config.sampling.num_pairs
     start(settings.batch_size)
     trained = load(workdir, config, step=step)
     items, known = build.arrays(config, trained.info, "test")
     names = build.condition_names(config, trained.info)
-    if "vector" in names:
-        raise UserError(
-            "--mode interpolate: the condition differs from vector to vector, and a pair shares "
-            "one; allowed are models without, or Run.interpolate with one for each pair"
-        )
     labels = known.get("labels", np.zeros(len(items), np.int32))
-    indices = pairs(labels if "labels" in names else np.zeros_like(labels))
-    number = settings.num_pairs
-    if number > len(indices):
-        found = f"1 to {len(indices)}, the pairs of the test split of {config.data.name}"
-        raise refuse("sampling.num_pairs", number, found)
-    indices = indices[:number]
+    indices = _chosen(config, labels, names)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"flow: {_flow(config)}")
     read = (build.keys_read(config) | READ) - BUT
@@ -86,6 +77,21 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
         _picture(trained, table.rows, output / PICTURE)
     _report(trained, leading(table.rows, number))
     print(f"picture: {output / PICTURE}")
+
+
+def _chosen(config: ConfigDict, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The indices of the pairs that a config asks for, (`sampling.num_pairs`, 2)."""
+    if "vector" in names:
+        raise UserError(
+            "--mode interpolate: the condition differs from vector to vector, and a pair shares "
+            "one; allowed are models without, or Run.interpolate with one for each pair"
+        )
+    indices = pairs(labels if "labels" in names else np.zeros_like(labels))
+    number = config.sampling.num_pairs
+    if number > len(indices):
+        found = f"1 to {len(indices)}, the pairs of the test split of {config.data.name}"
+        raise refuse("sampling.num_pairs", number, found)
+    return indices[:number]
 
 
 def pairs(classes: np.ndarray) -> np.ndarray:

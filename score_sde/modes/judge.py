@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import __version__, evaluation, pictures, scoring
+from score_sde.errors import DAMAGED
 from score_sde.evaluation import Rows, Statistics
 from score_sde.modes.sides import Side, info_of_images, named, training_split
 from score_sde.paths import move_aside, whole
@@ -135,7 +136,7 @@ def read(output: Path) -> dict[str, Any]:
     """What `evaluation.json` says; {} where there is none that can be read."""
     try:
         found = json.loads((output / SUMMARY).read_bytes())
-    except (OSError, ValueError):
+    except DAMAGED:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -147,9 +148,10 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     same = ("samples", "reference", "features", "weights", "resize", "num_manifold")
     if all(there.get(key) == here[key] for key in same):
         return {key: there[key] for key in ("likelihood",) if key in there}
-    if there:
+    if (output / SUMMARY).exists():
+        reason = "of another evaluation" if there else "damaged"
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
-            print(f"{output / old}: of another evaluation; it is now {new}")
+            print(f"{output / old}: {reason}; it is now {new}")
     return {}
 
 

@@ -2,27 +2,22 @@
 
 import sys
 import traceback
-import zlib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from ml_collections import ConfigDict
 
 from score_sde import __version__, build, pages, presets, workdirs
 from score_sde.config import default, flat
 from score_sde.display import shortened
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.modes.sections import SECTIONS, Found
 from score_sde.paths import whole
 from score_sde.training.mesh import is_writer
 
 PAGE = "report.html"
-# What reading a file raises that is damaged, or of another program.
-DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, BadZipFile, zlib.error)
-DAMAGED += (ValueError, TypeError, LookupError, AttributeError)
 
 
 def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) -> None:
@@ -45,14 +40,14 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
     sections["Config"] = _config(runs)
     title = " and ".join(dict.fromkeys(each.config.name for each in runs))
     footer = f"score_sde {__version__}, {date.today()}"
-    with whole(output / PAGE) as file:
+    with whole(output / PAGE, shared=True) as file:
         file.write(pages.page(title, sections, footer).encode(errors="backslashreplace"))
     print(f"report: {output / PAGE}")
 
 
 def after(config: ConfigDict, workdir: Path, output: Path) -> None:
     """Write the report of a command that has ended well, and that stays so whatever comes here."""
-    if not is_writer() or not (workdir / workdirs.FILE).exists():  # anybody's images have no run
+    if not is_writer() or not workdirs.is_run(workdir):  # anybody's images have no run
         return
     try:
         run(config, workdir, output, "")
@@ -64,17 +59,23 @@ def after(config: ConfigDict, workdir: Path, output: Path) -> None:
 
 def _found(name: str, config: ConfigDict, workdir: Path, output: Path) -> Found:
     info = workdirs.load_info(workdir) or build.dataset(config)
-    return Found(name, workdir, (output, workdir), config, info)
+    return Found(name, workdir, (output, workdir), config, info, [])
 
 
 def _shown(section: Callable[[Found], str], heading: str, found: Found) -> str:
-    """A section; where its files cannot be read, why."""
+    """A section; where its files cannot be read, which ones."""
+    found = found._replace(read=[])
     try:
         return section(found)
+    except UserError as error:
+        why = f"{error}"
     except DAMAGED as error:
-        why = f"{type(error).__name__}: {shortened(one_line(error))}"
-        print(f"note: {found.workdir}: {heading.lower()}: {why}", file=sys.stderr)
-        return pages.paragraph(f"The files cannot be read ({why}).", kind="missing")
+        reason = getattr(error, "strerror", None) or "not as this version writes them"
+        files = getattr(error, "filename", None) or " or ".join(map(str, found.read))
+        why = f"{files}: cannot be read ({reason})"
+    line = f"{heading}: left out: {why}; move it away and run the mode that wrote it again"
+    print(f"note: {line}", file=sys.stderr)
+    return pages.paragraph(f"{line}.", kind="missing")
 
 
 def _config(runs: list[Found]) -> str:

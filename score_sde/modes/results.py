@@ -61,8 +61,8 @@ class Table:
             with self.path.open("rb") as file, np.load(file) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
                 rows = {name: arrays[name] for name in json.loads(str(arrays["rows"]))}
-        except Exception as error:  # damaged, or of another program
-            return f"not as this version writes it ({type(error).__name__})"
+        except Exception:  # damaged, or of another program
+            return "not as this version writes it"
         theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
         keys = {**self.depends, **theirs}
         different = [key for key in keys if self.depends.get(key) != theirs.get(key)]

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,11 @@ from ml_collections import ConfigDict
 from score_sde import build, pages
 from score_sde.data import DatasetInfo
 from score_sde.display import shortened
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.likelihood import DataLikelihood
 from score_sde.modes import interpolate, judge, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
-from score_sde.training.logs import logged
+from score_sde.training.logs import FILE, logged
 
 LEVELS = "loss_by_level"  # a part of the evaluation
 FEWEST, MOST = 3, 1000  # points of a curve: fewer say nothing, and a screen shows no more
@@ -35,6 +36,7 @@ class Found(NamedTuple):
         folders: where results may be; the first that has a file gives it.
         config: of the run.
         info: the facts of its data.
+        read: gets the files that are looked for.
     """
 
     name: str
@@ -42,15 +44,25 @@ class Found(NamedTuple):
     folders: tuple[Path, ...]
     config: ConfigDict
     info: DatasetInfo
+    read: list[Path]
 
     def path(self, name: str) -> Path | None:
         """Where a file of results is, or None."""
-        return next((p for each in self.folders if (p := each / name).is_file()), None)
+        path = next((p for each in self.folders if (p := each / name).is_file()), None)
+        self.read.extend([path] if path else [])
+        return path
 
-    def document(self, name: str) -> Any:
-        """What a file of JSON says, or None without one."""
-        path = self.path(name)
-        return None if path is None else json.loads(path.read_bytes())
+    def document(self, name: str, kind: type = dict) -> Any:
+        """What a file of JSON says, or None without one; UserError for another kind of document."""
+        if (path := self.path(name)) is None:
+            return None
+        try:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: no JSON ({one_line(error):.80})") from error
+        if not isinstance(found, kind):
+            raise UserError(f"{path}: JSON of another kind ({found!r:.40})")
+        return found
 
     def missing(self, what: str, mode: str, *flags: str) -> str:
         """A paragraph with the command that makes what is missing."""
@@ -164,6 +176,9 @@ def _film(found: Found) -> str:
 
 def _training(found: Found) -> str:
     logs = [values for _, values in logged(found.workdir)]
+    path = found.workdir / FILE
+    if path.is_file() and (damaged := path.read_bytes().count(b"\n") - len(logs)):
+        print(f"note: {path}: {damaged} damaged lines are left out", file=sys.stderr)
     lines = [each for each in logs if "loss" in each]  # others are of scores on the way
     if len(lines) < FEWEST:
         return pages.paragraph(f"The log has {len(lines)} lines, too few for a curve.")
@@ -236,7 +251,7 @@ def _rows(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 
 
 def _sweep(found: Found) -> str:
-    if not (entries := found.document(sweep.JSON)):
+    if not (entries := found.document(sweep.JSON, list)):
         return ""
     from score_sde import plots
 

@@ -2,11 +2,9 @@
 
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,14 +14,13 @@ from score_sde.config import changed
 from score_sde.data import folder
 from score_sde.data.info import DatasetInfo
 from score_sde.display import eight_bits
-from score_sde.errors import UserError
+from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
 from score_sde.modes import sample
 from score_sde.run import info_of
 
 FEWEST = 20  # images of a side
-UNREADABLE = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error)  # of np.load
 
 
 class Side(NamedTuple):
@@ -73,7 +70,9 @@ def training_split(config: ConfigDict, workdir: Path) -> Side:
 
 def info_of_images(config: ConfigDict, workdir: Path) -> DatasetInfo:
     """What is known of the run's data, which must be images."""
-    info = info_of(config, workdirs.load_info(workdir))
+    # Anybody's images are compared in any folder, where a config.json may be of another program.
+    kept = workdirs.load_info(workdir) if workdirs.is_run(workdir) else None
+    info = info_of(config, kept)
     if info.levels is None:
         raise UserError(f"config.data.name = {config.data.name!r}: allowed are sets of images")
     return info
@@ -91,6 +90,8 @@ def named(path: Path) -> Side:
     if path.is_dir() and (path / ABOUT).is_file():
         found, said = read_stored(path)
         return Side(about | said, features=found)
+    if workdirs.is_run(path):
+        raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
         return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
@@ -103,12 +104,14 @@ def named(path: Path) -> Side:
             levels = _levels(file)
         images = of_npz(path, name)
         dtype = next(iter(images)).dtype if len(images) else np.dtype(np.uint8)
-    except (*UNREADABLE, LookupError, StopIteration) as error:
+    except (*DAMAGED, StopIteration) as error:
         raise UserError(
             f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
         ) from error
     if dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 3)")
+        raise UserError(
+            f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
+        )
     return _of_images(_in_eight_bits(images, levels, f"{path}: {name}"), about)
 
 

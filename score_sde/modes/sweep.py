@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from score_sde import __version__, overrides
 from score_sde.config import changed, flat, refuse, unknown_key
+from score_sde.errors import DAMAGED
 from score_sde.locks import writing
 from score_sde.modes import start
 from score_sde.modes.files import digest
@@ -51,7 +53,8 @@ def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Set
         UserError: a wrong key or value, or a step without a checkpoint.
     """
     text, choices = config.eval.sweep, {}
-    for part in filter(None, re.split(r"[;\s]+", text)):
+    # Spaces may separate, and stand beside the other signs.
+    for part in filter(None, re.split(r"[;\s]+", re.sub(r"\s*([=,(])\s*|\s+(?=\))", r"\1", text))):
         key, _, values = part.partition("=")
         if key != "step" and key not in SCHEMA:
             raise unknown_key(key, values)
@@ -62,15 +65,25 @@ def settings_of(config: ConfigDict, workdir: Path, step: int | None) -> list[Set
         choices[key] = list(dict.fromkeys(found))
     if not choices:
         raise refuse("eval.sweep", text, ALLOWED)
-    there = {f"{each}" for name in ("checkpoints", BEST) for each in steps(workdir / name)}
-    for each in choices.get("step", ()):
-        if each not in there:
-            raise refuse("eval.sweep", text, f"step of {', '.join(sorted(there, key=int))}")
+    if "step" in choices:
+        choices["step"] = _steps(text, choices["step"], workdir)
     plain = changed(config, {"eval.sweep": ""})
-    return [
+    settings = [
         _setting(plain, dict(zip(choices, values, strict=True)), step)
         for values in itertools.product(*choices.values())
     ]
+    return list({(*each.values.items(),): each for each in settings}.values())  # 0 and 0.0 are one
+
+
+def _steps(text: str, values: list[str], workdir: Path) -> list[str]:
+    """The steps that a sweep names; `best` is that of the best checkpoint."""
+    best = steps(workdir / BEST)
+    there = sorted({*steps(workdir / "checkpoints"), *best})
+    allowed = [*map(str, there), *([BEST] if best else [])]
+    for value in values:
+        if value not in allowed:
+            raise refuse("eval.sweep", text, f"step of {', '.join(allowed)}")
+    return list(dict.fromkeys(f"{best[-1]}" if each == BEST else each for each in values))
 
 
 def _setting(config: ConfigDict, typed: dict[str, str], step: int | None) -> Setting:
@@ -95,26 +108,41 @@ def run(
     if config.eval.likelihood:
         raise refuse("eval.likelihood", True, "False with config.eval.sweep")
     start(min(config.eval.num_samples, config.sampling.batch_size))
+    folders = [output / FOLDER / setting.name for setting in settings]
+    with ExitStack() as locks:  # to the end: the table is of what all of these folders have
+        for folder in folders:
+            locks.enter_context(writing(folder, "evaluations"))
+            locks.enter_context(writing(folder, "samples"))
+        _evaluate(config, workdir, output, reference, settings, folders)
+
+
+def _evaluate(
+    config: ConfigDict,
+    workdir: Path,
+    output: Path,
+    reference: Path | str,
+    settings: list[Setting],
+    folders: list[Path],
+) -> None:
+    """Evaluate each setting in its folder, which nobody else writes to."""
     judge = Judge.of(config, workdir, output, reference)
+    distance = judge.extractor.distance_of(config.eval.num_samples)
     weights: dict[int | None, dict[str, Any]] = {}
     for at in dict.fromkeys(setting.step for setting in settings):
         trained = load(workdir, config, step=at)
         weights[at] = {"step": trained.step, "weights": digest(jax.tree.leaves(trained.score))}
     depends = [_depends(setting, judge, weights[setting.step]) for setting in settings]
-    folders = [output / FOLDER / setting.name for setting in settings]
-    facts = [read(folder) for folder in folders]
+    facts = [_done(read(folder), distance) for folder in folders]
     _keep_other(output, _rows(settings, facts, depends))
     for number, setting in enumerate(settings):
         words = ", ".join(f"{key}={value}" for key, value in setting.values.items())
         print(f"setting {number + 1} of {len(settings)}: {words}")
         if facts[number].get("depends") != depends[number]:
             folder = folders[number]
-            with writing(folder, "samples"):
-                samples = drawn(setting.config, workdir, folder, weights[setting.step]["step"])
-                mine = judge._replace(config=setting.config)
-                facts[number] = mine.score(samples, folder, {"depends": depends[number]})
+            samples = drawn(setting.config, workdir, folder, weights[setting.step]["step"])
+            mine = judge._replace(config=setting.config)
+            facts[number] = mine.score(samples, folder, {"depends": depends[number]})
         done = _rows(settings, facts, depends)
-        distance = judge.extractor.distance_of(config.eval.num_samples)
         _write(output, done, distance, config.sampling.method)
     print("\n".join(_table(done, distance)))
     print(f"result: {output / JSON}, {output / CSV}, {output / PICTURE}")
@@ -135,6 +163,15 @@ def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(found))
 
 
+def _done(facts: dict[str, Any], distance: str) -> dict[str, Any]:
+    """The facts of an evaluation; {} of one that lacks what a row needs."""
+    try:
+        row = facts["samples"]["nfe"], facts["figures"][distance]
+    except DAMAGED:
+        return {}
+    return facts if all(isinstance(each, float) for each in row) else {}
+
+
 def _rows(
     settings: Sequence[Setting], facts: Sequence[Mapping[str, Any]], depends: Sequence[Any]
 ) -> list[dict[str, Any]]:
@@ -152,8 +189,9 @@ def _keep_other(output: Path, done: Sequence[Mapping[str, Any]]) -> None:
         there = json.loads((output / JSON).read_bytes())
     except FileNotFoundError:
         return
-    except (OSError, ValueError):
-        there = [None]
+    except DAMAGED:
+        there = None
+    there = there if isinstance(there, list) else [None]
     known = json.loads(json.dumps(done))
     if any(row not in known for row in there):
         for old, new in move_aside([output / name for name in (JSON, CSV, PICTURE)]).items():

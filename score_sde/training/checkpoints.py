@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from score_sde.errors import UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.paths import absolute, is_url, make, written
 from score_sde.training.logs import logged
 from score_sde.training.mesh import is_writer
@@ -204,13 +204,14 @@ def listing(workdir: Path) -> list[str]:
         with suppress(FileNotFoundError):  # a training has removed it
             try:
                 written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
-                seconds = written["commit_timestamp_nsecs"] / 1e9
-            except (OSError, ValueError, TypeError, KeyError):  # damaged: the folder's own
-                seconds = getattr(path.stat(), "st_mtime", 0)  # 0: in a bucket, without one
-            date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+                date = _date(written["commit_timestamp_nsecs"] / 1e9)
+            except DAMAGED:  # the folder's own
+                date = _date(getattr(path.stat(), "st_mtime", 0))  # 0: in a bucket, without one
             lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
-    if (best := best_record(workdir)) and newest_step(workdir / BEST):
-        lines.append(f"{BEST:>9}  step {best['step']}, {best['name']} {best['value']:.4g}")
+    if step := newest_step(workdir / BEST):
+        best = best_record(workdir)
+        score = f"{best['name']} {best['value']:.4g}" if best else f"{RECORD} cannot be read"
+        lines.append(f"{BEST:>9}  step {step}, {score}")
     return lines
 
 
@@ -219,9 +220,14 @@ def best_record(workdir: Path) -> dict[str, Any]:
     {} without one."""
     try:
         found = json.loads((workdir / RECORD).read_bytes())
-        return {**found, "step": int(found["step"]), "value": float(found["value"])}
-    except (OSError, ValueError, TypeError, KeyError):
+        known = {"step": int(found["step"]), "value": float(found["value"])}
+        return {**found, **known, "name": f"{found['name']}"}
+    except DAMAGED:
         return {}
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def newest_step(directory: Path) -> int:

@@ -111,21 +111,8 @@ def streaming(
         return jax.tree.map(placed, batch)
 
     def batches(first_step: int) -> Generator[PyTree, None, None]:
-        threads = 0 if workers else default_workers()
-        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        # An element is a batch: it lies in one piece, and its step says all about it.
-        steps = grain.MapDataset.range(first_step, 2**31).map(reader).to_iter_dataset(read)
-        if workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads its own, of which nobody sets one here
-                flags.FLAGS.mark_as_parsed()
-            # Through pipes: a container's shared memory is often too small for a few batches, and
-            # Grain leaves some of it behind at the end.
-            by_pipe = grain.experimental.DatasetOptions(min_shm_size=2**62)
-            steps = grain.experimental.WithOptionsIterDataset(steps, by_pipe)
-            options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-            steps = steps.mp_prefetch(options, worker_init_fn=begin_worker)
         ahead = grain.experimental.ThreadPrefetchIterDataset(
-            steps.map(place), prefetch_buffer_size=_PLACED_AHEAD
+            _read(reader, first_step, workers).map(place), prefetch_buffer_size=_PLACED_AHEAD
         )
         iterator = iter(ahead)
         try:
@@ -141,3 +128,23 @@ def streaming(
             iterator.close()
 
     return batches
+
+
+def _read(reader: Reader, first_step: int, workers: int) -> Any:
+    """Grain's data set of the batches on the host, read by workers or threads."""
+    import grain
+
+    threads = 0 if workers else default_workers()
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    # An element is a batch: it lies in one piece, and its step says all about it.
+    steps = grain.MapDataset.range(first_step, 2**31).map(reader).to_iter_dataset(options)
+    if not workers:
+        return steps
+    if not flags.FLAGS.is_parsed():  # Grain reads its own, of which nobody sets one here
+        flags.FLAGS.mark_as_parsed()
+    # Through pipes: a container's shared memory is often too small for a few batches, and Grain
+    # leaves some of it behind at the end.
+    by_pipe = grain.experimental.DatasetOptions(min_shm_size=2**62)
+    steps = grain.experimental.WithOptionsIterDataset(steps, by_pipe)
+    processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    return steps.mp_prefetch(processes, worker_init_fn=begin_worker)

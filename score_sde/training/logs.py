@@ -5,12 +5,13 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from score_sde.errors import DAMAGED, UserError
 from score_sde.paths import is_url, make, whole, written
 from score_sde.progress import bar
 from score_sde.training.mesh import is_writer
@@ -228,11 +229,19 @@ def logged(workdir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     path = workdir / FILE
     if not path.is_file():
         return
-    for line in path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True):
-        with suppress(ValueError, TypeError, KeyError):
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    for line in text.splitlines(keepends=True):
+        try:
             values = json.loads(line)
-            if line.endswith("\n") and isinstance(values["step"], int):
-                yield line, values
+            numbers = all(isinstance(each, int | float) for each in values.values())
+            is_whole = line.endswith("\n") and numbers and isinstance(values["step"], int)
+        except DAMAGED:
+            continue
+        if is_whole:
+            yield line, values
 
 
 def _drop_after(workdir: Path, step: int) -> None:

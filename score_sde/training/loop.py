@@ -5,11 +5,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+from jax import Array
 from jax.sharding import Sharding
 
 from score_sde.errors import UserError
@@ -21,6 +23,9 @@ from score_sde.training.state import TrainState
 from score_sde.training.step import TrainStep
 
 PyTree = Any
+# Pairs (every, function). `function(step, state)` is called every so many steps and after the last.
+# It must not keep the state, whose memory the next step reuses. Figures that it returns get a line
+# of the logs.
 Hook = tuple[int, Callable[[int, TrainState], Mapping[str, float] | None]]
 
 
@@ -48,9 +53,7 @@ def train(
         state: the first state, from ``create``; consumed, and not used where there is a checkpoint.
         step: from ``make_train_step``, over the state's mesh.
         batches: the feed; ``batches(n)`` yields without end, from update number n (from 0) on.
-        hooks: pairs (every, function). ``function(step, state)`` is called every so many steps and
-            after the last; it must not keep the state, whose memory the next step reuses. It may
-            return figures, which get a line of the logs.
+        hooks: see ``Hook``.
         checkpoints: of the run, closed at the end; None: nothing is saved.
         workdir: gets the logs; None: only ``metrics`` does.
         num_steps: updates of the whole run, earlier ones included.
@@ -66,47 +69,78 @@ def train(
     """
     place = state.step.sharding
     key = placed(jax.random.key(seed), place)  # elsewhere it would be copied at every step
-    with _stop_signal() as stop_signal, checkpoints or nullcontext():
+    with _stop_signal() as stopped, checkpoints or nullcontext():
         state = (checkpoints and checkpoints.restore(state)) or state
-        done = first = int(state.step)
-        ahead = _steps_ahead(place)
+        first, ahead = int(state.step), _steps_ahead(place)
         with (
             closing(batches(first)) as feed,
             RunLog(workdir, first, num_steps, ahead, metrics) as log,
         ):
+            kept = _Kept(log, checkpoints, first, log_every, checkpoint_every)
+            state = _updates(state, step, feed, key, hooks, kept, num_steps, stopped)
+    if (name := stopped()) is not None:
+        _report_stop(f"{name} after step {int(state.step)} of {num_steps}", checkpoints is not None)
+    return state
 
-            def save() -> None:
-                if checkpoints:
-                    with log.pause():
-                        checkpoints.save(state, done)
 
-            def rescue() -> None:
-                # Processes save together, and the others do not know of this one's error.
-                if done > first and done % checkpoint_every and jax.process_count() == 1:
-                    if done % log_every:
-                        log.write()
-                    save()
+@dataclass(frozen=True)
+class _Kept:
+    """What a training leaves: lines of the log, and checkpoints, if there are any."""
 
-            rescued = _rescued(feed, rescue)
-            for number, batch in zip(range(first + 1, num_steps + 1), rescued, strict=False):
-                state, values = step(state, batch, key)
-                done = number
-                log.dispatched(values, len(jax.tree.leaves(batch)[0]))
-                last = done == num_steps or stop_signal() is not None
-                if last or done % log_every == 0:
-                    log.write()
-                if last or done % checkpoint_every == 0:
-                    save()
-                for every, function in hooks:
-                    if stop_signal() is None and (done == num_steps or done % every == 0):
-                        with log.pause():
-                            figures = function(done, state)
-                        if figures:
-                            log.add(figures)
-                if last:
-                    break
-    if (name := stop_signal()) is not None:
-        _report_stop(f"{name} after step {done} of {num_steps}", checkpoints is not None)
+    log: RunLog
+    checkpoints: Checkpoints | None
+    first: int
+    log_every: int
+    checkpoint_every: int
+
+    def keep(self, state: TrainState, step: int, last: bool) -> None:
+        """Write what is due after a step."""
+        if last or step % self.log_every == 0:
+            self.log.write()
+        if last or step % self.checkpoint_every == 0:
+            self._save(state, step)
+
+    def rescue(self, state: TrainState, step: int) -> None:
+        """Write what a step left that an error ended."""
+        # Processes save together, and the others do not know of this one's error.
+        if step > self.first and step % self.checkpoint_every and jax.process_count() == 1:
+            if step % self.log_every:
+                self.log.write()
+            self._save(state, step)
+
+    def _save(self, state: TrainState, step: int) -> None:
+        if self.checkpoints:
+            with self.log.pause():
+                self.checkpoints.save(state, step)
+
+
+def _updates(
+    state: TrainState,
+    step: TrainStep,
+    feed: Iterator[PyTree],
+    key: Array,
+    hooks: Sequence[Hook],
+    kept: _Kept,
+    num_steps: int,
+    stopped: Callable[[], str | None],
+) -> TrainState:
+    """Step until the end, or until a signal came; arguments as of ``train``."""
+    done = kept.first
+    feed = _rescued(feed, lambda: kept.rescue(state, done))
+    for number, batch in zip(range(done + 1, num_steps + 1), feed, strict=False):
+        state, values = step(state, batch, key)
+        done = number
+        kept.log.dispatched(values, len(jax.tree.leaves(batch)[0]))
+        last = done == num_steps or stopped() is not None
+        kept.keep(state, done, last)
+        for every, function in hooks:
+            if stopped() is None and (done == num_steps or done % every == 0):
+                with kept.log.pause():
+                    figures = function(done, state)
+                if figures:
+                    kept.log.add(figures)
+        if last:
+            break
     return state
 
 

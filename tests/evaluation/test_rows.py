@@ -1,6 +1,7 @@
 """Arrays that are read in chunks, and folders of features."""
 
-import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.evaluation import Rows, rows
 from score_sde.evaluation.rows import of_npz, read_stored, stored
+from score_sde.paths import whole
+from tests.commands import small_files
 
 X = np.arange(7 * 6, dtype=np.float32).reshape(7, 2, 3)
 
@@ -40,11 +43,9 @@ def test_large_rows_come_in_smaller_chunks(monkeypatch):
     assert [len(part) for part in Rows.of(X)] == [2, 2, 2, 1]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file whose disk is always full")
 def test_a_full_disk_is_named(tmp_path):
-    (tmp_path / "000000.npy.partial").symlink_to("/dev/full")
-    said = r"000000\.npy: cannot be written \(No space left on device\)"
-    with pytest.raises(UserError, match=said):
+    said = r"000000\.npy: cannot be written \(File too large\)"
+    with small_files(150), pytest.raises(UserError, match=said):  # the first file has 212 bytes
         list(stored(tmp_path, {}, Rows.of(X), lambda chunk: chunk[:, 0]))
 
 
@@ -60,12 +61,58 @@ def test_a_folder_of_features_goes_on_after_its_files(chunks_of_three, tmp_path)
     folder, images = tmp_path / "features", Rows.of(X.astype(np.uint8))
     with pytest.raises(KeyboardInterrupt):
         list(stored(folder, {"set": "x"}, images, of))
-    with pytest.raises(UserError, match=r"1 files are missing, such as 000002\.npy"):
+    with pytest.raises(UserError, match="1 of its 3 files are missing"):
         read_stored(folder)
     assert list(stored(folder, {"set": "x"}, images, of)) == [3, 3]
     found, about = read_stored(folder)
     assert (found.shape, about) == ((7, 3), {"set": "x", "n": 7, "chunks": 3})
     np.testing.assert_array_equal(np.concatenate([*found]), X[:, 0])
-    (folder / "about.json").write_text("[]")
-    with pytest.raises(UserError, match="no folder of features"):
-        read_stored(folder)
+
+
+DAMAGE = {
+    "a list": ("about.json", b"[]"),
+    "nested too deep": ("about.json", b"[" * 9999),
+    "more files than there are": ("about.json", b'{"n": 7, "chunks": 1000000000000}'),
+    "another number of rows": ("about.json", b'{"n": 8, "chunks": 3}'),
+    "a file cut short": ("000001.npy", None),
+    "a file of something else": ("000001.npy", b"text"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_folder_of_features_is_one_line(name, content, chunks_of_three, tmp_path):
+    list(stored(tmp_path, {}, Rows.of(X), lambda chunk: chunk[:, 0]))
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+    with pytest.raises(UserError, match="no folder of features") as error:
+        read_stored(tmp_path)
+    assert len(str(error.value)) < 250
+
+
+def test_two_commands_fill_a_folder_at_the_same_time(chunks_of_three, tmp_path):
+    """In threads, which wait for each other before each file: both write all of them."""
+    together = threading.Barrier(2, timeout=60)
+
+    def of(chunk):
+        together.wait()
+        return chunk[:, 0]
+
+    def fill():
+        list(stored(tmp_path, {}, Rows.of(X), of))
+        return np.concatenate([*read_stored(tmp_path)[0]])
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in [pool.submit(fill) for _ in range(2)]:
+            np.testing.assert_array_equal(found.result(), X[:, 0])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
+
+
+def test_of_two_writers_of_a_file_each_writes_it_whole(tmp_path):
+    path = tmp_path / "new" / "a"
+    with whole(path, shared=True) as first:
+        first.write(b"one ")
+        with whole(path, shared=True) as second:
+            second.write(b"two")
+        assert path.read_bytes() == b"two"
+        first.write(b"whole")
+    assert path.read_bytes() == b"one whole" and [*path.parent.iterdir()] == [path]
