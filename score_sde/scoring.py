@@ -100,7 +100,7 @@ def _classifier(
         )
     path, train = folder / CLASSIFIER, train or build.arrays(config, info, "train")
     labels = np.asarray(train.condition["labels"])  # which may be streamed
-    split = hashlib.sha256(Rows.of(train.x).digest().encode() + labels.tobytes()).hexdigest()
+    split = hashlib.sha256(Rows.of(train.x).digest.encode() + labels.tobytes()).hexdigest()
     about = {
         "set": info.name,
         "training_split": split,
@@ -160,7 +160,7 @@ def features(
     Raises:
         UserError: images that the extractor does not take.
     """
-    depends = {**made_by.about, "images": images.digest()}
+    depends = {**made_by.about, "images": images.digest}
     place = folder / key_of(depends)
     with bar(total=len(images), desc=f"features {place.name}", unit="image") as shown:
 
@@ -175,6 +175,11 @@ def features(
         for number in stored(place, {**about, **depends}, images, of):
             shown.update(number)
     return read_stored(place)[0]
+
+
+def digest_of(found: Statistics) -> str:
+    """SHA-256 of mean and covariance."""
+    return hashlib.sha256(found.mu.tobytes() + found.sigma.tobytes()).hexdigest()
 
 
 def statistics(

@@ -105,7 +105,7 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     assert [text for tag, text in page.headings() if tag == "h2"] == [
         *("Run", "Samples", "Film of the denoising", "Training", "Loss by noise level", "Quality"),
         *("Quality against evaluations", "Likelihood", "Interpolation"),
-        *("Nearest training images", "Config"),
+        *("Nearest images", "Config"),
     ]
     for words in (
         "70 samples by DDIM, NFE 31, seed 7, after 200 steps of training, of which 64 are shown",

@@ -47,12 +47,11 @@ def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> 
     sample.draw(wanted, workdir, output, step)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
-        about = {key: file[key].item() for key in ("seed", "sampler", "step")}
+        about = sample.GUIDED | json.loads(str(file["depends"]))
         about |= {"n": number, "nfe": float(file["nfe"][:number].mean()), "averages": "ema"}
-        about["weights"] = json.loads(str(file["depends"]))["weights"]
+        about["made_by"] = json.loads(str(file["made_by"])) if "made_by" in file else []
         levels = _levels(file)
-    images = of_npz(path, "images")
-    first = Rows((number, *images.shape[1:]), lambda: images.at(np.arange(number)))
+    first = of_npz(path, "images").at(np.arange(number))
     return Side(about, _in_eight_bits(first, levels, str(path)))
 
 
@@ -134,8 +133,10 @@ def _of_images(images: Rows, about: dict[str, Any]) -> Side:
 
 
 def _levels(file: Any) -> int:
-    """Levels of the images in a file of `--mode sample`; older versions said it in words only."""
-    if "levels" in file:
-        return int(file["levels"])
+    """Levels of the images in a file of `--mode sample`; older versions said it in words only.
+    ValueError for others than 2 to 256."""
     said = re.match(r"images x 255/(\d+)", str(file["arr_0_is"])) if "arr_0_is" in file else None
-    return int(said[1]) + 1 if said else 256
+    levels = int(file["levels"]) if "levels" in file else int(said[1]) + 1 if said else 256
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels = {levels}")
+    return levels

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from score_sde import __version__, overrides
+from score_sde import __version__, overrides, scoring
 from score_sde.config import changed, flat, refuse, unknown_key
 from score_sde.errors import DAMAGED
 from score_sde.locks import writing
 from score_sde.modes import start
 from score_sde.modes.files import digest
-from score_sde.modes.judge import Judge, digest_of, read
+from score_sde.modes.judge import Judge, read
 from score_sde.modes.sides import drawn
 from score_sde.paths import move_aside, whole
 from score_sde.run import load
@@ -158,7 +158,7 @@ def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
         **{key: values[key] for key in read},
         **weights,
         "extractor": judge.extractor.about,
-        "reference": digest_of(judge.statistics),
+        "reference": scoring.digest_of(judge.statistics),
     }
     return json.loads(json.dumps(found))
 
