@@ -12,7 +12,7 @@ from score_sde.locks import writing
 from score_sde.modes import likelihood, start, sweep
 from score_sde.modes.judge import SUMMARY, Judge, write
 from score_sde.modes.levels import loss_by_level
-from score_sde.modes.sides import Side, drawn, named
+from score_sde.modes.sides import Side, check_room, drawn, named
 from score_sde.training.checkpoints import folder_of, steps
 
 
@@ -66,6 +66,8 @@ def _one(
 ) -> None:
     """Evaluate one set: `ours`, or samples of the run."""
     start(min(config.eval.num_samples, config.sampling.batch_size))
+    if ours is None:
+        check_room(config, workdir, output)
     judge = Judge.of(config, workdir, output, reference)
     facts = judge.score(ours or drawn(config, workdir, output, step), output)
     if ours is None:  # what the model says of data, whatever is drawn from it

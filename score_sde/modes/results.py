@@ -37,6 +37,29 @@ def circumstances() -> dict[str, Any]:
     return {"device": devices[0].device_kind, "num_devices": len(devices), "versions": versions}
 
 
+def check_room(path: Path, size: int) -> None:
+    """Refuse what a table at a path could not hold: an array of so many bytes.
+
+    Raises:
+        UserError: one line: the disk is full.
+    """
+    if size > IN_MEMORY:
+        with _reserved(path, size):
+            pass
+
+
+@contextmanager
+def _reserved(path: Path, size: int) -> Iterator[Any]:
+    """A file of so many bytes beside a path, without a name: it ends with who holds it."""
+    folder = path.parent
+    with written(path):
+        make(folder)
+        with tempfile.TemporaryFile(dir=None if is_url(folder) else folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            yield file
+
+
 class Table:
     """The results of items 0, 1, ... of one mode in a file of numpy arrays (.npz).
 
@@ -121,17 +144,10 @@ class Table:
     def _make_room(self, number: int) -> None:
         """Make room for large arrays of so many rows: a file without a name where the table will
         be. The system keeps as much of it in memory as there is space for."""
-        folder = self.path.parent
         for name, (shape, dtype) in self._large.items():
             size = number * math.prod(shape) * np.dtype(dtype).itemsize
-            if size <= IN_MEMORY:
-                continue
-            place = None if is_url(folder) else folder
-            with written(self.path):
-                make(folder)
-                with tempfile.TemporaryFile(dir=place) as file:
-                    if hasattr(os, "posix_fallocate"):  # a disk that is full later ends the process
-                        os.posix_fallocate(file.fileno(), 0, size)
+            if size > IN_MEMORY:
+                with _reserved(self.path, size) as file:
                     self._room[name] = np.memmap(file, dtype, "r+", shape=(number, *shape))
 
     def report(self) -> None:

@@ -1,6 +1,7 @@
 """The sets that an evaluation compares: drawn by a run, its training split, or a user's."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from score_sde.display import eight_bits
 from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
-from score_sde.modes import sample
+from score_sde.modes import results, sample
 from score_sde.run import info_of
 
 FEWEST = 20  # images of a side
@@ -53,6 +54,12 @@ def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> 
         levels = _levels(file)
     first = of_npz(path, "images").at(np.arange(number))
     return Side(about, _in_eight_bits(first, levels, str(path)))
+
+
+def check_room(config: ConfigDict, workdir: Path, output: Path) -> None:
+    """Refuse samples for which the output has no room, before hours of work."""
+    size = config.eval.num_samples * math.prod(info_of_images(config, workdir).shape)
+    results.check_room(output / sample.VALUES, size)
 
 
 def training_split(config: ConfigDict, workdir: Path) -> Side:
