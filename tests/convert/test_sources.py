@@ -22,6 +22,7 @@ from tests.convert.torch_files import (
     Call,
     Global,
     make,
+    module,
     pipe,
     stream,
     tensor,
