@@ -97,6 +97,7 @@ def test_files_of_images_and_statistics(tmp_path):
     [
         ({"x": np.zeros(3)}, "allowed are a folder of images"),
         ({"images": np.zeros((30, 4, 4, 3))}, "images is float64(30, 4, 4, 3); allowed is uint8"),
+        ({"images": images()[:, :0]}, "images is uint8(20, 0, 4, 3); allowed is uint8"),
         ({"images": images(19)}, "19 images; allowed are 20 or more"),
         ({"images": images(), "levels": 1}, "allowed are a folder of images"),
         ({"mu": np.zeros(3)}, "has no sigma"),

@@ -209,8 +209,8 @@ def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
 def _is_whole(path: Path, rows: int) -> bool:
     """Whether a file has the features of so many rows; a damaged one is made again."""
     try:
-        return _shape(path)[0] == rows
-    except DAMAGED:
+        return _shape(path)[0] == rows == len(_read(path))
+    except (UserError, *DAMAGED):
         return False
 
 

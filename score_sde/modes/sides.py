@@ -114,7 +114,8 @@ def named(path: Path) -> Side:
         raise UserError(
             f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
         ) from error
-    if dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
+    is_images = len(images.shape) == 4 and images.shape[-1] in (1, 3) and 0 not in images.shape[1:]
+    if dtype != np.uint8 or not is_images:
         raise UserError(
             f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
         )

@@ -104,6 +104,8 @@ def test_features_that_change_later_are_one_line(chunks_of_three, tmp_path):
     np.save(path, np.full((3, 3), np.nan, np.float32))
     with pytest.raises(UserError, match=r"000001\.npy is damaged \(it has values that are not"):
         found.array()
+    assert list(stored(tmp_path, {}, Rows.of(X), lambda chunk: chunk[:, 0])) == [3, 1]
+    np.testing.assert_array_equal(found.array(), X[:, 0])  # it was made again
     path.write_bytes(b"text")
     with pytest.raises(UserError, match=r"000001\.npy is damaged"):
         found.array()
