@@ -177,11 +177,6 @@ def features(
     return read_stored(place)[0]
 
 
-def digest_of(found: Statistics) -> str:
-    """SHA-256 of mean and covariance."""
-    return hashlib.sha256(found.mu.tobytes() + found.sigma.tobytes()).hexdigest()
-
-
 def statistics(
     made_by: Extractor, found: Rows, about: dict[str, Any], path: Path | None = None
 ) -> Statistics:

@@ -71,7 +71,7 @@ class Judge(NamedTuple):
             "figures": figures,
             "samples": ours.about,
             "reference": theirs.about,
-            "statistics": scoring.digest_of(self.statistics),
+            "statistics": self.statistics.digest,
             **made_by.about,
             **made_by.facts,
             "num_manifold": self.config.eval.num_manifold,
@@ -134,7 +134,7 @@ def _with_features(
         size, digest = side.features.shape[1], side.features.digest
     else:
         assert side.statistics is not None
-        size, digest = len(side.statistics.mu), scoring.digest_of(side.statistics)
+        size, digest = len(side.statistics.mu), side.statistics.digest
     made_by.check(side.about, size, where)
     return side._replace(about=side.about | {"sha256": digest})
 

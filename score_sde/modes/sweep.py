@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from score_sde import __version__, overrides, scoring
+from score_sde import __version__, overrides
 from score_sde.config import changed, flat, refuse, unknown_key
 from score_sde.errors import DAMAGED
 from score_sde.locks import writing
@@ -159,7 +159,7 @@ def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
         **{key: values[key] for key in read},
         **weights,
         "extractor": judge.extractor.about,
-        "reference": scoring.digest_of(judge.statistics),
+        "reference": judge.statistics.digest,
     }
     return json.loads(json.dumps(found))
 
