@@ -1,13 +1,14 @@
 """Draws of posteriors known in closed form, by every method for inverse problems.
 
-    python benchmarks/posteriors.py                      # the table of docs/control.md
-    python benchmarks/posteriors.py --dims 64 --processes subvp,cosine --steps 25,100,400
-    python benchmarks/posteriors.py --table              # of the lines that are there
+    python benchmarks/posteriors.py                      # all lines that the CSV lacks
+    python benchmarks/posteriors.py --minutes 4          # as many of them as that allows
+    python benchmarks/posteriors.py --dims 16 --processes vp --steps 10,25,50,200   # the figure's
+    python benchmarks/posteriors.py --table              # tables and figure of what is there
 
 The data are Gaussian, or mixtures of four Gaussians, of mean 0 and a variance of 1 for each
 coordinate on average. They are measured by random matrices of several ranks, y = A x0 + sigma_y n.
-Each number averages over measurements. A line of the CSV is written as soon as it is known, and
-lines that are there are not computed again.
+Each number averages over measurements: 3, in 64 dimensions 1. Every core runs a process of its own.
+Lines of the CSV are written as soon as they are known, and are not computed again.
 
 Columns of errors: `mean`, root mean square over the coordinates, in posterior standard deviations;
 `covariance`, relative in the Frobenius norm; `modes`, total variation of the components' weights;
@@ -19,6 +20,8 @@ method `draws` is exact draws themselves, which shows what their number alone ma
 import argparse
 import csv
 import itertools
+import multiprocessing
+import os
 import time
 from collections import defaultdict
 from functools import partial
@@ -26,15 +29,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from jax.tree_util import Partial
 
 from score_sde import SDE, VESDE, VPSDE, SubVPSDE, inverse, oracle
 from score_sde.samplers import DDIM
 
-MEASUREMENTS, DRAWS, MODES = 3, 1000, 4
+DRAWS, MODES = 1000, 4
 FIELDS = ("data", "dims", "rank", "sigma_y", "process", "method", "steps")
 ERRORS = ("nfe", "mean", "covariance", "modes", "wasserstein", "seconds")
+STILL = VESDE(1e-4, 50.0), 1e-5  # a process and a time of nearly no noise
 
 
 class Cosine(SDE):
@@ -91,6 +96,7 @@ METHODS = {
     "mmps 1": partial(by_score, partial(inverse.mmps, iterations=1)),
     "mmps 3": partial(by_score, partial(inverse.mmps, iterations=3)),
     "mmps 8": partial(by_score, partial(inverse.mmps, iterations=8)),
+    "mmps 30": partial(by_score, partial(inverse.mmps, iterations=30)),
     "tds 1000": partial(by_particles, 1000),
     "tds 8000": partial(by_particles, 8000),
 }
@@ -116,107 +122,200 @@ def times_matrix(matrix, x):
     return jnp.matmul(x, matrix.T, precision="highest")
 
 
-def problems(data, dims, rank, sigma_y):
-    """The prior, and for each measurement the operator, y and the exact posterior."""
-    prior, rng = prior_of(data, dims), np.random.default_rng((dims, rank))
-    for index in range(MEASUREMENTS):
+def problems(dims, rank, sigma_y, prior):
+    """For each measurement its number, its matrix and y. Both have rows of zeros up to the
+    dimension, which tell nothing: so one compiled program does for all ranks."""
+    rng = np.random.default_rng((dims, rank))
+    for index in range(1 if dims > 16 else 3):
         key = jax.random.key(index)
-        matrix = jnp.asarray(rng.normal(size=(rank, dims)) / np.sqrt(dims), jnp.float32)
-        x0 = prior.sample(key, 1)
-        noise = jax.random.normal(jax.random.fold_in(key, 1), (1, rank))
-        y = times_matrix(matrix, x0) + sigma_y * noise
-        yield prior, Partial(times_matrix, matrix), y, prior.given(matrix, y[0], sigma_y)
+        matrix = np.zeros((dims, dims), np.float32)
+        matrix[:rank] = rng.normal(size=(rank, dims)) / np.sqrt(dims)
+        noise = np.zeros((1, dims), np.float32)
+        noise[:, :rank] = jax.random.normal(jax.random.fold_in(key, 1), (1, rank))
+        y = times_matrix(jnp.asarray(matrix), prior.sample(key, 1)) + sigma_y * noise
+        yield index, matrix, np.asarray(y), np.float32(sigma_y)
 
 
-def errors(x, posterior, sde, key):
+def draw(prior, sde, method, steps, problem):
+    """Draws, as many exact ones, the components' weights, found and true, and the true moments."""
+    index, matrix, y, sigma_y = problem
+    posterior, nfe = prior.given(matrix, y[0], sigma_y), jnp.zeros(1, jnp.int32)
+    key = jax.random.key(100 + index)
+    if method == "draws":
+        x = posterior.sample(key, DRAWS)
+    else:
+        operator = Partial(times_matrix, matrix)
+        x, nfe, _ = METHODS[method](key, sde, prior, operator, y, sigma_y, steps)
+    shares = posterior.posterior(STILL[0], x, jnp.full(len(x), STILL[1])).mean(axis=0)
+    truth = posterior.sample(jax.random.fold_in(key, 1), len(x))
+    weights = shares, jnp.exp(posterior.log_weights)
+    return nfe[0], x, truth, weights, posterior.moments(*STILL)
+
+
+def errors(x, truth, weights, moments):
     """The columns from `mean` to `wasserstein`."""
-    still = jnp.asarray(1e-5)
-    mean, covariance = (np.asarray(a, float) for a in posterior.moments(sde, 1e-5))
+    (mean, covariance), (shares, true_shares) = moments, weights
     spread = np.sqrt(np.trace(covariance) / len(mean))
-    found = np.asarray(x, float)
-    shares = posterior.posterior(sde, x, jnp.full(len(x), still)).mean(axis=0)
-    truth = np.asarray(posterior.sample(key, len(x)), float)
     lines = np.random.default_rng(0).normal(size=(len(mean), 200))
     lines /= np.linalg.norm(lines, axis=0)
-    sorted_ = [np.sort(points @ lines, axis=0) for points in (found, truth)]
-    difference = np.cov(found.T) - covariance
+    sorted_ = [np.sort(points @ lines, axis=0) for points in (x, truth)]
+    difference = np.cov(x.T) - covariance
     return (
-        np.sqrt(np.mean((found.mean(axis=0) - mean) ** 2)) / spread,
+        np.sqrt(np.mean((x.mean(axis=0) - mean) ** 2)) / spread,
         np.linalg.norm(difference) / np.linalg.norm(covariance),
-        0.5 * float(np.abs(shares - np.exp(posterior.log_weights)).sum()),
+        0.5 * np.abs(shares - true_shares).sum(),
         np.sqrt(np.mean((sorted_[0] - sorted_[1]) ** 2)) / spread,
     )
 
 
-def measure(data, dims, rank, sigma_y, process, method, steps):
-    """A line: evaluations, errors, and seconds with compilation."""
-    sde, begin, rows, nfe = PROCESSES[process], time.perf_counter(), [], 0
-    for index, (prior, *given, posterior) in enumerate(problems(data, dims, rank, sigma_y)):
-        key = jax.random.key(100 + index)
-        if method == "draws":
-            x = posterior.sample(key, DRAWS)
-        else:
-            drawn = METHODS[method](key, sde, prior, *given, sigma_y, steps)
-            x, nfe = drawn.x, int(drawn.nfe[0])
-        rows.append(errors(x, posterior, VESDE(1e-4, 50.0), jax.random.fold_in(key, 1)))
-    return (nfe, *np.mean(rows, axis=0), time.perf_counter() - begin)
+def measure(group):
+    """Lines of one compiled program: evaluations, errors, and seconds with compilation."""
+    (data, dims, process, method, steps), cases = group
+    begin, prior = time.perf_counter(), prior_of(data, int(dims))
+    each = [[*problems(int(dims), int(rank), float(noise), prior)] for rank, noise in cases]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *itertools.chain(*each))
+    sde = PROCESSES[process]
+    program = jax.jit(partial(jax.lax.map, partial(draw, prior, sde, method, int(steps))))
+    found = jax.tree.map(lambda leaf: np.asarray(leaf, float), program(stacked))
+    rows = [
+        (nfe, *errors(*rest))
+        for nfe, *rest in (jax.tree.map(lambda a, i=i: a[i], found) for i in range(len(found[0])))
+    ]
+    means = np.mean(np.reshape(rows, (len(cases), -1, 5)), axis=1)
+    seconds = (time.perf_counter() - begin) / len(cases)
+    lines = []
+    for (rank, noise), values in zip(cases, means, strict=True):
+        key = (data, dims, rank, noise, process, method, steps)
+        numbers = (f"{value:.4g}" for value in (*values, seconds))
+        lines.append(dict(zip((*FIELDS, *ERRORS), (*key, *numbers), strict=True)))
+    return lines
 
 
-def table(lines, by=("method", "steps"), over=ERRORS[:5]):
-    """Averages over the lines of each value of some fields, as Markdown."""
-    groups = defaultdict(list)
-    for line in lines:
-        groups[tuple(line[field] for field in by)].append([float(line[name]) for name in over])
-    print(f"| {' | '.join((*by, *over))} |\n|{'---|' * (len(by) + len(over))}")
-    for group, values in groups.items():
-        nfe, *means = np.mean(values, axis=0)
-        print(f"| {' | '.join((*group, f'{nfe:.0f}', *(f'{each:.3f}' for each in means)))} |")
+def groups(chosen, lines):
+    """The lines that the CSV lacks, those of one compiled program together; the longest first."""
+    there = {tuple(line[field] for field in FIELDS) for line in lines}
+    names = chosen.dims, chosen.steps, chosen.methods, chosen.data, chosen.processes
+    for dims, steps, method, data, process in itertools.product(*(n.split(",") for n in names)):
+        words = {"half": f"{int(dims) // 2}", "full": dims}
+        ranks = dict.fromkeys(words.get(rank, rank) for rank in chosen.ranks.split(","))
+        cases = itertools.product(ranks, chosen.sigma_y.split(","))
+        lacking = [
+            (rank, noise)
+            for rank, noise in cases
+            if (data, dims, rank, noise, process, method, steps) not in there
+        ]
+        if lacking:
+            yield (data, dims, process, method, steps), lacking
 
 
-def main():
-    """Measure what the CSV lacks, and print the table."""
-    form = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--csv", default=Path(__file__).with_suffix(".csv"), type=Path)
-    parser.add_argument("--data", default="gaussian,mixture")
-    parser.add_argument("--dims", default="2,16")
-    parser.add_argument("--ranks", default="1,half", help="of each dimension: numbers, half, full")
-    parser.add_argument("--sigma_y", default="0.05,0.2,0.8")
-    parser.add_argument("--processes", default="vp,ve")
-    parser.add_argument("--methods", default=",".join(("draws", *METHODS)))
-    parser.add_argument("--steps", default="100")
-    parser.add_argument("--table", action="store_true", help="print averages of what is there")
-    chosen = parser.parse_args()
-    lines = list(csv.DictReader(chosen.csv.open())) if chosen.csv.exists() else []
-    if not chosen.table:
-        there = {tuple(line[field] for field in FIELDS) for line in lines}
-        names = (chosen.data, chosen.dims, chosen.ranks, chosen.processes, chosen.methods)
-        names = (
-            *names,
-            chosen.steps,
-            chosen.sigma_y,
-        )  # sigma_y last: another value compiles nothing
-        for data, dims, rank, process, method, steps, sigma_y in itertools.product(
-            *(each.split(",") for each in names)
-        ):
-            full = int(dims)
-            rank = {"half": f"{full // 2}", "full": dims}.get(rank, rank)
-            case = (data, dims, rank, sigma_y, process, method, steps)
-            if case in there:
-                continue
-            there.add(case)
-            found = measure(data, full, int(rank), float(sigma_y), process, method, int(steps))
-            line = dict(zip(FIELDS, case, strict=True)) | {
-                name: f"{value:.4g}" for name, value in zip(ERRORS, found, strict=True)
-            }
+def on_core(cores):
+    """Keep a worker to a core of its own, whose threads would otherwise wait for each other."""
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def fill(chosen, lines):
+    """Measure what the CSV lacks, a group on each core, until the time is up."""
+    spawn, until = multiprocessing.get_context("spawn"), time.monotonic() + 60.0 * chosen.minutes
+    cores, todo = spawn.Queue(), [*groups(chosen, lines)]
+    usable = sorted(os.sched_getaffinity(0))
+    for index in range(chosen.jobs):
+        cores.put(usable[index * len(usable) // chosen.jobs])
+    print(f"{len(todo)} programs on {chosen.jobs} cores", flush=True)
+    with spawn.Pool(chosen.jobs, on_core, (cores,)) as pool:
+        found = pool.imap_unordered(measure, todo)
+        for number in range(len(todo)):
+            try:
+                rows = found.next(timeout=max(until - time.monotonic(), 0.0))
+            except multiprocessing.TimeoutError:
+                print(f"{len(todo) - number} programs are left: the time is up")
+                break
             with chosen.csv.open("a", newline="") as file:
                 writer = csv.DictWriter(file, (*FIELDS, *ERRORS))
                 if not lines:
                     writer.writeheader()
-                writer.writerow(line)
-            lines.append(line)
-            print(" ".join(line.values()), flush=True)
-    table(lines, ("data", "method", "steps"))
+                writer.writerows(rows)
+            lines += rows
+            print(*rows[-1].values(), flush=True)
+
+
+def table(lines, by=()):
+    """Averages over the lines of each method and each value of some fields, as Markdown."""
+    columns = [
+        (data, name)
+        for data in ("gaussian", "mixture")
+        for name in ERRORS[1:5]
+        if (data, name) != ("gaussian", "modes")  # one component has no weights to miss
+    ]
+    groups, order = defaultdict(list), ("draws", *METHODS)
+    for line in sorted(lines, key=lambda line: order.index(line["method"])):
+        groups[tuple(line[field] for field in (*by, "method"))].append(line)
+    heads = (*by, "method", "NFE", *(f"{data}: {name}" for data, name in columns))
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for group, of in sorted(groups.items(), key=lambda item: item[0][:-1]):
+        cells = [f"{np.mean([float(line['nfe']) for line in of]):.0f}"]
+        for data, name in columns:
+            values = [float(line[name]) for line in of if line["data"] == data]
+            cells.append(f"{np.mean(values):.3f}" if values else "")
+        print(f"| {' | '.join((*group, *cells))} |")
+
+
+def picture(path, lines):
+    """Errors against evaluations, for each method that was drawn with several numbers of steps:
+    averages over measurements and noise in 16 dimensions under VP."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # after the choice of what draws
+
+    figure, panels = pyplot.subplots(
+        2, 4, figsize=(13, 6.2), sharex=True, squeeze=False, layout="constrained"
+    )
+    of = [line for line in lines if (line["dims"], line["process"]) == ("16", "vp")]
+    colours = pyplot.get_cmap("tab20")
+    for row, data in zip(panels, ("gaussian", "mixture"), strict=True):
+        for panel, name in zip(row, ERRORS[1:5], strict=True):
+            for number, method in enumerate(("draws", *METHODS)):
+                points = defaultdict(list)
+                for line in of:
+                    if (line["data"], line["method"]) == (data, method):
+                        points[float(line["nfe"])].append(float(line[name]))
+                curve = sorted((nfe, np.mean(values)) for nfe, values in points.items())
+                if method == "draws" and curve:
+                    panel.axhline(curve[0][1], color="black", linestyle="--", linewidth=1)
+                elif curve:
+                    panel.plot(*zip(*curve, strict=True), ".-", label=method, color=colours(number))
+            panel.set(title=f"{data}: {name}", xscale="log")
+            if (data, name) != ("gaussian", "modes"):
+                panel.set(yscale="log")
+    panels[0, 2].clear()  # one component has no weights to miss
+    panels[0, 2].set_axis_off()
+    panels[0, 2].legend(*panels[1, 0].get_legend_handles_labels(), ncols=2, loc="center")
+    figure.supxlabel("passes through the network; dashed: as many exact draws")
+    figure.savefig(path, dpi=70)
+
+
+def main():
+    """Measure what the CSV lacks, and print the tables."""
+    form = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("--csv", default=Path(__file__).with_suffix(".csv"), type=Path)
+    parser.add_argument("--dims", default="64,16,2")
+    parser.add_argument("--steps", default="100")
+    parser.add_argument("--methods", default=",".join(("draws", *METHODS)))
+    parser.add_argument("--data", default="mixture,gaussian")
+    parser.add_argument("--processes", default="vp,subvp,ve,cosine")
+    parser.add_argument("--ranks", default="1,half,full", help="of each dimension: numbers, words")
+    parser.add_argument("--sigma_y", default="0.05,0.2,0.8")
+    parser.add_argument("--minutes", default=600.0, type=float, help="a limit of time")
+    parser.add_argument("--jobs", default=len(os.sched_getaffinity(0)), type=int, help="processes")
+    parser.add_argument("--table", action="store_true", help="the tables, and the figure (PNG)")
+    chosen = parser.parse_args()
+    lines = list(csv.DictReader(chosen.csv.open())) if chosen.csv.exists() else []
+    if not chosen.table:
+        fill(chosen, lines)
+        return
+    whole = [line for line in lines if line["steps"] == "100"]
+    for by in ((), ("dims",), ("process",), ("sigma_y",)):
+        table(whole, by)
+    picture(chosen.csv.with_suffix(".png"), lines)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ MODES = {
     "sample": "draw images: samples.png, .npz, on request samples.gif, samples_png/*.png",
     "likelihood": "bits per dimension of held-out images: likelihood.json, likelihood.npz",
     "interpolate": "held-out images, and what lies between their latents: interpolation.png, .npz",
-    "restore": "images with holes, grey, small or blurred: restored.png, .npz, restored/*.png",
+    "restore": "images with holes, grey, small or blurred: restored.png, .json, restored/*.png",
     "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
     "report": "a run on one page, or two side by side: report.html",
     "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",

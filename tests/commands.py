@@ -47,6 +47,7 @@ TINY = (*FAST, "--config.model.name=tests.tiny:Tiny")
 KINDS = {
     "unet": FAST,
     "digits": (*TINY, "--config.training.sample_every=4"),
+    "ve": (*TINY, "--config.sde.name=ve"),
     "classes": (
         *TINY,
         "--config.model.class_conditional",

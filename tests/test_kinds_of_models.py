@@ -9,7 +9,7 @@ import score_sde
 from score_sde import workdirs
 from score_sde.config import changed
 from score_sde.data import load
-from tests.commands import refused, succeed
+from tests.commands import CONFIGS, TINY, refused, succeed
 
 
 def test_discrete_training_then_sampling(tiny_run, tmp_path):
@@ -99,6 +99,31 @@ def test_labels_and_guidance_by_the_command_line(tiny_run, tmp_path):
         ("--config.sampling.guidance=-1", "sampling.guidance = -1.0: allowed are numbers of at"),
     ):
         assert line in refused(*sample, wrong, cwd=tmp_path)
+
+
+MOONS = (
+    "--config.model.width=8",
+    "--config.model.depth=1",
+    "--config.training.batch_size=16",
+    "--config.training.num_steps=2",
+    "--config.training.sample_every=0",
+    "--config.sampling.method=dpmpp",
+)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("vp_moons", MOONS), ("vp_digits", TINY)])
+def test_the_conditional_variants_train_and_are_guided(tmp_path, name, settings):
+    """By the commands of docs/control.md, with a small network and few steps."""
+    workdir = tmp_path / "runs" / f"{name}-conditional"
+    config = f"--config={CONFIGS / f'{name}.py'}:conditional"
+    succeed("--mode=train", config, *settings, cwd=tmp_path)
+    few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=4")
+    guided = ("--config.sampling.labels=1,0", "--config.sampling.guidance=2.0")
+    told = succeed("--mode=sample", "--workdir", workdir, *few, *guided, cwd=tmp_path)
+    assert "NFE 6" in told
+    with np.load(workdir / "samples.npz") as arrays:
+        assert arrays["labels"].tolist() == [1, 0, 1, 0]
+    assert (workdir / "samples.png").exists()
 
 
 def test_guidance_needs_label_dropout(tiny_run, tmp_path):

@@ -8,6 +8,7 @@ score function for any sampler, or a projection for those with fixed steps:
 """
 
 from score_sde.inverse import operators
+from score_sde.inverse.calibration import coverage
 from score_sde.inverse.diffpir import diffpir
 from score_sde.inverse.dps import dps
 from score_sde.inverse.mmps import mmps
@@ -19,6 +20,7 @@ from score_sde.inverse.twisted import TwistedSMC
 __all__ = [
     "RePaint",
     "TwistedSMC",
+    "coverage",
     "diffpir",
     "dps",
     "mmps",

@@ -1,5 +1,6 @@
 """`--mode restore`: images with holes, grey, small or blurred, and draws of what they were."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from score_sde.inverse.base import Operator
 from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Rows, Table, progress, saving
+from score_sde.paths import whole
 from score_sde.run import Run, load
 from score_sde.samplers.base import from_prior
 
-VALUES, PICTURE, IMAGES = "restored.npz", "restored.png", "restored"
+VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 TASKS = ("inpaint", "outpaint", "colorize", "super_resolve", "deblur")
 MASKS = ("half", "box", "random")
 SHOWN = 40  # rows of the picture, at most
+INTERVALS = {"coverage_50": 0.5, "coverage_90": 0.9}  # columns of rows whose truth is known
 MASKED, BLURRED = ("inpaint", "outpaint"), ("super_resolve", "deblur")
 METHODS: dict[str, Any] = {
     "mmps": inverse.mmps,
@@ -50,9 +53,9 @@ def run(
     degrade: bool,
     resize: bool,
 ) -> None:
-    """Write into the output `restored.npz`, `restored.png`, a row for each image (the input, draws,
-    their mean and standard deviation, and the truth where it is known), and the draws of each image
-    as `restored/NAME/000000.png` and so on.
+    """Write into the output `restored.npz`, its summary `restored.json`, `restored.png`, a row for
+    each image (the input, draws, their mean and standard deviation, and the truth where it is
+    known), and the draws of each image as `restored/NAME/000000.png` and so on.
 
     The images done are saved every minute, and at an interruption; the same command continues after
     them. Those of other settings are kept as `restored.old.npz`.
@@ -71,23 +74,16 @@ def run(
     tell_unread(config, workdir, read | {f"restore.{key}" for key in settings})
     key = jax.random.key(config.sampling.seed)
     y = _measured(trained, operator, images, task, degrade, key)
-    facts = {"step": trained.step, "sampler": str(build.sampler(config)), "task": task}
-    depends = {
-        **facts,
-        **settings.to_dict(),
-        **{"seed": config.sampling.seed, "mask": mask, "degrade": degrade, "version": __version__},
-        "names": names,
-        "images": digest((y, *jax.tree.leaves(operator))),
-        "weights": digest(jax.tree.leaves(trained.score)),
-    }
-    beside = (PICTURE, IMAGES)
-    table = Table(output / VALUES, depends, len(names), facts=facts, beside=beside)
+    depends = {"mask": mask, "degrade": degrade, "names": names}
+    depends |= {"images": digest((y, *jax.tree.leaves(operator)))}
+    table = _table(trained, output, task, depends, len(names))
     table.report()
     truth = images if degrade else None
 
     def save() -> None:
         with signals_wait():
             table.save()
+            _summarize(table, output / SUMMARY)
             _picture(trained, table.rows, y, truth, task, output / PICTURE)
 
     with (
@@ -101,8 +97,24 @@ def run(
             table.add(part)
             bar.done(len(part["nfe"]))
             saved()
-    _tell(leading(table.rows, len(names)), degrade)
-    print(f"picture: {output / PICTURE}; draws: {output / IMAGES}")
+    _tell(leading(table.rows, len(names)))
+    print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
+
+
+def _table(trained: Run, output: Path, task: str, images: dict[str, Any], wanted: int) -> Table:
+    """The results so far of images that depend on these settings beside the config's."""
+    config = trained.config
+    facts = {"step": trained.step, "sampler": str(build.sampler(config)), "task": task}
+    depends = {
+        **facts,
+        **config.restore.to_dict(),
+        **{"seed": config.sampling.seed, "version": __version__},
+        **images,
+        **({"intervals": INTERVALS} if images["degrade"] else {}),
+        "weights": digest(jax.tree.leaves(trained.score)),
+    }
+    beside = (SUMMARY, PICTURE, IMAGES)
+    return Table(output / VALUES, depends, wanted, facts=facts, beside=beside)
 
 
 def _check(config: ConfigDict, task: str, mask: str) -> None:
@@ -245,8 +257,8 @@ def _restored(
             error = jnp.mean(jnp.square(mean - real), axis=(1, 2, 3))
             wide = 2.0 if trained.config.model.centered else 1.0
             row["psnr"] = -10.0 * jnp.log10(error / wide**2)
-            inside = (jnp.min(x, axis=1) < real) & (real < jnp.max(x, axis=1))
-            row["inside"] = jnp.mean(inside, axis=(1, 2, 3))
+            if number > 1:
+                row |= {name: inverse.coverage(x, real, p) for name, p in INTERVALS.items()}
         return row
 
     arrays = {"y": y} | ({} if truth is None else {"truth": truth})
@@ -278,13 +290,28 @@ def _picture(
     pictures.save_png(path, sheet.reshape(-1, *shape), 256, columns=len(cells))
 
 
-def _tell(rows: Rows, degrade: bool) -> None:
+def _summarize(table: Table, path: Path) -> None:
+    """Write what the rows say on average."""
+    number, rows = table.rows["images"].shape[1], table.rows
+    summary = {
+        **table.facts,
+        "complete": len(table) >= table.wanted,
+        "num_images": len(table),
+        "num_draws": number,
+        "nfe": float(rows["nfe"].mean()),
+        **{name: float(rows[name].mean()) for name in ("psnr", *INTERVALS) if name in rows},
+    }
+    with whole(path) as file:
+        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
+
+
+def _tell(rows: Rows) -> None:
     """Print what the draws cost, and how near they are where the truth is known."""
     number = rows["images"].shape[1]
     print(f"{len(rows['nfe'])} images, {number} draws each, NFE {rows['nfe'].mean():.0f}")
-    if degrade:
-        share, expected = rows["inside"].mean(), (number - 1) / (number + 1)
-        print(
-            f"PSNR of the mean {rows['psnr'].mean():.2f} dB; the truth lies between the least and "
-            f"largest of the draws for {share:.1%} of the pixels ({expected:.1%} of right draws)"
-        )
+    if "psnr" in rows:
+        print(f"PSNR of the mean {rows['psnr'].mean():.2f} dB")
+    for name, share in INTERVALS.items():
+        if name in rows:
+            found = rows[name].mean()
+            print(f"{share:.0%} intervals of the draws hold the truth of {found:.1%} of the pixels")
