@@ -12,7 +12,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_sde import evaluation, scoring
+from score_sde import build, evaluation, scoring
 from score_sde.config import flat
 from score_sde.data import Arrays, DatasetInfo
 from score_sde.display import eight_bits
@@ -93,7 +93,9 @@ def scorer(
 
 def _sampling(config: ConfigDict) -> dict[str, Any]:
     """The settings of the samples that are scored, as JSON gives them back."""
-    of_files = {"sampling.num_samples", "sampling.batch_size", "sampling.gif", "sampling.png"}
+    of_files = {"sampling.num_samples", "sampling.gif", "sampling.png"}
+    if not build.sampler(config).coupled:  # then an item does not depend on those drawn with it
+        of_files.add("sampling.batch_size")
     values = {key: value for key, value in flat(config).items() if key.startswith("sampling.")}
     kept = {key: value for key, value in values.items() if key not in of_files}
     found: dict[str, Any] = json.loads(json.dumps(kept))

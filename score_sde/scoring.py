@@ -101,7 +101,7 @@ def _classifier(
         )
     train = train or build.arrays(config, info, "train")
     labels = np.asarray(train.condition["labels"])  # which may be streamed
-    split = hashlib.sha256(Rows.of(train.x).digest().encode() + labels.tobytes()).hexdigest()
+    split = hashlib.sha256(Rows.of(train.x).digest.encode() + labels.tobytes()).hexdigest()
     about = {
         "set": info.name,
         "training_split": split,
@@ -165,7 +165,7 @@ def features(
     Raises:
         UserError: images that the extractor does not take.
     """
-    depends = {**made_by.about, "images": images.digest()}
+    depends = {**made_by.about, "images": images.digest}
     place = folder / key_of(depends)
     with bar(total=len(images), desc=f"features {place.name}", unit="image") as shown:
 

@@ -168,7 +168,7 @@ ROOMS = {
         5,
         (0, 3, 4),
         ("jax", "ml_collections"),
-        neighbours=("score_sde.config", "score_sde.scoring", "score_sde.run"),
+        neighbours=("score_sde.build", "score_sde.config", "score_sde.scoring", "score_sde.run"),
     ),
     # Figures; who draws one imports them there, for matplotlib takes its time.
     "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),

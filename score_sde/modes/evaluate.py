@@ -12,7 +12,7 @@ from score_sde.locks import writing
 from score_sde.modes import likelihood, start, sweep
 from score_sde.modes.judge import SUMMARY, Judge, write
 from score_sde.modes.levels import loss_by_level
-from score_sde.modes.sides import Side, drawn, named
+from score_sde.modes.sides import Side, check_room, drawn, named
 from score_sde.run import load
 from score_sde.training.checkpoints import folder_of, steps
 
@@ -67,6 +67,8 @@ def _one(
 ) -> None:
     """Evaluate one set: `ours`, or samples of the run."""
     start(min(config.eval.num_samples, config.sampling.batch_size))
+    if ours is None:
+        check_room(config, workdir, output)
     # One checkpoint for all that follows, also where a training replaces it by newer ones.
     trained = None if ours else load(workdir, config, step=step)
     judge = Judge.of(config, workdir, output, reference)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from score_sde.display import eight_bits
 from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
-from score_sde.modes import sample
+from score_sde.modes import results, sample
 from score_sde.run import Run, info_of
 
 FEWEST = 20  # images of a side
@@ -48,13 +49,18 @@ def drawn(trained: Run, workdir: Path, output: Path) -> Side:
     sample.draw(dataclasses.replace(trained, config=wanted), workdir, output)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
-        about = {key: file[key].item() for key in ("seed", "sampler", "step")}
+        about = sample.GUIDED | json.loads(str(file["depends"]))
         about |= {"n": number, "nfe": float(file["nfe"][:number].mean()), "averages": "ema"}
-        about["weights"] = json.loads(str(file["depends"]))["weights"]
+        about["made_by"] = json.loads(str(file["made_by"])) if "made_by" in file else []
         levels = _levels(file)
-    images = of_npz(path, "images")
-    first = Rows((number, *images.shape[1:]), lambda: images.at(np.arange(number)))
+    first = of_npz(path, "images").at(np.arange(number))
     return Side(about, _in_eight_bits(first, levels, str(path)))
+
+
+def check_room(config: ConfigDict, workdir: Path, output: Path) -> None:
+    """Refuse samples for which the output has no room, before hours of work."""
+    size = config.eval.num_samples * math.prod(info_of_images(config, workdir).shape)
+    results.check_room(output / sample.VALUES, size)
 
 
 def training_split(config: ConfigDict, workdir: Path) -> Side:
@@ -110,7 +116,8 @@ def named(path: Path) -> Side:
         raise UserError(
             f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
         ) from error
-    if dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
+    is_images = len(images.shape) == 4 and images.shape[-1] in (1, 3) and 0 not in images.shape[1:]
+    if dtype != np.uint8 or not is_images:
         raise UserError(
             f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
         )
@@ -163,8 +170,10 @@ def _of_images(images: Rows, about: dict[str, Any]) -> Side:
 
 
 def _levels(file: Any) -> int:
-    """Levels of the images in a file of `--mode sample`; older versions said it in words only."""
-    if "levels" in file:
-        return int(file["levels"])
+    """Levels of the images in a file of `--mode sample`; older versions said it in words only.
+    ValueError for others than 2 to 256."""
     said = re.match(r"images x 255/(\d+)", str(file["arr_0_is"])) if "arr_0_is" in file else None
-    return int(said[1]) + 1 if said else 256
+    levels = int(file["levels"]) if "levels" in file else int(said[1]) + 1 if said else 256
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels = {levels}")
+    return levels

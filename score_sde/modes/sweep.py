@@ -21,7 +21,7 @@ from score_sde.locks import writing
 from score_sde.modes import start
 from score_sde.modes.files import digest
 from score_sde.modes.judge import Judge, read
-from score_sde.modes.sides import drawn
+from score_sde.modes.sides import check_room, drawn
 from score_sde.paths import move_aside, whole
 from score_sde.run import Run, assembled, load
 from score_sde.schema import SCHEMA
@@ -126,6 +126,7 @@ def _evaluate(
     folders: list[Path],
 ) -> None:
     """Evaluate each setting in its folder, which nobody else writes to."""
+    check_room(config, workdir, folders[0])
     # All steps at once: beside a training they may soon be gone.
     runs = {
         at: _loaded(settings, workdir, at)
