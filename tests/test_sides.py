@@ -31,6 +31,13 @@ def test_a_folder_of_images(tmp_path):
         all_of(named(tmp_path).images)
 
 
+def test_images_in_folders_of_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(images()[0]).save(tmp_path / "a" / "0.png")
+    with pytest.raises(UserError, match="no images in the folder itself; allowed are 20 or more"):
+        named(tmp_path)
+
+
 def test_files_of_images_and_statistics(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images())

@@ -98,4 +98,5 @@ def _decoded(file: Path, size: tuple[int, ...] = ()) -> np.ndarray:
             opened.seek(0)
             return decode(opened, height, width, 3)
     except (OSError, CorruptImageError) as error:
-        raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
+        reason = getattr(error, "strerror", None) or one_line(error)[:100]
+        raise UserError(f"{file}: no image ({reason})") from error

@@ -94,6 +94,8 @@ def named(path: Path) -> Side:
         raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
+        if not shape[0]:
+            raise UserError(f"{path}: no images in the folder itself; allowed are {FEWEST} or more")
         return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
     try:
         with np.load(path, allow_pickle=False) as file:
