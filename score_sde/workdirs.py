@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
-from score_sde.errors import DAMAGED, UserError, one_line
+from score_sde.errors import DAMAGED, UserError, one_line, why_no_json
 from score_sde.locks import SUFFIX
 from score_sde.paths import whole, written
 from score_sde.schema import SCHEMA
@@ -147,7 +147,7 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _no_config(source, f"no JSON: {one_line(error)}") from None
+        raise _no_config(source, f"no JSON: {why_no_json(error)}") from None
     if not (isinstance(document, dict) and isinstance(document.get("config"), dict)):
         raise _no_config(source, "it has no section config")
     values = flat(document["config"])

@@ -81,6 +81,13 @@ def test_damage_in_a_later_chunk_is_one_line(case, tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+def test_images_in_folders_of_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(images()[0]).save(tmp_path / "a" / "0.png")
+    with pytest.raises(UserError, match="no images in the folder itself; allowed are 20 or more"):
+        named(tmp_path)
+
+
 def test_files_of_images_and_statistics(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images())

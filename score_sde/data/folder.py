@@ -98,4 +98,5 @@ def _checked(file: Path, read: Callable[[BinaryIO], Any]) -> Any:
         with file.open("rb") as opened:
             return read(opened)
     except (OSError, CorruptImageError) as error:
-        raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
+        reason = getattr(error, "strerror", None) or one_line(error)[:100]
+        raise UserError(f"{file}: no image ({reason})") from error

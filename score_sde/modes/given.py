@@ -134,7 +134,8 @@ def _image(path: Path, shape: tuple[int, ...], resize: bool) -> np.ndarray:
             file.seek(0)
             return decode(file, *shape)
     except (OSError, CorruptImageError) as error:
-        raise UserError(f"{path}: no image ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: no image ({reason})") from error
 
 
 def _measured(

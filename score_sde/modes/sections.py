@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from score_sde import build, pages
 from score_sde.data import DatasetInfo
 from score_sde.display import shortened
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError, why_no_json
 from score_sde.likelihood import DataLikelihood
 from score_sde.modes import interpolate, judge, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
@@ -59,7 +59,7 @@ class Found(NamedTuple):
         try:
             found = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: no JSON ({one_line(error):.80})") from error
+            raise UserError(f"{path}: no JSON ({why_no_json(error)})") from error
         if not isinstance(found, kind):
             raise UserError(f"{path}: JSON of another kind ({found!r:.40})")
         return found

@@ -101,6 +101,8 @@ def named(path: Path) -> Side:
         raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
+        if not shape[0]:
+            raise UserError(f"{path}: no images in the folder itself; allowed are {FEWEST} or more")
         images = _unchanged(Rows(shape, lambda: read(chunk_of(shape))), path)
         return _of_images(images, about)
     try:
