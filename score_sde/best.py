@@ -108,7 +108,8 @@ def _is_best(workdir: Path, of: dict[str, Any], step: int, value: float) -> bool
     or by an unknown one, is kept under another name."""
     record, there = best_record(workdir), newest_step(workdir / BEST)
     has_record = (workdir / RECORD).exists()
-    usual = {"reference": of.get("reference")}  # earlier versions did not record it
+    # Earlier versions did not record these.
+    usual = {key: of.get(key) for key in ("reference", "sampling.batch_size")}
     is_same = all({**usual, **record}.get(key) == said for key, said in of.items())
     if (has_record and not (record and is_same)) or (not has_record and 0 < there < step):
         unknown = f"{RECORD} cannot be read" if has_record else f"without {RECORD}"
