@@ -79,9 +79,13 @@ test: env ## the tests, but the slow ones
 test-slow: env ## the slow tests alone
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-FAULTS := $(addprefix tests/,test_locks.py test_environment.py test_wide.py test_results.py \
-  test_sample_command.py test_likelihood_command.py training/test_loop.py training/test_checkpoints.py \
-  convert/test_sources.py convert/test_readers.py data/test_download.py)
+FAULTS := $(addprefix tests/,test_locks.py test_ownership.py test_paths.py test_environment.py \
+  test_wide.py test_results.py test_best.py test_sweep.py test_modes.py test_mistakes.py test_cli.py \
+  test_sample_command.py test_likelihood_command.py test_interpolate_command.py \
+  test_restore_command.py test_evaluate_command.py test_data_command.py test_buckets.py \
+  training/test_loop.py training/test_checkpoints.py training/test_processes.py \
+  convert/test_commands.py convert/test_sources.py convert/test_readers.py convert/test_unet2d.py \
+  convert/test_diffusers.py evaluation/test_rows.py data/test_download.py)
 
 test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, the slow ones too
 	$(PYTEST) $(FAULTS) $(PYTEST_ARGS)

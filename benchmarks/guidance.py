@@ -119,21 +119,22 @@ def picture(path: Path, lines: list[dict[str, object]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot  # after the choice of what draws
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for method, panel, colour in zip(WEIGHTS, panels, ("tab:blue", "tab:orange"), strict=False):
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    number = len(methods) + 1
+    figure, panels = pyplot.subplots(1, number, figsize=(3.7 * number, 3.4), layout="constrained")
+    for method, panel, colour in zip(methods, panels, ("tab:blue", "tab:orange"), strict=False):
         of = [line for line in lines if line["method"] == method]
         weights = [float(line["weight"]) for line in of]
         for name, style in (("accuracy", "o-"), ("precision", "s--"), ("recall", "^:")):
-            panel.plot(weights, [float(line[name]) for line in of], style, label=name)
+            values = [float(line[name]) for line in of]
+            panel.plot(weights, values, style, label=name)
+            if name != "accuracy":
+                accuracy, label = [float(line["accuracy"]) for line in of], f"{method}: {name}"
+                panels[-1].plot(accuracy, values, style, color=colour, label=label)
         panel.set(title=f"{method} guidance", xlabel="weight", ylim=(0.0, 1.02))
-        for name, marker in (("precision", "s--"), ("recall", "^:")):
-            points = [(float(line["accuracy"]), float(line[name])) for line in of]
-            if points:
-                label = f"{method}: {name}"
-                panels[2].plot(*zip(*points, strict=True), marker, color=colour, label=label)
     panels[0].legend()
-    panels[2].legend(fontsize=7)
-    panels[2].set(title="the trade", xlabel="accuracy")
+    panels[-1].legend(fontsize=7)
+    panels[-1].set(title="the trade", xlabel="accuracy", ylim=(0.0, 1.02))
     figure.savefig(path, dpi=80)
 
 

@@ -7,7 +7,9 @@ images/s over those from memory; the project asks for 0.9. `--width 8` makes the
 harder case. About four minutes on 2 cores.
 
 `--memory` trains a small network on 10,000 and on 100,000 files instead, each time in a process of
-its own, and prints what memory that process takes. About three minutes.
+its own. It prints what memory that process takes at its end and at most (VmRSS, VmHWM), and what it
+and its workers take at most together (Pss, in which a page that several share counts once). About
+three minutes.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -149,12 +152,37 @@ def train_and_report(folder: Path, stream: bool) -> None:
         "training.num_steps": 40,
         "training.batch_size": 32,
     }
+    ended, together = threading.Event(), [0]
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            together.append(_together())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
     begin = time.perf_counter()
     learn.train(changed(vp_digits.get_config(), values))
     seconds = time.perf_counter() - begin
+    ended.set()
+    watching.join()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     found = {name: int(status[name].split()[0]) // 1024 for name in ("VmRSS", "VmHWM")}
+    found["Pss of all"] = max(together) // 1024
     print(json.dumps({"MiB": found, "seconds": round(seconds)}))
+
+
+def _together() -> int:
+    """KiB of this process and of those that it has started."""
+    found, ours = 0, f"{os.getpid()}"
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+            if ours in (place.name, parent):
+                lines = (place / "smaps_rollup").read_text().splitlines()
+                found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except OSError:
+            continue  # it has just ended
+    return found
 
 
 if __name__ == "__main__":

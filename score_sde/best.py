@@ -12,7 +12,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_sde import evaluation, scoring
+from score_sde import build, evaluation, scoring
 from score_sde.config import flat
 from score_sde.data import Arrays, DatasetInfo
 from score_sde.display import eight_bits
@@ -52,7 +52,7 @@ def scorer(
     """
     number, judge = config.eval.training_samples, None
     if is_writer():  # of several processes, which draw together
-        made_by = scoring.extractor(config, info, workdir, arrays)
+        made_by = scoring.extractor(config, info, (workdir,), arrays)
         judge = made_by, _reference(config, info, made_by, arrays, workdir)
 
     def score(step: int, state: TrainState) -> dict[str, float]:
@@ -72,7 +72,10 @@ def scorer(
         if judge:
             made_by, reference = judge
             name = made_by.distance_of(number)
-            kind = {"name": name, **made_by.about, **_sampling(config)}
+            # A digest of a split's statistics would differ between machines, by rounding.
+            own = f"{reference.n} of the training split"
+            of = reference.digest if config.eval.statistics else own
+            kind = {"name": name, **made_by.about, "reference": of, **_sampling(config)}
             value = evaluation.frechet_distance(reference, evaluation.statistics(found))
             is_best = _is_best(workdir, kind, step, value)
         if broadcast_one_to_all(np.int32(is_best)):
@@ -90,7 +93,9 @@ def scorer(
 
 def _sampling(config: ConfigDict) -> dict[str, Any]:
     """The settings of the samples that are scored, as JSON gives them back."""
-    of_files = {"sampling.num_samples", "sampling.batch_size", "sampling.gif", "sampling.png"}
+    of_files = {"sampling.num_samples", "sampling.gif", "sampling.png"}
+    if not build.sampler(config).coupled:  # then an item does not depend on those drawn with it
+        of_files.add("sampling.batch_size")
     values = {key: value for key, value in flat(config).items() if key.startswith("sampling.")}
     kept = {key: value for key, value in values.items() if key not in of_files}
     found: dict[str, Any] = json.loads(json.dumps(kept))
@@ -99,15 +104,19 @@ def _sampling(config: ConfigDict) -> dict[str, Any]:
 
 def _is_best(workdir: Path, of: dict[str, Any], step: int, value: float) -> bool:
     """Whether a score is less than the recorded one. Steps that are made again after an
-    interruption, and have a checkpoint already, are no better. The best by scores of another kind
-    is kept under another name."""
-    record = best_record(workdir)
-    if (workdir / RECORD).exists() and any(record.get(key) != said for key, said in of.items()):
-        reason = "by other scores" if record else f"{RECORD} cannot be read"
+    interruption, and have a checkpoint already, are no better. The best by scores of another kind,
+    or by an unknown one, is kept under another name."""
+    record, there = best_record(workdir), newest_step(workdir / BEST)
+    has_record = (workdir / RECORD).exists()
+    # Earlier versions did not record these.
+    usual = {key: of.get(key) for key in ("reference", "sampling.batch_size")}
+    is_same = all({**usual, **record}.get(key) == said for key, said in of.items())
+    if (has_record and not (record and is_same)) or (not has_record and 0 < there < step):
+        unknown = f"{RECORD} cannot be read" if has_record else f"without {RECORD}"
         for old, new in move_aside([workdir / RECORD, workdir / BEST]).items():
-            print(f"{workdir / old}: {reason}; it is now {new}")
+            print(f"{workdir / old}: {'by other scores' if record else unknown}; it is now {new}")
         return True
-    if newest_step(workdir / BEST) > step:
+    if there > step:
         return False
     return not record or value < record["value"]
 

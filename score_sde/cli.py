@@ -81,6 +81,14 @@ WRITES = {
     "export": "weights",
 }
 TRAINING = ("train", "train_classifier")  # which handle signals themselves
+# The keys that say how much of a device's memory a mode needs; it may be that of another network.
+MEMORY = {
+    **dict.fromkeys(TRAINING, "training.batch_size"),
+    **dict.fromkeys(("sample", "interpolate", "restore"), "sampling.batch_size"),
+    "likelihood": "likelihood.batch_size",
+    "evaluate": "sampling.batch_size, config.likelihood.batch_size, config.eval.batch_size",
+    "data": "eval.batch_size",
+}
 REPORTED = ("train", "evaluate")  # modes after which the report is written by itself
 LOCAL = ("source", "samples", "reference", "input")  # files that are read as a whole
 WORDS = ("weights", "force", "task", "mask", "degrade", "resize")  # which are no paths
@@ -215,6 +223,7 @@ def end_with_main() -> NoReturn:
 
 
 def _run(argv: Sequence[str]) -> int:
+    command = None
     try:
         command = parse(argv)
         if command is None:
@@ -237,7 +246,21 @@ def _run(argv: Sequence[str]) -> int:
         _ignore_signals()  # once is enough
         print("interrupted; what was done by then is kept", file=sys.stderr)
         return 130  # as shells report SIGINT
+    except RuntimeError as error:
+        if command is None or "RESOURCE_EXHAUSTED" not in f"{error}":  # JAX's, by XLA
+            raise
+        print(f"error: {_out_of_memory(command.mode, error)}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _out_of_memory(mode: str, error: RuntimeError) -> str:
+    said = " ".join(f"{error}".partition("RESOURCE_EXHAUSTED:")[2].split())
+    keys = f"smaller config.{MEMORY[mode]}, " if mode in MEMORY else ""
+    return (
+        f"--mode {mode}: the device has too little memory ({said:.150}); allowed are {keys}smaller "
+        "networks, or a device with more that nobody else uses"
+    )
 
 
 def _ignore_signals() -> None:

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from score_sde import overrides, paths, presets, workdirs
 from score_sde.config import changed, default, flat, refuse
 from score_sde.errors import UserError
-from score_sde.locks import SUFFIX
 from score_sde.validation import validate
 
 
@@ -150,9 +149,9 @@ def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:
 
 
 def check_empty(flag: str, path: Path) -> None:
-    """Raise UserError unless the path is a new or empty directory that can be made."""
-    if path.exists() and not (path.is_dir() and all(p.suffix == SUFFIX for p in path.iterdir())):
-        raise UserError(f"--{flag} = '{path}': not empty; allowed are new or empty directories")
+    """Raise UserError unless the path is a new or empty directory (`workdirs.check_new`) that can
+    be made."""
+    workdirs.check_new(flag, path)
     check_can_be_made(flag, path)
 
 

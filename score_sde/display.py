@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 SMALLEST = 64  # pixels of an image in a grid, at least
-GREY = 96.0  # of the lines between images
+GREY = 96  # of the lines between images
 THUMBNAILS, COLUMNS = 24, 8  # images beside a table, at most
 LONGEST = 120  # characters of a fact
 
@@ -141,14 +141,15 @@ def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndar
     columns = columns or math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
     border = 1
-    cells = np.full((rows * columns, height + border, width + border, channels), GREY)
+    shape = (rows * columns, height + border, width + border, channels)
+    cells = np.full(shape, GREY, np.uint8)
     cells[:number, :height, :width] = eight_bits(images, levels)
     # (row, column, y, x, c) to (row y, column x, c), without the last border
     sheet = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 2, 1, 3, 4)
     sheet = sheet.reshape(rows * cells.shape[1], columns * cells.shape[2], channels)
     sheet = np.broadcast_to(sheet, (*sheet.shape[:2], 3))[:-border, :-border]
     scale = math.ceil(SMALLEST / height)
-    return np.rint(sheet).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+    return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def eight_bits(images: np.ndarray, levels: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from json import JSONDecodeError
 from zipfile import BadZipFile
 
 # What json, numpy, zipfile and Pillow raise, and what follows, where a file is damaged or of
@@ -44,6 +45,13 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 def one_line(error: BaseException) -> str:
     """The text of an error, without its line ends."""
     return " ".join(f"{error}".split())
+
+
+def why_no_json(error: Exception) -> str:
+    """The reason why a text is no JSON: where it breaks off, or of what kind it is."""
+    if isinstance(error, JSONDecodeError):
+        return one_line(error)
+    return "nested too deeply" if isinstance(error, RecursionError) else "not text"
 
 
 def _printable(text: str) -> str:

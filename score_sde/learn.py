@@ -21,14 +21,15 @@ from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, loa
 from score_sde.errors import UserError
 from score_sde.locks import writing
 from score_sde.networks import Apply
+from score_sde.paths import move_aside
 from score_sde.run import Run, assembled, info_of
 from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
 from score_sde.score import Logits
 from score_sde.training import loop
-from score_sde.training.checkpoints import Checkpoints, newest_step
+from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, newest_step
 from score_sde.training.feed import Batches, default_workers, in_memory, streaming
-from score_sde.training.logs import logged
+from score_sde.training.logs import FILE, logged
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import LossFn, make_train_step
@@ -37,6 +38,7 @@ from score_sde.validation import validate
 # The grids drawn on the way are a look, not a result: few steps and few images.
 LOOK = PredictorCorrector(num_steps=100, predictor="ancestral")
 LOOK_IMAGES, LOOK_VECTORS = 16, 1024
+PICTURES = "samples"  # the folder of these
 # What a config says of data that are given as arrays.
 OWN = {
     "data.name": own.NAME,
@@ -179,7 +181,22 @@ def _begin(config: ConfigDict, workdir: Path | None, info: DatasetInfo) -> None:
     if workdir:
         _check_resumed(config, workdir, info)
         if is_writer():
+            _keep_earlier(workdir)
             print(f"config: {workdirs.save(config, workdir, info)}")
+
+
+def _keep_earlier(workdir: Path) -> None:
+    """Move aside what another training left, or somebody else, where one begins: it would be
+    taken for its own, or replaced."""
+    if newest_step(workdir / "checkpoints"):
+        return
+    there = [workdir / name for name in (BEST, RECORD)]
+    if (log := workdir / FILE).is_file() and log.stat().st_size:
+        there.append(log)
+    if any((workdir / PICTURES).glob("step_*.png")):
+        there.append(workdir / PICTURES)
+    for old, new in move_aside(there).items():
+        print(f"{workdir / old}: of no checkpoint here; it is now {new}")
 
 
 def _fit(
@@ -305,7 +322,7 @@ def _pictures_of_samples(
         spread = placed({"noise": noise, "given": given}, along_data(mesh))
         samples = LOOK.sample(key, model.sde, model.given(spread["given"]), spread["noise"])
         x = on_host(space.from_model(samples.x), mesh)
-        path = workdir / "samples" / f"step_{step:06d}.png"
+        path = workdir / PICTURES / f"step_{step:06d}.png"
         if is_writer() and info.levels:
             pictures.save_png(path, x, info.levels)
         elif is_writer():

@@ -6,8 +6,11 @@ import logging
 import os
 import re
 import secrets
+import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache as once
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -69,8 +72,8 @@ def local(text: str | os.PathLike[str], where: str) -> Path:
     """Return the path that a text names, with `~` or `~user` at its begin as a shell reads it.
 
     Raises:
-        UserError: a URL, a home folder that the system does not know, or a path that cannot be
-            looked at; it names `where`.
+        UserError: a URL, a home folder that the system does not know, a path that cannot be looked
+            at, or a pipe or device, whose reader may wait for ever; it names `where`.
     """
     text = os.fspath(text)
     if is_url(text):
@@ -85,7 +88,18 @@ def local(text: str | os.PathLike[str], where: str) -> Path:
         pass
     except OSError as error:
         raise UserError(f"{where} = {text!r:.80}: cannot be read ({error.strerror})") from error
+    if not is_plain(Path(path)):
+        raise UserError(f"{where} = {text!r:.80}: a pipe or device; allowed are files and folders")
     return Path(path)
+
+
+def is_plain(path: Path) -> bool:
+    """Return whether a path is a file or folder, or nothing yet: no pipe, socket or device."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return True
+    return kind in (stat.S_IFREG, stat.S_IFDIR)
 
 
 @contextmanager
@@ -101,14 +115,13 @@ def written(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
+def whole(path: Path, *, keep: bool = False) -> Iterator[BinaryIO]:
     """Give a file to write to. It takes this path's place when all is written. A missing folder is
-    made.
+    made. Of several writers at a time each has its own partial file, and the last one's stays.
 
     Args:
         path: of the file.
-        shared: several commands may write it at the same time, each the same; no lock is held. A
-            kill then leaves a partial file that no later command replaces.
+        keep: one of other content that is there moves out of the way, and this is printed.
 
     Raises:
         UserError: it cannot be written. The file that was there stays.
@@ -119,19 +132,53 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
             # written before an error, so nothing is opened until all is there.
             buffer = io.BytesIO()
             yield buffer
+            if keep:
+                _keep_other(path, buffer.getvalue())
             path.write_bytes(buffer.getvalue())
             return
-        own = f".{secrets.token_hex(4)}" if shared else ""
-        partial = path.with_name(f"{path.name}{own}.partial")
+        own = f"{os.getpid()}-{secrets.token_hex(2)}-{socket.gethostname()}"
+        partial = path.with_name(f"{path.name}.{own}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_partial(path.parent.absolute())
             with partial.open("wb") as file:
                 yield file
+            if keep:
+                _keep_other(path, partial.read_bytes())
             os.replace(partial, path)
         except OSError:
             with suppress(OSError):
                 partial.unlink()
             raise
+
+
+def _keep_other(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes() != content:
+        for old, new in move_aside([path]).items():
+            print(f"{path.with_name(old)}: another one was there; it is now {new}")
+
+
+@once
+def _remove_partial(folder: Path) -> None:
+    """Remove the partial files of this machine's processes that were killed, once in a process."""
+    for path in folder.glob("*.partial"):
+        found = re.search(r"\.(\d+)-[0-9a-f]{4}-(.+)\.partial$", path.name)
+        if found and found[2] == socket.gethostname() and not _runs(int(found[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number."""
+    if os.name != "posix":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def make(folder: Path) -> None:

@@ -20,9 +20,16 @@ def save_each(folder: Path, images: np.ndarray, levels: int) -> None:
             Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "png")
 
 
-def save_png(path: Path, images: np.ndarray, levels: int, columns: int | None = None) -> None:
-    """Write a grid of images (as `grid` takes them); the folder is made where it is missing."""
-    with whole(path) as file:
+def save_png(
+    path: Path,
+    images: np.ndarray,
+    levels: int,
+    columns: int | None = None,
+    *,
+    keep: bool = False,
+) -> None:
+    """Write a grid of images (as `grid` takes them), as `whole` does."""
+    with whole(path, keep=keep) as file:
         Image.fromarray(grid(images, levels, columns)).save(file, format="png")
 
 
@@ -57,9 +64,10 @@ def save_scatter(
     data: np.ndarray | None,
     columns: Sequence[str],
     density: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    *,
+    keep: bool = False,
 ) -> None:
-    """Write a picture of drawn vectors and of data: `plots.clouds`. The folder is
-    made where it is missing.
+    """Write a picture of drawn vectors and of data (`plots.clouds`), as `whole` does.
 
     Args:
         path: of the PNG.
@@ -67,9 +75,10 @@ def save_scatter(
         data: (N, D); None: without.
         columns: names of the D columns.
         density: as `plots.scatter` takes it; for two columns.
+        keep: as of `whole`.
     """
     from score_sde import plots  # which imports matplotlib
 
     figure = plots.clouds(drawn, data, columns, density)
-    with whole(path) as file:
+    with whole(path, keep=keep) as file:
         figure.savefig(file, format="png", dpi=150)

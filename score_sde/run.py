@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from score_sde import build, classifier, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import changed, refuse, unknown_key
-from score_sde.data import DatasetInfo, is_only_described
+from score_sde.data import DatasetInfo, Streamed, is_only_described
 from score_sde.display import own_settings, shortened, shown
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
@@ -27,7 +27,7 @@ from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
 from score_sde.schema import SCHEMA
 from score_sde.score import Logits, Model
-from score_sde.sde import SDE
+from score_sde.sde import SDE, expand
 from score_sde.spaces import Space
 from score_sde.training import checkpoints
 from score_sde.training.logs import logged
@@ -162,9 +162,26 @@ class Run:
             if not finite.all():
                 raise UserError(
                     f"config.sampling: {(~finite).sum()} of {len(finite)} samples are not finite "
-                    f"with {sampler}; allowed are more or smaller steps"
+                    f"with {sampler}; {self.remedy('more or smaller steps')}"
                 )
             yield drawn
+
+    def remedy(self, steps: str) -> str:
+        """What to do where samples are not finite, in words: `steps`, unless the score itself is
+        not finite at noise of its levels."""
+        t = jnp.linspace(self.sde.T, self.config.training.t_min, 8, dtype=jnp.float32)
+        z = jax.random.normal(jax.random.key(0), (len(t), *self.space.shape), jnp.float32)
+        given: Any = build.classes_in_turn(self.config, self.info, len(t))
+        if self.info.condition:  # the mean of the training data
+            given["vector"] = np.zeros((len(t), len(self.info.condition)), np.float32)
+        _, std = self.sde.marginal(z, t)
+        score = jax.jit(lambda model, x: model(x, t))(self.score.given(given), expand(std, z) * z)
+        if jnp.isfinite(score).all():
+            return f"allowed are {steps}"
+        return (
+            "the score is not a finite number, so no setting of sampling helps; allowed are other "
+            "checkpoints (--step), or a training with a smaller learning rate"
+        )
 
     def changed(self, values: Mapping[str, Any]) -> "Run":
         """Return the run with other settings of sampling or likelihood: `run.changed(
@@ -273,15 +290,16 @@ class Run:
     def likelihood_batches(
         self,
         key: Array,
-        data: ArrayLike,
+        data: ArrayLike | Streamed,
         condition: Conditions | None = None,
         *,
         first: int = 0,
     ) -> Iterator[DataLikelihood]:
         """As `log_likelihood`, `likelihood.batch_size` items at a time, in order, from the item of
-        index `first` on."""
-        settings, items = self.config.likelihood, self.space.check(data)
-
+        index `first` on. Data may be a split's that is streamed, which was checked as it was
+        opened."""
+        settings = self.config.likelihood
+        items = data if isinstance(data, Streamed) else self.space.check(data)
         names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
         options: Any = {name: settings[name] for name in (*names, "max_steps")}
         options["divergence"] = build.divergence(self.config, self.info)

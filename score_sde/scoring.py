@@ -1,7 +1,7 @@
 """From a config to what scores images: the features, the reference, and the distance of the two."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from score_sde.errors import UserError, one_line
 from score_sde.evaluation import FeatureFn, Rows, Statistics, classifier, weights
 from score_sde.evaluation.network import FEATURES
 from score_sde.evaluation.rows import chunk_of, key_of, read_stored, stored
+from score_sde.paths import move_aside
 from score_sde.progress import bar
 from score_sde.training.mesh import is_writer
 
@@ -67,16 +68,16 @@ class Extractor(NamedTuple):
 
 
 def extractor(
-    config: ConfigDict, info: DatasetInfo, folder: Path, train: Arrays | None = None
+    config: ConfigDict, info: DatasetInfo, folders: Sequence[Path], train: Arrays | None = None
 ) -> Extractor:
-    """Return what `eval.features` names. A classifier is trained on the labels of the training
-    split, which is read unless it is given, or found in the folder.
+    """Return what `eval.features` names. A classifier is found in one of the folders, or trained on
+    the labels of the training split (which is read unless it is given) and kept in the last.
 
     Raises:
         UserError: no weights of Inception; a set without classes for the classifier.
     """
     if config.eval.features == "classifier":
-        found = _classifier(config, info, folder, train)
+        found = _classifier(config, info, folders, train)
         about = {"features": "classifier", "weights": found.digest, "resize": "none"}
         if max(info.shape[:2]) > classifier.LARGEST:
             about["resize"] = f"bilinear, antialiased, to {classifier.LARGEST} pixels at most"
@@ -92,15 +93,15 @@ def extractor(
 
 
 def _classifier(
-    config: ConfigDict, info: DatasetInfo, folder: Path, train: Arrays | None
+    config: ConfigDict, info: DatasetInfo, folders: Sequence[Path], train: Arrays | None
 ) -> classifier.Classifier:
     if not info.num_classes:
         raise refuse(
             "eval.features", "classifier", f"inception, as {info.name} has no classes to learn"
         )
-    path, train = folder / CLASSIFIER, train or build.arrays(config, info, "train")
+    train = train or build.arrays(config, info, "train")
     labels = np.asarray(train.condition["labels"])  # which may be streamed
-    split = hashlib.sha256(Rows.of(train.x).digest().encode() + labels.tobytes()).hexdigest()
+    split = hashlib.sha256(Rows.of(train.x).digest.encode() + labels.tobytes()).hexdigest()
     about = {
         "set": info.name,
         "training_split": split,
@@ -109,8 +110,10 @@ def _classifier(
         "num_classes": info.num_classes,
         **classifier.RECIPE,
     }
-    if found := classifier.read(path, about):
-        return found
+    path = folders[-1] / CLASSIFIER
+    for folder in folders:
+        if found := classifier.read(folder / CLASSIFIER, about):
+            return found
     steps = classifier.num_steps(len(labels))
     with bar(total=steps, desc="classifier", unit="step") as shown:
         learnt = classifier.train(_images(train, info), labels, info.num_classes, shown.update)
@@ -123,6 +126,8 @@ def _classifier(
     if is_writer():
         if theirs := classifier.read(path, about):  # of a command that was faster
             return theirs
+        for old, new in move_aside([path]).items():
+            print(f"{path.with_name(old)}: of other images or settings; it is now {new}")
         classifier.write(path, found)
     return found
 
@@ -160,7 +165,7 @@ def features(
     Raises:
         UserError: images that the extractor does not take.
     """
-    depends = {**made_by.about, "images": images.digest()}
+    depends = {**made_by.about, "images": images.digest}
     place = folder / key_of(depends)
     with bar(total=len(images), desc=f"features {place.name}", unit="image") as shown:
 

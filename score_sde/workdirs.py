@@ -1,6 +1,10 @@
 """The config that a workdir keeps: written by training, read by all that follows."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,16 @@ from ml_collections import ConfigDict
 from score_sde import __version__
 from score_sde.config import changed, default, flat, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
-from score_sde.errors import DAMAGED, UserError, one_line
-from score_sde.paths import whole
+from score_sde.errors import DAMAGED, UserError, one_line, why_no_json
+from score_sde.locks import SUFFIX
+from score_sde.paths import whole, written
 from score_sde.schema import SCHEMA
 from score_sde.validation import import_rules, validate
 
 FILE = "config.json"
 EXPORTED = "model.safetensors"  # a folder with this file is an export of ours
+UNFINISHED = "unfinished"  # a file, while a conversion or an export fills a directory
+LAST = {"workdir": FILE, "target": EXPORTED}  # by the flag, what they write last
 
 # Keys that may change between two commands on one workdir ("name." stands for a whole section).
 AFTERWARDS: tuple[str, ...] = (
@@ -68,6 +75,37 @@ def check_no_export(path: Path) -> None:
         raise UserError(f"--workdir = '{path}': an export; --mode convert makes a run of it")
 
 
+def check_new(flag: str, path: Path) -> None:
+    """Raise UserError unless a directory is new, or empty apart from locks and from what a command
+    left that was ended before it had filled it."""
+    files = path.iterdir() if path.is_dir() else ()
+    there = {each.name for each in files if each.suffix not in (SUFFIX, ".partial")}
+    begun = UNFINISHED in there and LAST[flag] not in there
+    if path.exists() and not (path.is_dir() and (begun or not there)):
+        raise UserError(f"--{flag} = '{path}': not empty; allowed are new or empty directories")
+
+
+@contextmanager
+def filled(flag: str, path: Path) -> Iterator[None]:
+    """Mark a new directory until it is filled, so that the same command begins again after an
+    interruption; remove what an earlier one left.
+
+    Raises:
+        UserError: as `check_new`, or it cannot be written.
+    """
+    check_new(flag, path)  # again, as another command may have been faster
+    mark, left = path / UNFINISHED, path / "checkpoints"
+    if mark.exists() and left.exists():
+        remove: Any = getattr(left, "rmtree", partial(shutil.rmtree, left))  # of a bucket's path
+        with written(path):
+            remove()
+    with whole(mark):
+        pass
+    yield
+    with written(mark):
+        mark.unlink()
+
+
 def check_changes(mode: str, saved: ConfigDict, config: ConfigDict, path: Path) -> None:
     """Raise UserError where a config differs from that of a workdir in what a mode may not
     change."""
@@ -109,7 +147,7 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _no_config(source, f"no JSON: {one_line(error)}") from None
+        raise _no_config(source, f"no JSON: {why_no_json(error)}") from None
     if not (isinstance(document, dict) and isinstance(document.get("config"), dict)):
         raise _no_config(source, "it has no section config")
     values = flat(document["config"])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import score_sde
-from score_sde import workdirs
-from score_sde.best import _is_best
+from score_sde import presets, workdirs
+from score_sde.best import _is_best, _sampling
+from score_sde.config import changed
 from score_sde.modes.sweep import settings_of
 from score_sde.training.checkpoints import best_record, listing, steps
 from score_sde.training.logs import logged
@@ -110,6 +111,18 @@ def test_a_record_of_another_score_is_no_rival(tmp_path):
     assert json.loads((tmp_path / "best.old.json").read_text()) == record
     (tmp_path / "best" / "6").mkdir(parents=True)
     assert not _is_best(tmp_path, {"name": NAME}, 4, 0.5)  # made again after a kill
+
+
+def test_the_batch_size_counts_where_samples_depend_on_it(tmp_path):
+    """As with score_sde's corrector, whose steps are as large as the batch's norms say."""
+    settings = {"sampling.method": "pc", "sampling.corrector": "langevin"}
+    config = changed(presets.load("vp_digits"), settings)
+    both = [_sampling(changed(config, {"sampling.faithful": said})) for said in (False, True)]
+    assert ["sampling.batch_size" in found for found in both] == [False, True]
+    record = {"step": 2, "value": 1.0, "name": NAME}  # of an earlier version
+    (tmp_path / "best.json").write_text(json.dumps(record))
+    (tmp_path / "best" / "2").mkdir(parents=True)
+    assert not _is_best(tmp_path, {"name": NAME, "sampling.batch_size": 64}, 4, 2.0)
 
 
 def test_mistakes(tiny_run, tmp_path):

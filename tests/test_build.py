@@ -66,6 +66,25 @@ def test_labels_are_dropped_in_training():
     np.testing.assert_array_equal(batch["condition"]["labels"], labels)
 
 
+def test_half_of_the_images_are_mirrored_left_to_right():
+    """What the network sees is of the image or of its mirror image, to the bit; half of 400 within
+    four standard deviations, 40."""
+    config, seen = changed(default(), SMALL), []
+    images = np.random.default_rng(0).integers(0, 17, (400, 8, 8, 1), np.uint8)
+
+    def apply(params, x, noise, condition, **options):
+        seen.append(np.asarray(x))
+        return x
+
+    for flip, x in ((True, images), (False, images), (False, images[:, :, ::-1])):
+        loss = build.loss(changed(config, {"data.flip": flip}), apply, describe("digits"))
+        loss(None, None, {"x": jnp.asarray(x), "condition": {}}, jax.random.key(0))
+    flipped, straight, mirrored = seen
+    turned = (flipped == mirrored).all(axis=(1, 2, 3))
+    assert abs(turned.sum() - 200) < 40
+    np.testing.assert_array_equal(flipped[~turned], straight[~turned])
+
+
 def test_the_data_of_a_converted_run_can_be_named_afterwards():
     """By a set of images that the network can be given."""
     kept = describe("images", image_size=8, channels=1)

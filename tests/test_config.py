@@ -98,8 +98,11 @@ def test_a_saved_config_that_lacks_younger_keys_takes_their_defaults():
             "config.json: not a config written by a run (it has no section config); a run's has",
         ),
         pytest.param(
-            "[" * 9999, "config.json: not a config written by a run (no JSON: ", id="deep"
+            "[" * 9999,
+            "config.json: not a config written by a run (no JSON: nested too deeply); a run's",
+            id="deep",
         ),
+        (b"\xff\xfe\0", "config.json: not a config written by a run (no JSON: not text); a run's"),
         ('{"config": 3}', "config.json: not a config written by a run (it has no section config)"),
         ('{"config": {"lr": 1}}', "config.json: config.lr = 1: no such key; "),
         ('{"config": {"seed": "a"}}', "config.json: "),

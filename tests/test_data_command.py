@@ -1,6 +1,9 @@
 """`--mode data`: what it prints of images and vectors; its lines train, and bad data end it."""
 
+import io
 import shlex
+import tracemalloc
+import zipfile
 
 import jax
 import numpy as np
@@ -9,7 +12,9 @@ from PIL import Image
 
 import score_sde
 from score_sde import workdirs
-from score_sde.modes.data import largest_distance, proposed_size
+from score_sde.config import default
+from score_sde.data import DatasetInfo
+from score_sde.modes.data import _moments, largest_distance, proposed_size
 from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
 
 DRAW = np.random.default_rng(0)
@@ -115,6 +120,50 @@ def test_vectors(tmp_path):
     unit = (x[rows] - x[rows].mean(0)) / x[rows].std(0)
     exact = max(np.linalg.norm(a - b) for a in unit for b in unit)
     assert exact <= sigma <= 1.02 * exact
+
+
+def test_of_a_stream_all_labels_and_files_are_looked_at(tmp_path):
+    """2000 images are; of the others the class and the bytes of the file are at hand."""
+    number = 2300
+    images = np.zeros((number, 2, 2, 1), np.uint8)
+    images[:, 0, :, 0] = np.arange(number)[:, None] // (1, 256) % 256  # all differ
+    classes = np.where(np.arange(number) < 7, 0, 1)
+    stream = ("--config.data.stream=True", "--config.model.name=tests.tiny:Tiny")
+    np.savez(tmp_path / "mine.npz", images=images, labels=classes, y=classes, z=images[:, :, 0, 0])
+    npz = ("--config.data.name=npz", f"--config.data.dir={tmp_path / 'mine.npz'}")
+    told = succeed("--mode=data", DIGITS, *npz, *stream, cwd=tmp_path)
+    train = np.random.default_rng(0).permutation(number)[: number - number // 10]
+    assert "looked at: 2000 training items" in told
+    rare = (train < 7).sum()
+    counts = f"0 ({rare}), 1 ({len(train) - rare})"
+    assert f"classes: 2, with so many training items: {counts}" in told
+    assert "further arrays: y, z; data.condition may name them" in told
+    assert (
+        "0 training items repeat another, 0 test items are among the training items, of the" in told
+    )
+
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for index, image in enumerate(images[..., 0]):
+            content = io.BytesIO()
+            Image.fromarray(image if index != train[1] else images[train[0], ..., 0]).save(
+                content, "ppm"
+            )
+            archive.writestr(f"{index:04d}.pgm", content.getvalue())
+    files = ("--config.data.name=zip", f"--config.data.dir={tmp_path / 'mine.zip'}")
+    told = succeed("--mode=data", DIGITS, *files, *stream, cwd=tmp_path)
+    assert "1 training items repeat another, 0 test items are among the training items, by" in told
+
+
+def test_pixels_are_counted_without_a_copy_of_all():
+    x, config = np.zeros((3000, 64, 64, 1), np.uint8), default()
+    x[::2] = 16
+    info = DatasetInfo("mine", (64, 64, 1), 17, 0, {"train": 3000, "test": 0})
+    tracemalloc.start()
+    said = [*_moments(config, info, x)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said[0] == "channel 0: mean 8, standard deviation 8 (of 0 to 16)"
+    assert peak < 5 * x.nbytes  # of 1000 items, numbers of 8 bytes
 
 
 def test_the_largest_distance_is_that_of_all_pairs():

@@ -2,6 +2,8 @@
 depend on it."""
 
 import os
+import secrets
+import socket
 
 import jax
 import numpy as np
@@ -87,7 +89,7 @@ def test_without_a_home_downloads_have_no_place(nobody, tmp_path):
             weights.read(setting)
     nobody.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("cifar10") == tmp_path / "score_sde" / "cifar10"
-    nobody.setenv("XDG_CACHE_HOME", "/dev/null")
+    nobody.setenv("XDG_CACHE_HOME", "/dev/null/cache")
     said = r"weights: /dev/null/.* \(Not a directory\); XDG_CACHE_HOME moves the cache, and "
     with pytest.raises(UserError, match=said):
         weights.read(url)
@@ -136,18 +138,38 @@ def test_who_reads_the_output_may_go(tmp_path):
     assert (running.wait(60), said) == (141, "")
 
 
+def test_a_device_with_too_little_memory(tmp_path):
+    network = "--config.model.name=tests.tiny:Hungry"
+    done = command("--mode=train", DIGITS, *KINDS["digits"], network, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: --mode train: the device has too little memory (Out of memory")
+    assert "allowed are smaller config.training.batch_size, smaller networks, " in line
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_cache_of_programs_in_the_home(tiny_run, tmp_path, nobody):
+    """No shell replaces the ~ of a variable that stands in a file."""
+    tiny_run("digits", tmp_path)
+    nobody.setenv("HOME", str(tmp_path / "home"))
+    nobody.setenv("JAX_COMPILATION_CACHE_DIR", "~/programs")
+    assert "are not kept" not in succeed("--mode=sample", *FEW, cwd=tmp_path)
+    assert (tmp_path / "home" / "programs").is_dir() and not (tmp_path / "~").exists()
+
+
 FULL = {
-    "config": ("config.json.partial", "config.json"),
+    "config": ("config.json{}", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),
-    "picture": ("samples/step_000004.png.partial", "step_000004.png"),
+    "picture": ("samples/step_000004.png{}", "step_000004.png"),
 }
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file whose disk is always full")
 @pytest.mark.parametrize(("partial", "file"), FULL.values(), ids=FULL.keys())
-def test_a_full_disk_ends_a_training_in_one_line(tmp_path, partial, file):
+def test_a_full_disk_ends_a_training_in_one_line(tmp_path, partial, file, monkeypatch):
     """What a checkpoint does there is in tests/training/test_checkpoints.py."""
-    path = tmp_path / "run" / partial
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0000")
+    path = tmp_path / "run" / partial.format(f".{os.getpid()}-0000-{socket.gethostname()}.partial")
     path.parent.mkdir(parents=True)
     path.symlink_to("/dev/full")
     done = command("--mode=train", DIGITS, "--workdir=run", *KINDS["digits"], cwd=tmp_path)

@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from score_sde.evaluation import read_statistics, statistics, write_statistics
+from score_sde import pictures
+from score_sde.evaluation import Rows, read_statistics, statistics, write_statistics
 from score_sde.locks import SUFFIX, writing
+from score_sde.modes import judge
 from score_sde.scoring import Extractor
 from tests.commands import FEW, ROOT, command, refused, succeed
 from tests.evaluation.recorded import packed_weights
+from tests.pages import page_of
 
 
 def test_few_samples_are_in_the_name():
@@ -71,10 +74,55 @@ def test_features_of_a_classifier_have_their_own_names(judged, tmp_path):
     assert found["classifier"]["held_out_accuracy"] > 0.95
     assert found["classifier"]["held_out_images"] == 297
     assert "held-out images of digits are right" in said
+    assert len(found["reference"].pop("sha256")) == 64
     assert found["reference"] == {"set": "digits", "split": "train", "n": 30}
     assert found["samples"]["n"] == 24 and found["samples"]["averages"] == "ema"
     assert len(found["statistics"]) == 64 and found["network_precision"] == "float32"
     assert (workdir / "nearest.png").exists()
+
+
+def test_an_evaluation_has_all_that_its_figures_depend_on(judged):
+    """What `--mode sample` compares, the machine that drew, the images' bytes, the versions."""
+    workdir, _ = judged
+    found = json.loads((workdir / "evaluation.json").read_text())
+    with np.load(workdir / "samples.npz") as file:
+        depends, made_by = (json.loads(str(file[key])) for key in ("depends", "made_by"))
+        drawn = np.rint(file["images"] * (255 / 16)).astype(np.uint8)
+    assert {"guidance", "guidance_interval", "labels", "condition", "weights"} <= depends.keys()
+    assert found["samples"].items() >= {**depends, "made_by": made_by}.items()
+    assert found["samples"]["sha256"] == Rows.of(drawn).digest
+    here = {"device": found["device"], "num_devices": found["num_devices"]}
+    assert made_by == [{**here, "versions": found["versions"]}]
+    assert {"jax", "jaxlib", "numpy", "pillow", "score_sde"} <= found["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("samples.guidance", "samples.classifier_scale", "samples.batch_size", "samples.sha256"),
+        *("samples.made_by", "reference.sha256", "weights", "num_manifold", "rounding"),
+    ],
+)
+def test_an_evaluation_of_anything_else_is_kept(judged, tmp_path, key, capsys):
+    workdir, _ = judged
+    before = (workdir / "evaluation.json").read_bytes()
+    (tmp_path / "evaluation.json").write_bytes(before)
+    facts = json.loads(before)
+    section, _, name = key.rpartition(".")
+    (facts[section] if section else facts)[name] = "another"
+    assert judge._kept(tmp_path, facts) == {}
+    assert (tmp_path / "evaluation.old.json").read_bytes() == before
+    assert "of another evaluation" in capsys.readouterr().out
+
+
+def test_an_evaluation_elsewhere_is_the_same(judged, tmp_path):
+    """The last digits of statistics differ between machines, as figures may."""
+    workdir, _ = judged
+    before = (workdir / "evaluation.json").read_bytes()
+    (tmp_path / "evaluation.json").write_bytes(before)
+    facts = json.loads(before)
+    facts |= {"device": "another", "num_devices": 9, "versions": {}, "statistics": "another"}
+    assert judge._kept(tmp_path, facts) == {"likelihood": facts["likelihood"]}
 
 
 def test_the_loss_by_level_and_the_likelihood_stand_beside_the_figures(judged):
@@ -119,7 +167,8 @@ def test_a_folder_of_features_is_used_again(judged, tmp_path):
     out = ("--output", tmp_path / "out")
     given = ("--samples", folders[24], "--reference", folders[30])
     at = ("--mode=evaluate", "--workdir", workdir, *SETTINGS)
-    succeed(*at, *out, *given, cwd=tmp_path)
+    told = succeed(*at, *out, *given, cwd=tmp_path)
+    assert "note: no sliced_wasserstein and no nearest.png: the samples are without images" in told
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
     assert found == {key: figures[key] for key in figures if key != "sliced_wasserstein"}
     (folders[30] / "000000.npy").rename(tmp_path / "elsewhere.npy")
@@ -166,6 +215,25 @@ def test_damaged_features_are_made_again(judged):
     assert path.read_bytes() == before
 
 
+def test_the_samples_as_a_folder_of_grey_images(judged, tmp_path):
+    """They are the same images, of one channel: all figures are the same."""
+    workdir, _ = judged
+    with np.load(workdir / "samples.npz") as file:
+        pictures.save_each(tmp_path / "mine", file["images"], 17)
+    ours = json.loads((workdir / "evaluation.json").read_text())
+    at = ("--mode=evaluate", "--workdir", workdir, *SETTINGS, "--output=out", "--samples=mine")
+    succeed(*at, cwd=tmp_path)
+    theirs = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert theirs["figures"] == ours["figures"]
+    assert theirs["samples"]["sha256"] == ours["samples"]["sha256"]
+    assert (tmp_path / "out" / "nearest.png").read_bytes() == (workdir / "nearest.png").read_bytes()
+    text = page_of(tmp_path / "out").text
+    assert "then the nearest training images by pixels" in text
+    told = succeed(*at, "--reference=mine", cwd=tmp_path)
+    assert "evaluation.json: of another evaluation; it is now evaluation.old.json" in told
+    assert "then the nearest images of mine by pixels" in page_of(tmp_path / "out").text
+
+
 def test_anybodys_images_need_no_run(judged, tmp_path):
     workdir, _ = judged
     np.savez(tmp_path / "a.npz", images=np.resize(images(24, channels=1), (24, 8, 8, 1)))
@@ -173,6 +241,7 @@ def test_anybodys_images_need_no_run(judged, tmp_path):
     given = ("--mode=evaluate", "--samples=a.npz", *SETTINGS)
     succeed(*given, "--config", ROOT / "configs" / "vp_digits.py", cwd=tmp_path)
     found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(found["samples"].pop("sha256")) == len(found["reference"].pop("sha256")) == 64
     assert found["samples"] == {"path": "a.npz", "n": 24}
     assert found["reference"] == {"set": "digits", "split": "train", "n": 30}
     assert not (tmp_path / "report.html").exists()
@@ -316,7 +385,7 @@ def test_a_run_and_its_samples(tiny_run, data_dir, tmp_path):
     assert figures["Inception_Score_of"] == 24
     assert figures["FID_at_sizes"].keys() == {"24", "12", "8", "6"}
     assert 0.0 <= figures["precision"] <= 1.0 and figures["of_each_side"] == 24
-    assert found["reference"] == {"set": "digits", "split": "train", "n": 30}
+    assert found["reference"].items() >= {"set": "digits", "split": "train", "n": 30}.items()
     assert found["samples"]["n"] == 24 and found["samples"]["step"] == 4
     assert found["resize"] == "tf1" and len(found["weights"]) == 64
     assert str(figures["FID-24"]) in said and (workdir / "nearest.png").exists()

@@ -102,7 +102,7 @@ def test_labels_and_guidance_by_the_command_line(tiny_run, tmp_path):
 
 
 MOONS = (
-    "--config.model.width=8",
+    "--config.model.width=16",
     "--config.model.depth=1",
     "--config.training.batch_size=16",
     "--config.training.num_steps=2",

@@ -92,7 +92,10 @@ ROOMS = {
         5,
         (0, 3),
         ("ml_collections",),
-        neighbours=("score_sde.config", "score_sde.validation", "score_sde.schema"),
+        neighbours=(
+            *("score_sde.config", "score_sde.validation", "score_sde.schema"),
+            "score_sde.locks",
+        ),
     ),
     "score_sde.locks": Room(5, (0,)),
     "score_sde.presets": Room(
@@ -113,7 +116,7 @@ ROOMS = {
         ("ml_collections",),
         neighbours=(
             *("score_sde.config", "score_sde.validation", "score_sde.presets"),
-            *("score_sde.overrides", "score_sde.workdirs", "score_sde.locks"),
+            *("score_sde.overrides", "score_sde.workdirs"),
         ),
     ),
     "score_sde.build": Room(
@@ -165,7 +168,7 @@ ROOMS = {
         5,
         (0, 3, 4),
         ("jax", "ml_collections"),
-        neighbours=("score_sde.config", "score_sde.scoring", "score_sde.run"),
+        neighbours=("score_sde.build", "score_sde.config", "score_sde.scoring", "score_sde.run"),
     ),
     # Figures; who draws one imports them there, for matplotlib takes its time.
     "score_sde.plots": Room(5, (0, 4), ("matplotlib", "PIL")),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import time
 
 import jax
@@ -123,7 +124,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(unbroken, tmp
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("likelihood.*"))
     stop(workdir, 6, signal.SIGKILL)
-    (workdir / "likelihood.npz.partial").write_bytes(b"as a kill may leave it")
+    left = f"likelihood.npz.{2**31 - 1}-0000-{socket.gethostname()}.partial"
+    (workdir / left).write_bytes(b"as a kill may leave it")
     status, said = stop(workdir, len(values(workdir)["nfe"]) + 3, signal.SIGINT)
     assert status == 130 and "Traceback" not in said
     done = len(values(workdir)["nfe"])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from score_sde import UserError
@@ -109,9 +110,14 @@ def workdir(tiny_run, tmp_path_factory):
         ("sample", "samples", "runs/vp_digits"),
         ("likelihood", "likelihoods", "runs/vp_digits"),
         ("interpolate", "interpolations", "runs/vp_digits"),
+        ("restore", "restorations", "runs/vp_digits"),
+        ("evaluate", "evaluations", "runs/vp_digits"),
+        ("evaluate", "samples", "runs/vp_digits"),
         ("sample", "samples", "out"),
         ("likelihood", "likelihoods", "out"),
         ("interpolate", "interpolations", "out"),
+        ("restore", "restorations", "out"),
+        ("evaluate", "evaluations", "out"),
         ("export", "weights", "out"),
         ("convert", "checkpoints", "out"),
         ("train", "checkpoints", "runs/vp_digits"),
@@ -124,12 +130,15 @@ def test_a_command_is_refused_where_another_writes_the_same(workdir, mode, resul
         at = [DIGITS, *KINDS["digits"]]
     elif mode == "export":
         at = ["--target=out"]
+    elif mode == "restore":
+        at += ["--input", ROOT / "main.py", "--task=inpaint"]
     elif mode == "convert":  # before it sees that this is no checkpoint
         at = ["--source", ROOT / "main.py", DIGITS, "--workdir=out"]
     with writing(cwd / folder, results):
-        before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*")}
+        before = {path: path.is_file() and path.stat().st_mtime_ns for path in cwd.rglob("*")}
         done = command(f"--mode={mode}", *at, cwd=cwd)
-        assert {path: path.stat().st_mtime_ns for path in cwd.rglob("*")} == before
+        after = {path: path.is_file() and path.stat().st_mtime_ns for path in cwd.rglob("*")}
+    assert after == before
     assert done.returncode == 2
     line = f"error: {folder}: its {results} are being written by {ME}"
     [said] = [each for each in done.stderr.splitlines() if not each.startswith("note: ")]
@@ -200,6 +209,33 @@ def test_a_second_training_is_refused_and_the_first_is_unharmed(tmp_path):
     steps = [json.loads(line)["step"] for line in metrics]
     assert steps[:-1] == [*range(2, 2 * len(steps), 2)]
     assert any(path.name == f"{steps[-1]}" for path in checkpoints.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_that_sample_at_a_time(tiny_run, tmp_path):
+    """The second is refused by the name of the first, or goes elsewhere; both seeds are kept."""
+    workdir = tiny_run("digits", tmp_path)
+    many = ("--config.sampling.num_samples=1000000", "--config.sampling.batch_size=500")
+    first = begin("--mode=sample", *many, "--config.sampling.seed=1", cwd=tmp_path)
+    while not (workdir / "samples.lock").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second = ("--mode=sample", *FEW, "--config.sampling.seed=2")
+    try:
+        done = process(*second, cwd=tmp_path)
+        elsewhere = process(*second, "--output=out", cwd=tmp_path)
+    finally:
+        first.terminate()
+    line = f"error: runs/vp_digits: its samples are being written by process {first.pid} on "
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(line), done.stderr
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130 and "Traceback" not in said, said
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        assert file["seed"] == 2
+    if (workdir / "samples.npz").exists():  # it had drawn some by then
+        with np.load(workdir / "samples.npz") as file:
+            assert file["seed"] == 1
 
 
 @pytest.mark.slow

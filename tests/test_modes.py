@@ -142,6 +142,17 @@ def with_weights(workdir: Path, change) -> Path:
     return workdir
 
 
+@pytest.mark.parametrize("mode", ["sample", "restore"])
+def test_a_score_that_is_no_number_is_told_whatever_the_sampler(tiny_run, tmp_path, mode):
+    """With the preset's own, whose steps are of no help then."""
+    with_weights(tiny_run("digits", tmp_path), lambda leaf: np.full_like(leaf, 3e38))
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    more = {"sample": (), "restore": ("--input=a.png", "--task=inpaint")}[mode]
+    done = command(f"--mode={mode}", *FEW, *more, cwd=tmp_path)
+    assert done.returncode == 2 and "allowed are more" not in done.stderr, done.stderr
+    assert "the score is not a finite number, so no setting of sampling helps" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def diverged(tiny_run, tmp_path_factory) -> Path:
     """The workdir of a network with weights so large that no solve can follow its flow."""

@@ -28,7 +28,7 @@ EVALUATION = {
         "FID_infinity": {"value": 10.1, "standard_error": 0.31},
         "of_each_side": 24,
     },
-    "samples": {"n": 24, "seed": 3},
+    "samples": {"n": 24, "made_by": [{"device": "one"}, {"device": "two"}], "labels": []},
     "command": ["main.py", "--mode=evaluate", "--config.x=a b"],
     "loss_by_level": {
         "t": [0.1, 0.5, 0.9],
@@ -105,7 +105,7 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     assert [text for tag, text in page.headings() if tag == "h2"] == [
         *("Run", "Samples", "Film of the denoising", "Training", "Loss by noise level", "Quality"),
         *("Quality against evaluations", "Likelihood", "Interpolation"),
-        *("Nearest training images", "Config"),
+        *("Nearest images", "Config"),
     ]
     for words in (
         "70 samples by DDIM, NFE 31, seed 7, after 200 steps of training, of which 64 are shown",
@@ -119,6 +119,8 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
         "Above the fewest bits/dim, 1 to 1.483; below the most, 3 to 2.517",
         "32 (preset: 64)",
         "unipc",
+        "samples, made by 2, device",
+        "then the nearest training images by pixels",
     ):
         assert words in page.text, words
     assert "score-sde --mode" not in page.text  # nothing is missing
@@ -272,6 +274,20 @@ def test_vectors_of_the_plane(density, tmp_path):
     assert len(page.all("svg")) == 6 and len(page.all("image")) == 2  # so many are pixels
 
 
+def test_pages_are_valid_html(full, tmp_path):
+    """By the parser of the standard: an error for each mistake that browsers would correct."""
+    html5lib = pytest.importorskip("html5lib", reason="no html5lib: pip install '.[test]'")
+    other = tmp_path / "moons"
+    made(other, "vp_moons", {"name": HOSTILE})
+    sampled(other, "x", DRAW.standard_normal((50, 2)))
+    succeed("--mode=report", f"--workdir={full}", cwd=tmp_path)
+    succeed("--mode=report", f"--workdir={other}", f"--against={full}", cwd=tmp_path)
+    for folder in (full, other):
+        parser = html5lib.HTMLParser()
+        parser.parse((folder / "report.html").read_text())
+        assert not parser.errors
+
+
 def test_vectors_whose_data_are_gone(tmp_path):
     x = DRAW.standard_normal((40, 3))
     np.savez(tmp_path / "mine.npz", x=x)
@@ -310,7 +326,7 @@ def test_in_a_browser(full, tmp_path):
                 for scheme in ("light", "dark"):
                     seen = shown.open(page / "report.html", width, scheme)
                     assert seen["images"] and min(seen["images"]) > 0
-                    assert min(seen["plots"]) > 200
+                    assert min(seen["plots"]) > 200 and seen["details"]
                     assert seen["wide"] <= seen["room"] <= width and not seen["beyond"], seen
                     assert not seen["loaded"] and not shown.complaints()
                     colours[scheme].add((seen["paper"], seen["ink"]))

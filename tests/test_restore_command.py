@@ -55,6 +55,29 @@ def test_a_folder_is_restored_and_gone_on_with(tiny_run, tmp_path, inputs):
     assert "of another" in told and (workdir / "restored.old.npz").exists()
 
 
+def test_files_of_one_stem_have_their_own_draws_and_what_was_deleted_is_made_again(
+    tiny_run, tmp_path, inputs, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no shell replaces the mask's ~
+    workdir = tiny_run("digits", tmp_path)
+    (inputs / "b.png").unlink()
+    image = Image.open(inputs / "a.png")
+    for name in ("inputs/a.jpg", "mask.png"):
+        image.save(tmp_path / name)
+    typed = ("--task=inpaint", "--degrade", "--mask=~/mask.png")
+    restore(tmp_path, inputs, *typed)
+    files = [*(workdir / "restored").glob("*/*.png")]
+    assert {path.parent.name for path in files} == {"a.jpg", "a.png"} and len(files) == 4
+    files += [workdir / name for name in ("restored.png", "restored.json")]
+    before = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.unlink()
+    for name in ("a.jpg", "a.png"):
+        (workdir / "restored" / name).rmdir()
+    assert "nothing to compute" in restore(tmp_path, inputs, *typed)
+    assert {path: path.read_bytes() for path in files} == before
+
+
 # The other methods share pigdm's way.
 @pytest.mark.parametrize(
     ("kind", "method"), [("digits", "pigdm"), ("digits", "replacement"), ("ve", "pigdm")]

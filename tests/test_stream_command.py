@@ -1,7 +1,13 @@
 """Training from a stream by the command line: the model of memory, and files that are gone."""
 
+import dataclasses
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +15,10 @@ import pytest
 from PIL import Image
 
 import score_sde
-from tests.commands import DIGITS, TINY, begin, process, succeed
+from score_sde.config import changed
+from score_sde.data import Streamed, load
+from score_sde.modes.files import digest
+from tests.commands import DIGITS, ROOT, TINY, begin, process, succeed
 
 NUMBER = 400
 
@@ -47,6 +56,100 @@ def test_a_stream_trains_the_model_of_memory(photos, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first.score.params, second.score.params)
     looked = succeed("--mode=data", "--workdir=parts", *stream, cwd=tmp_path)
     assert "data: images 8 x 8 x 3 of folder: 360 train, 40 test" in looked
+
+    # What is computed of a stream is that of memory, and is not computed again.
+    solve = [f"--config.{name}={value}" for name, value in COARSE.items()]
+    for mode in ("likelihood", "interpolate"):
+        for stream in ("True", "False"):
+            here = (f"--mode={mode}", "--workdir=memory", f"--config.data.stream={stream}")
+            succeed(*here, *solve, cwd=tmp_path)
+    assert not list((tmp_path / "memory").glob("*.old.npz"))
+    read_as_they_are_needed(tmp_path / "memory", str(photos))
+
+
+COARSE = {
+    **{"likelihood.num_images": 3, "likelihood.divergence": "rademacher"},
+    **{"sampling.num_pairs": 1, "sampling.num_between": 1},
+    **{
+        f"{section}.{tol}": 0.1
+        for section in ("likelihood", "sampling")
+        for tol in ("rtol", "atol")
+    },
+}
+
+
+def read_as_they_are_needed(workdir, photos):
+    """The likelihood of a stream reads a batch at a time."""
+    x, asked = load("folder", "test", photos, score_sde.load(workdir).info, stream=True), []
+
+    def read(rows):
+        asked.append(len(rows))
+        return x.x.read(rows)
+
+    config = changed(score_sde.load(workdir).config, {**COARSE, "likelihood.batch_size": 3})
+    run = score_sde.load(workdir, config)
+    items = dataclasses.replace(x.x, read=read)
+    next(run.likelihood_batches(jax.random.key(0), items, x.condition))
+    assert asked == [3]
+
+
+def test_a_digest_of_a_stream_is_that_of_its_array_in_parts():
+    x, asked = np.random.default_rng(0).integers(0, 256, (25, 1024, 1024, 1), np.uint8), []
+
+    def read(rows):
+        asked.append(len(rows))
+        return x[rows]
+
+    stream = Streamed(read, np.arange(25), x.shape[1:], x.dtype)
+    assert digest((stream, np.ones(3))) == digest((x, np.ones(3)))
+    assert asked == [16, 9]
+
+
+def group_of(pid):
+    """The processes of a group that have not ended, and what they run."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, group = (place / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(group) == pid and state != "Z":
+                found[int(place.name)] = (place / "cmdline").read_text()
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("moment", ["workers begin", "training"])
+def test_ctrl_c_ends_training_and_workers(moment, photos, tmp_path):
+    """A terminal sends it to all of them at once, also while the workers still import."""
+    many = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
+    stream = ("--config.data.stream=True", "--config.data.workers=2")
+    running = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *train("run", photos, *stream, *many)],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    lines, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (
+        lines.exists() and lines.read_text()
+        if moment == "training"
+        else any("spawn_main" in command for command in group_of(running.pid).values())
+    ):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)
+    told = running.communicate(timeout=120)[1]
+    # 75: the loop had taken over, and has saved what it had done.
+    assert running.returncode in (75, 130) and "Traceback" not in told, told
+    assert "KeyboardInterrupt" not in told and "leaked" not in told, told
+    while group_of(running.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

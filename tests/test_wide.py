@@ -1,11 +1,16 @@
 """64-bit JAX, which diffrax's users switch on, and keys of JAX's other generators."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import score_sde
+from score_sde import presets
+from score_sde.config import changed
+from score_sde.data import load
 from score_sde.samplers import ProbabilityFlow
 from score_sde.spaces import item_keys
 from tests.cases import SAMPLER_CASES, process_of
@@ -65,6 +70,32 @@ def test_the_likelihood_and_the_latents(divergence):
     for narrow, wide in zip(*both(run), strict=True):
         assert wide.dtype == jnp.float32
         np.testing.assert_allclose(wide, narrow, rtol=1e-4, atol=1e-4)  # solves of 1e-5 a step
+
+
+@pytest.mark.slow  # a training, and solves, of both widths
+def test_a_training_and_its_run():
+    """Adam's first steps have the gradient's sign: where that is rounding, they differ by the
+    learning rate. So the losses are compared, and one run's latents in both widths."""
+    values = {"model.name": "tests.tiny:Tiny", "training.num_steps": 3, "training.log_every": 1}
+    values |= {"training.batch_size": 16, "training.warmup_steps": 0, "sampling.batch_size": 4}
+    config, images = changed(presets.load("vp_digits"), values), load("digits", "test").x[:4]
+    key, runs = jax.random.key(0), []
+
+    def run(wide):
+        with as_users_have_it():
+            runs.append(score_sde.train(config))
+            leaves = jax.tree.leaves(runs[-1].score.params)
+            assert all(leaf.dtype == np.float32 for leaf in leaves)
+            trained = dataclasses.replace(runs[-1], score=runs[0].score, smooth_score=runs[0].score)
+            latents = trained.encode(key, images)
+            between = trained.interpolate(key, images[:2], images[2:], 1)
+        losses = np.asarray([line["loss"] for line in runs[-1].metrics], np.float32)
+        return losses, latents, between.latents
+
+    for narrow, wide in zip(*both(run), strict=True):
+        assert wide.dtype == np.float32
+        # Sums of some 1000 squares; solves of 1e-5 a step.
+        np.testing.assert_allclose(wide, narrow, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])

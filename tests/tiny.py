@@ -41,3 +41,11 @@ class Tiny(nnx.Module):
             shift = shift + jax.nn.one_hot(condition["labels"], len(table)) @ table
         h = jnp.tanh(self.stem(x) + shift[:, None, None])
         return self.head(h.mean((1, 2)) if self.pools else h)
+
+
+class Hungry(Tiny):
+    """It needs more memory than a process can have: 2 to the power of 52 bytes."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        self.much = nnx.Param(jnp.zeros(2**50))

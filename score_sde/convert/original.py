@@ -215,16 +215,19 @@ def placed(found: Shapes, names: str, spec: UNetSpec) -> Shapes:
 
 def _other_number(spec: UNetSpec, shapes: Shapes) -> str:
     """The setting of a number that the shapes tell, where all names fit."""
-    width = shapes["stem/bias"][0]
-    widths = tuple(
-        shapes[f"encoder/level{level}_block0/conv0/bias"][0] for level in range(len(spec.widths))
-    )
+    biases = [shapes["stem/bias"]]
+    biases += [
+        shapes[f"encoder/level{level}_block0/conv0/bias"] for level in range(len(spec.widths))
+    ]
+    if any(len(shape) != 1 or not shape[0] for shape in biases):  # no network's
+        return ""
+    width, *widths = (shape[0] for shape in biases)
     # Either code base's kernel has the 3 x 3 pixels and these two, in another order.
     channels = math.prod(shapes["stem/kernel"]) // (9 * width)
     if width != spec.width:
         return f"config.model.width = {width}"
     if channels != spec.channels:
         return f"config.data.channels = {channels}"
-    if widths != spec.widths:
+    if tuple(widths) != spec.widths:
         return f"config.model.multipliers = {tuple(each // width for each in widths)}"
     return ""

@@ -42,6 +42,7 @@ LEAST_IMAGE = -3.5  # the log-SNR above which the bias counts
 IMPRECISE = 0.1  # by which a trained network may be off in nearly pure noise
 BIASED = 0.2  # bias^2 / s^2 of 8 images
 MOST_PIXELS = 2**16  # of all images that are drawn
+LARGEST = 2**22  # pixels of one image; larger ones would take hours and much memory
 
 
 class Errors(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.data.info import MOST_CLASSES, Arrays, DatasetInfo, check_fits, held_out
+from score_sde.data.info import MOST_CLASSES, Arrays, DatasetInfo, check_fits, held_out, taken
 from score_sde.data.streamed import Streamed
 from score_sde.errors import UserError
 
@@ -87,24 +87,30 @@ def describe(table: Table) -> DatasetInfo:
         shape = (*shape[1:3], shape[3] if len(shape) == 4 else 1)
         levels = 256
         if "levels" in table.kinds:  # as `--mode sample` writes it
-            found = table.read("levels")
-            if found.shape or found.dtype.kind not in "iu" or not 2 <= found <= 256:
+            size, dtype = table.kinds["levels"]
+            found: Any = _words((size, dtype)) if size else table.read("levels")
+            if size or dtype.kind not in "iu" or not 2 <= found <= 256:
                 raise UserError(f"{table.where}: levels is {found}; allowed are 2 to 256")
             levels = int(found)
-        return DatasetInfo(table.name, shape, levels, num_classes, splits, digest=table.digest())
+        digest, further = table.digest(), tuple(_others(table))
+        return DatasetInfo(
+            table.name, shape, levels, num_classes, splits, digest=digest, further=further
+        )
     splits = {split: len(load(table, split).x) for split in ("train", "test")}
     columns: tuple[str, ...] = ()
     if "columns" in table.kinds:
-        names = table.read("columns")
-        text = np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
-        columns = tuple(map(str, text.astype(str).ravel().tolist()))
-        is_text = names.dtype.kind in "US" and names.ndim == 1
-        if not is_text or len(set(columns)) != shape[1]:
+        size, dtype = table.kinds["columns"]
+        if size == shape[1:] and dtype.kind in "US":
+            names = table.read("columns")
+            text = np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
+            columns = tuple(map(str, text.tolist()))
+        if len(set(columns)) != shape[1]:
             raise UserError(
                 f"{table.where}: columns is {_words(table.kinds['columns'])}; allowed are "
                 f"{shape[1]} different names, one for each column of x"
             )
-    return DatasetInfo(table.name, shape[1:], None, num_classes, splits, columns)
+    further = tuple(_others(table))
+    return DatasetInfo(table.name, shape[1:], None, num_classes, splits, columns, further=further)
 
 
 def load(table: Table, split: str, stream: bool = False) -> Arrays:
@@ -121,6 +127,8 @@ def load(table: Table, split: str, stream: bool = False) -> Arrays:
     _check(table)
     suffix = "_test" if table.has_test and split == "test" else ""
     name = table.data + suffix
+    if not stream:
+        _check_fits(table, name, *(other + suffix for other in _beside(table)))
     count = table.kinds[name][0][0]
     rows = np.arange(count) if table.has_test else held_out(count)[split]
     if stream and not table.are_images:
@@ -130,8 +138,8 @@ def load(table: Table, split: str, stream: bool = False) -> Arrays:
         item = (*shape[1:3], shape[3] if len(shape) == 4 else 1)
         x: Any = Streamed(table.rows(name), rows, item, dtype)
     else:
-        _check_fits(table, name)
-        x = _whole(table, name)[rows]
+        x = _whole(table, name)
+        x = x if table.has_test else taken(x, rows)
     condition: dict[str, np.ndarray] = {}
     if "labels" in table.kinds:
         condition["labels"] = table.read(f"labels{suffix}").astype(np.int32)[rows]
@@ -151,8 +159,20 @@ def _whole(table: Table, name: str) -> np.ndarray:
 
 
 def _check_fits(table: Table, *names: str) -> None:
-    needed = (table.kinds[name] for name in names if name in table.kinds)
-    check_fits(sum(math.prod(shape) * dtype.itemsize for shape, dtype in needed), table.where)
+    """Refuses arrays that take more than the memory, before they are read."""
+
+    def bytes_of(name: str) -> int:
+        shape, dtype = table.kinds[name]
+        # Of vectors there is a copy in float32, and for their constants one in float64.
+        copies = 16 if len(shape) == 2 and dtype.kind in "fiu" else 0
+        return math.prod(shape) * (dtype.itemsize + copies)
+
+    check_fits(sum(bytes_of(name) for name in names if name in table.kinds), table.where)
+
+
+def _beside(table: Table) -> tuple[str, ...]:
+    """The arrays that are read beside the data, at once."""
+    return ("labels", "columns", *_others(table))
 
 
 def _keys(table: Table, name: str) -> tuple[str, ...]:
@@ -187,9 +207,9 @@ def _check(table: Table) -> None:
         raise UserError(f"{where}: has labels and {table.data}_test, but no array labels_test")
     for name in _keys(table, table.data):
         _check_data(table, name)
-    beside = ("labels", *_others(table))
-    read = beside if table.are_images else (table.data, *beside)  # images may be streamed
-    _check_fits(table, *(key for name in read for key in _keys(table, name)))
+    read = () if table.are_images else (table.data,)  # images may be streamed
+    names = (key for name in (*read, *_beside(table)) for key in _keys(table, name))
+    _check_fits(table, *names)
     for name in _keys(table, "labels"):
         if name in kinds:
             _check_labels(table, name, kinds[name.replace("labels", table.data)][0][0])

@@ -11,12 +11,14 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from score_sde.data.download import PATIENCE, RemoteFile, download
 from score_sde.data.info import Arrays, DatasetInfo, check_fits
 from score_sde.data.sources import load_in_order
+from score_sde.data.streamed import fill
 from score_sde.errors import UserError
 
 INFO = DatasetInfo("fashion_mnist", (28, 28, 1), 256, 10, {"train": 60_000, "test": 10_000})
@@ -95,29 +97,35 @@ def load(
     return load_in_order(INFO, split, data_dir, read_files, fetch, hint)
 
 
-def parse_idx(raw: bytes, source: str) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file's bytes, uint8 of the shape the file says.
+def parse_idx(file: BinaryIO, source: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The array of unsigned bytes in an open IDX file, uint8.
+
+    Args:
+      file: at its beginning.
+      source: what errors call it.
+      shape: that it must have; None: the one that it says, if it fits into memory.
 
     Raises:
-      UserError: another type of data, or another length than the header says.
+      UserError: another type of data or shape, or another length than the header says.
     """
-    shape, start = _header(raw, source)
-    expected = start + math.prod(shape)
-    if len(raw) != expected:
-        raise UserError(
-            f"config.data.dir: {source} has {len(raw)} bytes of IDX data, not the {expected} its "
-            f"header says (shape {shape}): it is damaged or incomplete"
-        )
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
-
-
-def _header(raw: bytes, source: str) -> tuple[tuple[int, ...], int]:
-    """The shape that the first bytes of an IDX file say, and where the data begin."""
-    dimensions = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
-    start = 4 + 4 * dimensions
-    if not 1 <= dimensions <= 3 or len(raw) < start:
+    head = file.read(4)
+    dimensions = head[3] if head[:3] == b"\x00\x00\x08" and len(head) > 3 else 0
+    sides = file.read(4 * dimensions)
+    if not 1 <= dimensions <= 3 or len(sides) < 4 * dimensions:
         raise UserError(f"config.data.dir: {source} is not an IDX file of unsigned bytes")
-    return tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, offset=4)), start
+    found = tuple(np.frombuffer(sides, ">u4").tolist())
+    if shape not in (None, found):
+        raise UserError(f"config.data.dir: {source} has shape {found}, expected {shape}")
+    check_fits(math.prod(found), f"config.data.dir: {source}")
+    array = np.empty(math.prod(found), np.uint8)
+    got = fill(file, array.data) + len(file.read(1))
+    if got != len(array):
+        more = "more" if got > len(array) else f"{got}"
+        raise UserError(
+            f"config.data.dir: {source} has {more} bytes of IDX data, not the {len(array)} its "
+            f"header says (shape {found}): it is damaged or incomplete"
+        )
+    return array.reshape(found)
 
 
 def find(folder: Path, name: str) -> Path | None:
@@ -135,7 +143,7 @@ def _read_pair(folder: Path, images_name: str, labels_name: str, count: int) -> 
     labels = read_idx_file(labels_path, (count,))
     if labels.max() > 9:
         raise UserError(f"config.data.dir: {labels_path} has a label that is not in 0 … 9")
-    return Arrays(images[..., np.newaxis].copy(), {"labels": labels.astype(np.int32)})
+    return Arrays(images[..., np.newaxis], {"labels": labels.astype(np.int32)})
 
 
 def read_idx_file(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -146,14 +154,6 @@ def read_idx_file(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarra
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(16)
-            # A byte more than fits: a packed absurdity ends there.
-            size = math.prod(shape or _header(raw, str(path))[0]) + 1
-            check_fits(size, f"config.data.dir: {path}")
-            raw += file.read(size)
+            return parse_idx(cast(BinaryIO, file), str(path), shape)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"config.data.dir: {path} is damaged or unreadable: {error}") from error
-    array = parse_idx(raw, str(path))
-    if shape is not None and array.shape != shape:
-        raise UserError(f"config.data.dir: {path} has shape {array.shape}, expected {shape}")
-    return array

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -65,8 +65,8 @@ def of_one_size(path: Path) -> tuple[tuple[int, ...], Callable[[int], Iterator[n
     Hidden files are left out.
 
     Returns:
-      (N, H, W, 3), and a function that reads them so many at a time: it yields arrays uint8
-      (n, H, W, 3), and raises as below.
+      (N, H, W, C), C 1 where all are grey, else 3, and a function that reads so many at a
+      time: it yields arrays uint8 (n, H, W, C), and raises as below.
 
     Raises:
       UserError: one line: the folder cannot be read, or a file is no image or of another size.
@@ -77,25 +77,26 @@ def of_one_size(path: Path) -> tuple[tuple[int, ...], Callable[[int], Iterator[n
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not files:
         return (0, 0, 0, 3), lambda at_a_time: iter(())
-    size = _decoded(files[0]).shape
+    found = [_checked(file, header) for file in files]
+    size = found[0][:2]
+    for file, (height, width, _) in zip(files, found, strict=True):
+        if (height, width) != size:
+            raise UserError(f"{file}: is {(height, width)}; allowed is the first one's {size}")
+    shape = (*size, 1 if all(grey for *_, grey in found) else 3)
 
     def read(at_a_time: int) -> Iterator[np.ndarray]:
         for begin in range(0, len(files), at_a_time):
-            yield np.stack([_decoded(file, size) for file in files[begin : begin + at_a_time]])
+            part = files[begin : begin + at_a_time]
+            yield np.stack([_checked(file, lambda opened: decode(opened, *shape)) for file in part])
 
-    return (len(files), *size), read
+    return (len(files), *shape), read
 
 
-def _decoded(file: Path, size: tuple[int, ...] = ()) -> np.ndarray:
-    """One image, of this size if one is given."""
+def _checked(file: Path, read: Callable[[BinaryIO], Any]) -> Any:
+    """What is read of an image, or the UserError of a file that is none."""
     try:
         with file.open("rb") as opened:
-            height, width, _ = header(opened)
-            if size and (height, width) != size[:2]:
-                raise UserError(
-                    f"{file}: is {(height, width)}; allowed is the first one's {size[:2]}"
-                )
-            opened.seek(0)
-            return decode(opened, height, width, 3)
+            return read(opened)
     except (OSError, CorruptImageError) as error:
-        raise UserError(f"{file}: no image ({one_line(error)[:100]})") from error
+        reason = getattr(error, "strerror", None) or one_line(error)[:100]
+        raise UserError(f"{file}: no image ({reason})") from error

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from score_sde.data import arrays
-from score_sde.data.info import Arrays, DatasetInfo, file_of
-from score_sde.data.streamed import Stamp, unchanged
+from score_sde.data.info import Arrays, DatasetInfo, check_fits, file_of
+from score_sde.data.streamed import Stamp, at_once, unchanged
 from score_sde.errors import UserError, one_line
-
-_AT_ONCE = 1000  # rows of which a digest is taken
 
 
 def describe(data_dir: str | None) -> DatasetInfo:
@@ -58,8 +57,11 @@ def _table(data_dir: str | None) -> arrays.Table:
             for name in kinds:
                 found.update(f"{name}:{kinds[name]};".encode())
                 shape, dtype = kinds[name]
-                for start in range(0, shape[0] if shape and dtype.kind != "U" else 0, _AT_ONCE):
-                    found.update(file[name][start : start + _AT_ONCE].tobytes())
+                row_bytes = math.prod(shape[1:]) * dtype.itemsize
+                check_fits(row_bytes, where)
+                many = at_once(row_bytes)
+                for start in range(0, shape[0] if shape and dtype.kind != "U" else 0, many):
+                    found.update(file[name][start : start + many].tobytes())
         return found.hexdigest()
 
     with opened() as file:

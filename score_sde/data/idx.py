@@ -26,7 +26,8 @@ def describe(data_dir: str | None) -> DatasetInfo:
         splits[split] = len(arrays.x)
         shapes.append(arrays.x.shape[1:])
         classes = max(classes, int(arrays.condition["labels"].max()) + 1)
-        content.update(arrays.x.tobytes() + arrays.condition["labels"].tobytes())
+        for array in (arrays.x, arrays.condition["labels"]):
+            content.update(array.data)
     if shapes[0] != shapes[1]:
         raise UserError(
             f"config.data.dir: {data_dir}: its test images are {shapes[1]}, the training ones "

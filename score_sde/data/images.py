@@ -11,16 +11,16 @@ hidden ones, are left out.
 """
 
 import hashlib
-import io
 import itertools
 import math
 import os
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -30,7 +30,15 @@ from zlib import error as ZlibError
 import numpy as np
 
 from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
-from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits, held_out, is_large
+from score_sde.data.info import (
+    Arrays,
+    DatasetInfo,
+    Decoding,
+    check_fits,
+    held_out,
+    is_large,
+    taken,
+)
 from score_sde.data.streamed import Streamed, gone
 from score_sde.errors import UserError, one_line
 from score_sde.progress import bar
@@ -41,6 +49,8 @@ _MOST_BYTES = 2**28  # of a file
 _SPLITS = ("train", "test")
 _THREADS = min(8, os.cpu_count() or 1)
 _AT_ONCE = 4096  # files that wait for a thread
+# Of files of more bytes one is read at a time: a decoder may hold them, such as a whole WebP.
+_LARGE, _large = 2**24, threading.Lock()
 # What a zip archive raises for a damaged member.
 _DAMAGED = (BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError)
 Open = Callable[[str], BinaryIO]
@@ -85,7 +95,7 @@ class _Files:
         self._where, self._opened, self._shape = listing.where, listing.opened, shape
         # Arrays: millions of Python's objects would take more memory than small images.
         self._names = np.array([os.fsencode(name) for name in names])
-        self._digests = np.array([digest[:8] for digest in digests], "V8")
+        self.digests = np.array([digest[:8] for digest in digests], "V8")
         self._open: tuple[ExitStack, Open] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,10 +108,11 @@ class _Files:
             where = f"{self._where}: {name}"
             try:
                 with self._opener()(name) as file:
-                    content = file.read()
-                if hashlib.sha256(content).digest()[:8] != self._digests[row].tobytes():
-                    raise UserError(f"{where}: has changed since the start")
-                image[...] = decode(io.BytesIO(content), *self._shape)
+                    content = hashlib.file_digest(cast(Any, file), "sha256").digest()
+                    if content[:8] != self.digests[row].tobytes():
+                        raise UserError(f"{where}: has changed since the start")
+                    file.seek(0)
+                    image[...] = decode(file, *self._shape)
             except OSError as error:
                 raise gone(where, error.strerror or one_line(error)) from error
             except (CorruptImageError, KeyError, ValueError, *_DAMAGED) as error:
@@ -156,15 +167,23 @@ def headers(listing: Listing) -> list[tuple[int, int, bool]]:
       UserError: a file that cannot be read.
     """
     names = [name for names in _layout(listing)[0].values() for name in names]
+    bytes_of = {name: size for name, size, _ in listing.files}
 
     def read(name: str, open_file: Open) -> tuple[int, int, bool] | None:
+        if not 0 < bytes_of[name] <= _MOST_BYTES:
+            return None
         try:
-            with open_file(name) as file:
+            with _alone(bytes_of[name]), open_file(name) as file:
                 return header(file)
         except (CorruptImageError, *_DAMAGED):
             return None
 
     return list(filter(None, _in_threads(read, names, listing, "sizes")))
+
+
+def _alone(size: int) -> AbstractContextManager[Any]:
+    """What is held while a file of so many bytes is read."""
+    return _large if size > _LARGE else nullcontext()
 
 
 _kept: dict[bytes, _Images] = {}  # at most one
@@ -190,7 +209,7 @@ def _decoded(
     names = [name for split in _SPLITS for name in splits[split]]
     if not stream:
         check_fits(len(names) * math.prod(shape), listing.where)
-    x = None if stream else np.empty((len(names), *shape), np.uint8)
+    x: Any = None if stream else np.empty((len(names), *shape), np.uint8)
     found = _contents(listing, names, shape, x)
     corrupt = {name: reason for name, (_, reason) in sorted(found.items()) if reason}
     _tell(listing, corrupt, len(names), skip_corrupt)
@@ -216,9 +235,10 @@ def _decoded(
     if x is None:
         files = _Files(listing, order, [found[name][0] for name in order], shape)
         rows = np.arange(len(order))
-        return _Images(Streamed(files, rows, shape, np.dtype(np.uint8)), known, info)
+        x = Streamed(files, rows, shape, np.dtype(np.uint8), files.digests)
+        return _Images(x, known, info)
     if corrupt:
-        x = x[[name not in corrupt for name in names]]
+        x = taken(x, np.flatnonzero([name not in corrupt for name in names]))
     x.setflags(write=False)  # it is kept for the next call
     return _Images(x, known, info)
 
@@ -236,7 +256,7 @@ def _contents(
         if not 0 < bytes_of[name] <= _MOST_BYTES:
             return b"", f"{bytes_of[name]:,} bytes; allowed are 1 to {_MOST_BYTES:,}"
         try:
-            with open_file(name) as file:
+            with _alone(bytes_of[name]), open_file(name) as file:
                 while part := file.read(2**20):
                     content.update(part)
                 file.seek(0)

@@ -73,6 +73,7 @@ class DatasetInfo:
         classes: their names, where the files have some.
         digest: of the contents of the user's own files of images; "" for others.
         skipped: the user's files that were left out, and why; no part of what makes sets equal.
+        further: names of arrays that `condition` may name beside the columns; likewise no part.
     """
 
     name: str
@@ -90,6 +91,7 @@ class DatasetInfo:
     classes: tuple[str, ...] = ()
     digest: str = ""
     skipped: tuple[str, ...] = field(default=(), compare=False)
+    further: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.levels is None and not self.columns:
@@ -157,8 +159,8 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
     expected, dtype = (count, *info.shape), np.dtype(np.uint8 if info.levels else np.float32)
     if x.shape != expected or x.dtype != dtype:
         raise UserError(f"{where} is {x.dtype}{x.shape}, expected {dtype}{expected}")
-    if info.levels and info.levels < 256 and np.max(x) >= info.levels:
-        raise UserError(f"{where} has pixel {np.max(x)}, allowed are 0 to {info.levels - 1}")
+    if info.levels and info.levels < 256 and (most := _largest(x)) >= info.levels:
+        raise UserError(f"{where} has pixel {most}, allowed are 0 to {info.levels - 1}")
     if not info.levels and not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise UserError(
@@ -184,6 +186,11 @@ def check(arrays: Arrays, info: DatasetInfo, split: str) -> None:
         )
 
 
+def _largest(x: np.ndarray | Streamed) -> int:
+    parts = x.parts() if isinstance(x, Streamed) else (x,)
+    return max((int(part.max()) for part in parts if part.size), default=0)
+
+
 def held_out(count: int) -> dict[str, np.ndarray]:
     """The rows of each split of a set that has none: the test split is the last tenth of a fixed
     permutation."""
@@ -191,18 +198,32 @@ def held_out(count: int) -> dict[str, np.ndarray]:
     return {"train": order[: count - count // 10], "test": order[count - count // 10 :]}
 
 
+def taken(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The items x[rows] of (N, D, …). Of most of them x is overwritten, so that they are not held
+    twice."""
+    if 2 * len(rows) < len(x):
+        return x[rows]
+    for place in range(x.shape[1]):
+        x[: len(rows), place] = x[rows, place]
+    return x[: len(rows)]
+
+
 def file_of(data_dir: str | None, allowed: str) -> Path:
-    """The user's file; UserError unless there is one."""
+    """The user's file; UserError unless there is one that can be read."""
     path = local(data_dir or "", "config.data.dir")
     if not data_dir or not path.is_file():
         raise UserError(f"config.data.dir = {data_dir!r}: allowed is the path of {allowed}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"config.data.dir: {path} cannot be read ({error.strerror})") from error
     return path
 
 
 def check_fits(needed: int, where: str) -> None:
-    """Refuses more bytes than the machine has memory, before they are taken."""
-    if needed > _memory():
-        there = f"this machine has {_memory() / 2**30:.1f} GiB of memory"
+    """Refuses more bytes than there is memory, before they are taken."""
+    if needed > (memory := _memory()):
+        there = f"this machine has {memory / 2**30:.1f} GiB of memory"
         raise UserError(f"{where}: its arrays take {needed / 2**30:.1f} GiB; {there}")
 
 
@@ -211,5 +232,22 @@ def is_large(needed: int) -> bool:
     return needed > _memory() / 2
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory(root: Path = Path("/")) -> int:
+    """The bytes that this process may take: the machine's, or the least limit of its control
+    groups, such as a container's. `root` has the folders proc and sys."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mount, name = root / "sys/fs/cgroup", "memory.max"  # of version 2
+        if controllers:
+            mount, name = mount / controllers, "memory.limit_in_bytes"
+        own = mount / path.lstrip("/")
+        # A container may see the path as the host has it, which is not there: then the mount holds.
+        for place in (own, *own.parents):
+            if place.is_relative_to(mount) and (place / name).is_file():
+                text = (place / name).read_text().strip()
+                limits += [int(text)] if text.isdecimal() else []  # else "max"
+    return min(limits)

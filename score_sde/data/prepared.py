@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from score_sde.data.info import Arrays, DatasetInfo
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError, one_line, why_no_json
 from score_sde.progress import bar
 
 _READ_AT_ONCE = 1000  # images
@@ -140,7 +140,8 @@ def _file_format(prepared: Path) -> str:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"config.data.dir: {path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or why_no_json(error)
+        raise UserError(f"config.data.dir: {path} cannot be read: {why}") from error
     if not isinstance(facts, dict):
         raise UserError(f"config.data.dir: {path} is not what TFDS writes: no JSON object")
     return str(facts.get("fileFormat", "tfrecord"))

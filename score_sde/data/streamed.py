@@ -6,10 +6,9 @@ Worker processes import this file: it must not import JAX, nor must what it impo
 import math
 import multiprocessing
 import os
-import signal
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +19,12 @@ import numpy as np
 
 from score_sde.errors import UserError
 
-_AT_ONCE = 1000  # items that are read at a time where all are wanted
+_AT_ONCE, _BYTES_AT_ONCE = 1000, 2**24  # items that are read where all are wanted, and their bytes
+
+
+def at_once(item_bytes: int) -> int:
+    """How many items of a size are read at a time where all are wanted."""
+    return max(1, min(_AT_ONCE, _BYTES_AT_ONCE // max(1, item_bytes)))
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,15 @@ class Streamed:
         rows: of the source, in the order of the split.
         item: the shape of one item.
         dtype: of the items.
+        digests: of what the source's rows are made from, where that is known: equal ones are of
+            equal items.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
     rows: np.ndarray
     item: tuple[int, ...]
     dtype: np.dtype
+    digests: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,10 +73,17 @@ class Streamed:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy
-        found = np.empty(self.shape, self.dtype)
-        for start in range(0, len(self), _AT_ONCE):
-            found[start : start + _AT_ONCE] = self[start : start + _AT_ONCE]
+        found, start = np.empty(self.shape, self.dtype), 0
+        for part in self.parts():
+            found[start : start + len(part)] = part
+            start += len(part)
         return found if dtype is None else found.astype(dtype)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All items in order, some at a time."""
+        many = at_once(math.prod(self.item) * self.itemsize)
+        for start in range(0, len(self), many):
+            yield self[start : start + many]
 
     def part(self, rows: Any) -> "Streamed":
         """Some of the items, in another order."""
@@ -129,14 +143,16 @@ class Raw:
         with unchanged(self.path, self.stamp, self.where) as file:
             for into, row in zip(found, rows.tolist(), strict=True):
                 file.seek(self.offset + row * into.nbytes)
-                if _fill(file, into.reshape(-1).view(np.uint8).data) < into.nbytes:
+                if fill(file, into.reshape(-1).view(np.uint8).data) < into.nbytes:
                     raise gone(self.where, "it ends too early")
         return found
 
 
-def _fill(file: BinaryIO, buffer: memoryview) -> int:
+def fill(file: BinaryIO, buffer: memoryview) -> int:
+    """Reads into a buffer until it is full or the file ends; how many bytes that are."""
     done = 0
-    while done < len(buffer) and (count := file.readinto(buffer[done:])):  # type: ignore[attr-defined]
+    # In parts: gzip's file reads into memory of its own first.
+    while count := file.readinto(buffer[done : done + 2**20]):  # type: ignore[attr-defined]
         done += count
     return done
 
@@ -202,7 +218,6 @@ def begin_worker(index: int, count: int) -> None:
     """Prepares a worker process; the arguments are Grain's."""
     del index, count
     os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX: no worker may take an accelerator
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the training ends workers
     warnings.simplefilter("ignore")  # Pillow's, of odd files
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

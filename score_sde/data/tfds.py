@@ -6,15 +6,18 @@ It is read without TensorFlow. The set's feature `image` is the image and, where
 `label` the class. The test split is TFDS's `test`, else its `validation`; a set that has neither
 has no test split.
 
-Images are decoded as files of images are (`score_sde.data.decoding`), which is what the original
-code of Song et al. (2021, arXiv:2011.13456) does to LSUN: the middle square, resized by an
-antialiased bicubic filter. Of CelebA it takes the middle 140 x 140 pixels, by a bilinear filter.
-The original leaves CelebA's resized pixels unrounded; here they are rounded to 8 bits.
+Images are decoded as files of images are (`score_sde.data.decoding`). The original code of Song et
+al. (2021, arXiv:2011.13456) does to LSUN the same at 256 pixels: it cuts out the middle square,
+256 x 256 pixels as LSUN has them. Other sizes it resizes by the same antialiased bicubic filter,
+then drops fractions of a level where we round, and at 128 pixels it takes a bilinear filter. Of
+CelebA it takes the middle 140 x 140 pixels and an antialiased bilinear filter, and so do we; it
+leaves the result unrounded, and we round it to 8 bits.
 """
 
 import hashlib
 import io
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,12 +30,12 @@ from score_sde import paths
 from score_sde.data import prepared
 from score_sde.data.decoding import CorruptImageError, decode
 from score_sde.data.info import Arrays, DatasetInfo, Decoding, check_fits
-from score_sde.data.streamed import Streamed
+from score_sde.data.streamed import Streamed, at_once
 from score_sde.errors import UserError, one_line
 from score_sde.progress import bar
 
 PREFIX = "tfds:"
-_AT_ONCE = 100  # images that a thread decodes
+_AT_ONCE = 100  # images that a thread decodes, at most
 _MIDDLE = {"celeb_a": 140}  # pixels that the original code cuts out
 # What TFDS raises of damaged or missing files: the record reader, JSON and protobuf, a feature or
 # split that is not there.
@@ -141,12 +144,18 @@ def load(name: str, split: str, data_dir: str | None, decoding: Decoding) -> Arr
 
 def _decoded(x: Streamed) -> np.ndarray:
     """All images; a bar where it takes long."""
-    parts = np.array_split(np.arange(len(x)), max(1, len(x) // _AT_ONCE))
-    pool = ThreadPoolExecutor()
+    many = min(_AT_ONCE, at_once(math.prod(x.item)))
+    parts = np.array_split(np.arange(len(x)), max(1, len(x) // many))
+    found, pool = np.empty(x.shape, x.dtype), ThreadPoolExecutor()
     shown: dict[str, Any] = {"desc": "decoding", "total": len(parts), "delay": 1.0}
+
+    def read(rows: np.ndarray) -> None:
+        found[rows] = x[rows]
+
     try:
-        found = bar(quiet=True, iterable=pool.map(x.__getitem__, parts), **shown)
-        return np.concatenate(list(found))
+        for _ in bar(quiet=True, iterable=pool.map(read, parts), **shown):
+            pass
+        return found
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -18,6 +18,7 @@ from flax import nnx
 
 from score_sde.errors import DAMAGED
 from score_sde.evaluation.network import FeatureFn
+from score_sde.evaluation.rows import CHUNK_BYTES
 from score_sde.evaluation.weights import digest
 from score_sde.paths import whole
 from score_sde.score import full_precision
@@ -29,6 +30,7 @@ RATE = 3e-3
 SCALED = 2048  # images over which the features' mean square becomes 1
 RECIPE = {"widths": WIDTHS, "steps": STEPS, "epochs": EPOCHS, "batch": BATCH, "rate": RATE,
           "scaled": SCALED}  # fmt: skip
+Images = Callable[[np.ndarray], np.ndarray]  # of rows (B,)
 
 
 class Classifier(NamedTuple):
@@ -108,7 +110,7 @@ class _Network(nnx.Module):
 
 
 def train(
-    images: Callable[[np.ndarray], np.ndarray],
+    images: Images,
     labels: np.ndarray,
     num_classes: int,
     done: Callable[[int], object] = lambda steps: None,
@@ -142,14 +144,18 @@ def train(
     for rows in _batches(len(labels), steps):
         params, state = step(params, state, images(rows), labels[rows])
         done(1)
-    _scale(params, graph, images(np.arange(min(SCALED, len(labels)))))
+    _scale(params, graph, images, min(SCALED, len(labels)))
     return {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
 
 
-def _scale(params: Any, graph: nnx.GraphDef, images: np.ndarray) -> None:
-    """Make the features' mean square 1 and keep the logits: a kernel (x y / d + 1)^3 wants that.
-    The features are a mean of relu(linear), and so scale as the last convolution does."""
-    scale = jnp.sqrt(jnp.mean(jnp.square(_features(graph, params, images))))
+def _scale(params: Any, graph: nnx.GraphDef, images: Images, number: int) -> None:
+    """Make the features' mean square 1 over the first images, and keep the logits: a kernel
+    (x y / d + 1)^3 wants that. The features are a mean of relu(linear), and so scale as the last
+    convolution does."""
+    step = max(1, CHUNK_BYTES // images(np.arange(1)).nbytes)
+    rows = (np.arange(begin, min(begin + step, number)) for begin in range(0, number, step))
+    features = jnp.concatenate([_features(graph, params, images(part)) for part in rows])
+    scale = jnp.sqrt(jnp.mean(jnp.square(features)))
     last = params["layers"][len(WIDTHS) - 1]["linear"]
     last["kernel"], last["bias"] = last["kernel"] / scale, last["bias"] / scale
     params["head"]["kernel"] = params["head"]["kernel"] * scale
@@ -160,9 +166,7 @@ def num_steps(n: int) -> int:
     return min(STEPS, max(1, EPOCHS * n // BATCH))
 
 
-def accuracy(
-    classifier: Classifier, images: Callable[[np.ndarray], np.ndarray], labels: np.ndarray
-) -> float:
+def accuracy(classifier: Classifier, images: Images, labels: np.ndarray) -> float:
     """The share of images whose largest logit is that of their class; arguments as of `train`."""
     of, right = classifier.features(), 0
     head = [classifier.weights[f"head/{part}"] for part in ("kernel", "bias")]
@@ -175,7 +179,7 @@ def accuracy(
 
 def write(path: Path, classifier: Classifier) -> None:
     """Write an .npz file of the weights and `about` (JSON)."""
-    with whole(path, shared=True) as file:
+    with whole(path) as file:
         np.savez(file, about=json.dumps(classifier.about), **classifier.weights)  # type: ignore[arg-type]
 
 

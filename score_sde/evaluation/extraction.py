@@ -1,5 +1,6 @@
 """Features of many images in batches, and their mean and covariance."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,11 @@ class Statistics:
     sigma: np.ndarray
     n: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of mean and covariance."""
+        return hashlib.sha256(self.mu.tobytes() + self.sigma.tobytes()).hexdigest()
 
 
 def batches(
@@ -97,7 +103,7 @@ def write_statistics(path: Path, found: Statistics) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with whole(path, shared=True) as file:
+    with whole(path) as file:
         np.savez(file, mu=found.mu, sigma=found.sigma, n=found.n, about=json.dumps(found.about))
 
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,34 @@ class Rows:
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.read()
 
-    def at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the rows of ascending indices, in parts of about `CHUNK`."""
-        begin, held = 0, []
-        for chunk in self:
-            first, last = np.searchsorted(indices, (begin, begin + len(chunk)))
-            held.append(chunk[indices[first:last] - begin])
-            begin += len(chunk)
-            if sum(map(len, held)) >= CHUNK:
+    def at(self, indices: np.ndarray) -> "Rows":
+        """The rows of ascending indices."""
+
+        def read() -> Iterator[np.ndarray]:
+            begin, held = 0, []
+            for chunk in self:
+                size = chunk_of(chunk.shape, chunk.itemsize)
+                first, last = np.searchsorted(indices, (begin, begin + len(chunk)))
+                held.append(chunk[indices[first:last] - begin])
+                begin += len(chunk)
+                if sum(map(len, held)) >= size:
+                    found = np.concatenate(held)
+                    yield found[:size]
+                    held = [found[size:]]
+            if any(map(len, held)):
                 yield np.concatenate(held)
-                held = []
-        if held:
-            yield np.concatenate(held)
 
-    def some(self, most: int, seed: int = 0) -> np.ndarray:
+        return Rows((len(indices), *self.shape[1:]), read)
+
+    def some(self, most: int, seed: int = 0) -> "Rows":
         """Random rows in their order, up to so many."""
-        chosen = np.random.default_rng(seed).permutation(len(self))[:most]
-        return np.concatenate([*self.at(np.sort(chosen))])
+        return self.at(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]))
 
+    def array(self) -> np.ndarray:
+        """All rows, which memory must hold."""
+        return np.concatenate([*self])
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the shape and all rows."""
         found = hashlib.sha256(f"{self.shape}".encode())
@@ -80,7 +91,7 @@ def chunk_of(shape: Sequence[int], itemsize: int = 1) -> int:
 
 
 def of_npz(path: Path, name: str) -> Rows:
-    """An array of a .npz file, which is unpacked as it is read.
+    """An array of a .npz file, which is unpacked as it is read; then damage raises UserError.
 
     Raises:
         ValueError, KeyError, OSError, BadZipFile: there is no such array of numbers.
@@ -94,14 +105,29 @@ def of_npz(path: Path, name: str) -> Rows:
             return Rows.of(arrays[name])
 
     def read() -> Iterator[np.ndarray]:
-        with _opened(path, name) as member:
+        with _undamaged(f"{path}: {name}"), _opened(path, name) as member:
             _HEADERS[npy.read_magic(member)](member)
-            row, size = math.prod(shape[1:]) * dtype.itemsize, chunk_of(shape, dtype.itemsize)
+            size = chunk_of(shape, dtype.itemsize)
             for begin in range(0, shape[0], size):
-                content = member.read(row * min(size, shape[0] - begin))
-                yield np.frombuffer(content, dtype).reshape(-1, *shape[1:])
+                part = (min(size, shape[0] - begin), *shape[1:])
+                content = member.read(math.prod(part) * dtype.itemsize)
+                yield np.frombuffer(content, dtype).reshape(part)
+            if member.read(1):  # its end, where the checksum is compared
+                raise ValueError("it is longer than its header says")
 
     return Rows(shape, read)
+
+
+@contextmanager
+def _undamaged(where: str) -> Iterator[None]:
+    """Turn what reading a damaged file raises into a UserError."""
+    try:
+        yield
+    except DAMAGED as error:
+        reason = getattr(error, "strerror", None) or one_line(error)[:100]
+        raise UserError(
+            f"{where} is damaged ({reason}); it has to come back from a copy"
+        ) from error
 
 
 @contextmanager
@@ -144,7 +170,7 @@ def stored(
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole(folder / ABOUT, shared=True) as file:
+    with whole(folder / ABOUT) as file:
         chunks = -(-len(images) // chunk_of(images.shape))
         facts = {**about, "n": len(images), "chunks": chunks}
         file.write(f"{json.dumps(facts, indent=2)}\n".encode())
@@ -155,7 +181,7 @@ def stored(
         else:
             found = io.BytesIO()  # numpy's own errors of a full disk do not say so
             np.save(found, features(chunk))
-            with whole(path, shared=True) as file:
+            with whole(path) as file:
                 file.write(found.getbuffer())
 
 
@@ -163,7 +189,7 @@ def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
     """The features of a folder that `stored` has filled, and what they are.
 
     Raises:
-        UserError: one line: there are none, or a part is missing or damaged.
+        UserError: one line: there are none, or a part is missing or damaged; also as they are read.
     """
     try:
         about = json.loads((folder / ABOUT).read_bytes())
@@ -183,8 +209,8 @@ def read_stored(folder: Path) -> tuple[Rows, dict[str, Any]]:
 def _is_whole(path: Path, rows: int) -> bool:
     """Whether a file has the features of so many rows; a damaged one is made again."""
     try:
-        return _shape(path)[0] == rows
-    except DAMAGED:
+        return _shape(path)[0] == rows == len(_read(path))
+    except (UserError, *DAMAGED):
         return False
 
 
@@ -203,6 +229,8 @@ def _chunk(folder: Path, number: int) -> Path:
 
 
 def _read(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
+    with _undamaged(f"{path}"), path.open("rb") as file:
         found: np.ndarray = np.load(file, allow_pickle=False)
+        if not np.isfinite(found).all():
+            raise ValueError("it has values that are not finite")
         return found

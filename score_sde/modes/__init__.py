@@ -101,7 +101,8 @@ def _keep_programs() -> None:
     if given is not None and (not given or paths.is_url(given)):
         return
     try:
-        folder = Path(given) if given else paths.cache("cache", "do without") / "jax"
+        ours = paths.local(given, "JAX_COMPILATION_CACHE_DIR") if given else None
+        folder = ours or paths.cache("cache", "do without") / "jax"
         with paths.written(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

@@ -54,15 +54,20 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bo
     """
     start(1)
     info = build.dataset(config)
+    is_export = (source / convert.exported.FILE).is_file()
+    height, width = info.shape[:2] if info.levels else (1, 1)
+    if height * width > plausible.LARGEST and not is_export:
+        allowed = f"sizes of up to {plausible.LARGEST} pixels, as a conversion draws an image"
+        raise refuse("data.image_size", config.data.image_size, allowed)
     make = build.network(config, info)
     foreign = convert.read(source, *make.args)
     _check(config, foreign, weights, source)
     state = _state(config, make, foreign, weights or "averaged", source)
-    is_export = (source / convert.exported.FILE).is_file()
     noise = "" if is_export else _predicts_noise(config, info, make, state.ema, source, force)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(state, foreign.step)
-    path = workdirs.save(config, workdir, info)
+    with workdirs.filled("workdir", workdir):
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            checkpoints.save(state, foreign.step)
+        path = workdirs.save(config, workdir, info)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trained = "with" if foreign.mu else "without"
     kind = weights or "averaged"

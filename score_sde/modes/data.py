@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from score_sde import build, data, evaluation, pictures, rules, scoring
 from score_sde.config import changed, flat, refuse, resolve, takes
 from score_sde.data import Arrays, DatasetInfo, Streamed
+from score_sde.data.streamed import at_once
 from score_sde.errors import UserError
 from score_sde.modes import start
 from score_sde.networks import NETWORKS
@@ -45,15 +46,20 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
     print(f"data: {kind} {shape} of {info.name}: {counts}")
     if len(train.x) < info.splits["train"]:
         print(f"looked at: {len(train.x)} training items at random, as the set is streamed")
-    for line in (*sizes, *_classes(info, train), *_moments(config, info, train.x)):
+    labels = whole["train"].condition.get("labels")
+    part = isinstance(labels, Streamed)  # too many to be read
+    classes = _classes(info, train.condition["labels"] if part else labels, part)
+    for line in (*sizes, *classes, *_moments(config, info, train.x)):
         print(line)
+    if info.further:
+        print(f"further arrays: {', '.join(info.further)}; data.condition may name them")
     rows = _sampled(train.x)
     space: Any = build.space(config, info)  # which takes numpy's arrays too
     largest = largest_distance(np.asarray(space.to_model(rows)))
     of = f"the pairs of {len(rows)} of them, at least"
     of = "all pairs" if len(rows) == info.splits["train"] else of
     print(f"largest pairwise distance: {largest:.4g} in the model's units ({of})")
-    print(_repeated(*(splits[split].x for split in ("train", "test"))))
+    print(_repeated(whole, splits))
     for line in info.skipped[:SHOWN]:
         print(f"left out: {line}")
     if len(info.skipped) > SHOWN:
@@ -89,9 +95,11 @@ def _write_statistics(
     if info.levels is None:
         raise refuse("eval.statistics", str(path), f"'', as {info.name} are vectors")
     start(config.eval.batch_size)
-    made_by = scoring.extractor(config, info, output, train)
+    made_by = scoring.extractor(config, info, (output,), train)
     images = scoring.training_split(config, info, train.x)
     about = {"set": info.name, "split": "train", "n": len(images)}
+    if info.digest:  # of a user's own files; any folder is named the same
+        about["digest"] = info.digest
     settings = output / scoring.FOLDER, config.eval.batch_size, about
     if path.exists() and evaluation.read_statistics(path).about != {**about, **made_by.about}:
         for old, new in move_aside([path]).items():
@@ -141,15 +149,16 @@ def proposed_size(height: float, width: float) -> tuple[int, int]:
     return first, second
 
 
-def _classes(info: DatasetInfo, train: Arrays) -> Iterator[str]:
+def _classes(info: DatasetInfo, labels: Any, part: bool) -> Iterator[str]:
     if not info.num_classes:
         yield "classes: none"
         return
     names = info.classes or tuple(map(str, range(info.num_classes)))
-    counts = np.bincount(train.condition["labels"], minlength=info.num_classes)
+    counts = np.bincount(labels, minlength=info.num_classes)
     shown = ", ".join(f"{n} ({c})" for n, c in zip(names[:SHOWN], counts[:SHOWN], strict=True))
     more = ", …" if len(names) > SHOWN else ""
-    yield f"classes: {len(names)}, with so many training items: {shown}{more}"
+    items = "of the items looked at" if part else "training items"
+    yield f"classes: {len(names)}, with so many {items}: {shown}{more}"
 
 
 def _moments(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Iterator[str]:
@@ -159,10 +168,14 @@ def _moments(config: ConfigDict, info: DatasetInfo, x: np.ndarray) -> Iterator[s
             yield f"column {name}: mean {mean:.4g}, standard deviation {std:.4g}"
         yield "sigma_data: 1, as each column is standardised"
         return
-    values = np.arange(info.levels)
-    shares = np.stack(
-        [np.bincount(x[..., c].ravel(), minlength=info.levels) for c in range(x.shape[-1])]
-    ) / (x.size / x.shape[-1])
+    values, many = np.arange(info.levels), at_once(math.prod(x.shape[1:]))
+    parts = (x[begin : begin + many] for begin in range(0, len(x), many))  # counting takes room
+    channels = range(x.shape[-1])
+    counts: Any = sum(
+        np.stack([np.bincount(part[..., c].ravel(), minlength=info.levels) for c in channels])
+        for part in parts
+    )
+    shares = counts / (x.size / x.shape[-1])
     means = shares @ values
     stds = np.sqrt(np.maximum(shares @ values**2 - means**2, 0.0))
     for index, (mean, std) in enumerate(zip(means, stds, strict=True)):
@@ -194,24 +207,33 @@ def _rows(x: Any) -> Any:
     return np.sort(np.random.default_rng(0).choice(len(x), most, replace=False))
 
 
-def _repeated(train: np.ndarray, test: np.ndarray) -> str:
-    """How many items are copies of others, bit by bit."""
-    known, other = ([hashlib.blake2b(row.tobytes()).digest() for row in x] for x in (train, test))
-    seen = set(known)
-    again, leaked = len(known) - len(seen), sum(each in seen for each in other)
+def _repeated(whole: dict[str, Arrays], splits: dict[str, Arrays]) -> str:
+    """How many items are copies of others, bit by bit. Those of a stream by their files' digests,
+    else as many as were looked at."""
+    found, basis = {}, ""
+    for split, arrays in whole.items():
+        x: Any = arrays.x
+        if isinstance(x, Streamed) and x.digests is not None:
+            found[split], basis = x.digests[x.rows].tolist(), ", by the bytes of their files"
+            continue
+        rows = splits[split].x
+        found[split] = [hashlib.blake2b(row.tobytes()).digest() for row in rows]
+        basis = ", of the items looked at" if len(rows) < len(x) else basis
+    seen = set(found["train"])
+    again, leaked = len(found["train"]) - len(seen), sum(each in seen for each in found["test"])
     return (
         f"exact duplicates: {again} training items repeat another, {leaked} test items are among "
-        "the training items"
+        f"the training items{basis}"
     )
 
 
 def _picture(path: Path, info: DatasetInfo, x: np.ndarray) -> None:
     if info.levels is None:
-        pictures.save_scatter(path, {"data": x}, None, info.columns)
+        pictures.save_scatter(path, {"data": x}, None, info.columns, keep=True)
         return
     number = min(len(x), SHEET if max(info.shape[:2]) <= LARGE else LARGE_SHEET)
     shown = np.sort(np.random.default_rng(0).choice(len(x), number, replace=False))
-    pictures.save_png(path, x[shown], info.levels)
+    pictures.save_png(path, x[shown], info.levels, keep=True)
 
 
 def _proposed(config: ConfigDict, info: DatasetInfo, largest: float) -> dict[str, Any]:

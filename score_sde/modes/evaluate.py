@@ -12,7 +12,8 @@ from score_sde.locks import writing
 from score_sde.modes import likelihood, start, sweep
 from score_sde.modes.judge import SUMMARY, Judge, write
 from score_sde.modes.levels import loss_by_level
-from score_sde.modes.sides import Side, drawn, named
+from score_sde.modes.sides import Side, check_room, drawn, named
+from score_sde.run import load
 from score_sde.training.checkpoints import folder_of, steps
 
 
@@ -66,14 +67,25 @@ def _one(
 ) -> None:
     """Evaluate one set: `ours`, or samples of the run."""
     start(min(config.eval.num_samples, config.sampling.batch_size))
+    if ours is None:
+        check_room(config, workdir, output)
+    # One checkpoint for all that follows, also where a training replaces it by newer ones.
+    trained = None if ours else load(workdir, config, step=step)
     judge = Judge.of(config, workdir, output, reference)
-    facts = judge.score(ours or drawn(config, workdir, output, step), output)
-    if ours is None:  # what the model says of data, whatever is drawn from it
-        if levels := loss_by_level(config, workdir, step):
+    side = ours if trained is None else drawn(trained, workdir, output)
+    assert side is not None
+    facts = judge.score(side, output)
+    print(json.dumps(facts["figures"], indent=2))
+    if trained:  # what the model says of data, whatever is drawn from it
+        try:
+            levels = loss_by_level(trained)
+        except UserError as error:  # of data that cannot be read, beside a reference from elsewhere
+            print(f"note: without the loss by level: {error}")
+            levels = {}
+        if levels:
             facts["loss_by_level"] = levels
             write(output, facts)
         if config.eval.likelihood:
-            facts["likelihood"] = likelihood.compute(config, workdir, output, step)
+            facts["likelihood"] = likelihood.compute(trained, workdir, output)
             write(output, facts)
-    print(json.dumps(facts["figures"], indent=2))
     print(f"result: {output / SUMMARY}")

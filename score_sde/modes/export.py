@@ -15,9 +15,10 @@ def run(config: ConfigDict, workdir: Path, target: Path, step: int | None) -> No
     start(1)
     loaded = load(workdir, config, step=step)
     arrays = convert.flattened(loaded.score.params)
-    # The weights last: they make the folder an export.
-    path = workdirs.save(config, target, loaded.info)
-    weights = convert.exported.write(target, arrays, loaded.step)
+    with workdirs.filled("target", target):
+        # The weights last: they make the folder an export.
+        path = workdirs.save(config, target, loaded.info)
+        weights = convert.exported.write(target, arrays, loaded.step)
     print(f"weights: {weights} (averaged, after {loaded.step} steps)")
     print(f"config: {path}")
     if not is_url(target):

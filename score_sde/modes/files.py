@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 from jax.typing import ArrayLike
 
+from score_sde.data import Streamed
+
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
@@ -27,9 +29,10 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def digest(arrays: Iterable[ArrayLike]) -> str:
-    """A digest of the arrays: equal for equal arrays."""
+def digest(arrays: Iterable[ArrayLike | Streamed]) -> str:
+    """A digest of the arrays: equal for equal arrays, also where one is streamed."""
     found = hashlib.sha256()
     for array in arrays:
-        found.update(np.ascontiguousarray(array).data)
+        for part in array.parts() if isinstance(array, Streamed) else (array,):
+            found.update(np.ascontiguousarray(part).data)
     return found.hexdigest()

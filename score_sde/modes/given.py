@@ -14,6 +14,7 @@ from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
 from score_sde.errors import UserError
 from score_sde.inverse import operators
 from score_sde.inverse.base import Operator
+from score_sde.paths import local
 from score_sde.run import Run
 
 MASKS = ("half", "box", "random")
@@ -26,7 +27,7 @@ class Given(NamedTuple):
     """The images of a command.
 
     Attributes:
-        names: of their files.
+        names: of their files, without suffixes unless some are the same without.
         y: what is measured of them, or the images, in the model's units: (n, *measured).
         operator: of the measurement; None where images are edited.
         truth: the images themselves where they were degraded, uint8 (n, H, W, C); else None.
@@ -95,9 +96,10 @@ def _mask(mask: str, shape: tuple[int, ...], task: str) -> np.ndarray:
     elif mask == "random":
         known = (np.random.default_rng(0).random((height, width)) < 0.5).astype(float)
     else:
-        if not Path(mask).is_file():
+        path = local(mask, "--mask")
+        if not path.is_file():
             raise UserError(f"--mask = {mask!r}: allowed are {', '.join(MASKS)}, a picture's file")
-        known = (_image(Path(mask), (height, width, 1), False)[..., 0] > 127).astype(float)
+        known = (_image(path, (height, width, 1), False)[..., 0] > 127).astype(float)
     return known
 
 
@@ -107,11 +109,16 @@ def _read(
     """The names and images of a file or folder, uint8 (n, *shape) with the model's levels."""
     files = [source]
     if source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+        files = sorted(
+            path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
     if not files:
         raise UserError(f"--input = '{source}': no images there")
     images = np.stack([_image(path, shape, resize) for path in files])
-    return [path.stem for path in files], np.rint(images * ((levels - 1) / 255)).astype(np.uint8)
+    names = [path.stem for path in files]
+    if len(set(names)) < len(names):  # a.png beside a.jpg
+        names = [path.name for path in files]
+    return names, np.rint(images * ((levels - 1) / 255)).astype(np.uint8)
 
 
 def _image(path: Path, shape: tuple[int, ...], resize: bool) -> np.ndarray:
@@ -127,7 +134,8 @@ def _image(path: Path, shape: tuple[int, ...], resize: bool) -> np.ndarray:
             file.seek(0)
             return decode(file, *shape)
     except (OSError, CorruptImageError) as error:
-        raise UserError(f"{path}: no image ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: no image ({reason})") from error
 
 
 def _measured(

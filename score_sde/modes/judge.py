@@ -1,26 +1,28 @@
 """What samples are compared with, the figures of that, and the file that has them."""
 
-import hashlib
 import json
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import __version__, evaluation, pictures, scoring
+from score_sde import evaluation, pictures, scoring
 from score_sde.errors import DAMAGED
 from score_sde.evaluation import Rows, Statistics
+from score_sde.modes.results import circumstances
 from score_sde.modes.sides import Side, info_of_images, named, training_split
 from score_sde.paths import move_aside, whole
 
 SUMMARY, NEIGHBOURS = "evaluation.json", "nearest.png"
 SHOWN, NEAREST = 10, 5
+# Where two evaluations of the same things may differ: what came out, when and where. Statistics are
+# of the reference, and their last digits differ between machines.
+FOUND = {"figures", "statistics", "likelihood", "loss_by_level", "depends"}
+APART = FOUND | {"device", "num_devices", "versions", "command"}
 
 
 class Judge(NamedTuple):
@@ -44,8 +46,7 @@ class Judge(NamedTuple):
     def of(config: ConfigDict, workdir: Path, output: Path, reference: Path | str) -> "Judge":
         """The judge by a config's settings: the reference's features are computed."""
         given = named(Path(reference)) if reference else None
-        home = workdir if (workdir / scoring.CLASSIFIER).exists() else output
-        made_by = scoring.extractor(config, info_of_images(config, workdir), home)
+        made_by = scoring.extractor(config, info_of_images(config, workdir), (workdir, output))
         side = given or training_split(config, workdir)
         folder, where = output / scoring.FOLDER, f"{reference}"
         side = _with_features(config, made_by, side, folder, where)
@@ -69,19 +70,29 @@ class Judge(NamedTuple):
             "figures": figures,
             "samples": ours.about,
             "reference": theirs.about,
-            "statistics": digest_of(self.statistics),
+            "statistics": self.statistics.digest,
             **made_by.about,
             **made_by.facts,
             "num_manifold": self.config.eval.num_manifold,
-            **_circumstances(self.config),
+            "rounding": "samples are rounded to uint8",
+            "precision": "features float32 at full precision, distances float64",
+            "network_precision": self.config.model.dtype,
+            "seed_of_subsets": 0,
+            **circumstances(),
+            "command": sys.argv,
             **more,
         }
         facts |= _kept(output, facts)
-        if ours.images and theirs.images and ours.images.shape[1:] == theirs.images.shape[1:]:
+        shapes = [each.images.shape[1:] if each.images else None for each in (ours, theirs)]
+        if ours.images and theirs.images and shapes[0] == shapes[1]:
             most = self.config.eval.num_manifold
             fake, real = (side.some(most) for side in (ours.images, theirs.images))
             figures["sliced_wasserstein"] = evaluation.sliced_wasserstein(fake, real)
             _show_nearest(ours.images, theirs.images, output / NEIGHBOURS)
+        else:
+            said = [f"of {each}" if each else "without images" for each in shapes]
+            why = f"the samples are {said[0]}, the reference is {said[1]}"
+            print(f"note: no sliced_wasserstein and no {NEIGHBOURS}: {why}")
         write(output, facts)
         return facts
 
@@ -97,11 +108,11 @@ class Judge(NamedTuple):
         }
         most, head = self.config.eval.num_manifold, self.extractor.head
         if head is not None:
-            logits = x.some(most) @ head
+            logits = x.some(most).array() @ head
             found["Inception_Score"] = evaluation.inception_score(logits)._asdict()
             found["Inception_Score_of"] = len(logits)
         if self.reference.features:
-            fake, real = (each.some(most) for each in (x, self.reference.features))
+            fake, real = (each.some(most).array() for each in (x, self.reference.features))
             found[name("KID")] = evaluation.kid(fake, real)._asdict()
             n = min(len(fake), len(real))  # precision and its kin are of equal numbers
             rng = np.random.default_rng(0)
@@ -116,14 +127,15 @@ def _with_features(
     """The side with its features; those that were given must be of the same kind as ours."""
     if side.images:
         settings = folder, config.eval.batch_size, side.about
-        return side._replace(features=scoring.features(made_by, side.images, *settings))
+        found = scoring.features(made_by, side.images, *settings)
+        return side._replace(features=found, about=side.about | {"sha256": side.images.digest})
     if side.features:
-        size = side.features.shape[1]
+        size, digest = side.features.shape[1], side.features.digest
     else:
         assert side.statistics is not None
-        size = len(side.statistics.mu)
+        size, digest = len(side.statistics.mu), side.statistics.digest
     made_by.check(side.about, size, where)
-    return side
+    return side._replace(about=side.about | {"sha256": digest})
 
 
 def write(output: Path, facts: dict[str, Any]) -> None:
@@ -145,37 +157,13 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what stays of the evaluation that is there, its likelihood. Move one of other images,
     features or numbers out of the way, and report it."""
     there, here = read(output), json.loads(json.dumps(facts))
-    same = ("samples", "reference", "features", "weights", "resize", "num_manifold")
-    if all(there.get(key) == here[key] for key in same):
+    if all(there.get(key) == here.get(key) for key in (there.keys() | here.keys()) - APART):
         return {key: there[key] for key in ("likelihood",) if key in there}
     if (output / SUMMARY).exists():
         reason = "of another evaluation" if there else "damaged"
         for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
             print(f"{output / old}: {reason}; it is now {new}")
     return {}
-
-
-def digest_of(found: Statistics) -> str:
-    """SHA-256 of mean and covariance."""
-    return hashlib.sha256(found.mu.tobytes() + found.sigma.tobytes()).hexdigest()
-
-
-def _circumstances(config: ConfigDict) -> dict[str, Any]:
-    versions = {
-        "score_sde": __version__,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    return {
-        "rounding": "samples are rounded to uint8",
-        "precision": "features float32 at full precision, distances float64",
-        "network_precision": config.model.dtype,
-        "seed_of_subsets": 0,
-        "device": jax.devices()[0].device_kind,
-        "versions": versions,
-        "command": sys.argv,
-    }
 
 
 def _show_nearest(samples: Rows, reference: Rows, path: Path) -> None:

@@ -1,7 +1,6 @@
 """Figures of the test split by the level of noise: a run's loss, a classifier's accuracy."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from score_sde.batches import in_batches
 from score_sde.data import DatasetInfo
 from score_sde.losses import correct_by_time, error_by_time
 from score_sde.modes.results import progress
-from score_sde.run import load
+from score_sde.run import Run
 from score_sde.score import Logits, Model, full_precision
 from score_sde.spaces import item_keys
 
@@ -25,7 +24,7 @@ LEVELS, ITEMS = 16, 512  # the most of the test split, at each level
 Values = Callable[[Array, dict[str, Array], Array, Array], Array]
 
 
-def loss_by_level(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
+def loss_by_level(trained: Run) -> dict[str, Any]:
     """The mean squared error of the noise that the network predicts for images of the test split
     (the integrand of denoising score matching; Ho et al. 2020, eq. 14), at levels that are even in
     log-SNR from `training.t_min` to T. {} without a test split.
@@ -33,7 +32,7 @@ def loss_by_level(config: ConfigDict, workdir: Path, step: int | None) -> dict[s
     Returns:
         lists `t`, `log_snr`, `loss` and `standard_error` (over images), and what they are of.
     """
-    trained = load(workdir, config, step=step)
+    config = trained.config
     key, names = jax.random.key(0), build.condition_names(config, trained.info)
 
     def losses(x0: Array, given: dict[str, Array], t: Array, first: Array) -> Array:
@@ -41,7 +40,8 @@ def loss_by_level(config: ConfigDict, workdir: Path, step: int | None) -> dict[s
 
     most = min(ITEMS, config.eval.num_samples)
     told = "mean of (sigma score + z)^2 over pixels and images, averaged weights"
-    return _by_level("loss", losses, told, config, trained.info, trained.mesh, names, most)
+    found = _by_level("loss", losses, told, config, trained.info, trained.mesh, names, most)
+    return found and {**found, "step": trained.step}
 
 
 def accuracy_by_level(

@@ -42,13 +42,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     the files. Values of other settings are kept as `likelihood.old.npz`.
     """
     start(config.likelihood.batch_size)
-    compute(config, workdir, output, step)
+    compute(load(workdir, config, step=step), workdir, output)
 
 
-def compute(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> dict[str, Any]:
-    """As `run`, where the mode has begun; return the summary of the items asked for."""
-    settings = config.likelihood
-    trained = load(workdir, config, step=step)
+def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
+    """As `run`, of a run that is loaded from the workdir; return the summary of the items asked
+    for."""
+    config, settings = trained.config, trained.config.likelihood
     arrays = build.arrays(config, trained.info, settings.split)
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")
@@ -63,8 +63,10 @@ def compute(config: ConfigDict, workdir: Path, output: Path, step: int | None) -
         _write_summary(output, trained, _values(table), wanted)
         _write_picture(output, trained, _values(table), arrays.x)
     condition = leading(given, wanted)
+    x: Any = arrays.x
+    items = x.part(slice(wanted)) if isinstance(x, data.Streamed) else x[:wanted]
     batches = trained.likelihood_batches(
-        jax.random.key(settings.seed), arrays.x[:wanted], condition, first=len(table)
+        jax.random.key(settings.seed), items, condition, first=len(table)
     )
     with progress(wanted, len(table), "item", "likelihood") as bar:
         for part in batches:

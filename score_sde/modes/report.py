@@ -14,7 +14,7 @@ from score_sde.config import default, flat
 from score_sde.display import shortened
 from score_sde.errors import DAMAGED, UserError, one_line
 from score_sde.modes.sections import SECTIONS, Found
-from score_sde.paths import whole
+from score_sde.paths import move_aside, whole
 from score_sde.training.mesh import is_writer
 
 PAGE = "report.html"
@@ -40,7 +40,11 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
     sections["Config"] = _config(runs)
     title = " and ".join(dict.fromkeys(each.config.name for each in runs))
     footer = f"score_sde {__version__}, {date.today()}"
-    with whole(output / PAGE, shared=True) as file:
+    path = output / PAGE
+    if path.is_file() and b"score_sde" not in path.read_bytes():
+        for old, new in move_aside([path]).items():
+            print(f"{output / old}: no page of ours; it is now {new}")
+    with whole(path) as file:
         file.write(pages.page(title, sections, footer).encode(errors="backslashreplace"))
     print(f"report: {output / PAGE}")
 

@@ -76,6 +76,10 @@ def run(
             _summarize(table, output / SUMMARY)
             _picture(trained, table.rows, images, task, output / PICTURE)
 
+    def save_draws(begin: int, found: np.ndarray) -> None:
+        for name, draws in zip(names[begin:], found, strict=False):
+            pictures.save_each(output / IMAGES / name, draws, trained.info.levels or 256)
+
     names = images.names
     with (
         progress(len(names), len(table), "image", "restore") as bar,
@@ -83,11 +87,16 @@ def run(
     ):
         for part in _restored(trained, images, task, key, len(table)):
             table.set_aside()
-            for name, draws in zip(names[len(table) :], part["images"], strict=False):
-                pictures.save_each(output / IMAGES / name, draws, trained.info.levels or 256)
+            save_draws(len(table), part["images"])
             table.add(part)
             bar.done(len(part["nfe"]))
             saved()
+    # What was deleted is made again.
+    if not all((output / IMAGES / name).exists() for name in names):
+        save_draws(0, table.rows["images"])
+    if not all((output / name).exists() for name in (SUMMARY, PICTURE)):
+        _summarize(table, output / SUMMARY)
+        _picture(trained, table.rows, images, task, output / PICTURE)
     _tell(leading(table.rows, len(names)))
     print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
 
@@ -238,7 +247,7 @@ def _restored(
             how = f"config.restore.method = {config.restore.method!r}"
             raise UserError(
                 f"{how if task in MEASURED else f'--task = {task!r}'}: draws are not finite with "
-                f"{_sampler(config, task)}; allowed are more steps, another method"
+                f"{_sampler(config, task)}; {trained.remedy('more steps, another method')}"
             )
         yield part
 

@@ -1,19 +1,63 @@
 """A table of per-item results. It is saved as it fills, and the same command continues it."""
 
 import json
+import math
+import os
+import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from score_sde.paths import move_aside, whole
+from score_sde import __version__
+from score_sde.errors import UserError
+from score_sde.evaluation import Rows as Chunked
+from score_sde.evaluation.rows import of_npz
+from score_sde.paths import is_url, make, move_aside, whole, written
 
 SAVE_EVERY = 60.0  # seconds, and at most a tenth of the time goes into saving
+IN_MEMORY = 2**30  # bytes of an array; a larger one is in a file until it is saved
+PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "numpy", "pillow")
+FOREIGN = "not as this version writes it"
 Rows = dict[str, np.ndarray]
+
+
+def circumstances() -> dict[str, Any]:
+    """What numbers depend on beside settings: the devices and the versions."""
+    versions = {"score_sde": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in PACKAGES}
+    devices = jax.devices()
+    return {"device": devices[0].device_kind, "num_devices": len(devices), "versions": versions}
+
+
+def check_room(path: Path, size: int) -> None:
+    """Refuse what a table at a path could not hold: an array of so many bytes.
+
+    Raises:
+        UserError: one line: the disk is full.
+    """
+    if size > IN_MEMORY:
+        with _reserved(path, size):
+            pass
+
+
+@contextmanager
+def _reserved(path: Path, size: int) -> Iterator[Any]:
+    """A file of so many bytes beside a path, without a name: it ends with who holds it."""
+    folder = path.parent
+    with written(path):
+        make(folder)
+        with tempfile.TemporaryFile(dir=None if is_url(folder) else folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            yield file
 
 
 class Table:
@@ -21,7 +65,8 @@ class Table:
 
     The file says what its numbers depend on. Rows of the same settings are continued. Rows of other
     settings move to NAME.old.npz with the files beside them, as soon as there are new rows; so do
-    those files where they are alone. So no paid work is overwritten.
+    those files where they are alone. So no paid work is overwritten. Its `made_by` lists the
+    `circumstances` in which its rows were computed.
 
     Args:
         path: of the file.
@@ -30,6 +75,10 @@ class Table:
         facts: further arrays of the file, for its readers.
         beside: names of the files and folders that belong to it.
         usual: the values of settings that an older file lacks.
+        large: shape (without rows) and dtype of arrays that may outgrow the memory.
+
+    Raises:
+        UserError: there is no room for them on the disk.
     """
 
     def __init__(
@@ -41,13 +90,18 @@ class Table:
         facts: Mapping[str, Any] | None = None,
         beside: Sequence[str] = (),
         usual: Mapping[str, Any] | None = None,
+        large: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
     ) -> None:
         self.path, self.wanted, self.beside = path, wanted, beside
         self.depends: dict[str, Any] = json.loads(json.dumps(depends))  # tuples as lists, as read
         self.facts = dict(facts or {})
         self.rows: Rows = {}
         self._room: Rows = {}  # arrays whose first rows these are
+        self._large = dict(large or {})
+        self._made_by: list[dict[str, Any]] = []
         self.other = self._read(json.loads(json.dumps(dict(usual or {}))))
+        if not self.rows:
+            self._make_room(wanted)
         self._saved = len(self)
 
     def __len__(self) -> int:
@@ -60,16 +114,41 @@ class Table:
         try:
             with self.path.open("rb") as file, np.load(file) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
-                rows = {name: arrays[name] for name in json.loads(str(arrays["rows"]))}
+                made_by = json.loads(str(arrays["made_by"])) if "made_by" in arrays else []
+                rows = {name: of_npz(self.path, name) for name in json.loads(str(arrays["rows"]))}
         except Exception:  # damaged, or of another program
-            return "not as this version writes it"
+            return FOREIGN
         theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
         keys = {**self.depends, **theirs}
         different = [key for key in keys if self.depends.get(key) != theirs.get(key)]
         if different:
             return f"of another {', '.join(different)}"
-        self.rows = rows
+        self._make_room(max(self.wanted, *map(len, rows.values())))
+        try:
+            self.rows = {name: self._filled(name, found) for name, found in rows.items()}
+        except (UserError, ValueError):  # damaged, or of another shape
+            return FOREIGN
+        self._made_by = made_by
         return None
+
+    def _filled(self, name: str, found: Chunked) -> np.ndarray:
+        """An array of the file, in the room that was made for it."""
+        if name not in self._room:
+            return found.array()
+        end = 0
+        for chunk in found:
+            self._room[name][end : end + len(chunk)] = chunk
+            end += len(chunk)
+        return self._room[name][:end]
+
+    def _make_room(self, number: int) -> None:
+        """Make room for large arrays of so many rows: a file without a name where the table will
+        be. The system keeps as much of it in memory as there is space for."""
+        for name, (shape, dtype) in self._large.items():
+            size = number * math.prod(shape) * np.dtype(dtype).itemsize
+            if size > IN_MEMORY:
+                with _reserved(self.path, size) as file:
+                    self._room[name] = np.memmap(file, dtype, "r+", shape=(number, *shape))
 
     def report(self) -> None:
         """Print how many rows are there."""
@@ -101,11 +180,14 @@ class Table:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         self.set_aside()
+        here = circumstances()
+        self._made_by += [here] if here not in self._made_by else []
         arrays: dict[str, Any] = {
             **self.rows,
             **self.facts,
             "rows": json.dumps(list(self.rows)),
             "depends": json.dumps(self.depends),
+            "made_by": json.dumps(self._made_by),
             "complete": len(self) >= self.wanted,
         }
         with whole(self.path) as file:

@@ -27,7 +27,8 @@ READ = {"method", "seed", "num_samples", "batch_size", "gif", "png", "condition"
 GUIDED = {"labels": (), "guidance": 1.0, "guidance_interval": (), "classifier_scale": 0.0}
 DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
 GIF_IMAGES = 16
-GRID_IMAGES = 400  # more of them would make a picture that no viewer shows
+# More of them, or of their pixels, would make a picture that no viewer shows.
+GRID_IMAGES, GRID_PIXELS = 400, 2**26
 
 
 def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
@@ -39,13 +40,13 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     as `samples.old.npz`.
     """
     start(min(config.sampling.num_samples, config.sampling.batch_size))
-    draw(config, workdir, output, step)
+    draw(load(workdir, config, step=step), workdir, output)
 
 
-def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
-    """As `run`, where the mode has begun."""
+def draw(trained: Run, workdir: Path, output: Path) -> None:
+    """As `run`, of a run that is loaded from the workdir."""
+    config = trained.config
     settings, number = config.sampling, config.sampling.num_samples
-    trained = load(workdir, config, step=step)
     for key in ("gif", "png"):
         if settings[key] and trained.info.levels is None:
             raise refuse(f"sampling.{key}", True, "False with vectors")
@@ -56,10 +57,7 @@ def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> N
     contours, picture = _shows_density(trained), output / PICTURE
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
-    facts = _facts(trained) | _in_other_tools(trained)
-    beside = (PICTURE, FILM, IMAGES)
-    depends = _depends(trained)
-    table = Table(output / VALUES, depends, number, facts=facts, beside=beside, usual=GUIDED)
+    table = _table(trained, output / VALUES)
     there = pictures.images_in_gif(output / FILM) if table.other is None else 0
     film = None
     if settings.gif and there < min(number, GIF_IMAGES):
@@ -98,6 +96,19 @@ def draw(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> N
     if settings.png:
         print(f"images of 0 to 255: {output / IMAGES}")
     print(f"picture: {picture}")
+
+
+def _table(trained: Run, path: Path) -> Table:
+    """The table of the samples, with those that are there."""
+    return Table(
+        path,
+        _depends(trained),
+        trained.config.sampling.num_samples,
+        facts=_facts(trained) | _in_other_tools(trained),
+        beside=(PICTURE, FILM, IMAGES),
+        usual=GUIDED,
+        large={"images": (trained.info.shape, np.uint8)} if trained.info.levels else {},
+    )
 
 
 def _draw(
@@ -219,9 +230,10 @@ def _picture(
     """
     info = trained.info
     if info.levels:
-        images, columns = rows["images"][:GRID_IMAGES], None
+        most = max(1, min(GRID_IMAGES, GRID_PIXELS // math.prod(info.shape[:2])))
+        images, columns = rows["images"][:most], None
         if "labels" in rows:
-            images, columns = _by_class(images, rows["labels"][:GRID_IMAGES])
+            images, columns = _by_class(images, rows["labels"][:most])
         pictures.save_png(path, images, info.levels, columns)
         return
     real = None

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from score_sde import build, pages
 from score_sde.data import DatasetInfo
 from score_sde.display import shortened
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError, why_no_json
 from score_sde.likelihood import DataLikelihood
 from score_sde.modes import interpolate, judge, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
@@ -59,7 +59,7 @@ class Found(NamedTuple):
         try:
             found = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: no JSON ({one_line(error):.80})") from error
+            raise UserError(f"{path}: no JSON ({why_no_json(error)})") from error
         if not isinstance(found, kind):
             raise UserError(f"{path}: JSON of another kind ({found!r:.40})")
         return found
@@ -243,6 +243,9 @@ def _rows(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
             rows.append((name, f"{value['value']:.4g} ± {value['standard_error']:.2g}"))
         elif isinstance(value, dict):
             rows += _rows(value, f"{name}, ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):  # commands' machines
+            numbered = {f"{name} {number}": each for number, each in enumerate(value, 1)}
+            rows += _rows(numbered)
         elif isinstance(value, list):  # a command
             rows.append((name, shlex.join(map(str, value))))
         else:
@@ -339,8 +342,11 @@ def _nearest(found: Found) -> str:
         return ""
     if (path := found.path(judge.NEIGHBOURS)) is None:
         return found.missing("No picture of them yet", "evaluate")
-    label = "Rows of a drawn image and the training images that are nearest to it"
-    caption = "On the left a sample, then the nearest training images by pixels: a copy would show"
+    facts, images = judge.read(path.parent), "training images"
+    if isinstance(facts.get("reference"), dict) and "path" in facts["reference"]:
+        images = f"images of {facts['reference']['path']}"
+    label = f"Rows of a sample and the {images} that are nearest to it"
+    caption = f"On the left a sample, then the nearest {images} by pixels: a copy would show"
     return pages.figure(pages.picture(path, label, found.cell), caption)
 
 
@@ -354,5 +360,5 @@ SECTIONS: dict[str, Callable[[Found], str]] = {
     "Quality against evaluations": _sweep,
     "Likelihood": _likelihood,
     "Interpolation": _interpolation,
-    "Nearest training images": _nearest,
+    "Nearest images": _nearest,
 }

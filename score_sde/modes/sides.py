@@ -1,6 +1,8 @@
 """The sets that an evaluation compares: drawn by a run, its training split, or a user's."""
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,8 @@ from score_sde.display import eight_bits
 from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
-from score_sde.modes import sample
-from score_sde.run import info_of
+from score_sde.modes import results, sample
+from score_sde.run import Run, info_of
 
 FEWEST = 20  # images of a side
 
@@ -39,21 +41,26 @@ class Side(NamedTuple):
     statistics: Statistics | None = None
 
 
-def drawn(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> Side:
+def drawn(trained: Run, workdir: Path, output: Path) -> Side:
     """Samples of the run, drawn where they are missing. Their file is read later, too: the caller
     has the lock of samples."""
-    number = config.eval.num_samples
-    wanted = changed(config, {"sampling.num_samples": number, "sampling.gif": False})
-    sample.draw(wanted, workdir, output, step)
+    number = trained.config.eval.num_samples
+    wanted = changed(trained.config, {"sampling.num_samples": number, "sampling.gif": False})
+    sample.draw(dataclasses.replace(trained, config=wanted), workdir, output)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
-        about = {key: file[key].item() for key in ("seed", "sampler", "step")}
+        about = sample.GUIDED | json.loads(str(file["depends"]))
         about |= {"n": number, "nfe": float(file["nfe"][:number].mean()), "averages": "ema"}
-        about["weights"] = json.loads(str(file["depends"]))["weights"]
+        about["made_by"] = json.loads(str(file["made_by"])) if "made_by" in file else []
         levels = _levels(file)
-    images = of_npz(path, "images")
-    first = Rows((number, *images.shape[1:]), lambda: images.at(np.arange(number)))
+    first = of_npz(path, "images").at(np.arange(number))
     return Side(about, _in_eight_bits(first, levels, str(path)))
+
+
+def check_room(config: ConfigDict, workdir: Path, output: Path) -> None:
+    """Refuse samples for which the output has no room, before hours of work."""
+    size = config.eval.num_samples * math.prod(info_of_images(config, workdir).shape)
+    results.check_room(output / sample.VALUES, size)
 
 
 def training_split(config: ConfigDict, workdir: Path) -> Side:
@@ -94,7 +101,10 @@ def named(path: Path) -> Side:
         raise UserError(f"{path}: a run; allowed are files of results, such as its {sample.VALUES}")
     if path.is_dir():
         shape, read = folder.of_one_size(path)
-        return _of_images(Rows(shape, lambda: read(chunk_of(shape))), about)
+        if not shape[0]:
+            raise UserError(f"{path}: no images in the folder itself; allowed are {FEWEST} or more")
+        images = _unchanged(Rows(shape, lambda: read(chunk_of(shape))), path)
+        return _of_images(images, about)
     try:
         with np.load(path, allow_pickle=False) as file:
             if "mu" in file.files:
@@ -108,11 +118,13 @@ def named(path: Path) -> Side:
         raise UserError(
             f"{path}: allowed are a folder of images, .npz of images, or of mu and sigma"
         ) from error
-    if dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
+    is_images = len(images.shape) == 4 and images.shape[-1] in (1, 3) and 0 not in images.shape[1:]
+    if dtype != np.uint8 or not is_images:
         raise UserError(
             f"{path}: {name} is {dtype}{images.shape}; allowed is uint8 (N, H, W, 1 or 3)"
         )
-    return _of_images(_in_eight_bits(images, levels, f"{path}: {name}"), about)
+    images = _in_eight_bits(_unchanged(images, path), levels, f"{path}: {name}")
+    return _of_images(images, about)
 
 
 def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
@@ -127,6 +139,32 @@ def _in_eight_bits(images: Rows, levels: int, where: str) -> Rows:
     return Rows(images.shape, read)
 
 
+def _unchanged(images: Rows, path: Path) -> Rows:
+    """The images; reading them after a change of their files raises UserError."""
+    before = _stamps(path)
+
+    def check() -> None:
+        if _stamps(path) != before:
+            raise UserError(
+                f"{path}: another command has changed it since it was read first; allowed is the "
+                "same command when that has ended"
+            )
+
+    def read() -> Iterator[np.ndarray]:
+        check()
+        yield from images
+        check()
+
+    return Rows(images.shape, read)
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int, int]]:
+    """What shows that files are the same: name, inode, size and time of change."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files if file.exists()]
+    return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+
+
 def _of_images(images: Rows, about: dict[str, Any]) -> Side:
     if len(images) < FEWEST:
         raise UserError(f"{about['path']}: {len(images)} images; allowed are {FEWEST} or more")
@@ -134,8 +172,10 @@ def _of_images(images: Rows, about: dict[str, Any]) -> Side:
 
 
 def _levels(file: Any) -> int:
-    """Levels of the images in a file of `--mode sample`; older versions said it in words only."""
-    if "levels" in file:
-        return int(file["levels"])
+    """Levels of the images in a file of `--mode sample`; older versions said it in words only.
+    ValueError for others than 2 to 256."""
     said = re.match(r"images x 255/(\d+)", str(file["arr_0_is"])) if "arr_0_is" in file else None
-    return int(said[1]) + 1 if said else 256
+    levels = int(file["levels"]) if "levels" in file else int(said[1]) + 1 if said else 256
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels = {levels}")
+    return levels

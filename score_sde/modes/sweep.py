@@ -1,6 +1,7 @@
 """`--mode evaluate` of several settings at once: `eval.sweep`."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -13,16 +14,16 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from score_sde import __version__, overrides
+from score_sde import __version__, overrides, rules
 from score_sde.config import changed, flat, refuse, unknown_key
 from score_sde.errors import DAMAGED
 from score_sde.locks import writing
 from score_sde.modes import start
 from score_sde.modes.files import digest
-from score_sde.modes.judge import Judge, digest_of, read
-from score_sde.modes.sides import drawn
+from score_sde.modes.judge import Judge, read
+from score_sde.modes.sides import check_room, drawn
 from score_sde.paths import move_aside, whole
-from score_sde.run import load
+from score_sde.run import Run, assembled, load
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import BEST, steps
 from score_sde.validation import validate
@@ -125,13 +126,15 @@ def _evaluate(
     folders: list[Path],
 ) -> None:
     """Evaluate each setting in its folder, which nobody else writes to."""
+    check_room(config, workdir, folders[0])
+    # All steps at once: beside a training they may soon be gone.
+    runs = {
+        at: _loaded(settings, workdir, at)
+        for at in dict.fromkeys(setting.step for setting in settings)
+    }
     judge = Judge.of(config, workdir, output, reference)
     distance = judge.extractor.distance_of(config.eval.num_samples)
-    weights: dict[int | None, dict[str, Any]] = {}
-    for at in dict.fromkeys(setting.step for setting in settings):
-        trained = load(workdir, config, step=at)
-        weights[at] = {"step": trained.step, "weights": digest(jax.tree.leaves(trained.score))}
-    depends = [_depends(setting, judge, weights[setting.step]) for setting in settings]
+    depends = [_depends(setting, judge, runs[setting.step]) for setting in settings]
     facts = [_done(read(folder), distance) for folder in folders]
     _keep_other(output, _rows(settings, facts, depends))
     for number, setting in enumerate(settings):
@@ -139,7 +142,7 @@ def _evaluate(
         print(f"setting {number + 1} of {len(settings)}: {words}")
         if facts[number].get("depends") != depends[number]:
             folder = folders[number]
-            samples = drawn(setting.config, workdir, folder, weights[setting.step]["step"])
+            samples = drawn(_of(setting, runs), workdir, folder)
             mine = judge._replace(config=setting.config)
             facts[number] = mine.score(samples, folder, {"depends": depends[number]})
         done = _rows(settings, facts, depends)
@@ -148,17 +151,38 @@ def _evaluate(
     print(f"result: {output / JSON}, {output / CSV}, {output / PICTURE}")
 
 
-def _depends(setting: Setting, judge: Judge, weights: Mapping[str, Any]) -> Any:
+def _loaded(settings: Sequence[Setting], workdir: Path, step: int | None) -> Run:
+    """The run after a step, with its classifier if one of the settings has it."""
+    configs = [each.config for each in settings]
+    guided = [config for config in configs if config.sampling.classifier_scale]
+    run = load(workdir, [*guided, *configs][0], step=step)
+    for config in configs:
+        rules.check(config, run.info)
+    return run
+
+
+def _of(setting: Setting, runs: Mapping[int | None, Run]) -> Run:
+    """The run with a setting."""
+    run, config = runs[setting.step], setting.config
+    parts = config, run.step, run.score.apply, run.score.params, run.info, run.mesh, run.metrics
+    classifier = run.classifier if config.sampling.classifier_scale else None
+    return dataclasses.replace(assembled(*parts), classifier=classifier)
+
+
+def _depends(setting: Setting, judge: Judge, run: Run) -> Any:
     """What the figures of a setting depend on, as JSON gives it back."""
+    classifier = run.classifier if setting.config.sampling.classifier_scale else None
+    weights = digest(jax.tree.leaves((run.score, classifier)))
     values = flat(setting.config)
     unread = {f"eval.{key}" for key in ("batch_size", "inception_weights", "statistics")}
     read = [key for key in values if key.startswith(("sampling.", "eval.")) and key not in unread]
     found = {
         "version": __version__,
         **{key: values[key] for key in read},
-        **weights,
+        "step": run.step,
+        "weights": weights,
         "extractor": judge.extractor.about,
-        "reference": digest_of(judge.statistics),
+        "reference": judge.statistics.digest,
     }
     return json.loads(json.dumps(found))
 

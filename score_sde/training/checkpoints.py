@@ -10,7 +10,6 @@ bucket no directory can be renamed. There a step without ``commit_success.txt`` 
 import errno
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -179,6 +178,10 @@ def _read_newest(
             unreadable.append(path)
         else:
             return stored, unreadable
+    if unreadable and step is not None:
+        whole = [path.name for path in reversed(newest) if _is_readable(path, target, unreadable)]
+        allowed = ", ".join(whole) or "none, as the others are damaged, too; restore a copy"
+        raise UserError(f"{unreadable[0]}: cannot be read ({reason}); allowed are {allowed}")
     if unreadable:
         names = ", ".join(path.name for path in unreadable)
         raise UserError(
@@ -186,6 +189,15 @@ def _read_newest(
             "restore them from a copy, or start again with another --workdir"
         )
     return None
+
+
+def _is_readable(path: Path, target: dict, but: list[Path]) -> bool:
+    try:
+        return path not in but and bool(_read(path / "default", target))
+    except Exception as error:
+        if not _is_damage(error):
+            raise
+        return False
 
 
 def _is_damage(error: Exception) -> bool:
@@ -200,14 +212,15 @@ def listing(workdir: Path) -> list[str]:
     losses = [(each["step"], each["loss"]) for _, each in logged(workdir) if "loss" in each]
     lines = []
     for path in reversed(_newest_first(workdir / "checkpoints")):
-        loss = next((loss for step, loss in losses if step >= int(path.name)), math.nan)
+        found = next((loss for step, loss in losses if step >= int(path.name)), None)
+        loss = "" if found is None else f"  loss {found:.4g}"  # none of a conversion
         with suppress(FileNotFoundError):  # a training has removed it
             try:
                 written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
                 date = _date(written["commit_timestamp_nsecs"] / 1e9)
             except DAMAGED:  # the folder's own
                 date = _date(getattr(path.stat(), "st_mtime", 0))  # 0: in a bucket, without one
-            lines.append(f"{path.name:>9}  {date}  loss {loss:.4g}")
+            lines.append(f"{path.name:>9}  {date}{loss}")
     if step := newest_step(workdir / BEST):
         best = best_record(workdir)
         score = f"{best['name']} {best['value']:.4g}" if best else f"{RECORD} cannot be read"

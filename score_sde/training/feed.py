@@ -7,7 +7,9 @@ give the same batches in the order of ``batch_indices``.
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Generator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any
 
 import jax
@@ -115,6 +117,8 @@ def streaming(
             _read(reader, first_step, workers).map(place), prefetch_buffer_size=_PLACED_AHEAD
         )
         iterator = iter(ahead)
+        if workers:
+            _begin_workers(iterator)
         try:
             yield from iterator
         except RuntimeError as error:
@@ -148,3 +152,14 @@ def _read(reader: Reader, first_step: int, workers: int) -> Any:
     steps = grain.experimental.WithOptionsIterDataset(steps, by_pipe)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     return steps.mp_prefetch(processes, worker_init_fn=begin_worker)
+
+
+def _begin_workers(iterator: Any) -> None:
+    """Starts reading, by threads and processes that never get Ctrl-C: a terminal sends it to all,
+    and it would end a worker that still imports. The training ends its workers."""
+    resource_tracker.ensure_running()  # which would let interrupts through again as it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        iterator.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

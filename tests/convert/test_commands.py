@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import score_sde
-from score_sde import build, convert, networks, workdirs
+from score_sde import build, convert, networks, presets, workdirs
+from score_sde.config import changed
 from score_sde.convert import torch_zip
 from score_sde.convert.original import arrays
 from score_sde.errors import UserError
@@ -75,6 +76,8 @@ def test_a_converted_workdir_is_a_run_like_any_other(converted):
         cwd=converted.parent,
     )
     assert "3 images, NFE 4" in out
+    out = succeed("--mode", "config", "--workdir", converted, cwd=converted.parent)
+    assert re.search(r"\n +1301  \d{4}-\d\d-\d\d \d\d:\d\d\n$", out)  # it has no loss
     with np.load(converted / "samples.npz") as samples:
         assert samples["images"].shape == (3, 16, 16, 3)
     done = run_command("--mode", "likelihood", "--workdir", converted, cwd=converted.parent)
@@ -190,6 +193,17 @@ def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     typed = (*command[:4], "--config.model.parameterization=epsilon")
     line = refused(*typed, cwd=tmp_path)
     assert "config.model.parameterization = 'epsilon': allowed are 'velocity', as pipe says" in line
+    # The network's folder alone, with a preset that contradicts it.
+    unet = ("--mode", "convert", "--source", "pipe/unet", "--workdir", "other", FORCE)
+    done = run_command(*unet, "--config", PRESETS / "ve_celeba.py", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.startswith("note: pipe/unet sets "), done.stderr
+    assert "config.sde.name = 'vp_discrete' (not 've')" in done.stderr
+    assert re.search(r"config\.model\.parameterization = 'velocity' \(not '", done.stderr)
+    assert workdirs.load(tmp_path / "other").sde.name == "vp_discrete"
+    says = tmp_path / "pipe" / "unet" / "config.json"
+    says.write_text(json.dumps({**json.loads(says.read_text()), "sample_size": 16384}))
+    done = run_command(*command[:-2], "large", cwd=tmp_path)
+    assert "config.data.image_size = 16384: allowed are sizes of up to 4194304 p" in done.stderr
     alone = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
     line = refused("--mode", "convert", "--source", alone, cwd=tmp_path)
     assert "arrays, which do not say their network; allowed is its folder" in line
@@ -210,6 +224,43 @@ def test_weights_alone_are_named_by_the_user(pth, tmp_path):
     np.testing.assert_array_equal(params["stem"]["kernel"], stem)
 
 
+def as_torch(config, params):
+    """A network's parameters by the names and layouts of the original's PyTorch."""
+    params, weights = convert.flattened(params), {}
+    for array in arrays(spec_of(config)):
+        value = params[array.path]
+        layout = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        weights[array.torch] = value.T if array.layer == "dense" else layout
+    return weights
+
+
+@pytest.mark.slow  # a U-Net, compiled for sampling and training
+def test_a_network_of_one_channel_and_the_data_set_that_is_named_afterwards(tmp_path):
+    """Under VE, of 16 pixels: no set that is read here by its name has these."""
+    values = {"data.name": "images", "data.image_size": 16, "data.channels": 1, "sde.name": "ve"}
+    values |= {"model.width": 8, "model.multipliers": (1, 2), "model.num_blocks": 1}
+    values |= {"model.attention_resolutions": (8,), "model.input_frequencies": ()}
+    config = changed(presets.load("vp_digits"), values)
+    _, params = networks.init(build.network(config, build.dataset(config)), jax.random.key(0))
+    save(tmp_path / "weights.pth", as_torch(config, params))
+    typed = [f"--config.{key}={value}" for key, value in values.items()]
+    source = ("--source", "weights.pth", "--weights", "averaged", FORCE)
+    into = ("--config", PRESETS / "vp_digits.py", *typed, "--workdir", "run")
+    succeed("--mode", "convert", *source, *into, cwd=tmp_path)
+    run = score_sde.load(tmp_path / "run")
+    assert run.info.shape == (16, 16, 1) and run.info.name == "images"
+    jax.tree.map(np.testing.assert_array_equal, run.score.params, params)
+    few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
+    assert "3 images" in succeed("--mode", "sample", "--workdir", "run", *few, cwd=tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 1), np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images)
+    mine = ("--config.data.name=npz", "--config.data.dir=mine.npz")
+    train = ("--mode", "train", "--workdir", "run", *mine, "--config.training.num_steps=2")
+    succeed(*train, "--config.training.sample_every=0", cwd=tmp_path)
+    run = score_sde.load(tmp_path / "run")
+    assert run.step == 2 and run.info.name == "npz" and run.info.splits["train"] == 90
+
+
 @pytest.mark.slow
 def test_the_setting_that_a_network_was_trained_with_is_named(tmp_path):
     """Digits by velocity, as a file of the original's names; with other groups it fits."""
@@ -217,13 +268,7 @@ def test_the_setting_that_a_network_was_trained_with_is_named(tmp_path):
     short = ("--config.training.num_steps=400", "--config.training.sample_every=0")
     succeed("--mode", "train", *preset, *short, "--workdir", "run", cwd=tmp_path)
     run = score_sde.load(tmp_path / "run")
-    params = convert.flattened(run.score.params)
-    weights = {}
-    for array in arrays(spec_of(run.config)):
-        value = params[array.path]
-        layout = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        weights[array.torch] = value.T if array.layer == "dense" else layout
-    save(tmp_path / "weights.pth", weights)
+    save(tmp_path / "weights.pth", as_torch(run.config, run.score.params))
     command = ("--mode", "convert", "--source", "weights.pth", "--weights", "averaged", *preset)
     wrong = (*command, "--workdir", "again", "--config.model.norm_groups=32")
     done = run_command(*wrong, cwd=tmp_path)

@@ -15,7 +15,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from safetensors.numpy import save_file
 
 from score_sde import convert, networks
-from score_sde.convert import exported, score_sde_pytorch, torch_zip
+from score_sde.convert import exported, original, score_sde_pytorch, torch_zip
 from score_sde.errors import UserError
 from tests.convert.originals import describe, source, spec_of
 from tests.convert.torch_files import (
@@ -95,6 +95,12 @@ def test_the_likeliest_setting_of_a_flax_checkpoint(reference_dir):
     assert convert.read(path, spec).hint() == ""
     other = replace(spec, num_blocks=spec.num_blocks + 1)
     assert convert.read(path, other).hint() == f"config.model.num_blocks = {spec.num_blocks}"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (8, 1)])
+def test_arrays_of_no_networks_shape_tell_no_setting(spec, shape):
+    paths = [array.path for array in original.arrays(spec) if array.path]
+    assert original.likeliest(spec, lambda spec: dict.fromkeys(paths, shape)) == ""
 
 
 PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")

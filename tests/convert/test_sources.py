@@ -22,6 +22,7 @@ from tests.convert.torch_files import (
     Call,
     Global,
     make,
+    module,
     pipe,
     stream,
     tensor,
@@ -39,14 +40,9 @@ def test_a_tensor_is_read_as_it_lies(tmp_path):
     assert read["n"] == 7 and read["a"].dtype == np.float32
 
 
-def made(name: str, attributes: dict) -> bytes:
-    """A module of TorchScript."""
-    return stream(Global("__torch__.net", name)) + b")\x81" + stream(attributes) + b"b"
-
-
 def test_the_attributes_of_torchscript_are_read(tmp_path):
     pads = stream(Global("torch.jit._pickle", "build_intlist")) + b"](K\x00K\x03e\x85R"
-    path = write(tmp_path / "a.pt", made("Net", {"conv": made("Conv", {"w": tensor(), "p": pads})}))
+    path = write(tmp_path / "a.pt", module({"conv": module({"w": tensor(), "p": pads}, "Conv")}))
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/code/__torch__/net.py", "raise SystemExit")
     read = torch_zip.load(path)["conv"]

@@ -54,6 +54,11 @@ def stream(value: object) -> bytes:
             return pickle.dumps(value, protocol=0).rstrip(b".")
 
 
+def module(attributes: dict, name: str = "Net") -> bytes:
+    """A module of TorchScript."""
+    return stream(Global("__torch__.net", name)) + b")\x81" + stream(attributes) + b"b"
+
+
 ORDERED = b"ccollections\nOrderedDict\n)R"
 ENCODED = b"c_codecs\nencode\n(h\x00tR"  # of the memo's first
 FOUR = np.arange(4, dtype=np.float32).tobytes()

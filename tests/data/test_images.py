@@ -2,6 +2,7 @@
 
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_sde.data import describe, load
+from score_sde.data import describe, images, load
 from score_sde.data.decoding import decode
 from score_sde.data.folder import of_one_size
 from score_sde.errors import UserError
@@ -186,7 +187,7 @@ def corrupt(folder) -> dict[str, str]:
         "flipped.png": (bytes(flipped), ""),
         "wrong.png": (b"%PDF-1.7", "no image of the formats PNG, JPEG"),
         "zero.png": (bomb(0, 5), ""),
-        "bomb.png": (bomb(12_000, 12_000), "12000 x 12000 pixels; allowed are up to 67,108,864"),
+        "bomb.png": (bomb(12_000, 12_000), "12000 x 12000 pixels; allowed are up to 33,554,432"),
         "huge.png": (bomb(60_000, 60_000), ""),
     }
     for name, (content, _) in files.items():
@@ -256,6 +257,22 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
     assert int(peak) < 130 * 1024  # KiB
 
 
+def test_one_large_file_is_read_at_a_time(folder, tmp_path):
+    """While another is, whoever asks waits: for headers, and for pixels."""
+    os.truncate(folder / "cat" / "29.png", images._LARGE + 1)  # zeros after the image
+    for channels in (0, 1):  # unset, headers are read first
+        reading = threading.Thread(
+            target=describe,
+            args=("folder", str(folder)),
+            kwargs={"image_size": 8, "channels": channels},
+        )
+        with images._large:
+            reading.start()
+            reading.join(0.2)
+            assert reading.is_alive()
+        reading.join()
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
@@ -292,8 +309,6 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
 
 def test_a_folder_that_changes_while_it_is_read(folder, monkeypatch):
     """By a decoder that, as it begins, has somebody else write or remove a file."""
-    from score_sde.data import images
-
     new, last = folder / "cat" / "new.png", folder / "cat" / "29.png"
     new.write_bytes(last.read_bytes())
     for change, words in (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from score_sde.evaluation import classifier
+from tests.commands import as_users_have_it
 
 LABELS = np.arange(128) % 2
 
@@ -19,7 +20,8 @@ def images(rows):
 @pytest.fixture(scope="module")
 def learned():
     about = {"channels": 1, "num_classes": 2, "image_size": (4, 4)}
-    return classifier.Classifier(classifier.train(images, LABELS, 2), about)
+    with as_users_have_it():  # Adam's powers are of floats and integers
+        return classifier.Classifier(classifier.train(images, LABELS, 2), about)
 
 
 def test_it_tells_the_classes_apart(learned):

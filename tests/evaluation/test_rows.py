@@ -28,19 +28,27 @@ def test_rows_come_in_chunks(chunks_of_three, tmp_path):
             parts = [*found]
             assert [len(part) for part in parts] == [3, 3, 1]
             np.testing.assert_array_equal(np.concatenate(parts), X)
-        np.testing.assert_array_equal(
-            np.concatenate([*found.at(np.array([0, 4, 6]))]), X[[0, 4, 6]]
-        )
+        np.testing.assert_array_equal(found.at(np.array([0, 4, 6])).array(), X[[0, 4, 6]])
         some = found.some(4)
-        assert [*some[:, 0, 0]] == sorted({*some[:, 0, 0]}) and len(some) == 4
-        np.testing.assert_array_equal(found.some(9), X)
-        assert found.digest() == Rows.of(X).digest() != Rows.of(X[:, :, ::-1]).digest()
+        assert some.shape == (4, 2, 3)
+        assert [*some.array()[:, 0, 0]] == sorted({*some.array()[:, 0, 0]})
+        np.testing.assert_array_equal(found.some(9).array(), X)
+        assert found.digest == Rows.of(X).digest != Rows.of(X[:, :, ::-1]).digest
     assert [*of_npz(tmp_path / "a.npz", "y")] == []
 
 
 def test_large_rows_come_in_smaller_chunks(monkeypatch):
     monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * X[0].nbytes)
     assert [len(part) for part in Rows.of(X)] == [2, 2, 2, 1]
+
+
+def test_a_choice_of_large_rows_has_features_too(monkeypatch, tmp_path):
+    """Their chunks are as large as those of any others: a file for each."""
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * X[0].size)
+    some = Rows.of(X.astype(np.uint8)).at(np.arange(1, 6))
+    assert [len(part) for part in some] == [2, 2, 1]
+    list(stored(tmp_path, {}, some, lambda chunk: chunk[:, 0]))
+    np.testing.assert_array_equal(read_stored(tmp_path)[0].array(), X[1:6, 0])
 
 
 def test_a_full_disk_is_named(tmp_path):
@@ -66,7 +74,7 @@ def test_a_folder_of_features_goes_on_after_its_files(chunks_of_three, tmp_path)
     assert list(stored(folder, {"set": "x"}, images, of)) == [3, 3]
     found, about = read_stored(folder)
     assert (found.shape, about) == ((7, 3), {"set": "x", "n": 7, "chunks": 3})
-    np.testing.assert_array_equal(np.concatenate([*found]), X[:, 0])
+    np.testing.assert_array_equal(found.array(), X[:, 0])
 
 
 DAMAGE = {
@@ -89,6 +97,23 @@ def test_a_damaged_folder_of_features_is_one_line(name, content, chunks_of_three
     assert len(str(error.value)) < 250
 
 
+def test_features_that_change_later_are_one_line(chunks_of_three, tmp_path):
+    list(stored(tmp_path, {}, Rows.of(X), lambda chunk: chunk[:, 0]))
+    found, _ = read_stored(tmp_path)
+    path = tmp_path / "000001.npy"
+    np.save(path, np.full((3, 3), np.nan, np.float32))
+    with pytest.raises(UserError, match=r"000001\.npy is damaged \(it has values that are not"):
+        found.array()
+    assert list(stored(tmp_path, {}, Rows.of(X), lambda chunk: chunk[:, 0])) == [3, 1]
+    np.testing.assert_array_equal(found.array(), X[:, 0])  # it was made again
+    path.write_bytes(b"text")
+    with pytest.raises(UserError, match=r"000001\.npy is damaged"):
+        found.array()
+    path.unlink()
+    with pytest.raises(UserError, match=r"000001\.npy is damaged \(No such file or directory\)"):
+        found.array()
+
+
 def test_two_commands_fill_a_folder_at_the_same_time(chunks_of_three, tmp_path):
     """In threads, which wait for each other before each file: both write all of them."""
     together = threading.Barrier(2, timeout=60)
@@ -99,7 +124,7 @@ def test_two_commands_fill_a_folder_at_the_same_time(chunks_of_three, tmp_path):
 
     def fill():
         list(stored(tmp_path, {}, Rows.of(X), of))
-        return np.concatenate([*read_stored(tmp_path)[0]])
+        return read_stored(tmp_path)[0].array()
 
     with ThreadPoolExecutor(2) as pool:
         for found in [pool.submit(fill) for _ in range(2)]:
@@ -109,9 +134,9 @@ def test_two_commands_fill_a_folder_at_the_same_time(chunks_of_three, tmp_path):
 
 def test_of_two_writers_of_a_file_each_writes_it_whole(tmp_path):
     path = tmp_path / "new" / "a"
-    with whole(path, shared=True) as first:
+    with whole(path) as first:
         first.write(b"one ")
-        with whole(path, shared=True) as second:
+        with whole(path) as second:
             second.write(b"two")
         assert path.read_bytes() == b"two"
         first.write(b"whole")

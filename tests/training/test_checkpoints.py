@@ -89,8 +89,11 @@ def test_one_step_of_several(run, written, directory):
     with pytest.raises(UserError, match=r"^step = 1: not in .*; allowed are 2, 3$"):
         restore_ema(directory, run.state().ema, step=1)
     shutil.rmtree(directory / "2" / "default")
-    with pytest.raises(UserError, match=r"none of its checkpoints \(2\) can be read"):
+    with pytest.raises(UserError, match=r"/2: cannot be read \(.*\); allowed are 3$"):
         restore_ema(directory, run.state().ema, step=2)  # and not another one
+    empty(directory / "3")
+    with pytest.raises(UserError, match=r"/2: cannot be read \(.*\); allowed are none, as the o"):
+        restore_ema(directory, run.state().ema, step=2)
 
 
 def test_the_listing_has_steps_dates_and_losses(directory):

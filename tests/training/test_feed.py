@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from score_sde.data import load
 from score_sde.data.streamed import Raw, Stamp, Streamed, batch_indices
 from score_sde.errors import UserError
 from score_sde.training.feed import in_memory, streaming
 from score_sde.training.mesh import along_data, data_mesh
+from tests.data.test_streamed import KINDS
 
 
 def test_every_array_is_gathered_by_the_order_of_the_steps():
@@ -55,6 +57,20 @@ def test_a_stream_gives_what_memory_gives(workers, streamed):
             jax.tree.map(np.testing.assert_array_equal, one, other)
             assert one["x"].sharding == other["x"].sharding and one["x"].dtype == np.uint8
         batches.close()
+
+
+@pytest.mark.parametrize("kind", ["zip", "hdf5"])
+def test_a_worker_opens_the_file_that_holds_all(kind, tmp_path):
+    """Nothing that is open goes to another process."""
+    path = str(KINDS[kind](tmp_path))
+    x = load(kind, "train", path, stream=True).x
+    x[:1]  # the training process has opened it, too
+    options = {"batch_size": 9, "seed": 3, "mesh": data_mesh(jax.devices()[:1])}
+    batches = streaming({"x": x, "condition": {}}, workers=1, **options)(0)
+    memory = in_memory({"x": np.asarray(x), "condition": {}}, **options)(0)
+    for one, other in zip(itertools.islice(batches, 3), memory, strict=False):
+        np.testing.assert_array_equal(one["x"], other["x"])
+    batches.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
