@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from score_sde.evaluation import classifier
+from tests.commands import as_users_have_it
 
 LABELS = np.arange(128) % 2
 
@@ -19,7 +20,8 @@ def images(rows):
 @pytest.fixture(scope="module")
 def learned():
     about = {"channels": 1, "num_classes": 2, "image_size": (4, 4)}
-    return classifier.Classifier(classifier.train(images, LABELS, 2), about)
+    with as_users_have_it():  # Optax's powers mix dtypes
+        return classifier.Classifier(classifier.train(images, LABELS, 2), about)
 
 
 def test_it_tells_the_classes_apart(learned):
@@ -30,4 +32,14 @@ def test_the_features_have_a_mean_square_of_one(learned):
     """So that the kernel of the squared MMD neither vanishes nor overflows."""
     found = np.asarray(learned.features()(images(np.arange(len(LABELS)))))
     # A sum of 8192 float32 squares.
+    np.testing.assert_allclose(np.mean(np.square(found)), 1.0, rtol=1e-5)
+
+
+def test_the_scale_is_of_all_parts_of_large_images(monkeypatch):
+    """They are taken a part at a time; here four parts of 37 and less are all of them."""
+    monkeypatch.setattr(classifier, "CHUNK_BYTES", 37 * images(np.arange(1)).nbytes)
+    with as_users_have_it():
+        weights = classifier.train(images, LABELS, 2)
+        about = {"channels": 1, "num_classes": 2, "image_size": (4, 4)}
+        found = np.asarray(classifier.Classifier(weights, about).features()(images(slice(None))))
     np.testing.assert_allclose(np.mean(np.square(found)), 1.0, rtol=1e-5)
