@@ -33,3 +33,13 @@ def test_the_features_have_a_mean_square_of_one(learned):
     found = np.asarray(learned.features()(images(np.arange(len(LABELS)))))
     # A sum of 8192 float32 squares.
     np.testing.assert_allclose(np.mean(np.square(found)), 1.0, rtol=1e-5)
+
+
+def test_the_scale_is_of_all_parts_of_large_images(monkeypatch):
+    """They are taken a part at a time; here four parts of 37 and less are all of them."""
+    monkeypatch.setattr(classifier, "CHUNK_BYTES", 37 * images(np.arange(1)).nbytes)
+    with as_users_have_it():
+        weights = classifier.train(images, LABELS, 2)
+        about = {"channels": 1, "num_classes": 2, "image_size": (4, 4)}
+        found = np.asarray(classifier.Classifier(weights, about).features()(images(slice(None))))
+    np.testing.assert_allclose(np.mean(np.square(found)), 1.0, rtol=1e-5)
