@@ -356,7 +356,8 @@ def loss(
         condition = {name: batch["condition"][name] for name in names}
         if settings.label_dropout:
             labels = condition["labels"]
-            dropped = jax.random.bernoulli(key_label, settings.label_dropout, labels.shape)
+            share = jnp.float32(settings.label_dropout)
+            dropped = jax.random.bernoulli(key_label, share, labels.shape)
             condition["labels"] = jnp.where(dropped, guidance.NO_LABEL, labels)
         scored = model(config, apply, params).given(condition)
         score_loss = discrete if config.model.num_levels else continuous
@@ -387,4 +388,5 @@ def _trained_on(config: ConfigDict, where: Space, keys: Sequence[Array], x: Arra
     units."""
     if config.data.flip and isinstance(where, Pixels):
         x = where.flipped(keys[0], x)
-    return where.to_model(x, jax.random.uniform(keys[1], x.shape) if where.dequantize else None)
+    noise = jax.random.uniform(keys[1], x.shape, jnp.float32) if where.dequantize else None
+    return where.to_model(x, noise)

@@ -33,8 +33,10 @@ WEIGHTINGS = ("paper", "likelihood", "mixture")
 
 
 def low_discrepancy(key: Array, num: int) -> Array:
-    """Numbers (num,), each uniform in [0, 1), together evenly spread (Kingma et al. 2021, I.1)."""
-    return jnp.mod(jax.random.uniform(key) + jnp.arange(num) / num, 1.0)
+    """Numbers float32 (num,), each uniform in [0, 1), together evenly spread (Kingma et al. 2021,
+    I.1)."""
+    places = jnp.arange(num, dtype=jnp.float32) / num
+    return jnp.mod(jax.random.uniform(key, dtype=jnp.float32) + places, 1.0)
 
 
 def sample_times(
@@ -54,7 +56,7 @@ def sample_times(
     """
     u = low_discrepancy(key, num)
     uniform = t_min + u * (sde.T - t_min)
-    top, bottom = sde.log_snr(jnp.full((1,), t_min)), sde.log_snr(jnp.full((1,), sde.T))
+    top, bottom = (sde.log_snr(jnp.full((1,), t, u.dtype)) for t in (t_min, sde.T))
     by_snr = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), t_min, sde.T)
     if weighting == "paper":
         return uniform, jnp.ones_like(u)

@@ -197,7 +197,7 @@ class Pixels(Space):
 
     def flipped(self, key: Array, data: Array) -> Array:
         """Images (B, H, W, C), of which each is mirrored left to right with probability 1/2."""
-        mirrored = jax.random.bernoulli(key, shape=(len(data), 1, 1, 1))
+        mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (len(data), 1, 1, 1))
         return jnp.where(mirrored, data[:, :, ::-1], data)
 
     def from_model(self, x: Array) -> Array:

@@ -78,6 +78,7 @@ def test_a_training_and_its_run():
     learning rate. So the losses are compared, and one run's latents in both widths."""
     values = {"model.name": "tests.tiny:Tiny", "training.num_steps": 3, "training.log_every": 1}
     values |= {"training.batch_size": 16, "training.warmup_steps": 0, "sampling.batch_size": 4}
+    values |= {"model.class_conditional": True, "training.label_dropout": 0.2, "data.flip": True}
     config, images = changed(presets.load("vp_digits"), values), load("digits", "test").x[:4]
     key, runs = jax.random.key(0), []
 
@@ -87,8 +88,9 @@ def test_a_training_and_its_run():
             leaves = jax.tree.leaves(runs[-1].score.params)
             assert all(leaf.dtype == np.float32 for leaf in leaves)
             trained = dataclasses.replace(runs[-1], score=runs[0].score, smooth_score=runs[0].score)
-            latents = trained.encode(key, images)
-            between = trained.interpolate(key, images[:2], images[2:], 1)
+            labels = np.arange(4, dtype=np.int32)
+            latents = trained.encode(key, images, labels=labels)
+            between = trained.interpolate(key, images[:2], images[2:], 1, labels=labels[:2])
         losses = np.asarray([line["loss"] for line in runs[-1].metrics], np.float32)
         return losses, latents, between.latents
 
