@@ -79,16 +79,20 @@ def scorer(
             value = evaluation.frechet_distance(reference, evaluation.statistics(found))
             is_best = _is_best(workdir, kind, step, value)
         if broadcast_one_to_all(np.int32(is_best)):
-            if newest_step(workdir / BEST) < step:
-                with Checkpoints(workdir / BEST, keep=1) as best:
-                    best.save(state, step)
-            if judge:
-                record = {"step": step, "value": value, **kind}
-                with whole(workdir / RECORD) as file:
-                    file.write(f"{json.dumps(record, indent=2)}\n".encode())
+            _keep(workdir, step, state, {"step": step, "value": value, **kind} if judge else None)
         return {name: value} if judge else {}
 
     return score
+
+
+def _keep(workdir: Path, step: int, state: TrainState, record: dict[str, Any] | None) -> None:
+    """Save the best checkpoint, and its record in the process that writes."""
+    if newest_step(workdir / BEST) < step:
+        with Checkpoints(workdir / BEST, keep=1) as best:
+            best.save(state, step)
+    if record:
+        with whole(workdir / RECORD) as file:
+            file.write(f"{json.dumps(record, indent=2)}\n".encode())
 
 
 def _sampling(config: ConfigDict) -> dict[str, Any]:

@@ -77,11 +77,11 @@ def test_the_flow_goes_back_from_the_level_reached(name, strength):
     exact = flowed(sde, noised(sde, time), time, sde.t_min)
     flow = ProbabilityFlow(denoise=False)
     found = editing.edit(KEY, sde, score, flow, X0, strength)
-    np.testing.assert_allclose(found.x, exact, atol=1e-3)  # tolerances of 1e-5 over some 20 steps
-    # Third order in 40 steps; 20 of them give an error of 1e-3 from T (test_convergence.py).
+    np.testing.assert_allclose(found.x, exact, atol=1e-4)  # ten times the solver's tolerance
+    # Of third order: 20, 40 and 80 steps leave up to 4e-3, 7e-4 and 1e-4 (sub-VP, 0.7).
     sampler = ExponentialMultistep(40, denoise=False)
     found = editing.edit(KEY, sde, score, sampler, X0, strength)
-    np.testing.assert_allclose(found.x, exact, atol=5e-3)
+    np.testing.assert_allclose(found.x, exact, atol=2e-3)
     assert found.nfe.tolist() == [40] * 3
 
 

@@ -68,7 +68,7 @@ def test_a_stream_trains_the_model_of_memory(photos, tmp_path):
 
 
 COARSE = {
-    **{"likelihood.num_images": 3, "likelihood.divergence": "hutchinson"},
+    **{"likelihood.num_images": 3, "likelihood.divergence": "rademacher"},
     **{"sampling.num_pairs": 1, "sampling.num_between": 1},
     **{
         f"{section}.{tol}": 0.1

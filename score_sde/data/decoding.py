@@ -13,7 +13,7 @@ upper 8. Colours become grey by Pillow's luma (ITU-R 601-2).
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +26,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 # read.
 MOST_PIXELS = 2**25
 _ROOM = 20 * MOST_PIXELS  # bytes that all images take which are decoded at the same time
+# Bytes that Pillow takes at a time. Beyond 32 MiB glibc gives them back as soon as they are free.
+# Of Pillow's own 16 MiB each thread would keep as many as its largest image took.
+_BLOCK = 2**26
 _BAND = 2**20  # pixels whose mode is changed at a time
 _TRANSPOSED = range(5, 9)  # EXIF orientations that swap the sides
 _ORIENTATION = 0x0112
@@ -68,11 +71,12 @@ def decode(file: BinaryIO, height: int, width: int, channels: int, middle: int =
       CorruptImageError: the file is no image, too large a one, damaged, or has pixels of 32 bits.
     """
     try:
-        with _opened(file) as image:
-            if image.width * image.height > MOST_PIXELS:  # a JPEG, whose decoder halves the sides
-                image.draft(None, (image.width // 2, image.height // 2))
-            with _room(min(_bytes(image), _ROOM)):
-                return _decoded(image, height, width, channels, middle)
+        image = _opened(file)
+        needed = min(_bytes(image), _ROOM)
+        if image.width * image.height > MOST_PIXELS:  # a JPEG, whose decoder halves the sides
+            image.draft(None, (image.width // 2, image.height // 2))
+        with _room(needed), closing(image):  # which frees its pixels
+            return _decoded(image, height, width, channels, middle)
     except Exception as error:  # what the decoders raise of foreign bytes has no list
         raise _corrupt(error) from error
 
@@ -94,8 +98,9 @@ def _opened(file: BinaryIO) -> Any:
     """The image with its header read; the ValueError of one that is too large."""
     from PIL import Image
 
+    Image.core.set_block_size(_BLOCK)
     image = Image.open(file, formats=FORMATS)
-    most = MOST_PIXELS * (2 if image.format in ("JPEG", "MPO") else 1)  # MPO: of many phones
+    most = MOST_PIXELS * (2 if _is_baseline(image) else 1)
     if image.width * image.height > most:
         image.close()
         raise ValueError(f"{image.width} x {image.height} pixels; allowed are up to {most:,}")
@@ -105,10 +110,13 @@ def _opened(file: BinaryIO) -> Any:
 def _bytes(image: Any) -> int:
     """What an image takes while it is decoded: measured, and rounded up. WebP without loss takes
     19.6 for each pixel, progressive JPEG of four channels 12.0, another turned by EXIF 8.0."""
-    each = 20 if image.format == "WEBP" else 12
-    if image.format in ("JPEG", "MPO") and "progressive" not in image.info:
-        each = 8
+    each = 20 if image.format == "WEBP" else 8 if _is_baseline(image) else 12
     return each * image.width * image.height
+
+
+def _is_baseline(image: Any) -> bool:
+    """Whether it is a JPEG that is decoded line by line, as cameras write it; MPO is of phones."""
+    return image.format in ("JPEG", "MPO") and "progressive" not in image.info
 
 
 _free = _ROOM

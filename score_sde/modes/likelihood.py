@@ -29,6 +29,7 @@ SHOWN = 8  # of the most likely images, and of the least
 # the batch's size they depend by rounding only, and a smaller batch needs less memory.
 DEPENDS = ("data.", "sde.", "model.", "training.dequantize", "likelihood.")
 NOT = ("data.dir", *(f"likelihood.{key}" for key in ("num_images", "batch_size", "max_steps")))
+ANY = "data.stream", "data.workers"  # the data are the same: they count as their defaults
 
 
 def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> None:
@@ -89,6 +90,7 @@ def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
 def _depends(trained: Run, arrays: data.Arrays) -> dict[str, Any]:
     """Return what the numbers depend on: settings, and a digest of the weights and the split."""
     values = flat(trained.config)
+    values |= {key: flat(default())[key] for key in ANY}
     values["likelihood.divergence"] = build.divergence(trained.config, trained.info)
     unread = {f"likelihood.{key}" for key in set(trained.config.likelihood) - _read(trained)}
     names = [key for key in values if is_free(key, DEPENDS) and key not in {*NOT, *unread}]

@@ -199,7 +199,7 @@ def test_images_just_below_the_limit_stay_below_a_gibibyte(kind, tmp_path, run_p
     elif kind == "webp":
         Image.new("RGBA", (side, side)).save(path, lossless=True, method=0)
     else:
-        Image.new("CMYK", (side, 2 * side)).save(path, progressive=True)
+        Image.new("CMYK", (side, side)).save(path, progressive=True)
     code = f"""
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -116,6 +116,11 @@ def test_other_sets_are_cut_to_the_largest_part_in_the_middle(folder):
     np.testing.assert_array_equal(labels, parts[1].condition["labels"])
     np.testing.assert_array_equal(parts[1].x[:, 8, 4, 0] // 10 % 3, labels)
     assert len(load("tfds:flowers", "test", folder, info).x) == 0
+    # An odd rest is cut off at whole pixels.
+    odd = describe("tfds:flowers", folder, image_size=(218, 175))
+    for x in load("tfds:flowers", "train", folder, odd, stream=False).x:
+        expected = np.asarray(photograph(x[100, 100, 0] // 10))[:, 1:176]
+        np.testing.assert_array_equal(x, expected)
 
 
 @needs_tfds

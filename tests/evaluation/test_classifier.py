@@ -20,7 +20,7 @@ def images(rows):
 @pytest.fixture(scope="module")
 def learned():
     about = {"channels": 1, "num_classes": 2, "image_size": (4, 4)}
-    with as_users_have_it():  # Optax's powers mix dtypes
+    with as_users_have_it():  # Adam's powers are of floats and integers
         return classifier.Classifier(classifier.train(images, LABELS, 2), about)
 
 
