@@ -4,8 +4,12 @@
     python main.py --config configs/vp_fashion_mnist.py:conditional --mode train  # given the class
 
 The images come from `--config.data.dir`, a prepared set or a download (see `score_sde/data`).
-Expected: not measured yet.
-Cost: 5500 steps of 32 images, about an hour on 2 CPU cores.
+Expected: a training loss of .040; samples that read as clothes (docs/fashion_mnist.png). 2000
+samples against as many training images have, by Inception, an FID-2k of 26.7 (extrapolated to
+infinitely many 20.7 ± 0.3), precision .67 and recall .47; by the features of the classifier, which
+is right on 78 % of held-out images, precision .90 and recall .84. docs/example_report.html is the
+report of this run.
+Cost: 5500 steps of 32 images, 50 minutes on 2 cores of an x86-64 CPU (AVX-512, jax 0.10.2).
 """
 
 from ml_collections import ConfigDict
