@@ -20,6 +20,7 @@ written as
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def low_discrepancy(key: Array, num: int) -> Array:
 
 
 def sample_times(
-    key: Array, sde: SDE, num: int, weighting: str, t_min: float
+    key: Array, sde: SDE, num: int, weighting: str, t_min: float, dtype: Any = jnp.float32
 ) -> tuple[Array, Array]:
     """Times and weights for a batch.
 
@@ -50,11 +51,12 @@ def sample_times(
         num: batch size.
         weighting: one of ``WEIGHTINGS``.
         t_min: the smallest time.
+        dtype: of the times and weights. The draws have 24 bits in any: the same numbers.
 
     Returns:
         t (num,) in [t_min, T] and the weight (num,) of |e|^2 for each.
     """
-    u = low_discrepancy(key, num)
+    u = low_discrepancy(key, num).astype(dtype)
     uniform = t_min + u * (sde.T - t_min)
     top, bottom = (sde.log_snr(jnp.full((1,), t, u.dtype)) for t in (t_min, sde.T))
     by_snr = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), t_min, sde.T)
@@ -184,7 +186,7 @@ def denoising_score_matching(
         reduce_mean: the mean over an example's dimensions; else half their sum.
     """
     key_t, key_z = jax.random.split(key)
-    t, weight = sample_times(key_t, sde, len(x0), weighting, t_min)
+    t, weight = sample_times(key_t, sde, len(x0), weighting, t_min, x0.dtype)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
     return weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
 
@@ -210,7 +212,7 @@ def cross_entropy(
         t_min: the smallest time.
     """
     key_t, key_z = jax.random.split(key)
-    t, _ = sample_times(key_t, sde, len(x0), "paper", t_min)
+    t, _ = sample_times(key_t, sde, len(x0), "paper", t_min, x0.dtype)
     mean, std = sde.marginal(x0, t)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
     log_prob = jax.nn.log_softmax(logits(mean + expand(std, z) * z, t), axis=-1)
