@@ -89,7 +89,8 @@ def relabel(
 
 
 class _Until(SDE):
-    """A process that ends at an earlier time. All else is the process's own."""
+    """A process that ends at an earlier time. All else is the process's own. The two times are
+    constants of a class elsewhere; here they are of each object, which mypy calls an override."""
 
     process: Any
     end: Any

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from score_sde import __version__
-from score_sde.errors import UserError
+from score_sde.errors import DAMAGED, UserError
 from score_sde.evaluation import Rows as Chunked
 from score_sde.evaluation.rows import of_npz
 from score_sde.paths import is_url, make, move_aside, whole, written
@@ -116,7 +116,7 @@ class Table:
                 theirs = json.loads(str(arrays["depends"]))
                 made_by = json.loads(str(arrays["made_by"])) if "made_by" in arrays else []
                 rows = {name: of_npz(self.path, name) for name in json.loads(str(arrays["rows"]))}
-        except Exception:  # damaged, or of another program
+        except (UserError, *DAMAGED):  # or of another program
             return FOREIGN
         theirs = {key: usual[key] for key in self.depends if key in usual} | theirs
         keys = {**self.depends, **theirs}
