@@ -21,6 +21,7 @@ from score_sde import cli
 from score_sde.evaluation import classifier
 from tests import test_cli
 from tests.commands import CONFIGS, DIGITS, FEW, KINDS, command, small_files, succeed
+from tests.test_locks import INTERPOLATE, LIKELIHOOD  # compiled once for both
 
 NOWHERE = {"https_proxy": "http://127.0.0.1:9"}  # no download
 # Arguments, a part of the line, and the environment.
@@ -185,8 +186,6 @@ MISTAKES = {
 
 # Each mode that writes, on a disk that takes this many bytes of a file: arguments, a part of the
 # line.
-LOOSE = [f"--config.{each}=0.1" for each in ("sampling.rtol", "sampling.atol")]
-LOOSE += [f"--config.{each}=0.1" for each in ("likelihood.rtol", "likelihood.atol")]
 EVALUATE = ["--config.eval.features=classifier", "--config.eval.num_reference=30"]
 FULL = "cannot be written (File too large)"
 FULL_DISK = {
@@ -197,15 +196,21 @@ FULL_DISK = {
     ),
     "sample": (["--output=full", *FEW], f"full/samples.npz: {FULL}"),
     "likelihood": (
-        ["--output=full", "--config.likelihood.num_images=2", *LOOSE],
+        ["--output=full", *LIKELIHOOD],
         f"full/likelihood.npz: {FULL}",
     ),
     "interpolate": (
-        ["--output=full", "--config.sampling.num_pairs=1", *LOOSE],
+        ["--output=full", *INTERPOLATE],
         f"full/interpolation.npz: {FULL}",
     ),
     "restore": (
-        ["--output=full", "--input=images", "--task=inpaint", *FEW],
+        [
+            "--output=full",
+            "--input=images",
+            "--task=inpaint",
+            FEW[0],
+            "--config.restore.num_draws=2",
+        ],
         f"full/restored.npz: {FULL}",
     ),
     "evaluate": (["--output=full", *EVALUATE], f"full/classifier.npz: {FULL}"),
@@ -233,7 +238,7 @@ DAMAGE = {
         "config.json: config.training.magic = 1: no such key",
     ),
     "a config that is no text": (
-        {CONFIG: b"\xff\xfe"},
+        {CONFIG: b"\x80"},
         ["--mode=report"],
         "config.json: not a config written by a run (not text",
     ),
