@@ -65,3 +65,22 @@ class HungryKernel(Tiny):
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         raise jax.errors.JaxRuntimeError("INTERNAL: YNNPACK operation failed: error")
+
+
+class Interrupted(Tiny):
+    """Ctrl-C while compiled code asks Python code whether two arguments are equal."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        same = jax.jit(lambda argument: jnp.zeros(()), static_argnums=0)
+        same(CtrlC()), same(CtrlC())
+
+
+class CtrlC:
+    """A value whose comparison is interrupted."""
+
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        raise KeyboardInterrupt
