@@ -89,7 +89,7 @@ MEMORY = {
     "evaluate": "sampling.batch_size, config.likelihood.batch_size, config.eval.batch_size",
     "data": "eval.batch_size",
 }
-REPORTED = ("train", "evaluate")  # modes after which the report is written by itself
+REPORTED = ("train", "train_classifier", "evaluate")  # after which the report is written
 LOCAL = ("source", "samples", "reference", "input")  # files that are read as a whole
 WORDS = ("weights", "force", "task", "mask", "degrade", "resize")  # which are no paths
 WEIGHTS = ("averaged", "raw")
@@ -239,19 +239,36 @@ def _run(argv: Sequence[str]) -> int:
         if command.mode in REPORTED:
             report = importlib.import_module("score_sde.modes.report")
             report.after(command.config, command.workdir, command.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        _ignore_signals()  # once is enough
-        print("interrupted; what was done by then is kept", file=sys.stderr)
-        return 130  # as shells report SIGINT
-    except RuntimeError as error:
-        if command is None or "RESOURCE_EXHAUSTED" not in f"{error}":  # JAX's, by XLA
+        return _interrupted()
+    except Exception as error:
+        if _is_interruption(error):
+            return _interrupted()
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif command and isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in f"{error}":
+            print(f"error: {_out_of_memory(command.mode, error)}", file=sys.stderr)  # XLA's
+        else:
             raise
-        print(f"error: {_out_of_memory(command.mode, error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _interrupted() -> int:
+    _ignore_signals()  # once is enough
+    print("interrupted; what was done by then is kept", file=sys.stderr)
+    return 130  # as shells report SIGINT
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether a KeyboardInterrupt became this error. One may come up in Python code that compiled
+    code calls, such as a comparison of jit's arguments. Compiled code makes an error of its own of
+    it: a ValueError with its text, or a SystemError with it as the cause."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in f"{error}":
+            return True
+        error = error.__cause__
+    return False
 
 
 def _out_of_memory(mode: str, error: RuntimeError) -> str:

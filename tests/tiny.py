@@ -49,3 +49,22 @@ class Hungry(Tiny):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         super().__init__(spec, rngs=rngs)
         self.much = nnx.Param(jnp.zeros(2**50))
+
+
+class Interrupted(Tiny):
+    """Ctrl-C while compiled code asks Python code whether two arguments are equal."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        same = jax.jit(lambda argument: jnp.zeros(()), static_argnums=0)
+        same(CtrlC()), same(CtrlC())
+
+
+class CtrlC:
+    """A value whose comparison is interrupted."""
+
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        raise KeyboardInterrupt
