@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde import build
@@ -9,6 +10,7 @@ from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
 from score_sde.networks import NETWORKS
+from score_sde.score import PARAMETERIZATIONS, Model
 from score_sde.sde import SDE
 
 
@@ -29,7 +31,9 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
             raise refuse(key, values[key], allowed)
         build.network(config, info)
     with build.errors_of("sampling"):
-        build.sampler(config).check(process)
+        sampler = build.sampler(config)
+        sampler.check(process)
+        sampler.check_start(process, Model)
     build.probability_flow(config)
 
 
@@ -90,8 +94,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             yield "training.label_dropout", f"0 {without}"
         if config.sampling.labels and not config.sampling.classifier_scale:
             yield "sampling.labels", f"() {without}, unless config.sampling.classifier_scale is set"
-    if config.sampling.classifier_scale and not process.keeps_data():
-        yield "sampling.classifier_scale", f"0, as alpha(T) = 0 of {type(process).__name__}"
+    if not process.keeps_data():
+        yield from _rules_of_pure_noise(config, process)
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
         yield "sampling.guidance", f"1 (none), {why}"
@@ -119,10 +123,37 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             ("model.embedding", ("positional", "vaswani")),
             ("model.condition", ("time",)),
             ("training.loss", ("paper",)),
+            ("training.times", (None,)),
+            ("training.weight", (None,)),
         ):
             if values[key] not in allowed:
                 given = f"with config.model.num_levels = {settings.num_levels}"
-                yield key, f"{', '.join(allowed)} {given}"
+                yield key, f"{', '.join(each or 'unset' for each in allowed)} {given}"
+
+
+def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that wants some of the data at T."""
+    why = f"as alpha(T) = 0 of {type(process).__name__}"
+    if config.sampling.classifier_scale:
+        yield "sampling.classifier_scale", f"0, {why}"
+    if config.model.num_levels:  # its times end before T
+        return
+    why += ", or config.sde.t_max below 1"
+    none, one = jnp.zeros(1), jnp.ones(1)
+    finite = [
+        name
+        for name, of in PARAMETERIZATIONS.items()
+        if bool(jnp.all(jnp.isfinite(jnp.stack(of(none, one).denoised))))
+    ]
+    if config.model.parameterization not in finite:
+        yield "model.parameterization", f"{', '.join(finite)}, {why}"
+    if config.model.condition == "log_snr":
+        yield "model.condition", f"time, log_sigma, {why}"
+    pair = build.loss_pair(config)
+    for name, infinite in (("times", ("log_snr", "alternate")), ("weight", ("likelihood",))):
+        if getattr(pair, name) in infinite:  # the range of the log-SNR is
+            key = f"training.{name}" if config.training[name] else "training.loss"
+            yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

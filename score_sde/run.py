@@ -299,6 +299,8 @@ class Run:
         index `first` on. Data may be a split's that is streamed, which was checked as it was
         opened."""
         settings = self.config.likelihood
+        with build.errors_of("sde"):
+            self.sde.check_flow(self.smooth_score)
         items = data if isinstance(data, Streamed) else self.space.check(data)
         names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
         options: Any = {name: settings[name] for name in (*names, "max_steps")}

@@ -324,7 +324,10 @@ def test_defaults_and_short_names(alone, variant):
     assert short | {"name": long["name"]} == long
 
 
-@pytest.mark.parametrize("name", ["vp_digits", "vp_moons", "vp_fashion_mnist", "vp_cifar10"])
+@pytest.mark.parametrize(
+    "name",
+    [*("vp_digits", "vp_moons", "vp_fashion_mnist", "vp_cifar10"), "edm_digits", "edm_cifar10"],
+)
 def test_the_conditional_variants(name):
     plain, values = flat(load(name)), flat(load(f"{name}:conditional"))
     assert {key: value for key, value in values.items() if value != plain[key]} == {
