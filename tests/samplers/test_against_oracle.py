@@ -162,7 +162,7 @@ def runs():
             yield which, name
 
 
-@pytest.mark.parametrize(("which", "name"), runs())
+@pytest.mark.parametrize(("which", "name"), [*runs()])
 def test_samples_have_the_oracles_moments_and_mode_weights(which, name, mixture, directions):
     case, truth = SAMPLER_CASES[which], PROCESSES[name]
     sampler, bias = case.make(num_steps=case.steps, denoise=False), case.bias
