@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -49,6 +50,21 @@ class Hungry(Tiny):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         super().__init__(spec, rngs=rngs)
         self.much = nnx.Param(jnp.zeros(2**50))
+
+
+class HungryHost(Tiny):
+    """It needs as much of the host."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        np.zeros(2**50, np.float32)
+
+
+class HungryKernel(Tiny):
+    """XLA's kernels for CPUs find no memory; they say no more than this."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: YNNPACK operation failed: error")
 
 
 class Interrupted(Tiny):
