@@ -105,8 +105,10 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     ):
         if not t_min < process.T:
             yield key, f"times below T = {process.T:g} of {type(process).__name__}"
+    if likelihood.method == "vlb" and not settings.num_levels:
+        yield "likelihood.method", "ode, bound with config.model.num_levels = 0"
     narrow = likelihood.dequantization == "truncated_normal"
-    if narrow and likelihood.t_min < process.t_resolved:
+    if likelihood.method == "ode" and narrow and likelihood.t_min < process.t_resolved:
         yield (
             "likelihood.t_min",
             f"times from {process.t_resolved:g} with config.likelihood.dequantization = "
