@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from score_sde.schedules import EDM, Flow
 from score_sde.score import (
     NOISE_CONDITIONS,
+    OF_PURE_NOISE,
     PARAMETERIZATIONS,
     Model,
     as_pytree,
@@ -29,6 +30,14 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("process", PROCESSES)
+def test_which_parameterizations_have_denoised_data_of_pure_noise():
+    none, one = jnp.zeros(1), jnp.ones(1)
+    finite = [
+        name for name, of in PARAMETERIZATIONS.items() if np.isfinite(of(none, one).denoised).all()
+    ]
+    assert finite == list(OF_PURE_NOISE)
+
+
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_a_network_that_hits_its_target_gives_the_conditional_score(process, name):
     sde = PROCESSES[process]
