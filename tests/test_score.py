@@ -30,14 +30,6 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_which_parameterizations_have_denoised_data_of_pure_noise():
-    none, one = jnp.zeros(1), jnp.ones(1)
-    finite = [
-        name for name, of in PARAMETERIZATIONS.items() if np.isfinite(of(none, one).denoised).all()
-    ]
-    assert finite == list(OF_PURE_NOISE)
-
-
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_a_network_that_hits_its_target_gives_the_conditional_score(process, name):
     sde = PROCESSES[process]
@@ -215,3 +207,11 @@ def test_levels_leave_a_continuously_trained_network_alone():
 def test_a_process_without_chain_has_no_discretely_trained_network():
     with pytest.raises(ValueError, match="SubVPSDE has no discrete chain"):
         Model(None, PUBLISHED["subvp"], lambda *_: None, "epsilon", "time", 1000).noise(jnp.ones(1))
+
+
+def test_which_parameterizations_have_denoised_data_of_pure_noise():
+    none, one = jnp.zeros(1), jnp.ones(1)
+    finite = [
+        name for name, of in PARAMETERIZATIONS.items() if np.isfinite(of(none, one).denoised).all()
+    ]
+    assert finite == list(OF_PURE_NOISE)
