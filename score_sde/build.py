@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data, guidance, losses
+from score_sde import consistency, data, guidance, losses
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
@@ -300,6 +300,7 @@ def unused(config: ConfigDict) -> set[str]:
     if config.sampling.guidance == 1:
         keys.add("sampling.guidance_interval")
     keys |= {f"training.{name}" for name in {"times_mean", "times_std"} - times_keys(config)}
+    keys |= {"training.halve_every"} if loss_pair(config).weight != "consistency" else set()
     if config.training.schedule != "cosine":
         keys.add("training.schedule_steps")
     return keys & SCHEMA.keys()
@@ -338,22 +339,25 @@ def loss(
     """
     where, names, settings = space(config, info), condition_names(config, info), config.training
 
-    def continuous(key: Array, model: Model, x0: Array, **options: Any) -> Array:
-        names, pair = {"t_min", "reduce_mean"}, loss_pair(config)
-        names |= {name for name in times_keys(config) if settings[name] is not None}
-        more: Any = {name: settings[name] for name in names} | {"loss": pair}
+    def continuous(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
+        names, pair = {"t_min"} | times_keys(config), loss_pair(config)
+        more: Any = {name: settings[name] for name in names if settings[name] is not None}
+        if pair.weight == "consistency":
+            every = settings.halve_every or -(-settings.num_steps // consistency.HALVINGS)
+            more |= {"times": pair.times, "halvings": state.step // every}
+            return consistency.loss(key, model.sde, partial(model.denoised, **options), x0, **more)
+        more |= {"reduce_mean": settings.reduce_mean, "loss": pair}
         score, error = partial(model, **options), partial(model.error, **options)
         return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 
-    def discrete(key: Array, model: Model, x0: Array, **options: Any) -> Array:
+    def discrete(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
         chain = discretization(model.sde).chain(model.num_levels)
 
         def score(x: Array, level: Array) -> Array:
             return model.score_at(x, model.at_level(level), **options)
 
-        return losses.discrete_score_matching(
-            key, chain, score, x0, reduce_mean=settings.reduce_mean
-        )
+        mean = settings.reduce_mean
+        return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)
@@ -366,7 +370,7 @@ def loss(
         scored = model(config, apply, params).given(condition)
         score_loss = discrete if config.model.num_levels else continuous
         x0 = _trained_on(config, where, keys, batch["x"])
-        return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
+        return score_loss(key_loss, scored, x0, state, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from score_sde import best, build, networks, paths, pictures, rules, workdirs
 from score_sde.batches import batch_size
-from score_sde.config import changed, refuse, resolve
+from score_sde.config import changed, flat, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
 from score_sde.errors import UserError
 from score_sde.locks import writing
@@ -27,10 +27,10 @@ from score_sde.samplers import PredictorCorrector
 from score_sde.samplers.base import from_prior
 from score_sde.score import Logits
 from score_sde.training import loop
-from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, newest_step
+from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, newest_step, restore_ema
 from score_sde.training.feed import Batches, default_workers, in_memory, streaming
 from score_sde.training.logs import FILE, logged
-from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed
+from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed, replicated
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import LossFn, make_train_step
 from score_sde.validation import validate
@@ -155,6 +155,8 @@ def _train(
 ) -> Run:
     settings = config.training
     info, arrays = _data(config, given)
+    begins = not (workdir and newest_step(workdir / "checkpoints"))
+    source = _source(config) if begins and settings["from"] else None
     _begin(config, workdir, info)
 
     def loss(apply: Apply) -> LossFn:
@@ -169,7 +171,7 @@ def _train(
             yield settings.evaluate_every, score
 
     make = build.network(config, info)
-    apply, state, metrics = _fit(config, workdir, info, arrays, make, loss, hooks, mesh)
+    apply, state, metrics = _fit(config, workdir, info, arrays, make, loss, hooks, mesh, source)
     if workdir:
         metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
     return assembled(config, int(state.step), apply, state.ema, info, mesh, metrics)
@@ -208,13 +210,17 @@ def _fit(
     loss: Callable[[Apply], LossFn],
     hooks: Callable[[Apply], Iterable[loop.Hook]],
     mesh: Mesh,
+    source: Path | None = None,
 ) -> tuple[Apply, TrainState, list[dict[str, float]]]:
-    """Train a network of the constructor `make` by a loss; return it, its state and the lines of
-    its metrics."""
+    """Train a network of the constructor `make` by a loss, from its initial weights or a run's;
+    return it, its state and the lines of its metrics."""
     settings = config.training
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
     apply, params = networks.init(make, key)
+    if source:
+        step, params = restore_ema(source / "checkpoints", params, replicated(mesh))
+        print(f"weights: the averages of {source}, step {step}")
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     feed, place = _feed(config, arrays, mesh)
     kind = "images" if info.levels else "vectors"
@@ -241,6 +247,19 @@ def _fit(
         allowed = f"allowed are smaller learning rates{place}"
         raise UserError(f"config.training.learning_rate: {error}; {allowed}") from error
     return apply, state, metrics
+
+
+def _source(config: ConfigDict) -> Path:
+    """The run whose weights a training begins with, of the same model and process."""
+    key = "config.training.from"
+    found = paths.local(config.training["from"], key)
+    if not workdirs.is_run(found):
+        raise UserError(f"{key} = '{found}': no {workdirs.FILE} there; allowed are runs' workdirs")
+    differ = workdirs.changes(workdirs.load(found), config, workdirs.NOT_OF_WEIGHTS)
+    for name, was in differ.items():
+        now = flat(config)[name]
+        raise UserError(f"{key} = '{found}': it has config.{name} = {was!r}, this config {now!r}")
+    return found
 
 
 def _data(

@@ -25,6 +25,8 @@ The weights, with nu = sigma / alpha:
 The last three are infinite where alpha is 0. There |e|^2 is not multiplied by them: the error of
 that target is computed from the network's own output (`score.Model.error`).
 
+    consistency   another loss, of module `consistency`
+
 On the levels of a discrete chain the same |e|^2 with weight 1 is the published loss. It is usually
 written as
 
@@ -139,7 +141,7 @@ FACTORS: dict[str, Callable[[SDE, Times, float], Array]] = {
     ),
 }
 """The weights that are finite where alpha is 0: (sde, times, t_min) -> the factor of |e|^2."""
-WEIGHTS = (*FACTORS, "velocity", "flow", "denoised")
+WEIGHTS = (*FACTORS, "velocity", "flow", "denoised", "consistency")
 
 
 class Pair(NamedTuple):
@@ -155,8 +157,10 @@ LOSSES = {
     "mixture": Pair("alternate", "epsilon"),
     "edm": Pair("log_normal", "velocity"),
     "flow": Pair("uniform", "flow"),
+    "consistency": Pair("log_normal", "consistency"),
 }
-"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both."""
+"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both, consistency
+samples in one or two steps."""
 
 
 def sample_times(

@@ -13,6 +13,8 @@ from score_sde.schema import SCHEMA
 
 _OVERRIDE = re.compile(r"--?(no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
+_FROM = re.compile(r"^(--?config\.training)\.from\b")  # ml_collections reads names as Python's
+
 
 def check(arguments: Sequence[str], others: Collection[str]) -> None:
     """Raise UserError at the first flag that is neither `--config.key` of a key of the schema nor
@@ -50,7 +52,7 @@ def _applied(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     config = changed(config, {})
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    argv = ["", *_last_tuples(arguments)]
+    argv = ["", *(_FROM.sub(r"\1['from']", argument) for argument in _last_tuples(arguments))]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         left = values(argv)[1:]

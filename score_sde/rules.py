@@ -117,6 +117,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
+    if not config.training.reduce_mean and build.loss_pair(config).weight == "consistency":
+        yield "training.reduce_mean", "True with the weight consistency"
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
@@ -146,8 +148,9 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
     if config.model.condition == "log_snr":
         yield "model.condition", f"time, log_sigma, {why}"
     pair = build.loss_pair(config)
-    for name, infinite in (("times", ("log_snr", "alternate")), ("weight", ("likelihood",))):
-        if getattr(pair, name) in infinite:  # the range of the log-SNR is
+    infinite = {"times": ("log_snr", "alternate"), "weight": ("likelihood", "consistency")}
+    for name, values in infinite.items():
+        if getattr(pair, name) in values:  # the range of the log-SNR is
             key = f"training.{name}" if config.training[name] else "training.loss"
             yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"
 

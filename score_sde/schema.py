@@ -256,6 +256,8 @@ _ROWS = (
     Row("model.remat", False, SWITCH, "compute blocks twice in training: less memory, more time"),
     Row("model.centered", True, SWITCH, "data lie in [-1, 1], else in [0, 1]"),
 
+    Row("training.from", "", PATH,
+        "a run of the same model and process, whose averaged weights it begins with; empty: none"),
     Row("training.num_steps", 100_000, COUNT, "updates"),
     Row("training.batch_size", 128, COUNT, "examples of an update"),
     Row("training.learning_rate", 2e-4, POSITIVE, "the largest, after the warm-up"),
@@ -274,6 +276,8 @@ _ROWS = (
         "of log(sigma / alpha) for log_normal, unset -1.2; of log(t / (T - t)) for logit_normal, 0",
         float),
     Row("training.times_std", None, POSITIVE, "their standard deviation; unset: 1.2 and 1", float),
+    Row("training.halve_every", None, COUNT,
+        "updates between halvings of consistency's gap; unset: an eighth of num_steps", int),
     Row("training.reduce_mean", True, SWITCH, "mean over an example, else half the sum"),
     Row("training.label_dropout", 0.0, FRACTION,
         "probability of training an example without its class; above 0 guidance is possible"),

@@ -215,10 +215,10 @@ class Model:
         """The score at x (B, *shape), t (B,); options go to the network."""
         return self.score_at(x, self.noise(t), **options)
 
-    def denoised(self, x: Array, t: Array) -> Array:
-        """E[x0 | x_t], (B, *shape). It divides by alpha under `epsilon` and `score` alone."""
-        noise = self.noise(t)
-        return self._estimate("denoised", x, noise)
+    def denoised(self, x: Array, t: Array, **options: Any) -> Array:
+        """E[x0 | x_t], (B, *shape). It divides by alpha under `epsilon` and `score` alone. Options
+        go to the network."""
+        return self._estimate("denoised", x, self.noise(t), **options)
 
     def score_at(self, x: Array, noise: Noise, **options: Any) -> Array:
         """The score at given noise levels."""

@@ -50,6 +50,16 @@ CLASSIFIER = "classifier"  # folder of a workdir, with the files of one
 # Of a classifier that begins beside a run.
 OF_CLASSIFIERS: tuple[str, ...] = ("seed", "training.", "model.", *AFTERWARDS)
 SHARED = ("sde.", "data.name", "model.centered")  # by a run and its classifier
+# What two runs may differ in, of which one begins with the other's weights.
+NOT_OF_WEIGHTS: tuple[str, ...] = (
+    "seed",
+    "data.",
+    "training.",
+    "model.dropout",
+    "model.dtype",
+    "model.remat",
+    *AFTERWARDS,
+)
 # What modes may change; others: AFTERWARDS.
 MAY_CHANGE = {"train": WHEN_TRAINING, "train_classifier": OF_CLASSIFIERS}
 

@@ -18,6 +18,7 @@ from score_sde.samplers import (
     IPNDM,
     SAMPLERS,
     AnnealedLangevin,
+    Consistency,
     ExponentialMultistep,
     Heun,
     PredictorCorrector,
@@ -183,6 +184,8 @@ SAMPLER_CASES = {
     # tAB-3: the error of its first steps, of lower order, is small where nothing is left but noise.
     "deis": SamplerCase(DEIS, order=3, bias=0.01),
     "heun": SamplerCase(Heun, order=2, bias=0.01),
+    # Of a model that is no consistency model it has no samples of the data: test_consistency.py.
+    "consistency": SamplerCase(Consistency, steps=0),
     # Their other settings.
     "reverse_diffusion": _predictor("reverse_diffusion", weak_order=1),
     "ancestral": _predictor("ancestral", weak_order=1),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from score_sde.samplers.base import Sampler, Samples
+from score_sde.samplers.consistency import Consistency
 from score_sde.samplers.deis import DEIS
 from score_sde.samplers.exponential import DDIM, ExponentialMultistep
 from score_sde.samplers.grids import GridSampler
@@ -25,6 +26,7 @@ __all__ = [
     "PREDICTORS",
     "SAMPLERS",
     "AnnealedLangevin",
+    "Consistency",
     "ExponentialMultistep",
     "GridSampler",
     "Heun",
@@ -45,6 +47,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ipndm": IPNDM,
     "deis": DEIS,
     "heun": Heun,
+    "consistency": Consistency,
 }
 """The samplers by the names that configs give them. The settings of each are the fields that it
 leaves open."""

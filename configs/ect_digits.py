@@ -1,0 +1,26 @@
+"""Digits in one or two evaluations: Easy Consistency Tuning (Geng et al. 2024, arXiv:2406.14548) of
+a run of `edm_digits`.
+
+    python main.py --config configs/edm_digits.py --mode train
+    python main.py --config configs/ect_digits.py --mode train \\
+        --config.training.from=runs/edm_digits
+    python main.py --mode sample --workdir runs/ect_digits --config.sampling.num_steps=1
+"""
+
+from ml_collections import ConfigDict
+
+from score_sde import presets
+from score_sde.config import changed, check_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    check_variant(variant, "conditional")
+    config = presets.load(f"edm_digits:{variant}" if variant else "edm_digits")
+    training = config.training
+    training.loss = "consistency"
+    training.times_mean, training.times_std = -1.1, 2.0  # wider than EDM's: Geng et al., appendix
+    training.num_steps = 1600
+    training.learning_rate = 5e-4
+    training.warmup_steps = 50
+    config.model.dropout = 0.0
+    return changed(config, {"sampling.method": "consistency", "sampling.num_steps": 2})
