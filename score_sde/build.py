@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import data, guidance, losses
+from score_sde.augmentation import PARAMETERS, augmented
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
@@ -125,6 +126,7 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
         channels=info.shape[-1],
         features=info.shape[0],
         num_classes=info.num_classes if conditional else 0,
+        augmentation=PARAMETERS if config.data.augment and not logits else 0,
         logits=logits,
         condition_features=len(info.condition),
         dtype=np.dtype(jnp.dtype(config.model.dtype)),
@@ -346,26 +348,26 @@ def loss(
         return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 
     def discrete(key: Array, model: Model, x0: Array, **options: Any) -> Array:
-        chain = discretization(model.sde).chain(model.num_levels)
+        chain, mean = discretization(model.sde).chain(model.num_levels), settings.reduce_mean
 
         def score(x: Array, level: Array) -> Array:
             return model.score_at(x, model.at_level(level), **options)
 
-        return losses.discrete_score_matching(
-            key, chain, score, x0, reduce_mean=settings.reduce_mean
-        )
+        return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)
         condition = {name: batch["condition"][name] for name in names}
         if settings.label_dropout:
-            labels = condition["labels"]
-            share = jnp.float32(settings.label_dropout)
+            labels, share = condition["labels"], jnp.float32(settings.label_dropout)
             dropped = jax.random.bernoulli(key_label, share, labels.shape)
             condition["labels"] = jnp.where(dropped, guidance.NO_LABEL, labels)
         scored = model(config, apply, params).given(condition)
         score_loss = discrete if config.model.num_levels else continuous
         x0 = _trained_on(config, where, keys, batch["x"])
+        if config.data.augment:
+            x0, given = augmented(jax.random.fold_in(key, 1), x0, config.data.augment)
+            scored = scored.given({**condition, "augmentation": given})
         return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of

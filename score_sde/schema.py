@@ -199,6 +199,8 @@ _ROWS = (
     Row("data.channels", 0, SIZE, "of files of images: 1 grey, 3 colours; 0: their own"),
     Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
+    Row("data.augment", 0.0, FRACTION,
+        "probability of each geometric change of an image, given to the network; 0.12 is EDM's"),
     Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
     Row("data.stream", None, SWITCH, "read images as they are needed; unset: many ones", bool),
     Row("data.workers", None, between(0, 256, "integers"),
