@@ -52,7 +52,7 @@ def drawn(key: Array, num: int, probability: float, dtype: jnp.dtype) -> dict[st
         "flip_y": made[1] * flips[1],
         "scale": made[2] * normal[0],
         "rotate": made[3] * angles[0],
-        "along": angles[1],
+        "along": made[4] * angles[1],
         "stretch": made[4] * normal[1],
         "move_x": made[5] * normal[2],
         "move_y": made[5] * normal[3],
