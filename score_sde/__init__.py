@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     name: f"score_sde.{module}"
     for module, names in {
+        "bounds": "likelihood_bound",
         "errors": "UserError",
         "guidance": "guidance",
         "inverse": "inverse",

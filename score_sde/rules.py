@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde import build
@@ -10,7 +9,7 @@ from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
 from score_sde.networks import NETWORKS
-from score_sde.score import PARAMETERIZATIONS, Model
+from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
 
 
@@ -33,7 +32,8 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
     with build.errors_of("sampling"):
         sampler = build.sampler(config)
         sampler.check(process)
-        sampler.check_start(process, Model)
+        if process.ends_in_noise:
+            sampler.check_start(process, Model)
     build.probability_flow(config)
 
 
@@ -100,7 +100,9 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             yield "training.label_dropout", f"0 {without}"
         if config.sampling.labels and not config.sampling.classifier_scale:
             yield "sampling.labels", f"() {without}, unless config.sampling.classifier_scale is set"
-    if not process.keeps_data():
+    if config.sampling.classifier_scale and not process.keeps_data():
+        yield "sampling.classifier_scale", f"0, as alpha(T) = 0 of {type(process).__name__}"
+    if process.ends_in_noise:
         yield from _rules_of_pure_noise(config, process)
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
@@ -111,8 +113,10 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     ):
         if not t_min < process.T:
             yield key, f"times below T = {process.T:g} of {type(process).__name__}"
+    if likelihood.method == "vlb" and not settings.num_levels:
+        yield "likelihood.method", "ode, bound with config.model.num_levels = 0"
     narrow = likelihood.dequantization == "truncated_normal"
-    if narrow and likelihood.t_min < process.t_resolved:
+    if likelihood.method == "ode" and narrow and likelihood.t_min < process.t_resolved:
         yield (
             "likelihood.t_min",
             f"times from {process.t_resolved:g} with config.likelihood.dequantization = "
@@ -140,19 +144,11 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
 def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that wants some of the data at T."""
     why = f"as alpha(T) = 0 of {type(process).__name__}"
-    if config.sampling.classifier_scale:
-        yield "sampling.classifier_scale", f"0, {why}"
     if config.model.num_levels:  # its times end before T
         return
     why += ", or config.sde.t_max below 1"
-    none, one = jnp.zeros(1), jnp.ones(1)
-    finite = [
-        name
-        for name, of in PARAMETERIZATIONS.items()
-        if bool(jnp.all(jnp.isfinite(jnp.stack(of(none, one).denoised))))
-    ]
-    if config.model.parameterization not in finite:
-        yield "model.parameterization", f"{', '.join(finite)}, {why}"
+    if config.model.parameterization not in OF_PURE_NOISE:
+        yield "model.parameterization", f"{', '.join(OF_PURE_NOISE)}, {why}"
     if config.model.condition == "log_snr":
         yield "model.condition", f"time, log_sigma, {why}"
     pair = build.loss_pair(config)

@@ -15,15 +15,15 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import build, classifier, networks, paths, rules, workdirs
+from score_sde import build, classifier, densities, networks, paths, rules, workdirs
 from score_sde.batches import Drawn, batch_size, in_batches, joined
 from score_sde.config import changed, refuse, unknown_key
 from score_sde.data import DatasetInfo, Streamed, is_only_described
+from score_sde.densities import Likelihoods
 from score_sde.display import own_settings, shortened, shown
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, Latents
-from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.samplers.base import from_prior
 from score_sde.schema import SCHEMA
 from score_sde.score import Logits, Model
@@ -269,17 +269,18 @@ class Run:
             line = f"{keys}: {error}; allowed are larger ones" if keys else f"{section}: {error}"
             raise UserError(line) from error
 
-    def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> DataLikelihood:
+    def log_likelihood(self, key: Array, data: ArrayLike, **condition: ArrayLike) -> Likelihoods:
         """Compute the likelihood of items with the config's settings. Integer images get bounds of
-        bits/dim, from log densities that are exact up to solver and probes.
+        bits/dim: by the flow, from log densities that are exact up to solver and probes, or
+        variational ones (`likelihood.method`).
 
         Args:
-            key: a jax key, for dequantization and the divergence's probes.
+            key: a jax key, for dequantization and the method's draws.
             data: items of the space, (n, *shape).
             condition: of each item, for a conditional model; the likelihoods are those given it.
 
         Returns:
-            numpy arrays.
+            numpy arrays: `score_sde.likelihood.DataLikelihood`, or `score_sde.bounds.Bound`.
 
         Raises:
             ValueError: other data, or another condition than the model's.
@@ -294,23 +295,17 @@ class Run:
         condition: Conditions | None = None,
         *,
         first: int = 0,
-    ) -> Iterator[DataLikelihood]:
+    ) -> Iterator[Likelihoods]:
         """As `log_likelihood`, `likelihood.batch_size` items at a time, in order, from the item of
         index `first` on. Data may be a split's that is streamed, which was checked as it was
         opened."""
-        settings = self.config.likelihood
         with build.errors_of("sde"):
-            self.sde.check_flow(self.smooth_score)
+            densities.METHODS[self.config.likelihood.method].check(self.sde, self.smooth_score)
         items = data if isinstance(data, Streamed) else self.space.check(data)
-        names = ("dequantization", "num_importance", "num_probes", "rtol", "atol", "t_min")
-        options: Any = {name: settings[name] for name in (*names, "max_steps")}
-        options["divergence"] = build.divergence(self.config, self.info)
 
-        def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> DataLikelihood:
-            score = self.smooth_score.given(part[1])
-            return data_log_likelihood(
-                key, self.sde, score, part[0], self.space, first=index, **options
-            )
+        def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> Likelihoods:
+            model = self.smooth_score.given(part[1])
+            return densities.compute(self.config, self.info, key, model, part[0], index)
 
         arrays = (items, build.checked_condition(self.config, self.info, len(items), condition))
         return self.in_batches("likelihood", likelihood, arrays, len(items), first)

@@ -81,6 +81,10 @@ class _Ending(ToNoise):
     def T(self) -> Any:  # type: ignore[override]
         return self.t_max
 
+    @property
+    def ends_in_noise(self) -> bool:  # type: ignore[override]
+        return isinstance(self.t_max, int | float) and self.t_max >= 1  # else it may be a tracer
+
 
 class Cosine(_Ending):
     """Variance-preserving with alpha = cos(phi) / cos(phi_0), phi rising linearly from phi_0 to
@@ -251,6 +255,11 @@ class Shifted(ToNoise):
     @property
     def t_min(self) -> Any:  # type: ignore[override]
         return self.process.t_min
+
+    @property
+    def ends_in_noise(self) -> bool:  # type: ignore[override]
+        known: bool = self.process.ends_in_noise
+        return known
 
     def time_steps(self, start: Any, end: Any, num: int) -> Array:
         found: Array = self.process.time_steps(start, end, num)

@@ -180,6 +180,8 @@ TIMES = Names("score_sde.losses:TIMES")
 WEIGHTS = Names("score_sde.losses:WEIGHTS")
 DEQUANTIZATIONS = Names("score_sde.spaces:DEQUANTIZATIONS")
 DIVERGENCES = Names("score_sde.likelihood:DIVERGENCES")
+LIKELIHOODS = Names("score_sde.densities:METHODS")
+VARIANCES = Names("score_sde.bounds:VARIANCES")
 
 
 def unet(name: str) -> Names:
@@ -332,8 +334,10 @@ _ROWS = (
     Row("sampling.num_pairs", 8, COUNT, "pairs of an interpolation"),
     Row("sampling.num_between", 8, between(1, 1000, "integers"), "states between a pair"),
 
-    Row("likelihood.seed", 0, SEED, "of dequantization and probes"),
+    Row("likelihood.seed", 0, SEED, "of dequantization, probes, times and noise"),
     Row("likelihood.split", "test", words("train test"), "of the data set"),
+    Row("likelihood.method", "ode", LIKELIHOODS,
+        "by the flow, variational bound, or that of a chain's levels"),
     Row("likelihood.num_images", 0, at_least(0), "how many; 0: all of the split"),
     Row("likelihood.batch_size", 100, COUNT, "examples at a time"),
     Row("likelihood.dequantization", "uniform", DEQUANTIZATIONS, "of integer pixels"),
@@ -344,7 +348,9 @@ _ROWS = (
     Row("likelihood.rtol", 1e-5, TOLERANCE, "relative tolerance of a step's error"),
     Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
-    Row("likelihood.t_min", 1e-5, TIME, "time of the density"),
+    Row("likelihood.t_min", 1e-5, TIME, "time of the density, or of the bound's decoder"),
+    Row("likelihood.num_times", 100, COUNT, "of the bound for each image"),
+    Row("likelihood.variance", "large", VARIANCES, "of a chain's reverse steps in vlb"),
 
     Row("restore.method", "pigdm", words("pigdm mmps dps diffpir replacement"),
         "of --mode restore, see docs/control.md"),

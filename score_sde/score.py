@@ -110,6 +110,8 @@ PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
     "denoised": _denoised,
     "flow": _flow,
 }
+OF_PURE_NOISE = ("velocity", "denoised", "flow")
+"""The parameterizations whose denoised data do not divide by alpha."""
 
 
 def converted(

@@ -12,9 +12,8 @@ are written so that float32 holds down to t = 1e-5: ``expm1`` and differences of
 ``1 - exp(...)``.
 
 References:
-    Song et al. 2021, Score-Based Generative Modeling through Stochastic Differential Equations,
-    arXiv:2011.13456. Kingma et al. 2021, Variational Diffusion Models, arXiv:2107.00630 (log-SNR,
-    transitions).
+    Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv:2011.13456.
+    Kingma et al. 2021, Variational Diffusion Models, arXiv:2107.00630 (log-SNR, transitions).
 """
 
 import dataclasses
@@ -68,7 +67,8 @@ class SDE:
     Attributes:
         T: the last time of the process, where it is nearly pure noise.
         t_min: the time at which samplers end by default.
-        t_resolved: before this time sigma is hardly larger than float32's rounding of the data.
+        ends_in_noise: whether alpha(T) is known to be 0, without a computation.
+        t_resolved: before it sigma is hardly larger than float32's rounding of the data.
         size: of a pair, (alpha, sigma) -> (B,): what a shift of the noise keeps.
     """
 
@@ -76,6 +76,7 @@ class SDE:
     T: ClassVar[float] = 1.0
     t_min: ClassVar[float] = 1e-3
     t_resolved: ClassVar[float] = 0.0
+    ends_in_noise: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
@@ -83,9 +84,8 @@ class SDE:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
         def flatten(process: SDE) -> tuple[tuple[object, ...], Hashable]:
-            # The class stands beside the leaves. JAX's registration of dataclasses takes two
-            # classes with as many fields for the same structure (jax 0.10.2: VPSDE's == VESDE's).
-            # If their hashes meet, jit then runs the program that was compiled for the other class.
+            # The class stands beside the leaves. By JAX's registration of dataclasses VPSDE and
+            # VESDE have equal structures (jax 0.10.2): jit may run one's program for the other.
             return tuple(getattr(process, name) for name in names), cast(Hashable, cls)
 
         jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves))
@@ -164,24 +164,25 @@ class SDE:
         return jnp.linspace(start, end, num)
 
     def keeps_data(self) -> bool:
-        """Whether alpha(T) is above 0, so that the state at T still depends on the data. Otherwise
-        neither score nor drift at T depend on the data; the denoised data still do. Within a jitted
-        function the answer is always True."""
+        """Whether alpha(T) is above 0, so that score and drift at T depend on the data. Within a
+        jitted function the answer is True, unless `ends_in_noise` says it."""
+        if self.ends_in_noise:
+            return False
         alpha = self.alpha(jnp.full((1,), self.T))
         return isinstance(alpha, jax.core.Tracer) or bool(alpha[0] > jnp.finfo(alpha.dtype).eps)
 
     def check(self) -> None:
-        """Raise ValueError if the process cannot be run back from T, as alpha(T) is 0 or the
-        diffusion not finite; within a jitted function do nothing."""
-        diffusion = self.diffusion(jnp.full((1,), self.T))
-        if isinstance(diffusion, jax.core.Tracer):
-            return
-        if not (self.keeps_data() and bool(jnp.isfinite(diffusion[0]))):
-            raise ValueError(
-                f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; "
-                "allowed are samplers that need the denoised image alone (ddim, dpmpp, "
-                "unipc, ipndm, deis), or a T a little lower (sde.t_max)"
-            )
+        """Raise ValueError if alpha(T) is 0 or the diffusion at T not finite; within a jitted
+        function, if `ends_in_noise`."""
+        if self.keeps_data():
+            diffusion = self.diffusion(jnp.full((1,), self.T))
+            if isinstance(diffusion, jax.core.Tracer) or bool(jnp.isfinite(diffusion[0])):
+                return
+        raise ValueError(
+            f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; allowed "
+            "are samplers that need the denoised image alone (ddim, dpmpp, unipc, ipndm, deis), or "
+            "a T a little lower (sde.t_max)"
+        )
 
     def check_flow(self, score: Any) -> None:
         """As `check`, for the probability flow of a score."""

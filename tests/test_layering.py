@@ -54,6 +54,7 @@ ROOMS = {
     "score_sde.losses": Room(2, (0, 1), ("jax",)),
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.likelihood": Room(2, (0, 1), ("jax", "diffrax")),
+    "score_sde.bounds": Room(2, (0, 1), ("jax",)),
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
     # Twisted SMC is a sampler.
     "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),
@@ -130,6 +131,9 @@ ROOMS = {
         neighbours=("score_sde.schema", "score_sde.config"),
     ),
     "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
+    "score_sde.densities": Room(
+        5, (0, 1, 2, 3), ("jax", "ml_collections"), neighbours=("score_sde.build",)
+    ),
     "score_sde.latents": Room(
         5,
         (0, 1, 2, 3),
@@ -149,7 +153,7 @@ ROOMS = {
         neighbours=(
             *("score_sde.schema", "score_sde.config", "score_sde.validation", "score_sde.workdirs"),
             *("score_sde.rules", "score_sde.build", "score_sde.batches", "score_sde.latents"),
-            "score_sde.classifier",
+            *("score_sde.classifier", "score_sde.densities"),
         ),
     ),
     "score_sde.learn": Room(

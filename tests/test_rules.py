@@ -125,6 +125,9 @@ IMPOSSIBLE = {
     "likelihood.atol": 0.0,
     "likelihood.max_steps": 0,
     "likelihood.t_min": 2.0,
+    "likelihood.method": "elbo",
+    "likelihood.num_times": 0,
+    "likelihood.variance": "learned",
     "restore.method": "ddrm",
     "restore.num_draws": 0,
     "restore.sigma_y": -0.1,
@@ -316,6 +319,7 @@ CONTRADICTIONS = [
     (DISCRETE | {"training.weight": "flow"}, "training.weight", "unset with", "num_levels = 1000"),
     ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
+    ({"likelihood.method": "vlb"}, "likelihood.method", "ode, bound with", "num_levels = 0"),
     ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
 ]
 

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from score_sde.schedules import EDM, Flow
 from score_sde.score import (
     NOISE_CONDITIONS,
+    OF_PURE_NOISE,
     PARAMETERIZATIONS,
     Model,
     as_pytree,
@@ -206,3 +207,11 @@ def test_levels_leave_a_continuously_trained_network_alone():
 def test_a_process_without_chain_has_no_discretely_trained_network():
     with pytest.raises(ValueError, match="SubVPSDE has no discrete chain"):
         Model(None, PUBLISHED["subvp"], lambda *_: None, "epsilon", "time", 1000).noise(jnp.ones(1))
+
+
+def test_which_parameterizations_have_denoised_data_of_pure_noise():
+    none, one = jnp.zeros(1), jnp.ones(1)
+    finite = [
+        name for name, of in PARAMETERIZATIONS.items() if np.isfinite(of(none, one).denoised).all()
+    ]
+    assert finite == list(OF_PURE_NOISE)

@@ -15,6 +15,7 @@ from score_sde import __version__, build, pictures
 from score_sde.batches import Drawn
 from score_sde.config import changed, refuse
 from score_sde.errors import UserError
+from score_sde.likelihood import DataLikelihood
 from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Progress, Table, progress, saving
@@ -258,6 +259,7 @@ def _density(
     """The learned log density of points in the plane, given the one condition of the samples. What
     is asked and answered is kept."""
     settings = {"likelihood.divergence": "exact", "likelihood.batch_size": 4096}
+    settings |= {"likelihood.method": "ode"}
     exact = dataclasses.replace(trained, config=changed(trained.config, settings))
 
     def density(points: np.ndarray) -> np.ndarray | None:
@@ -267,6 +269,7 @@ def _density(
         except UserError as error:
             tqdm.write(f"the picture is without the density: {error}")
             return None
+        assert isinstance(found, DataLikelihood)  # as the method says
         values = np.asarray(found.log_weight[:, 0])
         side = math.isqrt(len(points))  # of an even grid; a data set has no arrays of three axes
         kept["density"] = np.column_stack([points, values]).reshape(side, side, 3)

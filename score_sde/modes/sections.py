@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from score_sde import build, pages, workdirs
 from score_sde.data import DatasetInfo
+from score_sde.densities import of_rows
 from score_sde.display import shortened
 from score_sde.errors import UserError, why_no_json
-from score_sde.likelihood import DataLikelihood
 from score_sde.modes import interpolate, judge, levels, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.logs import FILE, logged
@@ -300,8 +300,8 @@ def _likelihood(found: Found) -> str:
     from score_sde import plots
 
     with path.open("rb") as opened, np.load(opened) as file:
-        rows: Any = {key: file.get(key) for key in DataLikelihood._fields}
-    values, unit = DataLikelihood(**rows).figure
+        likelihoods = of_rows({key: file[key] for key in file.files})
+    values, unit = likelihoods.figure
     numbers = np.sort(np.asarray(values))
     # The first versions had only images, and did not say so.
     items = f"{summary['num_images']} {summary.get('items', 'images')}"
@@ -309,7 +309,7 @@ def _likelihood(found: Found) -> str:
         f"{items} of {summary['data']}, {summary['split']} split, after {summary['step']} steps"
     )
     label = f"Histogram of {unit}, from {numbers[0]:.4g} to {numbers[-1]:.4g}"
-    histogram = plots.likelihoods(DataLikelihood(**rows))
+    histogram = plots.likelihoods(likelihoods)
     parts, below = [found.plot("likelihood", histogram, label, caption)], ""
     if found.info.levels and (picture := path.with_name(likelihood.PICTURE)).is_file():
         k = min(likelihood.SHOWN, len(numbers))

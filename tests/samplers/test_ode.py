@@ -71,7 +71,7 @@ def test_every_solver_follows_the_exact_flow(gaussian, name, solver):
 
 
 # No cache keeps a program with a callback: each solver has one of the two controls.
-@pytest.mark.parametrize(("solver", "step_control"), zip(SOLVERS, cycle(STEP_CONTROLS)))
+@pytest.mark.parametrize(("solver", "step_control"), [*zip(SOLVERS, cycle(STEP_CONTROLS))])
 def test_nfe_is_what_was_evaluated(solver, step_control):
     calls = []
 

@@ -1,0 +1,311 @@
+"""Variational bounds of -log p: in continuous time, and of a discrete chain.
+
+The process turns x0 into x_t = alpha x0 + sigma z. The model starts from the prior and goes back by
+the reverse process, down to the least noise that it knows; there it decodes x0. By Jensen's
+inequality over the path (Song et al. 2021b, arXiv:2101.09258, theorem 3; Kingma et al. 2021,
+arXiv:2107.00630, eq. 12 to 15; Ho et al. 2020, arXiv:2006.11239, eq. 5)
+
+    -log p(x0) <= KL(q(x_T | x0) || prior)                                        prior
+                  + 1/2 int E |sigma score + z|^2 d(log SNR)                      diffusion
+                  - E log p(x0 | x_t), t the least time                           reconstruction.
+
+**Diffusion.** The integral runs over the log-SNR from T to t_min. So it depends on the schedule by
+its two ends only, and times uniform in log-SNR make the weight a constant. Between two levels k - 1
+and k of a chain it is the KL divergence between two Gaussians,
+
+    1/2 (SNR_{k-1} / SNR_k - 1) |sigma score + z|^2
+
+with the smaller of DDPM's reverse variances, that of q(x_{k-1} | x_k, x0). The larger one is r^-1
+times as large, r = sigma_{k-1}^2 / sigma_k^2. It multiplies this by r, and adds
+D/2 (r - 1 - log r). The smaller is right for data in one point, the larger for a density that is
+flat on the scale of the noise. So with the larger one the chain's bound of a density tends to that
+in continuous time. With the smaller one it does not: where a chain begins, sigma_k^2 doubles from
+level to level however many there are.
+
+**Reconstruction.** The decoder is N(denoised, (sigma / alpha)^2 I). Where the model was trained on
+pixels as they are, it is integrated over the pixels' bins, of which the first and the last are open
+(Ho et al. 2020, section 3.3). Otherwise it is a density, of dequantized data where there are bins.
+
+**The gap.** With the exact score the reverse process has the data's own paths. Then the bound is
+-log p(x0) up to its two ends: the prior, which is not quite p_T, and the decoder, which is
+not quite p(x0 | x_t). The density is that of the model with its decoder; the flow's
+(`score_sde.likelihood`) is another model's, and in theory it may lie above or below for an inexact
+score (Song et al. 2021b, section 5).
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from score_sde.discrete import Chain, discretization
+from score_sde.display import mean, mean_with_error, shown
+from score_sde.errors import require
+from score_sde.score import Model, as_pytree, full_precision
+from score_sde.sde import SDE, ScoreFn, expand
+from score_sde.spaces import Dequantized, Space, item_keys
+
+VARIANCES = ("large", "small")
+
+
+@shown
+class Bound(NamedTuple):
+    """Bounds of n items, up to the Monte Carlo error of times and noise.
+
+    Attributes:
+        bits_per_dim: upper bounds of -log2 P / D, float32 (n,); None for data without bins.
+        log_prob: lower bounds of log P, nats, float32 (n,): minus the sum of the next three. For
+            data without bins, of the log density in the data's units.
+        prior, diffusion, reconstruction: the terms of -log_prob, nats, float32 (n,). The last has
+            what dequantization, or the data's units, add.
+        time_error: standard error of the diffusion term by K times, nats, float32 (n,), which is an
+            upper estimate as the times are evenly spread. None for one time, and for a chain.
+        nfe: evaluations of the network for each item, int32 (n,).
+        steps: of a chain, the terms of the diffusion for the levels 1 ... N - 1, from the least
+            noise on, nats, float32 (n, N - 1). None in continuous time.
+    """
+
+    bits_per_dim: Array | None
+    log_prob: Array
+    prior: Array
+    diffusion: Array
+    reconstruction: Array
+    time_error: Array | None
+    nfe: Array
+    steps: Array | None
+
+    @property
+    def figure(self) -> tuple[Array, str]:
+        """A number for each item, (n,), and its unit: bits/dim, or nats of the log density of data
+        without bins."""
+        if self.bits_per_dim is None:
+            return self.log_prob, "nats"
+        return self.bits_per_dim, "bits/dim"
+
+    def _facts(self) -> dict[str, str]:
+        values, unit = self.figure
+        name = "bits/dim, at most" if unit == "bits/dim" else "log density, nats, at least"
+        return {name: mean_with_error(values), "items": f"{len(values)}", "NFE": mean(self.nfe)}
+
+
+def likelihood_bound(
+    key: Array,
+    sde: SDE,
+    score: ScoreFn,
+    data: Array,
+    space: Space | None = None,
+    *,
+    num_times: int = 100,
+    t_min: float = 1e-5,
+    first: int = 0,
+) -> Bound:
+    """Bound -log p in continuous time, by K times and noises for each item.
+
+    Runs at ``highest`` matrix precision. An item's draws depend on ``key`` and its index.
+
+    Args:
+        key: a jax key.
+        sde: the process.
+        score: (x (B, *shape), t (B,)) -> (B, *shape), evaluated on all items at once.
+        data: items of the space, (B, *shape).
+        space: how the model sees them; None for points in the model's units.
+        num_times: K. The times of an item are evenly spread in log-SNR from a random start.
+        t_min: the least time, at which the decoder takes over.
+        first: index of the first item, for data that come in parts.
+
+    Raises:
+        ValueError: K below 1, a time that the process has not, or a process with alpha(T) = 0.
+    """
+    require(num_times > 0, "num_times", num_times, "integers of at least 1")
+    require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
+    sde.check()
+    return _in_time(key, sde, as_pytree(score), data, space, num_times, t_min, first)
+
+
+def chain_bound(
+    key: Array,
+    model: Model,
+    data: Array,
+    space: Space | None = None,
+    *,
+    variance: str = "large",
+    first: int = 0,
+) -> Bound:
+    """Bound -log p of a model that was trained on the levels of a chain, each level evaluated with
+    one noise: L_vlb of DDPM (Ho et al. 2020, eq. 5; Nichol, Dhariwal 2021, arXiv:2102.09672).
+
+    The published codes clip the denoised data to the pixels' range; here they are not clipped.
+
+    Args:
+        key: a jax key.
+        model: the network, with its condition; `num_levels` is N.
+        data: items of the space, (B, *shape).
+        space: how the model sees them; None for points in the model's units.
+        variance: of the reverse steps, ``large`` or ``small`` (see the module's docstring).
+        first: index of the first item, for data that come in parts.
+
+    Raises:
+        ValueError: another variance, or a model that was trained in continuous time.
+    """
+    require(variance in VARIANCES, "variance", variance, ", ".join(VARIANCES))
+    allowed = "levels of a chain, at least 2"
+    require(model.num_levels > 1, "num_levels", model.num_levels, allowed)
+    return _by_level(key, model, data, space, variance, first)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _in_time(
+    key: Array,
+    sde: SDE,
+    score: Any,
+    data: Array,
+    space: Space | None,
+    num_times: int,
+    t_min: Array,
+    first: Array,
+) -> Bound:
+    key_t, items = jax.random.fold_in(key, 1), _Items(key, data, space, first)
+    x0, ones = items.x0, jnp.ones(len(data), items.x0.dtype)
+    ends = t_min * ones, sde.T * ones
+    top, bottom = map(sde.log_snr, ends)
+    draw = partial(jax.random.uniform, dtype=jnp.float32)
+    begin = jax.vmap(draw)(item_keys(key_t, len(data), first)).astype(x0.dtype)
+
+    def at(k: Array) -> tuple[Array, Array]:
+        u = jnp.mod(begin + (k / num_times).astype(x0.dtype), 1.0)
+        t = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), *ends)
+        t = jnp.where(k < num_times, t, ends[0])  # last, the decoder's
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return items.errors(k, alpha, sigma, sigma / alpha, lambda x: score(x, t))
+
+    with full_precision():
+        squared, decoded = jax.lax.map(at, jnp.arange(num_times + 1))
+    values = 0.5 * (top - bottom)[None] * squared[:-1]
+    spread = jnp.std(values, axis=0, ddof=1) / math.sqrt(num_times) if num_times > 1 else None
+    prior = _prior(x0, sde.alpha(ends[1]), sde.sigma(ends[1]), sde.prior_std())
+    return items.bound(prior, jnp.mean(values, axis=0), decoded[-1], num_times + 1, spread)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _by_level(
+    key: Array, model: Model, data: Array, space: Space | None, variance: str, first: Array
+) -> Bound:
+    chain = discretization(model.sde).chain(model.num_levels)
+    items = _Items(key, data, space, first)
+    x0, ones = items.x0, jnp.ones(len(data), items.x0.dtype)
+    order = jnp.argsort(-chain.log_snr())  # the least noise first, as DDPM counts them
+    alpha, sigma = (table[order].astype(x0.dtype) for table in chain)
+    log_snr = Chain(alpha, sigma).log_snr()
+    growth = jnp.expm1(log_snr[:-1] - log_snr[1:])
+    # DDPM's decoder has the posterior's noise of the next level; a density's has its level's own.
+    std = sigma[0] / alpha[0]
+    if items.is_decoded:
+        std = sigma[0] * jnp.sqrt(-jnp.expm1(log_snr[1] - log_snr[0]))
+
+    def at(k: Array) -> tuple[Array, Array]:
+        noise, size = model.at_level(jnp.full(len(data), order[k], jnp.int32)), std * ones
+        score = partial(model.score_at, noise=noise)
+        return items.errors(k, alpha[k] * ones, sigma[k] * ones, size, score)
+
+    with full_precision():
+        squared, decoded = jax.lax.map(at, jnp.arange(len(order)))
+    steps = step_kl(growth[:, None], squared[1:])
+    if variance == "large":
+        ratio = jnp.square(sigma[:-1] / sigma[1:])[:, None]
+        steps = step_kl(growth[:, None], squared[1:], ratio, x0[0].size)
+    prior = _prior(x0, alpha[-1] * ones, sigma[-1] * ones, model.sde.prior_std())
+    return items.bound(
+        prior, jnp.sum(steps, axis=0), decoded[0], len(order), steps=jnp.swapaxes(steps, 0, 1)
+    )
+
+
+def step_kl(
+    growth: Array, squared_error: Array, ratio: Array | None = None, dims: int = 0
+) -> Array:
+    """KL divergence of the model's step to a level from q(x_{k-1} | x_k, x0), nats.
+
+    Args:
+        growth: SNR_{k-1} / SNR_k - 1.
+        squared_error: |sigma score + z|^2 at level k.
+        ratio: sigma_{k-1}^2 / sigma_k^2 where the model's variance is the larger one; None for the
+            smaller.
+        dims: D, with a ratio.
+    """
+    by_means = 0.5 * growth * squared_error
+    if ratio is None:
+        return by_means
+    return ratio * by_means + 0.5 * dims * (ratio - 1.0 - jnp.log(ratio))
+
+
+class _Items:
+    """The items of a batch with their noise. Made and used within a jitted function.
+
+    Attributes:
+        x0: in the model's units, (B, *shape).
+        is_decoded: whether the decoder gives probabilities of bins.
+    """
+
+    def __init__(self, key: Array, data: Array, space: Space | None, first: Array) -> None:
+        self.data, self.space = data, space
+        self.is_decoded = space is not None and space.has_bins and not space.dequantize
+        self.noise_key, self.first = jax.random.fold_in(key, 2), first
+        keys = item_keys(jax.random.fold_in(key, 0), len(data), first)
+        nothing = jnp.zeros(len(data), jnp.float32)
+        if space is None:
+            found = Dequantized(data, nothing.astype(data.dtype))
+        elif self.is_decoded:
+            found = Dequantized(space.to_model(data), nothing)
+        else:  # alpha and sigma are for another kind of dequantization
+            found = space.dequantized(keys, data, "uniform", 1.0, 0.0)
+        self.x0, self._log_density = found
+
+    def errors(
+        self, k: Array, alpha: Array, sigma: Array, std: Array, score: Any
+    ) -> tuple[Array, Array]:
+        """|e|^2 with e = sigma score + z, and minus the decoder's logarithm at this noise, each
+        (B,)."""
+        x0 = self.x0
+        keys = item_keys(jax.random.fold_in(self.noise_key, k), len(x0), self.first)
+        z = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(keys)
+        x = expand(alpha, x0) * x0 + expand(sigma, x0) * z
+        error = expand(sigma, x0) * score(x) + z
+        squared, dims = _sum(jnp.square(error)), x0[0].size
+        if self.is_decoded:
+            assert self.space is not None
+            denoised = x0 + expand(sigma / alpha, x0) * error
+            return squared, -self.space.log_decoded(self.data, denoised, expand(std, x0))
+        # E|z|^2 = D takes the place of |z|^2: the error is next to z here, so the noise cancels.
+        excess = 0.5 * (squared - _sum(jnp.square(z)) + dims)
+        return squared, dims * (0.5 * math.log(2.0 * math.pi) + jnp.log(std)) + excess
+
+    def bound(
+        self,
+        prior: Array,
+        diffusion: Array,
+        decoded: Array,
+        nfe: int,
+        time_error: Array | None = None,
+        steps: Array | None = None,
+    ) -> Bound:
+        """The bound of its three terms."""
+        reconstruction = decoded + self._log_density
+        log_prob = -(prior + diffusion + reconstruction)
+        has_bits = self.space is not None and self.space.has_bins
+        bits = self.space.figure(log_prob) if self.space is not None and has_bits else None
+        terms = prior, diffusion, reconstruction
+        evaluations = jnp.full(len(log_prob), nfe, jnp.int32)
+        return Bound(bits, log_prob, *terms, time_error, evaluations, steps)
+
+
+def _prior(x0: Array, alpha: Array, sigma: Array, std: Array | float) -> Array:
+    """KL(N(alpha x0, sigma^2 I) || N(0, std^2 I)), nats, (B,)."""
+    dims, ratio = x0[0].size, jnp.square(sigma / std)
+    mean2 = jnp.square(alpha / std) * _sum(jnp.square(x0))
+    return 0.5 * (mean2 + dims * (ratio - 1.0 - jnp.log(ratio)))
+
+
+def _sum(values: Array) -> Array:
+    return jnp.sum(values.reshape(len(values), -1), axis=1)

@@ -1,0 +1,82 @@
+"""Likelihoods by the config's method: `likelihood.method`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jax import Array
+from ml_collections import ConfigDict
+
+from score_sde import build
+from score_sde.bounds import Bound, chain_bound, likelihood_bound
+from score_sde.data import DatasetInfo
+from score_sde.likelihood import DataLikelihood, data_log_likelihood
+from score_sde.score import Model
+from score_sde.sde import SDE
+from score_sde.spaces import Space
+
+Likelihoods = DataLikelihood | Bound
+
+
+class Method(NamedTuple):
+    """One way to a likelihood.
+
+    Attributes:
+        compute: (key, sde, model, data, space, first=..., **settings) -> those of a batch.
+        keys: of the section `likelihood` that it reads, beside those that all read.
+        check: (sde, score) -> None; ValueError for a process that it cannot have.
+    """
+
+    compute: Callable[..., Likelihoods]
+    keys: tuple[str, ...]
+    check: Callable[[SDE, Any], None]
+
+
+def _vlb(
+    key: Array, sde: SDE, model: Model, data: Array, space: Space, **settings: Any
+) -> Likelihoods:
+    return chain_bound(key, model, data, space, **settings)
+
+
+SOLVE = ("divergence", "num_probes", "rtol", "atol", "max_steps", "t_min")
+METHODS = {
+    "ode": Method(
+        data_log_likelihood,
+        ("dequantization", "num_importance", *SOLVE),
+        lambda sde, score: sde.check_flow(score),
+    ),
+    "bound": Method(likelihood_bound, ("num_times", "t_min"), lambda sde, _: sde.check()),
+    # The levels of a chain end before alpha is 0.
+    "vlb": Method(_vlb, ("variance",), lambda *_: None),
+}
+"""The methods by their names in a config."""
+COMMON = ("seed", "split", "num_images", "batch_size", "method")
+
+
+def compute(
+    config: ConfigDict, info: DatasetInfo, key: Array, model: Model, data: Array, first: int
+) -> Likelihoods:
+    """Return the likelihoods of items (B, *shape) under a model that is smooth in t, by the
+    config's settings. `first` is the index of the first item."""
+    method = METHODS[config.likelihood.method]
+    settings = {name: config.likelihood[name] for name in method.keys}
+    if "divergence" in settings:
+        settings["divergence"] = build.divergence(config, info)
+    space = build.space(config, info)
+    return method.compute(key, model.sde, model, data, space, first=first, **settings)
+
+
+def keys_read(config: ConfigDict, info: DatasetInfo) -> set[str]:
+    """Return the keys of the section `likelihood` that are read, given the other values."""
+    unread = set()
+    if build.divergence(config, info) == "exact":
+        unread.add("num_probes")
+    if not build.space(config, info).has_bins:
+        unread |= {"dequantization", "num_importance"}
+    return {*COMMON, *METHODS[config.likelihood.method].keys} - unread
+
+
+def of_rows(rows: Mapping[str, Any]) -> Likelihoods:
+    """Return the likelihoods of a file's columns. A missing column is None."""
+    kind: Any = Bound if "prior" in rows else DataLikelihood
+    likelihoods: Likelihoods = kind(**{name: rows.get(name) for name in kind._fields})
+    return likelihoods

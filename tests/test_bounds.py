@@ -1,0 +1,244 @@
+"""Variational bounds against closed forms, the exact density and the flow's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from score_sde import oracle
+from score_sde.bounds import chain_bound, likelihood_bound, step_kl
+from score_sde.discrete import discretization
+from score_sde.likelihood import log_likelihood
+from score_sde.score import Model
+from score_sde.sde import SDE, VPSDE
+from score_sde.spaces import Pixels
+from tests.cases import PUBLISHED, overlapping_mixture
+
+DIMS, T_MIN = 4, 1e-3
+VARIANCES = np.asarray([0.02, 0.1, 0.5, 2.0])
+MEAN = np.asarray([0.5, -0.3, 0.0, 1.0])
+
+
+class Straight(SDE):
+    """Variance preserving, with a log-SNR that falls in a straight line."""
+
+    top: float
+    bottom: float
+
+    def alpha(self, t):
+        return jnp.sqrt(jax.nn.sigmoid(self.log_snr(t)))
+
+    def sigma(self, t):
+        return jnp.sqrt(jax.nn.sigmoid(-self.log_snr(t)))
+
+    def log_snr(self, t):
+        return self.top + t * (self.bottom - self.top)
+
+
+def at(sde, t):
+    return (float(of(jnp.full(1, t))[0]) for of in (sde.alpha, sde.sigma))
+
+
+def gap(sde, x0):
+    """By how much the bound exceeds -log p(x0) with the exact score of N(MEAN, VARIANCES), nats,
+    (B,), in float64. The reverse process has the data's own paths, so only its two ends cost:
+
+    prior: E log p_T(x_T) / prior(x_T) given x0; decoder: E log p(x0 | x_t) / N(denoised, s^2), with
+    s = sigma / alpha, the posterior's variance r = v s^2 / (v + s^2) and, with k = v / (v + s^2),
+    E(x0 - denoised)^2 = (1 - k)^2 (x0 - m)^2 + k^2 s^2.
+    """
+    offset2 = np.square(np.asarray(x0, np.float64) - MEAN)
+    alpha, sigma = at(sde, sde.T)
+    std, variance = float(sde.prior_std()), alpha**2 * VARIANCES + sigma**2
+    second = np.square(alpha * np.asarray(x0, np.float64)) + sigma**2
+    log_p = -0.5 * (np.log(variance) + (alpha**2 * offset2 + sigma**2) / variance)
+    prior = log_p + 0.5 * (np.log(std**2) + second / std**2)
+    alpha, sigma = at(sde, T_MIN)
+    s2 = (sigma / alpha) ** 2
+    k = VARIANCES / (VARIANCES + s2)
+    error2 = (1 - k) ** 2 * offset2 + k**2 * s2
+    decoder = 0.5 * (np.log(s2 / (k * s2)) + error2 * (1 / s2 - 1 / (k * s2)))
+    return (prior + decoder).sum(axis=1)
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return oracle.gaussian(jnp.asarray(MEAN, jnp.float32), jnp.diag(jnp.asarray(VARIANCES, "f4")))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_gaussians_bound_is_its_density_and_the_two_ends(name, gaussian):
+    """The gap in closed form, within 4 standard errors of 1024 items: of their times and noise
+    alone, as item and closed form share x0."""
+    sde = PUBLISHED[name]
+    x0 = gaussian.sample(jax.random.key(0), 1024)
+    found = likelihood_bound(
+        jax.random.key(1), sde, gaussian.score(sde), x0, num_times=400, t_min=T_MIN
+    )
+    # log p of the data, without the noise of t_min.
+    log_p = -0.5 * np.sum(
+        np.square(np.asarray(x0) - MEAN) / VARIANCES + np.log(2 * np.pi * VARIANCES), axis=1
+    )
+    excess = -np.asarray(found.log_prob) - (-log_p + gap(sde, x0))
+    error = excess.std(ddof=1) / np.sqrt(len(x0))
+    assert abs(excess.mean()) < 4 * error and error < 0.1
+    total = found.prior + found.diffusion + found.reconstruction
+    np.testing.assert_allclose(found.log_prob, -total, rtol=1e-6)
+    np.testing.assert_array_equal(found.nfe, 401)
+    # Evenly spread times scatter less than independent ones, as what is stated counts them.
+    assert excess.std() < 1.05 * np.sqrt(np.mean(np.square(found.time_error)))
+
+
+def test_the_schedule_between_equal_ends_does_not_matter(gaussian):
+    """The same draws meet the same noise levels: equal up to rounding. The integral over some 17
+    of log-SNR of errors around D is a sum in float32 of 1e-5 relative, as is the times' inverse."""
+    vp = VPSDE()
+    ends = [2 * float(np.log(alpha / sigma)) for alpha, sigma in (at(vp, T_MIN), at(vp, vp.T))]
+    straight = Straight(ends[0] + (ends[0] - ends[1]) * T_MIN / (1 - T_MIN), ends[1])
+    x0 = gaussian.sample(jax.random.key(2), 64)
+    one, other = (
+        likelihood_bound(jax.random.key(3), sde, gaussian.score(sde), x0, num_times=50, t_min=T_MIN)
+        for sde in (vp, straight)
+    )
+    np.testing.assert_allclose(one.diffusion, other.diffusion, rtol=1e-3)
+    np.testing.assert_allclose(one.reconstruction, other.reconstruction, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one.diffusion + one.prior, other.diffusion + one.prior, rtol=1e-3)
+
+
+def test_the_flows_likelihood_lies_below():
+    """In -log p, on average over a mixture's draws; the two start at the same times."""
+    sde, mixture = PUBLISHED["vp"], overlapping_mixture(DIMS)
+    x0 = mixture.sample(jax.random.key(4), 512)
+    score = mixture.score(sde)
+    bound = likelihood_bound(jax.random.key(5), sde, score, x0, num_times=200, t_min=T_MIN)
+    flow = log_likelihood(
+        jax.random.key(6), sde, score, x0, divergence="exact", t_min=T_MIN, rtol=1e-4, atol=1e-4
+    )
+    above = np.asarray(flow.log_prob - bound.log_prob)
+    error = above.std(ddof=1) / np.sqrt(len(above))
+    assert above.mean() > -3 * error and error < 0.1
+    # The exact score leaves the ends alone: log p at t_min instead of 0, 1e-3 of noise.
+    assert above.mean() < 0.1 + 3 * error
+
+
+def test_an_item_does_not_depend_on_its_batch_mates(gaussian):
+    sde, x0 = PUBLISHED["vp"], gaussian.sample(jax.random.key(7), 6)
+    key, score = jax.random.key(8), gaussian.score(sde)
+    whole = likelihood_bound(key, sde, score, x0, num_times=5)
+    parts = [likelihood_bound(key, sde, score, x0[i : i + 3], num_times=5, first=i) for i in (0, 3)]
+    joined = np.concatenate([part.log_prob for part in parts])
+    np.testing.assert_allclose(joined, whole.log_prob, rtol=1e-5, atol=1e-4)  # rounding
+
+
+# --- A discrete chain -----------------------------------------------------------------------------
+
+
+def network(params, x, level, condition):
+    """The exact noise of N(m, v) at levels of DDPM's chain: (alpha, sigma, m, v)."""
+    alpha, sigma = (table[level.astype(jnp.int32)][:, None] for table in params[:2])
+    mean, variance = params[2][None], params[3][None]
+    return sigma * (x - alpha * mean) / (jnp.square(alpha) * variance + jnp.square(sigma))
+
+
+def chained(num_levels, mean=MEAN, variances=VARIANCES):
+    sde = VPSDE()
+    chain = discretization(sde).chain(num_levels)
+    params = (*chain, jnp.asarray(mean, "f4"), jnp.asarray(variances, "f4"))
+    return Model(params, sde, network, "epsilon", "time", num_levels), chain
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_a_step_is_the_kl_of_two_gaussians(variance):
+    """DDPM's posteriors and KL divergences written out (Ho et al. 2020, eq. 6 to 8), float64."""
+    _, chain = chained(100)
+    alpha, sigma = (np.asarray(table, np.float64) for table in chain)
+    rng = np.random.default_rng(0)
+    for k in (1, 2, 50, 99):
+        x0, z = rng.normal(size=(2, DIMS))
+        kept = np.square(alpha[k] / alpha[k - 1])
+        beta = 1 - kept
+        x = alpha[k] * x0 + sigma[k] * z
+        total = alpha[k] ** 2 * VARIANCES + sigma[k] ** 2
+        denoised = MEAN + alpha[k] * VARIANCES / total * (x - alpha[k] * MEAN)
+
+        def posterior_mean(x0, x=x, k=k, beta=beta, kept=kept):
+            of_data = alpha[k - 1] * beta / sigma[k] ** 2
+            return of_data * x0 + np.sqrt(kept) * sigma[k - 1] ** 2 / sigma[k] ** 2 * x
+
+        narrow = beta * sigma[k - 1] ** 2 / sigma[k] ** 2
+        wide = narrow if variance == "small" else beta
+        difference2 = np.sum(np.square(posterior_mean(x0) - posterior_mean(denoised)))
+        ratio = narrow / wide
+        kl = 0.5 * (DIMS * (ratio - 1 - np.log(ratio)) + difference2 / wide)
+        # What the package computes, from the error of the noise.
+        error2 = np.sum(np.square(z - sigma[k] * (x - alpha[k] * MEAN) / total))
+        growth = np.square(alpha[k - 1] * sigma[k] / (alpha[k] * sigma[k - 1])) - 1
+        more = () if variance == "small" else (np.square(sigma[k - 1] / sigma[k]), DIMS)
+        np.testing.assert_allclose(float(step_kl(growth, error2, *more)), kl, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_a_chains_terms_are_those_written_out(variance):
+    """Data in one point, whose exact denoiser makes no error: every step costs what the variances
+    cost, and nothing by the small ones. To 1e-4 nats, without any noise."""
+    model, chain = chained(100, variances=np.zeros(DIMS))
+    x0 = jnp.asarray(np.tile(MEAN, (3, 1)), jnp.float32)
+    found = chain_bound(jax.random.key(0), model, x0, variance=variance)
+    alpha, sigma = (np.asarray(table, np.float64) for table in chain)
+    ratio = np.square(sigma[:-1] / sigma[1:])
+    steps = 0.0 * ratio if variance == "small" else 0.5 * DIMS * (ratio - 1 - np.log(ratio))
+    np.testing.assert_allclose(found.steps, np.tile(steps, (3, 1)), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.diffusion, np.full(3, steps.sum()), rtol=0, atol=1e-3)
+    second = np.square(alpha[-1] * MEAN) + sigma[-1] ** 2 - 1 - np.log(sigma[-1] ** 2)
+    np.testing.assert_allclose(found.prior, np.full(3, 0.5 * second.sum()), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(found.nfe, 100)
+
+
+def test_many_levels_meet_the_bound_in_continuous_time(gaussian):
+    """By the larger variance. Written out in float64, the chain's bound of 100, 1000 and 10,000
+    levels is about 0.25, 0.025 and 0.0025 nats above -log p: of first order."""
+    model, _ = chained(1000)
+    x0 = gaussian.sample(jax.random.key(9), 1024)
+    chain = chain_bound(jax.random.key(10), model, x0)
+    sde = PUBLISHED["vp"]
+    time = likelihood_bound(
+        jax.random.key(11), sde, gaussian.score(sde), x0, num_times=400, t_min=9e-4
+    )
+    above = np.asarray(time.log_prob - chain.log_prob)
+    error = above.std(ddof=1) / np.sqrt(len(above))
+    assert error < 0.1 and abs(above.mean()) < 4 * error + 0.03
+
+
+# --- Pixels ---------------------------------------------------------------------------------------
+
+
+def test_the_discretized_decoder_is_a_distribution_over_the_levels():
+    """Its probabilities are those of the normal distribution function, and add up to one."""
+    space = Pixels((1, 1, 1), 17, centered=True, dequantize=False)
+    values = jnp.arange(17, dtype=jnp.uint8).reshape(17, 1, 1, 1)
+    edges = np.concatenate([[-np.inf], np.arange(-15, 16, 2) / 16, [np.inf]])
+    for mean, std in ((0.0, 0.3), (0.99, 0.05), (-1.4, 0.1)):
+        log_p = space.log_decoded(values, jnp.full((17, 1, 1, 1), mean), jnp.full((1,) * 4, std))
+        # float32: some 1e-7 of the arguments, of up to 25 deviations, where log P is their square.
+        exact = np.diff(ndtr((edges - mean) / std))
+        seen = exact > 1e-30
+        np.testing.assert_allclose(np.exp(log_p)[seen], exact[seen], rtol=1e-3, atol=1e-7)
+        assert np.isfinite(log_p).all() and abs(float(jnp.sum(jnp.exp(log_p))) - 1) < 1e-5
+
+
+def test_a_perfect_model_of_one_image_needs_no_bits():
+    """The denoiser of one image makes no error, and the decoder finds the image's own bins."""
+    space = Pixels((2, 1, 2), 17, centered=True, dequantize=False)
+    image = jnp.asarray([[[0, 5]], [[16, 9]]], jnp.uint8)[None]
+    sde, mean = PUBLISHED["vp"], space.to_model(image)
+
+    def score(x, t):
+        alpha, sigma = (of(t)[:, None, None, None] for of in (sde.alpha, sde.sigma))
+        return (alpha * mean - x) / jnp.square(sigma)
+
+    found = likelihood_bound(jax.random.key(0), sde, score, image, space, num_times=10)
+    assert float(found.diffusion[0]) < 1e-3  # float32: (alpha x0 + sigma z - alpha x0) / sigma - z
+    assert abs(float(found.reconstruction[0])) < 1e-6  # sigma = 1e-3 in bins of 1/8
+    # alpha(T)^2 = 4.3e-5: what the prior costs, in bits of 4 pixels.
+    assert 0 < float(found.bits_per_dim[0]) < 1e-3
