@@ -291,19 +291,19 @@ def unused(config: ConfigDict) -> set[str]:
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
     dataset = resolve("data.name", config.data.name)
-    if not dataset.files:
-        keys.add("data.skip_corrupt")
     if not dataset.streams:
         keys |= {"data.stream", "data.workers"}
     if not config.model.class_conditional:
         keys |= {"training.label_dropout", "sampling.guidance"}
-    if not has_classes(config):
-        keys.add("sampling.labels")
-    if config.sampling.guidance == 1:
-        keys.add("sampling.guidance_interval")
     keys |= {f"training.{name}" for name in {"times_mean", "times_std"} - times_keys(config)}
-    if config.training.schedule != "cosine":
-        keys.add("training.schedule_steps")
+    read = {
+        "data.skip_corrupt": dataset.files,
+        "data.augmentations": config.data.augment,
+        "sampling.labels": has_classes(config),
+        "sampling.guidance_interval": config.sampling.guidance != 1,
+        "training.schedule_steps": config.training.schedule == "cosine",
+    }
+    keys |= {key for key, when in read.items() if not when}
     return keys & SCHEMA.keys()
 
 
@@ -336,7 +336,7 @@ def loss(
     """Return `loss(params, state, batch, key)`, the loss of each example, (B,) float32.
 
     The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
-    Flips, dequantization, times, noise and dropout, that of labels too, all come from `key`.
+    Flips, dequantization, augmentation, times, noise and all dropout come from `key`.
     """
     where, names, settings = space(config, info), condition_names(config, info), config.training
 
@@ -362,12 +362,13 @@ def loss(
             labels, share = condition["labels"], jnp.float32(settings.label_dropout)
             dropped = jax.random.bernoulli(key_label, share, labels.shape)
             condition["labels"] = jnp.where(dropped, guidance.NO_LABEL, labels)
-        scored = model(config, apply, params).given(condition)
-        score_loss = discrete if config.model.num_levels else continuous
         x0 = _trained_on(config, where, keys, batch["x"])
         if config.data.augment:
-            x0, given = augmented(jax.random.fold_in(key, 1), x0, config.data.augment)
-            scored = scored.given({**condition, "augmentation": given})
+            # The key after those of the split: `split` and `fold_in` count alike.
+            own, how = jax.random.fold_in(key, 5), (config.data.augment, config.data.augmentations)
+            x0, condition["augmentation"] = augmented(own, x0, *how)
+        scored = model(config, apply, params).given(condition)
+        score_loss = discrete if config.model.num_levels else continuous
         return score_loss(key_loss, scored, x0, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of

@@ -1,4 +1,4 @@
-"""Geometric changes of images, and what the network is told of them."""
+"""Geometric changes of images, and what the network is given of them."""
 
 from functools import partial
 
@@ -7,34 +7,53 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import build
-from score_sde.augmentation import PARAMETERS, _resampled, augmented, transformation
+from score_sde import build, presets
+from score_sde.augmentation import (
+    MOVE,
+    OPERATIONS,
+    PARAMETERS,
+    _resampled,
+    augmented,
+    drawn,
+    transformation,
+)
 from score_sde.config import changed, default
 from score_sde.data import describe
 from score_sde.networks import UNet, init
+from score_sde.schema import SCHEMA
 
-NAMES = ("flip_x", "flip_y", "scale", "rotate", "along", "stretch", "move_x", "move_y")
+NAMES = ("flip_x", "flip_y", "scale", "angle", "along", "stretch", "move_x", "move_y")
+IMAGE = np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+HIGH = np.random.default_rng(1).normal(size=(6, 4, 3)).astype(np.float32)
 
 
 def changed_by(image, **values):
-    """An image (H, W, 1) by given values; the others are 0."""
+    """An image (H, W, C) by given values; the others are 0."""
     all_of = {name: jnp.full(1, values.get(name, 0.0), jnp.float32) for name in NAMES}
     inverse, move = transformation(all_of)
     return np.asarray(_resampled(jnp.asarray(image, jnp.float32), inverse[0], move[0]))
 
 
-IMAGE = np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+@pytest.mark.parametrize("image", [IMAGE, HIGH], ids=["square", "high"])
+def test_flips_and_moves_by_whole_pixels_are_exact(image):
+    height, width = image.shape[:2]
+    np.testing.assert_array_equal(changed_by(image), image)
+    np.testing.assert_array_equal(changed_by(image, flip_x=1.0), image[:, ::-1])
+    np.testing.assert_array_equal(changed_by(image, flip_y=1.0), image[::-1])
+    # Two pixels to the right and one down; what comes in is mirrored at the border.
+    moved = changed_by(image, move_x=2 / width / MOVE, move_y=1 / height / MOVE)
+    rows, columns = [1, *range(height - 1)], [2, 1, *range(width - 2)]
+    # A move of 1 / 6 is rounded: the weights of its two pixels by 1e-6, and they differ by up to 6.
+    np.testing.assert_allclose(moved, image[rows][:, columns], atol=1e-5)
+    if width == height:
+        np.testing.assert_array_equal(moved, image[rows][:, columns])
 
 
-def test_operations_that_keep_the_pixels():
-    np.testing.assert_array_equal(changed_by(IMAGE), IMAGE)
-    np.testing.assert_array_equal(changed_by(IMAGE, flip_x=1.0), IMAGE[:, ::-1])
-    np.testing.assert_array_equal(changed_by(IMAGE, flip_y=1.0), IMAGE[::-1])
-    right = changed_by(IMAGE, move_x=2.0)  # two eighths of its width
-    np.testing.assert_allclose(right[:, 2:], IMAGE[:, :-2], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(right[:, :2], IMAGE[:, 2:0:-1], rtol=1e-5, atol=1e-6)  # mirrored
-    turned = changed_by(IMAGE, rotate=np.pi / 2)  # (x, y) -> (-y, x), y downwards
-    np.testing.assert_allclose(turned, np.rot90(IMAGE, -1), atol=1e-5)
+def test_quarter_turns():
+    """Clockwise on the screen. cos is -4e-8 at a quarter: places move by 4e-7, values by 2e-6."""
+    for quarters in (-1, 1, 2):
+        turned = changed_by(IMAGE, angle=quarters * np.pi / 2)
+        np.testing.assert_allclose(turned, np.rot90(IMAGE, -quarters), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +64,7 @@ def test_operations_that_keep_the_pixels():
         ({"stretch": 5.0, "along": np.pi / 2}, lambda x, y: (2 * x, y / 2)),
         ({"flip_x": 1.0, "scale": 5.0, "move_x": 1.0}, lambda x, y: (-(x - 1) / 2, y / 2)),
         (
-            {"rotate": np.pi / 6, "scale": 5.0},
+            {"angle": np.pi / 6, "scale": 5.0},
             lambda x, y: (
                 (x * np.cos(np.pi / 6) + y * np.sin(np.pi / 6)) / 2,
                 (y * np.cos(np.pi / 6) - x * np.sin(np.pi / 6)) / 2,
@@ -65,7 +84,7 @@ def test_a_slope_is_moved_exactly(values, place):
 
 def test_what_is_not_done_is_zero_and_leaves_the_image():
     x = jnp.asarray(np.stack([IMAGE] * 400))
-    same, given = augmented(jax.random.key(0), x, 0.0)
+    same, given = augmented(jax.random.key(0), x, 0.0, OPERATIONS[1:])
     np.testing.assert_array_equal(same, x)
     np.testing.assert_array_equal(given, np.zeros((400, PARAMETERS)))
     found, given = jax.jit(partial(augmented, probability=0.25))(jax.random.key(1), x)
@@ -73,29 +92,125 @@ def test_what_is_not_done_is_zero_and_leaves_the_image():
     done = given[:, [2, 4, 6, 7]] != 0.0  # scaled, turned, stretched, moved
     # A quarter of 400 within four standard deviations, 35.
     assert np.all(np.abs(done.sum(0) - 100) < 35)
-    assert abs((given[:, 0] != 0).sum() - 50) < 27  # and half of them are flipped
+    assert abs((given[:, 1] != 0).sum() - 50) < 27  # half of a quarter are upside down
+    assert abs((given[:, 0] != 0).sum() - 200) < 40  # half are mirrored, whatever the probability
     none = (given == 0.0).all(axis=1)
+    assert none.any()
     np.testing.assert_array_equal(np.asarray(found)[none], np.asarray(x)[none])
     assert np.isfinite(found).all() and np.abs(found).max() <= np.abs(IMAGE).max() + 1e-5
 
 
-def test_the_network_is_told_in_training_and_zeros_are_nothing():
-    config = {"model.multipliers": (1,), "model.attention_resolutions": (), "model.width": 8}
-    config = changed(default(), config | {"data.augment": 0.5, "model.num_blocks": 1})
-    info, seen = describe("digits"), []
+def test_only_the_chosen_operations_are_made():
+    """The others draw the same as without the choice."""
+    own = {"rotate": {"angle"}, "stretch": {"along", "stretch"}, "move": {"move_x", "move_y"}}
+    every = drawn(jax.random.key(0), 50, 0.5, OPERATIONS, jnp.dtype("float32"))
+    for name in OPERATIONS:
+        values = drawn(jax.random.key(0), 50, 0.5, (name,), jnp.dtype("float32"))
+        assert {each for each, value in values.items() if value.any()} == own.get(name, {name})
+        for each in own.get(name, {name}):
+            np.testing.assert_array_equal(values[each], every[each])
+    assert SCHEMA["data.augmentations"].default == OPERATIONS
+
+
+def read(given):
+    """The values of `drawn` from what the network is given, (B, 9)."""
+    flip_x, flip_y, scale, cos, sin, one, other, move_x, move_y = jnp.asarray(given).T
+    return {
+        **{"flip_x": flip_x, "flip_y": flip_y, "scale": scale, "move_x": move_x, "move_y": move_y},
+        "angle": jnp.arctan2(sin, cos + 1.0),
+        "along": 0.5 * jnp.arctan2(other, one),
+        "stretch": jnp.hypot(one, other),
+    }
+
+
+CLASSES = {"model.class_conditional": True, "training.label_dropout": 0.5}
+
+
+@pytest.mark.parametrize("more", [{}, CLASSES, {"model.num_levels": 50}], ids=str)
+def test_the_network_is_given_what_was_done_to_its_image(more):
+    """From what it is given, and the image as it is without, follows the image that it sees."""
+    small = {"model.multipliers": (1,), "model.attention_resolutions": ()}
+    config, info = changed(default(), small | more), describe("digits")
+    images = np.random.default_rng(2).integers(0, 17, (32, 8, 8, 1), np.uint8)
+    labels = jnp.arange(32, dtype=jnp.int32) % 10
+    batch, seen = {"x": jnp.asarray(images), "condition": {"labels": labels}}, []
 
     def apply(params, x, noise, condition, **options):
-        seen.append((x, condition))
+        seen.append((x, noise, dict(condition)))
         return x
 
-    batch = {"x": jnp.full((16, 8, 8, 1), 3, jnp.uint8), "condition": {}}
-    build.loss(config, apply, info)(None, None, batch, jax.random.key(0))
-    assert seen[0][1]["augmentation"].shape == (16, PARAMETERS)
-    make = build.network(config, info)
-    spec = make.args[0]
-    assert spec.augmentation == PARAMETERS and build.network(config, info, logits=3).args[0].logits
+    for augment in (0.0, 0.5):
+        chosen = changed(config, {"data.augment": augment})
+        build.loss(chosen, apply, info)(None, None, batch, jax.random.key(0))
+    (plain, noise, nothing), (x, same, condition) = seen
+    given = condition.pop("augmentation")
+    assert given.shape == (32, PARAMETERS) and (np.asarray(given) != 0).any(axis=0).all()
+    # All other draws are as without.
+    np.testing.assert_array_equal(noise, same)
+    assert condition.keys() == nothing.keys() == ({"labels"} if "labels" in nothing else set())
+    jax.tree.map(np.testing.assert_array_equal, condition, nothing)
+    if more == CLASSES:
+        assert 0 < (condition["labels"] == -1).sum() < 32
+    # Both have the same noise: what differs are the clean images, times alpha.
+    clean = build.space(config, info).to_model(jnp.asarray(images), None)
+    moved = jax.vmap(_resampled)(clean, *transformation(read(given)))
+    process = build.sde(config)
+    if more.get("model.num_levels"):
+        alpha = build.discretization(process).chain(50).alpha[noise.astype(int)].astype(np.float32)
+    else:
+        alpha = process.alpha(noise / 999.0)
+    # Angles read off their cos and sin move a place by 1e-5 at most, and values by twice that.
+    difference = alpha[:, None, None, None] * (moved - clean)
+    np.testing.assert_allclose(x - plain, difference, atol=5e-5)
+    assert np.abs(difference).max() > 0.1
+
+
+def test_a_classifier_sees_images_as_they_are():
+    config = changed(default(), {"data.augment": 0.5, "model.attention_resolutions": (8,)})
+    labels = jnp.zeros(16, jnp.int32)
+    batch, seen = {"x": jnp.full((16, 8, 8, 1), 3, jnp.uint8), "condition": {"labels": labels}}, []
+    batch["x"] = batch["x"].at[:, 0].set(9)
+
+    def apply(params, x, noise, condition, **options):
+        assert condition == {}
+        seen.append(x)
+        return jnp.zeros((16, 10))
+
+    for augment in (0.0, 0.5):
+        chosen = changed(config, {"data.augment": augment})
+        build.classifier_loss(chosen, apply, describe("digits"))(
+            None, None, batch, jax.random.key(0)
+        )
+    np.testing.assert_array_equal(*seen)
+    assert build.network(config, describe("digits"), logits=10).args[0].augmentation == 0
+
+
+def test_zeros_and_nothing_are_the_same_to_a_network():
+    config = {"model.multipliers": (1,), "model.attention_resolutions": (), "model.width": 8}
+    config = changed(
+        default(), config | {"data.augment": 0.5, "model.num_blocks": 1, "model.init_scale": 1.0}
+    )
+    spec = build.network(config, describe("digits")).args[0]
+    assert spec.augmentation == PARAMETERS
     apply, params = init(partial(UNet, spec), jax.random.key(0))
     x, noise = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
     plain = apply(params, x, noise)
-    zeros = apply(params, x, noise, {"augmentation": jnp.zeros((2, PARAMETERS))})
-    np.testing.assert_allclose(zeros, plain, rtol=1e-6)
+    zeros, ones = (
+        apply(params, x, noise, {"augmentation": jnp.full((2, PARAMETERS), value)})
+        for value in (0.0, 1.0)
+    )
+    np.testing.assert_array_equal(zeros, plain)
+    assert np.abs(ones - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["edm_digits", "edm_fashion_mnist", "edm_cifar10"])
+def test_the_presets_of_edm_augment_as_suits_their_images(name):
+    """Digits are neither mirrored nor turned; nothing is mirrored without being said."""
+    config = presets.load(name)
+    assert config.data.augment == 0.12 and not config.data.flip
+    kept = {
+        "edm_digits": {"scale", "stretch", "move"},
+        "edm_fashion_mnist": {"flip_x", "scale", "stretch", "move"},
+        "edm_cifar10": set(OPERATIONS),
+    }
+    assert set(config.data.augmentations) == kept[name]

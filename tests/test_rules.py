@@ -20,6 +20,7 @@ IMPOSSIBLE = {
     "data.channels": -1,
     "data.num_classes": 10**6,
     "data.augment": 1.0,
+    "data.augmentations": ("flip_x", "shear"),
     "data.workers": -1,
     "data.condition": (-1,),
     "data.bin_width": 0.0,
