@@ -2,7 +2,8 @@
 
     python main.py --config configs/edm_fashion_mnist.py --mode train
 
-Process, preconditioning, loss and sampler are those of `edm_digits`. Not trained yet.
+Process, preconditioning, loss and sampler are those of `edm_digits`; the augmentation also mirrors.
+Not trained yet.
 Cost: as `vp_fashion_mnist`.
 """
 
@@ -16,6 +17,9 @@ def get_config(variant: str = "") -> ConfigDict:
     check_variant(variant, "conditional")
     preset = "vp_fashion_mnist"
     config = presets.load(f"{preset}:{variant}" if variant else preset)
+    # Clothes mirrored left to right are clothes; upside down or turned they are not worn.
+    config.data.augment = 0.12
+    config.data.augmentations = ("flip_x", "scale", "stretch", "move")
     config.sde.name = "edm"
 
     config.model.sigma_data = 0.7  # the pixels' standard deviation, in [-1, 1]

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from score_sde import consistency, data, guidance, losses
+from score_sde.augmentation import PARAMETERS, augmented
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
@@ -125,6 +126,7 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
         channels=info.shape[-1],
         features=info.shape[0],
         num_classes=info.num_classes if conditional else 0,
+        augmentation=PARAMETERS if config.data.augment and not logits else 0,
         logits=logits,
         condition_features=len(info.condition),
         dtype=np.dtype(jnp.dtype(config.model.dtype)),
@@ -289,20 +291,20 @@ def unused(config: ConfigDict) -> set[str]:
     if known is not None and known.levels:
         keys |= {"data.condition", "data.bin_width"}
     dataset = resolve("data.name", config.data.name)
-    if not dataset.files:
-        keys.add("data.skip_corrupt")
     if not dataset.streams:
         keys |= {"data.stream", "data.workers"}
     if not config.model.class_conditional:
         keys |= {"training.label_dropout", "sampling.guidance"}
-    if not has_classes(config):
-        keys.add("sampling.labels")
-    if config.sampling.guidance == 1:
-        keys.add("sampling.guidance_interval")
     keys |= {f"training.{name}" for name in {"times_mean", "times_std"} - times_keys(config)}
-    keys |= {"training.halve_every"} if loss_pair(config).weight != "consistency" else set()
-    if config.training.schedule != "cosine":
-        keys.add("training.schedule_steps")
+    read = {
+        "data.skip_corrupt": dataset.files,
+        "data.augmentations": config.data.augment,
+        "sampling.labels": has_classes(config),
+        "sampling.guidance_interval": config.sampling.guidance != 1,
+        "training.halve_every": loss_pair(config).weight == "consistency",
+        "training.schedule_steps": config.training.schedule == "cosine",
+    }
+    keys |= {key for key, when in read.items() if not when}
     return keys & SCHEMA.keys()
 
 
@@ -335,7 +337,7 @@ def loss(
     """Return `loss(params, state, batch, key)`, the loss of each example, (B,) float32.
 
     The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
-    Flips, dequantization, times, noise and dropout, that of labels too, all come from `key`.
+    Flips, dequantization, augmentation, times, noise and all dropout come from `key`.
     """
     where, names, settings = space(config, info), condition_names(config, info), config.training
 
@@ -351,25 +353,27 @@ def loss(
         return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 
     def discrete(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
-        chain = discretization(model.sde).chain(model.num_levels)
+        chain, mean = discretization(model.sde).chain(model.num_levels), settings.reduce_mean
 
         def score(x: Array, level: Array) -> Array:
             return model.score_at(x, model.at_level(level), **options)
 
-        mean = settings.reduce_mean
         return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=mean)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)
         condition = {name: batch["condition"][name] for name in names}
         if settings.label_dropout:
-            labels = condition["labels"]
-            share = jnp.float32(settings.label_dropout)
+            labels, share = condition["labels"], jnp.float32(settings.label_dropout)
             dropped = jax.random.bernoulli(key_label, share, labels.shape)
             condition["labels"] = jnp.where(dropped, guidance.NO_LABEL, labels)
+        x0 = _trained_on(config, where, keys, batch["x"])
+        if config.data.augment:
+            # The key after those of the split: `split` and `fold_in` count alike.
+            own, how = jax.random.fold_in(key, 5), (config.data.augment, config.data.augmentations)
+            x0, condition["augmentation"] = augmented(own, x0, *how)
         scored = model(config, apply, params).given(condition)
         score_loss = discrete if config.model.num_levels else continuous
-        x0 = _trained_on(config, where, keys, batch["x"])
         return score_loss(key_loss, scored, x0, state, dropout_key=dropout_key, reverse_only=True)
 
     return loss_of

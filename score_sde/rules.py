@@ -70,6 +70,12 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "sampling.labels", f"classes from 0 to {info.num_classes - 1} of {info.name}"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"
+    if config.data.augment and info.levels is None:
+        yield "data.augment", f"0: {info.name} are vectors"
+    elif config.data.augment and "augmentation" not in reads:
+        yield "data.augment", f"0 with config.model.name = {settings.name!r}"
+    elif config.data.augment and "conditional" in reads and not settings.conditional:
+        yield "data.augment", "0 with config.model.conditional = False"
     if config.training.evaluate_every and info.levels is None:
         yield "training.evaluate_every", f"0: {info.name} are vectors"
     by_classes = config.training.evaluate_every and config.eval.features == "classifier"

@@ -124,6 +124,8 @@ def _is_image_size(value: Any) -> bool:
     return value == 0 or all(type(side) is int and 0 < side <= 16384 for side in sides)
 
 
+_OPERATIONS = ("flip_x", "flip_y", "scale", "rotate", "stretch", "move")
+
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
@@ -159,6 +161,8 @@ INTERVAL = Values(_is_interval, "(), two rising numbers of at least 0")
 COLUMNS = Values(_are_columns, "tuples of columns' names or indices")
 REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
+OPERATIONS = Values(lambda value: bool(value) and all(item in _OPERATIONS for item in value),
+                    f"tuples of {', '.join(_OPERATIONS)}")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
@@ -201,6 +205,9 @@ _ROWS = (
     Row("data.channels", 0, SIZE, "of files of images: 1 grey, 3 colours; 0: their own"),
     Row("data.num_classes", 0, SIZE, "of a set that is only described; 0: its own"),
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
+    Row("data.augment", 0.0, FRACTION,
+        "probability of each change of an image that the network is given; 0: none, EDM: 0.12"),
+    Row("data.augmentations", _OPERATIONS, OPERATIONS, "the changes that are made"),
     Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
     Row("data.stream", None, SWITCH, "read images as they are needed; unset: many ones", bool),
     Row("data.workers", None, between(0, 256, "integers"),

@@ -45,6 +45,7 @@ ROOMS = {
     ),
     "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
+    "score_sde.augmentation": Room(1, (), ("jax",)),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
     "score_sde.integrate": Room(
         1, (0,), ("jax", "diffrax", "equinox"), neighbours=("score_sde.sde",)

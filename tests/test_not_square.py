@@ -17,7 +17,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("high")
     np.savez(folder / "high.npz", x=X)
     data = ("--config.data.name=npz", f"--config.data.dir={folder / 'high.npz'}")
-    succeed("--mode=train", DIGITS, *TINY, *data, cwd=folder)
+    succeed("--mode=train", DIGITS, *TINY, *data, "--config.data.augment=0.5", cwd=folder)
     more = ("--config.sampling.gif", "--config.sampling.png")
     succeed("--mode=sample", *FEW, *more, cwd=folder)
     return folder, folder / "runs" / "vp_digits"

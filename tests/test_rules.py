@@ -19,6 +19,8 @@ IMPOSSIBLE = {
     "data.image_size": -8,
     "data.channels": -1,
     "data.num_classes": 10**6,
+    "data.augment": 1.0,
+    "data.augmentations": ("flip_x", "shear"),
     "data.workers": -1,
     "data.condition": (-1,),
     "data.bin_width": 0.0,
@@ -256,6 +258,11 @@ CONTRADICTIONS = [
     ({"data.name": "moons"}, "model.name", "mlp", "moons"),
     (MLP | {"model.width": 12}, "model.width", "multiples of 4 of at least 16"),
     (MLP | {"data.flip": True}, "data.flip", "False", "vectors"),
+    (MLP | {"data.augment": 0.1}, "data.augment", "0: moons are vectors"),
+    (
+        {"data.augment": 0.1, "model.conditional": False},
+        *("data.augment", "0 with config.model.conditional = False"),
+    ),
     (MLP | {"data.image_size": 8}, "data.image_size", "0", "vectors"),
     (
         {

@@ -38,7 +38,8 @@ def train(workdir, photos, *more):
     return (
         *("--mode=train", DIGITS, f"--workdir={workdir}", *TINY),
         *("--config.data.name=folder", f"--config.data.dir={photos}", "--config.data.flip=True"),
-        *("--config.model.class_conditional=True", *more),
+        # What is random in a step follows from the seed and the step's number: also this.
+        *("--config.data.augment=0.5", "--config.model.class_conditional=True", *more),
     )
 
 

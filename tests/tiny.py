@@ -14,11 +14,12 @@ class Spec:
 
     channels: int
     num_classes: int = 0
+    augmentation: int = 0
     logits: int = 0
 
 
 class Tiny(nnx.Module):
-    """Two pixel-wise layers, shifted by the noise level and the class."""
+    """Two pixel-wise layers, shifted by the noise level, the class and the augmentation."""
 
     Spec = Spec
     rank = 3
@@ -29,17 +30,22 @@ class Tiny(nnx.Module):
         self.noise = nnx.Linear(1, features, rngs=rngs)
         if spec.num_classes:
             self.labels = nnx.Embed(spec.num_classes, features, rngs=rngs)
+        if spec.augmentation:
+            self.changes = nnx.Linear(spec.augmentation, features, use_bias=False, rngs=rngs)
         self.head = nnx.Linear(features, spec.logits or spec.channels, rngs=rngs)
         self.pools = spec.logits > 0
         self.takes = ("labels",) if spec.num_classes else ()
 
     def __call__(self, x, noise, condition=None, *, dropout_key=None, reverse_only=False):
-        assert tuple(condition or {}) == self.takes, condition
+        given = dict(condition or {})
         shift = self.noise(0.05 * noise[:, None])
-        if condition:
+        if "augmentation" in given:  # in training alone
+            shift = shift + self.changes(given.pop("augmentation"))
+        assert tuple(given) == self.takes, condition
+        if given:
             # Zeros for -1, a sample without label.
             table = self.labels.embedding[...]
-            shift = shift + jax.nn.one_hot(condition["labels"], len(table)) @ table
+            shift = shift + jax.nn.one_hot(given["labels"], len(table)) @ table
         h = jnp.tanh(self.stem(x) + shift[:, None, None])
         return self.head(h.mean((1, 2)) if self.pools else h)
 

@@ -71,6 +71,17 @@ class LabelEmbedding(nnx.Module):
         return jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32) @ self.table[...]
 
 
+class VectorEmbedding(nnx.Module):
+    """A linear map without a constant: zeros are the same as nothing."""
+
+    def __init__(self, n: int, features: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(variance_scaling(rngs, (n, features), 1.0))
+
+    def __call__(self, vector: jax.Array) -> jax.Array:
+        """(B, n) -> (B, features)."""
+        return vector @ self.table[...]
+
+
 def positional_features(noise: jax.Array, width: int, *, to_the_end: bool = True) -> jax.Array:
     """[sin(c f_i), cos(c f_i)] with f_i = 10000^(-i / (width // 2 - 1)), i = 0 ... width // 2 - 1.
 

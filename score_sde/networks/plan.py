@@ -8,6 +8,7 @@ and `a`, what the last normalization and activation made of h.
 
     embedding     embedding = MLP(features of the noise level)
     labels        embedding = embedding + a vector of the class
+    augmentation  embedding = embedding + a linear map of what was done to the image
     gate          weights of the input's Fourier features, from the embedding
     stem          h = conv(x)
     residual      h = residual block(h, embedding), which may resample ("up", "down")
@@ -69,6 +70,8 @@ def _start(spec: UNetSpec) -> Iterator[Block]:
         yield Block("embedding", "condition", spec.width, wide)
     if spec.num_classes:
         yield Block("labels", "labels", spec.num_classes, wide)
+    if spec.augmentation:
+        yield Block("augmentation", "augmentation", spec.augmentation, wide)
     if features:
         yield Block("gate", "gate", wide, features)
     yield Block("stem", "stem", spec.channels + features, spec.width, keeps=True)

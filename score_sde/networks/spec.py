@@ -51,8 +51,8 @@ class UNetSpec:
             0 stands for 1e-10.
         norm_groups: groups of each normalization; 0 stands for min(C // 4, 32) of C channels.
         norm_eps: what each normalization adds to the variance.
-        conditional: the blocks read the noise level. Without it the network has neither embedding
-            nor classes nor input frequencies.
+        conditional: the blocks read the noise level. Without it the network has no embedding,
+            classes, augmentation or input frequencies.
         embedding: "positional": sines and cosines of the noise level at `width` / 2 frequencies
             from 1 down to 1e-4, made for values of 0 to 1000. "vaswani": likewise, the lowest
             frequency a step above 1e-4 (`positional_features`). "fourier": sines and cosines of
@@ -66,6 +66,7 @@ class UNetSpec:
         progressive_output: how the levels make the output: "output_skip" sums an upsampled image
             of each, "residual" adds up convolved, upsampled features, "none": the last level alone.
         num_classes: number of class labels; 0 for a network without labels.
+        augmentation: parameters of an augmentation that the network is given; 0 without.
         logits: classes that a classifier tells apart: encoder and middle alone, the mean of their
             features over the pixels mapped to (B, logits). 0: the whole network.
         centered: the input lies in [-1, 1]. False: it lies in [0, 1] and is mapped to [-1, 1].
@@ -108,6 +109,7 @@ class UNetSpec:
     combine: str = "sum"
     progressive_output: str = "none"
     num_classes: int = 0
+    augmentation: int = 0
     logits: int = 0
     centered: bool = True
     input_frequencies: tuple[float, ...] = ()
@@ -158,6 +160,8 @@ class UNetSpec:
         self._require("norm_eps", self.norm_eps > 0, "positive numbers")
         unconditional = "with conditional = False"
         self._require("num_classes", self.conditional or not self.num_classes, f"0 {unconditional}")
+        none = self.conditional or not self.augmentation
+        self._require("augmentation", none, f"0 {unconditional}")
         none = self.conditional or not self.input_frequencies
         self._require("input_frequencies", none, f"() {unconditional}")
 

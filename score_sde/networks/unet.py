@@ -25,6 +25,7 @@ from score_sde.networks.convolution import Conv
 from score_sde.networks.embeddings import (
     LabelEmbedding,
     NoiseEmbedding,
+    VectorEmbedding,
     check_names,
     input_features,
 )
@@ -76,7 +77,8 @@ class UNet(nnx.Module):
                 `conditional` is False.
             condition: `labels` (B,), int32, for a network with classes. A label outside
                 0 ... num_classes - 1, such as -1, is an image without label; without `labels`
-                the whole batch is.
+                the whole batch is. `augmentation` (B, parameters), likewise; without it nothing was
+                done to the images.
             dropout_key: key of the dropout masks; None drops nothing.
             reverse_only: take the convolution whose reverse-mode gradient is fast everywhere. It
                 has no forward mode: for `jax.jvp` leave it False.
@@ -146,12 +148,16 @@ class UNet(nnx.Module):
 
     def _embedding(self, noise: jax.Array, condition: Mapping[str, jax.Array]) -> jax.Array | None:
         """What every residual block gets of the noise level and the class: (B, 4 width)."""
-        check_names(condition, ["labels"] if self.spec.num_classes else [])
+        known = {"labels": self.spec.num_classes, "augmentation": self.spec.augmentation}
+        check_names(condition, [name for name, number in known.items() if number])
         if not self.spec.conditional:
             return None
         embedding = self._at("condition")(noise)
         if "labels" in condition:
             embedding += self._at("labels")(condition["labels"]).astype(embedding.dtype)
+        if "augmentation" in condition:
+            moved = self._at("augmentation")(condition["augmentation"])
+            embedding += moved.astype(embedding.dtype)
         # Every residual block begins by this activation: once here instead of once in each.
         return act(self.spec, embedding)
 
@@ -172,6 +178,8 @@ def _module(block: Block, spec: UNetSpec, rngs: nnx.Rngs) -> nnx.Module:
             return NoiseEmbedding(n, spec, rngs=rngs)
         case "labels":
             return LabelEmbedding(n, m, rngs=rngs)
+        case "augmentation":
+            return VectorEmbedding(n, m, rngs=rngs)
         case "gate" | "logits":
             return Dense(n, m, dtype=dtype, rngs=rngs)
         case "residual":
