@@ -17,11 +17,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data, guidance
+from score_sde import data, guidance, networks
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
 from score_sde.errors import UserError, one_line
+from score_sde.learned import constants, with_constants
 from score_sde.losses import cross_entropy, denoising_score_matching, discrete_score_matching
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schema import SCHEMA
@@ -29,6 +30,7 @@ from score_sde.score import Logits, Model
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Pixels, Space, Vectors
 from score_sde.training import optimizers
+from score_sde.variational import variational_loss
 
 EXACT_UP_TO = 16  # columns
 
@@ -138,7 +140,9 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
         dtype=np.dtype(jnp.dtype(config.model.dtype)),
     )
     with errors_of("model"):
-        return partial(make, make.Spec(**given))
+        made = partial(make, make.Spec(**given))
+    learned = constants(sde(config))
+    return partial(networks.Beside, made, learned) if learned and not logits else made
 
 
 def network_class(config: ConfigDict) -> Any:
@@ -158,7 +162,7 @@ def model(
     settings = config.model
     static: Any = {"num_levels": settings.num_levels, "levels": levels}
     names = settings.parameterization, settings.condition
-    return Model(params, sde(config), apply, *names, **static)
+    return Model(params, with_constants(sde(config), params), apply, *names, **static)
 
 
 def classifier(config: ConfigDict, apply: Callable[..., Array], params: Any) -> Logits:
@@ -337,6 +341,8 @@ def loss(
     where, names, settings = space(config, info), condition_names(config, info), config.training
 
     def continuous(key: Array, model: Model, x0: Array, **options: Any) -> Array:
+        if constants(model.sde):
+            return variational_loss(key, model, x0, **options)
         weights = {name: settings[name] for name in ("t_min", "reduce_mean")}
         score = partial(model, **options)
         return denoising_score_matching(

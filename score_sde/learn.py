@@ -19,6 +19,7 @@ from score_sde.batches import batch_size
 from score_sde.config import changed, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
 from score_sde.errors import UserError
+from score_sde.learned import constants
 from score_sde.locks import writing
 from score_sde.networks import Apply
 from score_sde.paths import move_aside
@@ -124,6 +125,9 @@ def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
     if not info.num_classes:
         raise refuse("data.name", info.name, "sets with classes for a classifier")
     make = build.network(config, info, logits=info.num_classes)
+    if constants(build.sde(config)):
+        allowed = "processes that are not learned, for a classifier"
+        raise refuse("sde.name", config.sde.name, allowed)
     with _one_writer(folder):
         arrays = build.arrays(config, info, "train")
         _begin(config, folder, info)

@@ -8,6 +8,7 @@ from score_sde import build
 from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
+from score_sde.learned import constants
 from score_sde.networks import NETWORKS
 from score_sde.sde import SDE
 
@@ -64,6 +65,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "restore.label", f"classes below {info.num_classes}, those of {info.name}"
     if any(label >= info.num_classes for label in config.sampling.labels):
         yield "sampling.labels", f"classes from 0 to {info.num_classes - 1} of {info.name}"
+    if constants(build.sde(config)) and info.levels and not config.training.dequantize:
+        yield "training.dequantize", f"True with config.sde.name = {config.sde.name!r}"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"
     if config.training.evaluate_every and info.levels is None:
@@ -111,17 +114,20 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
+    needs: dict[str, tuple[str, ...]] = {}
     if settings.num_levels:
-        values = flat(config)
-        for key, allowed in (
-            # Fourier features are of a log sigma or log SNR.
-            ("model.embedding", ("positional", "vaswani")),
-            ("model.condition", ("time",)),
-            ("training.loss", ("paper",)),
-        ):
-            if values[key] not in allowed:
-                given = f"with config.model.num_levels = {settings.num_levels}"
-                yield key, f"{', '.join(allowed)} {given}"
+        given = f"with config.model.num_levels = {settings.num_levels}"
+        # Fourier features are of a log sigma or log SNR.
+        needs |= {"model.embedding": ("positional", "vaswani"), "model.condition": ("time",)}
+        needs |= {"training.loss": ("paper",)}
+    elif constants(process):
+        given = f"with config.sde.name = {config.sde.name!r}"
+        # The network must know the noise, which the time alone does not say. The loss is the bound.
+        needs |= {"model.condition": ("log_sigma", "log_snr"), "training.loss": ("likelihood",)}
+    values = flat(config)
+    for key, allowed in needs.items():
+        if values[key] not in allowed:
+            yield key, f"{', '.join(allowed)} {given}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

@@ -162,7 +162,7 @@ SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
 DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
-PROCESSES = Names("score_sde.discrete:PROCESSES", "score_sde.sde:SDE")
+PROCESSES = Names("score_sde.learned:PROCESSES", "score_sde.sde:SDE")
 NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
 SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
 PREDICTORS = Names(

@@ -43,6 +43,9 @@ ROOMS = {
     "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
+    "score_sde.learned": Room(
+        1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")
+    ),
     "score_sde.integrate": Room(
         1, (0,), ("jax", "diffrax", "equinox"), neighbours=("score_sde.sde",)
     ),
@@ -51,6 +54,8 @@ ROOMS = {
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.likelihood": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.bounds": Room(2, (0, 1), ("jax",)),
+    # Its times are spread as those of the other losses.
+    "score_sde.variational": Room(2, (0, 1), ("jax",), neighbours=("score_sde.losses",)),
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
     # Twisted SMC is a sampler.
     "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),

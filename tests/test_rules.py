@@ -152,6 +152,7 @@ def test_an_impossible_value_is_refused(row):
 
 DISCRETE = {"model.num_levels": 1000}
 CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
+LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
 OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
 
@@ -279,6 +280,12 @@ CONTRADICTIONS = [
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
     ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
+    (LEARNED, "model.condition", "log_sigma, log_snr with", "sde.name = 'vp_learned'"),
+    (LEARNED | {"model.condition": "log_snr"}, "training.loss", "likelihood with", "vp_learned"),
+    (
+        LEARNED | {"model.condition": "log_snr", "training.loss": "likelihood"},
+        *("training.dequantize", "True with", "vp_learned"),
+    ),
     ({"likelihood.method": "vlb"}, "likelihood.method", "ode, bound with", "num_levels = 0"),
     ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
 ]
