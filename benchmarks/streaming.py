@@ -15,6 +15,7 @@ three minutes.
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -155,10 +156,10 @@ def train_and_report(folder: Path, stream: bool) -> None:
     ended, together = threading.Event(), [0]
 
     def watch() -> None:
-        while not ended.wait(0.1):
+        while not ended.wait(0.5):
             together.append(_together())
 
-    watching = threading.Thread(target=watch)
+    watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     begin = time.perf_counter()
     learn.train(changed(vp_digits.get_config(), values))
@@ -172,16 +173,14 @@ def train_and_report(folder: Path, stream: bool) -> None:
 
 
 def _together() -> int:
-    """KiB of this process and of those that it has started."""
-    found, ours = 0, f"{os.getpid()}"
-    for place in Path("/proc").glob("[0-9]*"):
+    """KiB of this process and its workers."""
+    found = 0
+    for pid in (os.getpid(), *(each.pid for each in multiprocessing.active_children())):
         try:
-            parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
-            if ours in (place.name, parent):
-                lines = (place / "smaps_rollup").read_text().splitlines()
-                found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue  # it has just ended
+        found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return found
 
 

@@ -36,7 +36,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from score_sde import commands, overrides, paths, presets
-from score_sde.errors import UserError
+from score_sde.errors import UserError, one_line
 from score_sde.locks import writing
 
 # A mode that needs no devices imports no JAX.
@@ -81,15 +81,22 @@ WRITES = {
     "export": "weights",
 }
 TRAINING = ("train", "train_classifier")  # which handle signals themselves
-# The keys that say how much of a device's memory a mode needs; it may be that of another network.
-MEMORY = {
-    **dict.fromkeys(TRAINING, "training.batch_size"),
-    **dict.fromkeys(("sample", "interpolate", "restore"), "sampling.batch_size"),
-    "likelihood": "likelihood.batch_size",
-    "evaluate": "sampling.batch_size, config.likelihood.batch_size, config.eval.batch_size",
-    "data": "eval.batch_size",
+# What makes a mode need less memory. A run's batch and network stay.
+SMALLER = {
+    **dict.fromkeys(
+        TRAINING,
+        "config.training.batch_size or network (in a new workdir, if this one has checkpoints), "
+        "config.sampling.batch_size (where training.evaluate_every scores)",
+    ),
+    **dict.fromkeys(("sample", "interpolate", "restore"), "config.sampling.batch_size"),
+    "likelihood": "config.likelihood.batch_size",
+    "evaluate": "config.sampling.batch_size, config.likelihood.batch_size, config.eval.batch_size",
+    "data": "config.eval.batch_size",
 }
-REPORTED = ("train", "evaluate")  # modes after which the report is written by itself
+# What JAX's errors say where memory is lacking. YNNPACK, which XLA has for CPUs, names no reason;
+# as XLA has checked all shapes before, one is left.
+NO_MEMORY = ("RESOURCE_EXHAUSTED: ", "YNNPACK operation failed: error")
+REPORTED = ("train", "train_classifier", "evaluate")  # after which the report is written
 LOCAL = ("source", "samples", "reference", "input")  # files that are read as a whole
 WORDS = ("weights", "force", "task", "mask", "degrade", "resize")  # which are no paths
 WEIGHTS = ("averaged", "raw")
@@ -119,6 +126,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     Raises:
         UserError: for everything that can be known to be wrong before JAX is imported.
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be found ({error.strerror})") from None
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow positional arguments, which are refused later
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
@@ -212,6 +223,7 @@ def main(argv: Sequence[str]) -> int:
 
 def end_with_main() -> NoReturn:
     """Run the process's own command line, and end the process."""
+    _mend_streams()
     try:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -239,28 +251,62 @@ def _run(argv: Sequence[str]) -> int:
         if command.mode in REPORTED:
             report = importlib.import_module("score_sde.modes.report")
             report.after(command.config, command.workdir, command.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        _ignore_signals()  # once is enough
-        print("interrupted; what was done by then is kept", file=sys.stderr)
-        return 130  # as shells report SIGINT
-    except RuntimeError as error:
-        if command is None or "RESOURCE_EXHAUSTED" not in f"{error}":  # JAX's, by XLA
+        return _interrupted()
+    except Exception as error:
+        if _is_interruption(error):
+            return _interrupted()
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif _is_about_memory(error):
+            print(f"error: {_out_of_memory(command and command.mode, error)}", file=sys.stderr)
+        else:
             raise
-        print(f"error: {_out_of_memory(command.mode, error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _out_of_memory(mode: str, error: RuntimeError) -> str:
-    said = " ".join(f"{error}".partition("RESOURCE_EXHAUSTED:")[2].split())
-    keys = f"smaller config.{MEMORY[mode]}, " if mode in MEMORY else ""
+def _interrupted() -> int:
+    _ignore_signals()  # once is enough
+    print("interrupted; what was done by then is kept", file=sys.stderr)
+    return 130  # as shells report SIGINT
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether a KeyboardInterrupt became this error. One may come up in Python code that compiled
+    code calls, such as a comparison of jit's arguments. Compiled code makes an error of its own of
+    it: a ValueError with its text, or a SystemError with it as the cause."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in f"{error}":
+            return True
+        error = error.__cause__
+    return False
+
+
+def _is_about_memory(error: Exception) -> bool:
+    from_jax = isinstance(error, RuntimeError) and any(each in f"{error}" for each in NO_MEMORY)
+    return from_jax or isinstance(error, MemoryError)
+
+
+def _out_of_memory(mode: str | None, error: Exception) -> str:
+    said = one_line(error).rpartition(NO_MEMORY[0])[2]
+    smaller = f"a smaller {SMALLER[mode]}, or " if mode in SMALLER else ""
     return (
-        f"--mode {mode}: the device has too little memory ({said:.150}); allowed are {keys}smaller "
-        "networks, or a device with more that nobody else uses"
+        f"{f'--mode {mode}: ' if mode else ''}too little memory ({said or 'MemoryError':.150}); "
+        f"allowed are {smaller}a device with more that nobody else uses"
     )
+
+
+def _mend_streams() -> None:
+    """Have what is printed go somewhere: a daemon's streams are closed, and a terminal's encoding
+    may lack the characters of a path."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115  (for good)
+            setattr(sys, name, stream)
+        elif stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _ignore_signals() -> None:

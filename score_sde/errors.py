@@ -33,7 +33,7 @@ class UserError(Exception):
     """
 
     def __init__(self, line: str) -> None:
-        super().__init__(_printable(line))
+        super().__init__(printable(line))
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -54,7 +54,8 @@ def why_no_json(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "not text"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text with what cannot be printed escaped, such as a line's end in a file's name."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

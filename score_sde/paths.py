@@ -235,11 +235,16 @@ def move_aside(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def _move(path: Path, to: Path) -> None:
-    if is_url(path) and path.is_dir():  # a bucket has no folders, and s3fs moves none
+    if not is_url(path):
+        path.replace(to)
+    elif path.is_dir():  # s3fs moves none
         for each in path.iterdir():
             _move(each, to / each.name)
-    else:
-        path.replace(to)
+    else:  # etils asks for the folder that it goes into, and a bucket has none
+        import fsspec
+
+        system, _ = fsspec.url_to_fs(os.fspath(path))
+        system.mv(os.fspath(path), os.fspath(to))
 
 
 def _taken(path: Path) -> bool:

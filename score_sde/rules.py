@@ -71,6 +71,9 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "data.flip", f"False: {info.name} are vectors"
     if config.training.evaluate_every and info.levels is None:
         yield "training.evaluate_every", f"0: {info.name} are vectors"
+    by_classes = config.training.evaluate_every and config.eval.features == "classifier"
+    if by_classes and not info.num_classes:
+        yield "eval.features", f"inception with training.evaluate_every: {info.name} has no classes"
     train, split = info.splits["train"], info.splits[config.likelihood.split]
     if 0 < train < config.training.batch_size:
         yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"

@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Each operation of a program would carry its stack of Python calls, some hundred deep in a test: a
+# third of what it takes to run a small program that was compiled before. Nothing here reads them.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 # Most programs run once: to optimize their code takes longer than it saves. A number moves by
 # rounding at most, and every tolerance has room for that. Monte Carlo asks for more.
 # On a GPU the same program gives the same bits only by the second flag.

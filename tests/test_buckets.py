@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import score_sde
-from score_sde import paths
+from score_sde import paths, workdirs
 from tests.commands import DIGITS, FEW, KINDS, ROOT, command, refused, succeed
 
 RUN = "gs://bucket/runs/digits"
@@ -118,6 +118,10 @@ def assert_same(theirs: Path, ours: Path) -> None:
     assert arrays[0].keys() == arrays[1].keys()
     for name in arrays[0]:
         np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -270,6 +274,51 @@ def test_a_conversion_may_go_into_a_bucket(gs, tiny_run, tmp_path):
     for left, right in zip(*map(jax.tree.leaves, (theirs.score, ours.score)), strict=True):
         np.testing.assert_array_equal(left, right)
     assert "not empty" in refused(*at, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_folder_moves_aside(scheme, request):
+    """Such as `best`, a checkpoint of folders in folders, and the images of another sampling."""
+    folder = paths.place(f"{request.getfixturevalue(scheme)}/moves", "--output")
+    for number in "12":
+        (folder / "best" / number / "default" / "d").write_text(number)
+        (folder / "best" / number / "done").write_text(number)
+        (folder / "best.json").write_text(number)
+        paths.move_aside([folder / "best", folder / "best.json"])
+    assert names(folder) == ["best.old", "best.old.json", "best.old2", "best.old2.json"]
+    for number, old in ("1", folder / "best.old"), ("2", folder / "best.old2"):
+        assert names(old) == [number] and names(old / number) == ["default", "done"]
+        assert (old / number / "default" / "d").read_text() == number
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_an_export_that_was_ended_begins_again(scheme, request, tiny_run, tmp_path):
+    """The mark stays until all is there, and the same command then takes the place."""
+    target = paths.place(f"{request.getfixturevalue(scheme)}/begun", "--target")
+    with pytest.raises(ZeroDivisionError), workdirs.filled("target", target):
+        (target / "config.json").write_text("a part")
+        raise ZeroDivisionError
+    assert names(target) == ["config.json", "unfinished"]
+    tiny_run("digits", tmp_path)
+    succeed("--mode=export", f"--target={target}", cwd=tmp_path)
+    assert names(target) == ["config.json", "model.safetensors"]
+    (target / "unfinished").write_text("")  # a kill between the last file and the mark's removal
+    assert "not empty" in refused("--mode=export", f"--target={target}", cwd=tmp_path)
+
+
+def test_a_conversion_that_was_ended_begins_again(gs, tiny_run, tmp_path):
+    tiny_run("digits", tmp_path)
+    succeed("--mode=export", "--target=out", cwd=tmp_path)
+    workdir = paths.place(f"{gs}/begun_run", "--workdir")
+    at = ("--mode=convert", "--source=out", f"--workdir={workdir}")
+    with pytest.raises(ZeroDivisionError), workdirs.filled("workdir", workdir):
+        left = workdir / "checkpoints" / "9"  # a step that the conversion does not write
+        (left / "default" / "manifest.ocdbt").write_text("a part")
+        (left / "commit_success.txt").write_text("")
+        raise ZeroDivisionError
+    succeed(*at, cwd=tmp_path)
+    assert names(workdir) == ["checkpoints", "config.json"]
+    assert names(workdir / "checkpoints") == ["4"] and score_sde.load(workdir).step == 4
 
 
 def test_an_error_leaves_the_object_that_was_there(s3):

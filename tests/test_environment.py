@@ -4,16 +4,19 @@ depend on it."""
 import os
 import secrets
 import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from score_sde.cli import main
 from score_sde.convert import exported
 from score_sde.data.sources import cache_folder
 from score_sde.errors import UserError
 from score_sde.evaluation import weights
-from tests.commands import DIGITS, FEW, KINDS, begin, command, process, small_files, succeed
+from tests.commands import DIGITS, FEW, KINDS, ROOT, begin, command, process, small_files, succeed
 
 
 @pytest.fixture
@@ -138,13 +141,37 @@ def test_who_reads_the_output_may_go(tmp_path):
     assert (running.wait(60), said) == (141, "")
 
 
-def test_a_device_with_too_little_memory(tmp_path):
-    network = "--config.model.name=tests.tiny:Hungry"
+def test_streams_that_are_closed_or_lack_a_character(tiny_run, tmp_path):
+    """Progress bars go to stderr."""
+    tiny_run("digits", tmp_path)
+    program = f"{sys.executable} {ROOT / 'main.py'}"
+    sample = f"exec {program} --mode=sample --output=m\u00fcller {' '.join(FEW)} 2>&-"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shell = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(["sh", "-c", sample], **shell)
+    assert done.returncode == 0 and "picture: m\\xfcller/samples.png\n" in done.stdout, done.stdout
+    assert (tmp_path / "m\u00fcller" / "samples.png").exists()
+    done = subprocess.run(["sh", "-c", f"exec {program} --mode=config >&-"], **shell)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_current_folder_that_was_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert main(["--mode=sample", "--output=out"]) == 2
+    said = "error: the current folder cannot be found (No such file or directory)\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("network", ["Hungry", "HungryHost", "HungryKernel"])
+def test_too_little_memory(tmp_path, network):
+    network = f"--config.model.name=tests.tiny:{network}"
     done = command("--mode=train", DIGITS, *KINDS["digits"], network, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: --mode train: the device has too little memory (Out of memory")
-    assert "allowed are smaller config.training.batch_size, smaller networks, " in line
+    assert line.startswith("error: --mode train: too little memory (")
+    allowed = "a smaller config.training.batch_size or network (in a new workdir, if this one has "
+    assert f"; allowed are {allowed}" in line and "or a device with more " in line
 
 
 @pytest.mark.usefixtures("settings")

@@ -3,96 +3,106 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.tree_util import Partial
 
-from score_sde import oracle
-
-CHECK = """
-import jax, jax.numpy as jnp, numpy as np
+from score_sde import losses, oracle
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers import ProbabilityFlow
-from score_sde.sde import VPSDE, SDE
-from score_sde import losses
+from score_sde.sde import SDE, VPSDE
+from tests.commands import as_users_have_it
 
-X0 = jnp.asarray([[0.3, -0.4], [0.1, 0.9]])
-TIGHT = dict(rtol=1e-9, atol=1e-9)
+X0 = np.asarray([[0.3, -0.4], [0.1, 0.9]])
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
-def score(scale, x, t):  # no exact score: gradients must pass through all of it
+
+@pytest.fixture
+def float64():
+    with as_users_have_it(), jax.enable_x64(True):
+        yield
+
+
+def score(scale, x, t):
+    """No exact one: gradients must pass through all of it."""
     return -x / (scale + t[:, None]) + 0.1 * jnp.sin(x)
 
+
+# By Partial: a new function at each call would be compiled anew.
 def log_prob(x0, scale, beta_max):
-    sde = VPSDE(0.1, beta_max)
-    found = log_likelihood(jax.random.key(0), sde, lambda x, t: score(scale, x, t), x0,
-                           divergence="exact", **TIGHT)
+    sde, key = VPSDE(0.1, beta_max), jax.random.key(0)
+    found = log_likelihood(key, sde, Partial(score, scale), x0, divergence="exact", **TIGHT)
     return jnp.sum(found.log_prob)
+
 
 def end(x0, scale, beta_max):
     flow = ProbabilityFlow(denoise=False, **TIGHT)
-    out = flow.encode(VPSDE(0.1, beta_max), lambda x, t: score(scale, x, t), x0)
-    return jnp.sum(jnp.square(out.x))
+    return jnp.sum(jnp.square(flow.encode(VPSDE(0.1, beta_max), Partial(score, scale), x0).x))
 
-for function in (log_prob, end):
-    point = (X0, jnp.asarray(0.4), jnp.asarray(12.0))
+
+@pytest.mark.parametrize("function", [log_prob, end])
+def test_gradients_agree_with_finite_differences(function, float64):
+    point, h = (jnp.asarray(X0), jnp.asarray(0.4), jnp.asarray(12.0)), 1e-5
     found = jax.grad(function, (0, 1, 2))(*point)
-    h = 1e-5
-    for index, step in ((1, h), (2, h)):
-        moved = [tuple(v + s * (i == index) for i, v in enumerate(point)) for s in (step, -step)]
-        expected = (function(*moved[0]) - function(*moved[1])) / (2 * step)
+    assert found[0].dtype == jnp.float64
+    one = np.zeros_like(X0)
+    one[1, 0] = 1.0
+    for index, direction in enumerate((one, 1.0, 1.0)):
+        ends = []
+        for step in (h, -h):
+            moved = list(point)
+            moved[index] = moved[index] + step * direction
+            ends.append(function(*moved))
+        expected = (ends[0] - ends[1]) / (2 * h)
         # Finite differences of solves at 1e-9: (1e-9 x some 100) / 1e-5, beside gradients of 1.
-        np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=1e-5)
+        along = jnp.sum(found[index] * direction)
+        np.testing.assert_allclose(along, expected, rtol=1e-4, atol=1e-5)
         assert abs(expected) > 1e-2
-    d = np.zeros_like(X0); d[1, 0] = h
-    expected = (function(X0 + d, *point[1:]) - function(X0 - d, *point[1:])) / (2 * h)
-    np.testing.assert_allclose(found[0][1, 0], expected, rtol=1e-4, atol=1e-5)
 
-# jax.jvp is refused, not answered with zeros.
-try:
-    jax.jvp(lambda x0: log_prob(x0, 0.4, 12.0), (X0,), (X0,))
-except TypeError as error:
-    assert "forward-mode" in str(error), error
-else:
-    raise AssertionError("forward mode went through")
 
-# A schedule learned through the loss: times drawn by log-SNR depend on the process's constants.
-class Cosine(SDE):
+def test_forward_mode_is_refused_and_not_answered_with_zeros(float64):
+    x0 = jnp.asarray(X0)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x0: log_prob(x0, jnp.asarray(0.4), jnp.asarray(12.0)), (x0,), (x0,))
+
+
+class Power(SDE):
+    """A schedule that is learned through the loss."""
+
     T = 0.99
     power: float = 1.0
-    def alpha(self, t): return jnp.cos(0.5 * jnp.pi * t**self.power)
-    def sigma(self, t): return jnp.sin(0.5 * jnp.pi * t**self.power)
 
-def inverse(power, log_snr):
-    return jnp.sum(Cosine(power).inverse_log_snr(log_snr))
+    def alpha(self, t):
+        return jnp.cos(0.5 * jnp.pi * t**self.power)
 
-levels = jnp.asarray([-3.0, 0.0, 2.0])
-by_power, by_level = jax.grad(inverse, (0, 1))(jnp.asarray(1.3), levels)
-h = 1e-6
-np.testing.assert_allclose(
-    by_power, (inverse(1.3 + h, levels) - inverse(1.3 - h, levels)) / (2 * h), rtol=1e-5)
-np.testing.assert_allclose(
-    by_level[1], (inverse(1.3, levels.at[1].add(h)) - inverse(1.3, levels.at[1].add(-h))) / (2 * h),
-    rtol=1e-5)
-
-def loss(power):
-    sde = Cosine(power)
-    values = losses.denoising_score_matching(
-        jax.random.key(1), sde, lambda x, t: -x, X0, weighting="likelihood", t_min=1e-3)
-    return jnp.mean(values)
-
-h = 1e-5
-np.testing.assert_allclose(
-    jax.grad(loss)(jnp.asarray(1.3)), (loss(1.3 + h) - loss(1.3 - h)) / (2 * h), rtol=1e-4)
-print("gradients agree")
-"""
+    def sigma(self, t):
+        return jnp.sin(0.5 * jnp.pi * t**self.power)
 
 
-def test_gradients_agree_with_finite_differences_in_float64(run_python):
-    assert "gradients agree" in run_python(CHECK, env={"JAX_ENABLE_X64": "1"}).stdout
+def test_times_drawn_by_log_snr_depend_on_the_processs_constants(float64):
+    @jax.jit
+    def inverse(power, log_snr):
+        return jnp.sum(Power(power).inverse_log_snr(log_snr))
+
+    @jax.jit
+    def loss(power):
+        key, x0 = jax.random.key(1), jnp.asarray(X0)
+        settings = {"weighting": "likelihood", "t_min": 1e-3}
+        sde = Power(power)
+        return jnp.mean(losses.denoising_score_matching(key, sde, lambda x, t: -x, x0, **settings))
+
+    power, levels, h = jnp.asarray(1.3), jnp.asarray([-3.0, 0.0, 2.0]), 1e-6
+    by_power, by_level = jax.grad(inverse, (0, 1))(power, levels)
+    expected = (inverse(power + h, levels) - inverse(power - h, levels)) / (2 * h)
+    np.testing.assert_allclose(by_power, expected, rtol=1e-5)
+    ends = [inverse(power, levels + h * np.asarray([0.0, sign, 0.0])) for sign in (1, -1)]
+    np.testing.assert_allclose(by_level[1], (ends[0] - ends[1]) / (2 * h), rtol=1e-5)
+    h = 1e-5
+    expected = (loss(power + h) - loss(power - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(loss)(power), expected, rtol=1e-4)
 
 
 def test_the_gradient_of_log_p_is_the_score():
     """In float32, with respect to the points: grad log p(x0) at t_min is the score there."""
-    from score_sde.likelihood import log_likelihood
-    from score_sde.sde import VPSDE
-
     sde, target = VPSDE(), oracle.gaussian(jnp.asarray([0.5, -0.5]), 0.3 * jnp.eye(2))
     x0, score = jnp.asarray([[0.1, 0.2], [0.9, -0.7]]), target.score(sde)
 

@@ -20,7 +20,12 @@ DRAW = np.random.default_rng(0)
 POINTS = DRAW.standard_normal((200, 2)).astype(np.float32)
 PIXELS = DRAW.integers(0, 17, (5, 8, 8, 1), dtype=np.uint8)
 LINES = [{"step": step, "loss": 1.0 / step, "grad_norm": 2.0 / step} for step in (2, 4, 6)]
-LEVELS = {"log_snr": [3.0, 0.0, -3.0], "loss": [0.1, 0.3, 0.9], "standard_error": [0.01] * 3}
+LEVELS = {
+    "log_snr": [3.0, 0.0, -3.0],
+    "loss": [0.1, 0.3, 0.9],
+    "accuracy": [0.9, 0.8, 0.1],
+    "standard_error": [0.01] * 3,
+}
 BITS = np.array([2.0, 3.0, 4.0, 5.0])
 FOUND = DataLikelihood(BITS, BITS[:, None], BITS[:, None], np.ones(4, np.int32), None)
 
@@ -36,6 +41,7 @@ FIGURES = {
     "score": lambda: plots.score(lambda x, t: -x, (-3, 3), (0.1, 1.0), normal),
     "losses": lambda: plots.losses(LINES),
     "loss_by_level": lambda: plots.loss_by_level(LEVELS),
+    "accuracy_by_level": lambda: plots.accuracy_by_level(LEVELS),
     "quality": lambda: plots.quality({"DDIM": [(5, 0.2), (10, 0.1)], "Heun": [(9, 0.1, 0.01)]}),
     "likelihoods": lambda: plots.likelihoods({"test": FOUND, "more": FOUND}),
 }
@@ -46,6 +52,7 @@ NAMES = {
     "score": {"x", "y", "log density less its maximum, nats"},
     "losses": {"training step", "loss", "norm of the gradient"},
     "loss_by_level": {"log SNR (noise on the left, data on the right)", "loss"},
+    "accuracy_by_level": {"log SNR (noise on the left, data on the right)", "accuracy"},
     "quality": {"NFE (evaluations of the network)", "distance to the data"},
     "likelihoods": {"bits/dim", "items"},
 }

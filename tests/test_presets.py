@@ -19,6 +19,7 @@ from score_sde.presets import load, names
 from score_sde.samplers import AnnealedLangevin, PredictorCorrector
 from score_sde.validation import validate
 from tests.commands import CONFIGS
+from tests.networks.test_family import expected_count
 
 # The 27 rows and the unconditional DDPM of the original's configuration files. Attention is at 16
 # pixels and the images' colours are three in all of them.
@@ -241,21 +242,34 @@ def test_a_preset_is_its_row(preset):
     }
 
 
-@functools.cache
-def count(spec):
-    """The number of parameters; many rows share a network."""
-    params = networks.abstract(functools.partial(networks.UNet, spec))[1]
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def spec_of(preset):
+    config = load(preset)
+    (spec,) = build.network(config, build.dataset(config)).args
+    return spec
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "vp_cifar10:ddpm_diffusers"])
 def test_a_preset_has_the_published_number_of_parameters(preset):
-    config = load(preset)
-    expected = 35_746_307 if "diffusers" in preset else int(table(NETWORKS)[preset][-1])
-    info = build.dataset(config)
-    assert count(*build.network(config, info).args) == expected
-    size = 32 if "diffusers" in preset else int(table(NETWORKS)[preset][0])
-    assert info.shape == (size, size, 3)
+    """By the plan and the layers' conventions; networks that are built have as many, as is shown
+    below and in networks/test_family.py."""
+    row = table(NETWORKS).get(preset, ("32", "35746307"))
+    spec, size = spec_of(preset), int(row[0])
+    assert expected_count(spec) == int(row[-1])
+    assert (*spec.sides, spec.channels) == (size, size, 3)
+
+
+# The others have more blocks of the same kinds.
+BUILT = ("vp_cifar10:ddpm", "subvp_cifar10:ddpmpp", "ve_celeba", "ve_256:ffhq")
+DEEPER = ("ve_cifar10:ncsnpp_deep", "ve_1024:ffhq", "vp_256:church", "vp_cifar10:ddpm_diffusers")
+
+
+@pytest.mark.parametrize(
+    "preset", [*BUILT, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEPER)]
+)
+def test_the_network_of_a_preset_is_built_with_that_number(preset):
+    spec = spec_of(preset)
+    params = networks.abstract(functools.partial(networks.UNet, spec))[1]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected_count(spec)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -38,6 +38,10 @@ EVALUATION = {
         "is": "mean of a square",
     },
 }
+ACCURACY = {
+    **{"step": 40, "n": 99, "split": "test", "is": "share of the items", "log_snr": [6.0, -6.0]},
+    **{"accuracy": [0.875, 0.125], "standard_error": [0.01, 0.01]},
+}
 SWEEP = [
     {
         "settings": {"sampling.method": method, "sampling.num_steps": steps},
@@ -80,6 +84,8 @@ def full(tmp_path):
     summary = {"num_images": 30, "items": "images", "data": "digits", "split": "test", "step": 200}
     (workdir / "likelihood.json").write_text(json.dumps(summary))
     (workdir / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (workdir / "classifier").mkdir()
+    (workdir / "classifier" / "accuracy.json").write_text(json.dumps(ACCURACY))
     (workdir / "sweep.json").write_text(json.dumps(SWEEP))
     return workdir
 
@@ -103,15 +109,16 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     assert said == f"report: {full / 'report.html'}\n"
     page = page_of(full)
     assert [text for tag, text in page.headings() if tag == "h2"] == [
-        *("Run", "Samples", "Film of the denoising", "Training", "Loss by noise level", "Quality"),
-        *("Quality against evaluations", "Likelihood", "Interpolation"),
-        *("Nearest images", "Config"),
+        *("Run", "Samples", "Film of the denoising", "Training", "Loss by noise level"),
+        *("Classifier by noise level", "Quality", "Quality against evaluations", "Likelihood"),
+        *("Interpolation", "Nearest images", "Config"),
     ]
     for words in (
         "70 samples by DDIM, NFE 31, seed 7, after 200 steps of training, of which 64 are shown",
         "0.005 at step 200",  # the loss, 1 / 200
         "FID-1k of samples on the way; least 3 at step 150",
         "mean of a square",
+        "after 40 steps: share of the items, 99 in the test split",
         "12.35",
         "10.1 ± 0.31",
         "main.py --mode=evaluate '--config.x=a b'",
@@ -134,7 +141,7 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     assert film.size == (26, 26) and film.n_frames == 50 and film.info["loop"] == 0
     [still] = page.all("source")
     assert still["media"] == "(prefers-reduced-motion: reduce)"
-    assert len(page.all("svg")) == 6
+    assert len(page.all("svg")) == 7
     text = (full / "report.html").read_text()
     assert "currentColor" in text and "#000000" not in text and "xmlns" not in text
     assert len(text) < 5e5
@@ -190,6 +197,7 @@ DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
     """In one line for each, and not in Python's words."""
     names = ("samples.npz", "samples.gif", "evaluation.json", "likelihood.json", "sweep.json")
+    names += ("classifier/accuracy.json",)
     for name in (*names, "nearest.png"):
         (full / name).write_bytes(content)
     done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
@@ -245,8 +253,8 @@ def test_two_runs_side_by_side(full, tmp_path):
     page = page_of(full)
     assert page.headings()[0] == ("h1", "vp_digits and ve_digits")
     names = [text for tag, text in page.headings() if tag == "h3"]
-    assert names == [f"{full}", f"{other}"] * (len(names) // 2) and len(names) == 20
-    assert len(page.all("svg")) == 9
+    assert names == [f"{full}", f"{other}"] * (len(names) // 2) and len(names) == 22
+    assert len(page.all("svg")) == 10
     assert "16 (preset: 32)" in page.text
     for words in ("None", "sde.name", f"score-sde --mode sample --workdir {other}"):
         assert words in page.text

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from score_sde.data import load
+from score_sde.modes import given
 from tests.commands import command, succeed
 
 TINY_STRENGTH = "--config.restore.strength=0.001"
@@ -97,6 +98,17 @@ def test_the_measured_part_is_kept(tiny_run, tmp_path, inputs, kind, method):
     assert drawn.shape == (2, 8, 8)
     # After replacement the last denoising is that of the network, which is hardly trained.
     assert method == "replacement" or error[:, :, :4].mean() < error[:, :, 4:].mean()
+
+
+@pytest.mark.parametrize("size", [(48, 32), (32, 32)])  # the middle of the first is the second
+def test_a_mask_drawn_on_a_photo_is_resized_with_it(tmp_path, size):
+    drawn = np.full((size[1], size[0]), 255, np.uint8)
+    drawn[:, size[0] // 2 + 2 :] = 0  # half of a pixel of the model's is hidden, and counts as such
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    known = given._mask(str(tmp_path / "mask.png"), (8, 8, 1), "inpaint", {drawn.shape})
+    expected = np.zeros((8, 8))
+    expected[:, :4] = 1.0
+    np.testing.assert_array_equal(known, expected)
 
 
 def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
@@ -224,6 +236,11 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         (("--input", inputs, "--task=colorize"), "error: --task = 'colorize': allowed are others"),
         (("--input", "wide.png", "--task=inpaint"), "8 x 9 pixels; allowed are 8 x 8, or --resize"),
         (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "wide.png: has 8 x 9 pixels"),
+        (
+            ("--input", inputs, "--task=inpaint", "--mask=wide.png", "--resize"),
+            "wide.png: has 8 x 9 pixels; allowed are 8 x 8, or --resize, which takes the middle "
+            "and resizes it, and a mask of the input's size",
+        ),
         (
             ("--input", inputs, "--task=inpaint", "--mask=none.png"),
             "--mask = 'none.png': allowed are half",

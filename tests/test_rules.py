@@ -159,6 +159,10 @@ OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
 # Values, the key that is named, and what is said of the allowed values.
 CONTRADICTIONS = [
     ({"sde.beta_max": 0.05}, "sde.beta_max", "above beta_min = 0.1"),
+    (
+        OWN_SIZE | {"training.evaluate_every": 5, "eval.features": "classifier"},
+        *("eval.features", "inception with ", "celeba has no classes"),
+    ),
     ({"sde.name": "ve", "sde.sigma_min": 60.0}, "sde.sigma_max", "above sigma_min = 60"),
     ({"model.multipliers": (1,) * 5}, "model.multipliers", "1 to 4 ", "8"),
     (

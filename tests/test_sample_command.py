@@ -10,7 +10,7 @@ from PIL import Image
 
 from score_sde.modes.files import signals_wait
 from score_sde.paths import whole
-from tests.commands import ROOT, begin, command, succeed
+from tests.commands import DIGITS, KINDS, ROOT, begin, command, succeed
 
 IMAGES = 40
 SETTINGS = (
@@ -64,6 +64,14 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(tiny_run, 
     told = sample(workdir, *SETTINGS)
     assert f"{drawn} items of these settings; going on after them" in told
     assert_equal(values(unbroken), values(workdir))
+
+
+def test_an_interrupt_that_compiled_code_makes_another_error_of(tmp_path):
+    """While jit compares arguments it becomes a ValueError: 1 in 200 while samples are drawn."""
+    network = "--config.model.name=tests.tiny:Interrupted"
+    done = command("--mode=train", DIGITS, *KINDS["digits"], network, cwd=tmp_path)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "interrupted; what was done by then is kept"
 
 
 def test_what_was_drawn_is_gone_on_with_or_kept(tiny_run, tmp_path):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from score_sde import workdirs
+from score_sde.evaluation import classifier
 from score_sde.locks import writing
 from score_sde.modes.sweep import settings_of
 from tests.commands import command, refused, succeed
@@ -16,6 +17,14 @@ SETTINGS = (
     "--config.eval.num_reference=30",
 )
 DISTANCE = "Frechet distance-24 (classifier features)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried():
+    """Classifiers of one step: any features do here, and to learn good ones takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "STEPS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -49,3 +50,37 @@ class Hungry(Tiny):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         super().__init__(spec, rngs=rngs)
         self.much = nnx.Param(jnp.zeros(2**50))
+
+
+class HungryHost(Tiny):
+    """It needs as much of the host."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        np.zeros(2**50, np.float32)
+
+
+class HungryKernel(Tiny):
+    """XLA's kernels for CPUs find no memory; they say no more than this."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: YNNPACK operation failed: error")
+
+
+class Interrupted(Tiny):
+    """Ctrl-C while compiled code asks Python code whether two arguments are equal."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        same = jax.jit(lambda argument: jnp.zeros(()), static_argnums=0)
+        same(CtrlC()), same(CtrlC())
+
+
+class CtrlC:
+    """A value whose comparison is interrupted."""
+
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        raise KeyboardInterrupt

@@ -94,6 +94,22 @@ class _Cut:
         return jnp.clip(self.model.denoised(x, t), self.low, self.high)
 
 
+@jax.jit
+def _measured(model: Model, x0: Array, z: Array, levels: Array) -> tuple[Array, Array]:
+    """The error in predicting z, and bias^2 / s^2, of each log-SNR of the levels."""
+    rest = x0 - jnp.mean(x0, axis=tuple(range(x0.ndim - 1)), keepdims=True)
+
+    def of_level(level: Array) -> tuple[Array, Array]:
+        t = jnp.full(len(x0), model.sde.inverse_log_snr(level.reshape(1)))
+        mean, std = model.sde.marginal(x0, t)
+        off = -expand(std, x0) * model(mean + expand(std, x0) * z, t) - z
+        left = -jnp.exp(-0.5 * level) * off  # D - x0
+        return jnp.mean(jnp.square(off)), jnp.mean((rest + left) * left)
+
+    error2, bias2 = jax.lax.map(of_level, levels)
+    return jnp.sqrt(error2), bias2 / jnp.mean(jnp.square(rest))
+
+
 def noise_errors(key: Array, model: Model, x_T: Array, low: float, high: float) -> Errors:
     """Return the errors of a network in predicting noise.
 
@@ -109,23 +125,11 @@ def noise_errors(key: Array, model: Model, x_T: Array, low: float, high: float) 
     steps = min(STEPS, model.num_levels - 1) if model.num_levels else STEPS
     sampler = ExponentialMultistep(steps, order=2, num_levels=model.num_levels)
 
-    @jax.jit
-    def measured(model: Model, x0: Array) -> tuple[Array, Array]:
-        rest = x0 - jnp.mean(x0, axis=tuple(range(x0.ndim - 1)), keepdims=True)
-
-        def of_level(level: Array) -> tuple[Array, Array]:
-            t = jnp.full(len(x0), sde.inverse_log_snr(level.reshape(1)))
-            mean, std = sde.marginal(x0, t)
-            off = -expand(std, x0) * model(mean + expand(std, x0) * z, t) - z
-            left = -jnp.exp(-0.5 * level) * off  # D - x0
-            return jnp.mean(jnp.square(off)), jnp.mean((rest + left) * left)
-
-        error2, bias2 = jax.lax.map(of_level, levels)
-        return jnp.sqrt(error2), bias2 / jnp.mean(jnp.square(rest))
-
     with full_precision():
         x0 = sampler.sample(key, sde, _Cut(model, low, high), x_T).x
-        error, bias = map(np.asarray, measured(model, jnp.clip(jnp.nan_to_num(x0), low, high)))
+        error, bias = map(
+            np.asarray, _measured(model, jnp.clip(jnp.nan_to_num(x0), low, high), z, levels)
+        )
     log_snr = np.asarray(levels)
     half = 0.5 * (high - low) * np.exp(0.5 * log_snr)
     by_form = model.parameterization in ("velocity", "denoised")

@@ -31,6 +31,7 @@ from score_sde.data import (
     toys,
     vectors,
 )
+from score_sde.data.decoding import MOST_PIXELS
 from score_sde.data.info import Arrays, DatasetInfo, Decoding, check, is_large
 from score_sde.data.streamed import Streamed
 from score_sde.errors import UserError
@@ -161,11 +162,15 @@ def image_sizes(dataset: Dataset, data_dir: str | None) -> Counter[tuple[int, in
 
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int] | None:
-    """The height and width that a config asks for: one number is both, 0 none."""
-    if isinstance(image_size, int):
-        return (image_size, image_size) if image_size else None
-    height, width = image_size
-    return height, width
+    """The height and width that a config asks for: one number is both, 0 none. UserError for what
+    is no size, or more pixels than an image may have."""
+    if image_size == 0:
+        return None
+    both = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    if len(both) != 2 or min(both) < 1 or math.prod(both) > MOST_PIXELS:
+        allowed = f"positive integers, tuples (height, width), up to {MOST_PIXELS:,} pixels"
+        raise UserError(f"config.data.image_size = {image_size}: allowed are {allowed}")
+    return both
 
 
 def describe(

@@ -18,6 +18,9 @@ from score_sde.data.info import Arrays, DatasetInfo, check_fits, file_of
 from score_sde.data.streamed import Stamp, at_once, unchanged
 from score_sde.errors import UserError, one_line
 
+# Deflate makes at most 1032 bytes of one. A dataset of more has nothing in most of its chunks.
+_DENSEST = 2000
+
 
 def describe(data_dir: str | None) -> DatasetInfo:
     """The file's shapes, columns and classes; errors as of `load`."""
@@ -117,6 +120,9 @@ def _is_dataset(file: Any, name: str) -> bool:
         return False
     if found.external or found.is_virtual:
         raise ValueError(f"{name} lies in other files; allowed are datasets of the file itself")
+    stored = found.id.get_storage_size()
+    if found.nbytes > max(2**30, _DENSEST * stored):  # to read it would not end
+        raise ValueError(f"{name} has {found.nbytes:,} bytes, of which {stored:,} are in the file")
     return True
 
 

@@ -40,7 +40,7 @@ from score_sde.data.info import (
     taken,
 )
 from score_sde.data.streamed import Streamed, gone
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError, one_line, printable
 from score_sde.progress import bar
 
 _FEWEST = 10  # images, so that a tenth is one
@@ -81,7 +81,7 @@ class _Files:
     Args:
         listing: the files.
         names: those of the list.
-        digests: of their contents.
+        digests: uint8 (N, 32), of their contents.
         shape: of each image.
     """
 
@@ -89,13 +89,13 @@ class _Files:
         self,
         listing: Listing,
         names: Sequence[str],
-        digests: Sequence[bytes],
+        digests: np.ndarray,
         shape: tuple[int, int, int],
     ):
         self._where, self._opened, self._shape = listing.where, listing.opened, shape
         # Arrays: millions of Python's objects would take more memory than small images.
         self._names = np.array([os.fsencode(name) for name in names])
-        self.digests = np.array([digest[:8] for digest in digests], "V8")
+        self.digests = np.ascontiguousarray(digests[:, :8]).view("V8")[:, 0]
         self._open: tuple[ExitStack, Open] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,12 +210,14 @@ def _decoded(
     if not stream:
         check_fits(len(names) * math.prod(shape), listing.where)
     x: Any = None if stream else np.empty((len(names), *shape), np.uint8)
-    found = _contents(listing, names, shape, x)
-    corrupt = {name: reason for name, (_, reason) in sorted(found.items()) if reason}
+    digests, reasons = _contents(listing, names, shape, x)
+    corrupt = {names[row]: reasons[row] for row in sorted(reasons, key=names.__getitem__)}
     _tell(listing, corrupt, len(names), skip_corrupt)
     content = hashlib.sha256()
-    for name in sorted(names):
-        content.update(os.fsencode(name) + b"\0" + found[name][0])
+    for row in sorted(range(len(names)), key=names.__getitem__):
+        was_read = digests[row].any()  # else its size was enough
+        digest = digests[row].tobytes() if was_read else b""
+        content.update(os.fsencode(names[row]) + b"\0" + digest)
     good = {split: [name for name in splits[split] if name not in corrupt] for split in _SPLITS}
     counts = {split: len(good[split]) for split in _SPLITS}
     if not all(counts.values()):
@@ -226,35 +228,38 @@ def _decoded(
         256,
         len(classes),
         counts,
-        classes=classes,
+        classes=tuple(map(printable, classes)),
         digest=content.hexdigest(),
-        skipped=(*_left_out(listing), *(f"{name}: {why}" for name, why in corrupt.items())),
+        skipped=tuple(
+            printable(line)
+            for line in (*_left_out(listing), *(f"{name}: {why}" for name, why in corrupt.items()))
+        ),
     )
     order = [name for split in _SPLITS for name in good[split]]
     known = np.asarray([labels.get(name, 0) for name in order], np.int32)
+    rows = np.flatnonzero([name not in corrupt for name in names])
     if x is None:
-        files = _Files(listing, order, [found[name][0] for name in order], shape)
-        rows = np.arange(len(order))
-        x = Streamed(files, rows, shape, np.dtype(np.uint8), files.digests)
+        files = _Files(listing, order, digests[rows], shape)
+        x = Streamed(files, np.arange(len(rows)), shape, np.dtype(np.uint8), files.digests)
         return _Images(x, known, info)
     if corrupt:
-        x = taken(x, np.flatnonzero([name not in corrupt for name in names]))
+        x = taken(x, rows)
     x.setflags(write=False)  # it is kept for the next call
     return _Images(x, known, info)
 
 
 def _contents(
     listing: Listing, names: Sequence[str], shape: tuple[int, int, int], x: np.ndarray | None
-) -> dict[str, tuple[bytes, str]]:
-    """Decodes all files, into the rows of x; the digest of each one's content, and what is wrong
-    with it."""
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decodes all files, into the rows of x; the digest of each one's content, uint8 (N, 32), and
+    what is wrong with those that are corrupt, by their rows."""
     bytes_of = {name: size for name, size, _ in listing.files}
-    rows = {name: row for row, name in enumerate(names)}
+    digests = np.zeros((len(names), 32), np.uint8)
 
-    def read(name: str, open_file: Open) -> tuple[bytes, str]:
-        content = hashlib.sha256()
+    def read(row: int, open_file: Open) -> str:
+        name, content, reason = names[row], hashlib.sha256(), ""
         if not 0 < bytes_of[name] <= _MOST_BYTES:
-            return b"", f"{bytes_of[name]:,} bytes; allowed are 1 to {_MOST_BYTES:,}"
+            return f"{bytes_of[name]:,} bytes; allowed are 1 to {_MOST_BYTES:,}"
         try:
             with _alone(bytes_of[name]), open_file(name) as file:
                 while part := file.read(2**20):
@@ -262,16 +267,18 @@ def _contents(
                 file.seek(0)
                 image = decode(file, *shape)
                 if x is not None:
-                    x[rows[name]] = image
+                    x[row] = image
         except (CorruptImageError, *_DAMAGED) as error:
-            return content.digest(), one_line(error)[:100]
-        return content.digest(), ""
+            reason = one_line(error)[:100]
+        digests[row] = np.frombuffer(content.digest(), np.uint8)
+        return reason
 
     what = "checking" if x is None else "decoding"
-    found = dict(zip(names, _in_threads(read, names, listing, what), strict=True))
+    found = _in_threads(read, range(len(names)), listing, what)
+    reasons = {row: reason for row, reason in enumerate(found) if reason}
     if listing.again() != listing:
         raise UserError(f"{listing.where}: its files changed while they were read; start again")
-    return found
+    return digests, reasons
 
 
 def _shape(listing: Listing, decoding: Decoding) -> tuple[int, int, int]:
@@ -359,23 +366,23 @@ def _tell(listing: Listing, corrupt: dict[str, str], number: int, skip: bool) ->
             f"{listing.where}: {line}; mend or remove them, or leave them out by "
             "config.data.skip_corrupt=true"
         )
-    print(f"note: {listing.where}: {line}; left out", file=sys.stderr)
+    print(printable(f"note: {listing.where}: {line}; left out"), file=sys.stderr)
 
 
 def _in_threads(
-    function: Callable[[str, Open], Any], names: Sequence[str], listing: Listing, what: str
+    function: Callable[[Any, Open], Any], items: Sequence[Any], listing: Listing, what: str
 ) -> Iterator[Any]:
-    """The function's results in the order of the names; a bar where it takes long."""
+    """The function's results in the order of the items; a bar where it takes long."""
     with warnings.catch_warnings(), listing.opened() as open_file:
         warnings.simplefilter("ignore")  # Pillow's, of odd files
         pool = ThreadPoolExecutor(_THREADS)
         try:
-            parts = (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+            parts = (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
             results = itertools.chain.from_iterable(
                 pool.map(function, part, itertools.repeat(open_file)) for part in parts
             )
             title = f"{listing.name}: {what}"
-            yield from bar(quiet=True, iterable=results, desc=title, total=len(names), delay=1.0)
+            yield from bar(quiet=True, iterable=results, desc=title, total=len(items), delay=1.0)
         except OSError as error:
             why = error.strerror or one_line(error)
             at = f" {error.filename}" if error.filename else ""

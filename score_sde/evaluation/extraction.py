@@ -118,7 +118,7 @@ def read_statistics(path: Path) -> Statistics:
             missing = {"mu", "sigma"} - set(file.files)
             if missing:
                 raise ValueError(f"has no {' and no '.join(sorted(missing))}")
-            mu, sigma = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
+            mu, sigma = (_real(file[name]) for name in ("mu", "sigma"))
             n = int(file["n"]) if "n" in file.files else 0
             about = json.loads(str(file["about"])) if "about" in file.files else {}
             if not isinstance(about, dict):
@@ -126,12 +126,22 @@ def read_statistics(path: Path) -> Statistics:
     except DAMAGED as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)[:100]
         raise UserError(f"{path}: no statistics ({reason}); allowed is .npz of mu, sigma") from e
-    square = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
+    square = mu.ndim == 1 and mu.size and sigma.shape == (len(mu), len(mu))
     if not square or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(
             f"{path}: mu is {mu.shape}, sigma {sigma.shape}; allowed are finite (F,) and (F, F)"
         )
+    # Of a covariance in float32 both halves are the same to 1e-7.
+    if np.abs(sigma - sigma.T).max() > 1e-5 * np.abs(sigma).max() or np.diag(sigma).min() < 0.0:
+        raise UserError(f"{path}: sigma is no covariance: not symmetric, or of negative variances")
     return Statistics(mu, sigma, n, about)
+
+
+def _real(array: np.ndarray) -> np.ndarray:
+    """The array in float64; ValueError for complex ones, of which a part would be lost."""
+    if np.iscomplexobj(array):
+        raise ValueError("complex numbers")
+    return np.asarray(array, np.float64)
 
 
 def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:

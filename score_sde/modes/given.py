@@ -1,5 +1,7 @@
 """What a restoration is given: images from files, and what is measured of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ MASKS = ("half", "box", "random")
 MASKED, BLURRED = ("inpaint", "outpaint"), ("super_resolve", "deblur")
 MEASURED = (*MASKED, "colorize", *BLURRED)
 EDITED = ("edit", "relabel")
+WHITE = 242  # a pixel of a mask made smaller is known if it was known in nearly all its parts
 
 
 class Given(NamedTuple):
@@ -49,20 +52,22 @@ def given(
         UserError: images that cannot be read or are of another size, another mask, or a task that
             the model's images cannot have.
     """
-    shape, levels = trained.info.shape, trained.info.levels or 256
+    shape, levels, files = trained.info.shape, trained.info.levels or 256, _files(source)
     if task in EDITED:
-        names, images = _read(source, levels, shape, resize)
+        names, images = _read(files, levels, shape, resize)
         return Given(names, np.asarray(trained.space.to_model(jnp.asarray(images))), None, None)
-    operator, seen = _operator(trained.config, shape, task, mask)
-    names, images = _read(source, levels, seen if not degrade else shape, resize)
+    sizes = {_size(path) for path in files} if resize else set()
+    operator, seen = _operator(trained.config, shape, task, mask, sizes)
+    names, images = _read(files, levels, seen if not degrade else shape, resize)
     y = _measured(trained, operator, images, task, degrade, key)
     return Given(names, y, operator, images if degrade else None)
 
 
 def _operator(
-    config: ConfigDict, shape: tuple[int, ...], task: str, mask: str
+    config: ConfigDict, shape: tuple[int, ...], task: str, mask: str, sizes: set[tuple[int, int]]
 ) -> tuple[Operator, tuple[int, ...]]:
-    """The task's operator on images of a shape, and the shape of the images that are put in."""
+    """The task's operator on images of a shape, and the shape of the images that are put in. A mask
+    may have the size of those that are resized."""
     height, width, channels = shape
     settings = config.restore
     if task == "colorize" and channels == 1:
@@ -77,10 +82,10 @@ def _operator(
         if height % factor or width % factor:
             raise refuse("restore.factor", factor, f"divisors of the sides {height} and {width}")
         return operators.super_resolve(factor), (height // factor, width // factor, channels)
-    return operators.inpaint(jnp.asarray(_mask(mask or "half", shape, task))), shape
+    return operators.inpaint(jnp.asarray(_mask(mask or "half", shape, task, sizes))), shape
 
 
-def _mask(mask: str, shape: tuple[int, ...], task: str) -> np.ndarray:
+def _mask(mask: str, shape: tuple[int, ...], task: str, sizes: set[tuple[int, int]]) -> np.ndarray:
     """1 where a pixel is known: by a word, or where a picture is white. For outpainting, the middle
     of the image is known."""
     height, width, _ = shape
@@ -99,14 +104,14 @@ def _mask(mask: str, shape: tuple[int, ...], task: str) -> np.ndarray:
         path = local(mask, "--mask")
         if not path.is_file():
             raise UserError(f"--mask = {mask!r}: allowed are {', '.join(MASKS)}, a picture's file")
-        known = (_image(path, (height, width, 1), False)[..., 0] > 127).astype(float)
+        resize = sizes == {_size(path)} != {(height, width)}
+        white = WHITE if resize else 127
+        known = (_image(path, (height, width, 1), resize)[..., 0] > white).astype(float)
     return known
 
 
-def _read(
-    source: Path, levels: int, shape: tuple[int, ...], resize: bool
-) -> tuple[list[str], np.ndarray]:
-    """The names and images of a file or folder, uint8 (n, *shape) with the model's levels."""
+def _files(source: Path) -> list[Path]:
+    """The images' files: the one given, or those in the folder."""
     files = [source]
     if source.is_dir():
         files = sorted(
@@ -114,6 +119,13 @@ def _read(
         )
     if not files:
         raise UserError(f"--input = '{source}': no images there")
+    return files
+
+
+def _read(
+    files: list[Path], levels: int, shape: tuple[int, ...], resize: bool
+) -> tuple[list[str], np.ndarray]:
+    """The names and images of files, uint8 (n, *shape) with the model's levels."""
     images = np.stack([_image(path, shape, resize) for path in files])
     names = [path.stem for path in files]
     if len(set(names)) < len(names):  # a.png beside a.jpg
@@ -123,16 +135,27 @@ def _read(
 
 def _image(path: Path, shape: tuple[int, ...], resize: bool) -> np.ndarray:
     """An image uint8 of a shape; UserError for another size, unless it may be resized."""
+    height, width = _size(path)
+    if (height, width) != tuple(shape[:2]) and not resize:
+        raise UserError(
+            f"{path}: has {height} x {width} pixels; allowed are {shape[0]} x {shape[1]}, "
+            "or --resize, which takes the middle and resizes it, and a mask of the input's size"
+        )
+    with _readable(path), path.open("rb") as file:
+        return decode(file, *shape)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """The height and width of an image's file."""
+    with _readable(path), path.open("rb") as file:
+        return header(file)[:2]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name an image that cannot be read in a UserError."""
     try:
-        with path.open("rb") as file:
-            height, width, _ = header(file)
-            if (height, width) != tuple(shape[:2]) and not resize:
-                raise UserError(
-                    f"{path}: has {height} x {width} pixels; allowed are {shape[0]} x {shape[1]}, "
-                    "or --resize, which takes the middle and resizes it"
-                )
-            file.seek(0)
-            return decode(file, *shape)
+        yield
     except (OSError, CorruptImageError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: no image ({reason})") from error

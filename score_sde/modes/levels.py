@@ -20,6 +20,7 @@ from score_sde.score import Logits, Model, full_precision
 from score_sde.sde import SDE
 from score_sde.spaces import item_keys
 
+ACCURACY = "accuracy.json"  # in a classifier's folder
 LEVELS, ITEMS = 16, 512  # the most of the test split, at each level
 # Of x0 (B, *shape), its condition, times (K,) and the index of the first: (B, K).
 Values = Callable[[Array, dict[str, Array], Array, Array], Array]

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, pages
+from score_sde import build, pages, workdirs
 from score_sde.data import DatasetInfo
 from score_sde.densities import of_rows
 from score_sde.display import shortened
 from score_sde.errors import UserError, why_no_json
-from score_sde.modes import interpolate, judge, likelihood, sample, sweep
+from score_sde.modes import interpolate, judge, levels, likelihood, sample, sweep
 from score_sde.training.checkpoints import newest_step
 from score_sde.training.logs import FILE, logged
 
@@ -224,6 +224,18 @@ def _levels(found: Found) -> str:
     return found.plot("levels", plots.loss_by_level(levels), label, caption)
 
 
+def _classifier(found: Found) -> str:
+    facts = found.document(f"{workdirs.CLASSIFIER}/{levels.ACCURACY}")
+    if facts is None:
+        return ""
+    from score_sde import plots
+
+    shares, of = facts["accuracy"], f"{facts['n']} in the {facts['split']} split"
+    label = f"Curve of the accuracy at {len(shares)} noise levels, {shares[0]:.1%} without noise"
+    caption = f"Classifier of noisy data after {facts['step']} steps: {facts['is']}, {of}"
+    return found.plot("classifier", plots.accuracy_by_level(facts), label, caption)
+
+
 def _quality(found: Found) -> str:
     if found.info.levels is None:
         return ""
@@ -356,6 +368,7 @@ SECTIONS: dict[str, Callable[[Found], str]] = {
     "Film of the denoising": _film,
     "Training": _training,
     "Loss by noise level": _levels,
+    "Classifier by noise level": _classifier,
     "Quality": _quality,
     "Quality against evaluations": _sweep,
     "Likelihood": _likelihood,

@@ -8,12 +8,10 @@ from ml_collections import ConfigDict
 
 from score_sde import build, learn, workdirs
 from score_sde.modes import start
-from score_sde.modes.levels import accuracy_by_level
+from score_sde.modes.levels import ACCURACY, accuracy_by_level
 from score_sde.modes.train import UNFINISHED, end_at_once_on_interrupt
 from score_sde.paths import whole
 from score_sde.training.mesh import data_mesh, is_writer
-
-ACCURACY = "accuracy.json"  # in the classifier's folder
 
 
 def run(config: ConfigDict, workdir: Path) -> None:

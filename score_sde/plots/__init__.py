@@ -11,9 +11,16 @@ from score_sde.plots.base import images
 from score_sde.plots.films import animation
 from score_sde.plots.inline import svg
 from score_sde.plots.points import clouds, contours, corner, scatter, score
-from score_sde.plots.results import likelihoods, loss_by_level, losses, quality
+from score_sde.plots.results import (
+    accuracy_by_level,
+    likelihoods,
+    loss_by_level,
+    losses,
+    quality,
+)
 
 __all__ = [
+    "accuracy_by_level",
     "animation",
     "clouds",
     "contours",

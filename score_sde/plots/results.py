@@ -50,12 +50,29 @@ def loss_by_level(levels: Mapping[str, Sequence[float]]) -> Figure:
     Args:
         levels: `log_snr`, `loss` and `standard_error`, a number for each level.
     """
+    figure = _by_level(levels, "loss")
+    _in_decades(figure.axes[0], "y")
+    return figure
+
+
+def accuracy_by_level(levels: Mapping[str, Sequence[float]]) -> Figure:
+    """A classifier's accuracy against the noise level.
+
+    Args:
+        levels: `log_snr`, `accuracy` and `standard_error`, a number for each level.
+    """
+    figure = _by_level(levels, "accuracy")
+    figure.axes[0].set(ylim=(0.0, 1.03))
+    figure.axes[0].grid(alpha=0.3)
+    return figure
+
+
+def _by_level(levels: Mapping[str, Sequence[float]], name: str) -> Figure:
     figure = Figure(1.5 * PANEL, 0.75 * PANEL)
     axes = figure.subplots()
-    x, y, error = (levels[name] for name in ("log_snr", "loss", "standard_error"))
+    x, y, error = (levels[each] for each in ("log_snr", name, "standard_error"))
     axes.errorbar(x, y, error, marker="o", markersize=3, capsize=2, linewidth=1.0)
-    axes.set(xlabel="log SNR (noise on the left, data on the right)", ylabel="loss")
-    _in_decades(axes, "y")
+    axes.set(xlabel="log SNR (noise on the left, data on the right)", ylabel=name)
     return figure
 
 

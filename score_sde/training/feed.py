@@ -155,10 +155,11 @@ def _read(reader: Reader, first_step: int, workers: int) -> Any:
 
 
 def _begin_workers(iterator: Any) -> None:
-    """Starts reading, by threads and processes that never get Ctrl-C: a terminal sends it to all,
-    and it would end a worker that still imports. The training ends its workers."""
+    """Starts reading, by threads and processes that get neither SIGINT nor SIGTERM: a terminal and
+    `timeout` send theirs to all, and it would end a worker that the step under way waits for. The
+    training ends its workers."""
     resource_tracker.ensure_running()  # which would let interrupts through again as it begins
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         iterator.start_prefetch()
     finally:

@@ -6,9 +6,7 @@ cancellation of 1 - exp(-B) at small times.
 """
 
 import json
-import sys
 from functools import cache, partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +22,7 @@ from score_sde.losses import level_error, weighted_error
 from score_sde.training import step as training_step
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import TrainState
+from tests.commands import as_users_have_it
 from tests.convert.originals import NAMES, describe, load, source, spec_of
 
 # What the original could not run has no record.
@@ -175,20 +174,14 @@ def test_bits_per_dim_of_one(reference_dir):
     np.testing.assert_allclose(bits_per_dim(original, 1e-6), expected, rtol=0, atol=1e-3)
 
 
-FLOAT64 = {"JAX_ENABLE_X64": "1"}
-
-
-def in_float64(function, name):
-    """Print, as JSON, what a function says of a recorded network in float64; for a subprocess."""
-    with jax.default_matmul_precision("highest"):
-        print(json.dumps(function(load(Path(sys.argv[1]), name, jnp.float64))))
-
-
-def float64(run_python, reference_dir, call, timeout=240):
-    code = f"import sys; sys.argv = ['', {str(reference_dir)!r}]\n"
-    code += f"from tests.convert.test_recorded import *\n{call}"
-    lines = run_python(code, env=FLOAT64, timeout=timeout).stdout.strip().split("\n")
-    return [json.loads(line) for line in lines]
+def in_float64(function, directory, name):
+    """What a function says of a recorded network in float64."""
+    with (
+        as_users_have_it(),
+        jax.enable_x64(True),
+        jax.default_matmul_precision("highest"),
+    ):
+        return function(load(directory, name, jnp.float64))
 
 
 def scores_and_losses(original):
@@ -196,27 +189,24 @@ def scores_and_losses(original):
     return [float(max(errors)), float(max(raw)), losses(original)]
 
 
-def test_scores_and_losses_in_float64(run_python, reference_dir):
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_and_losses_in_float64(name, reference_dir):
     """1e-9 (1e-7 for the Fourier features' hundreds of radians); losses to 1e-7, as recorded times
     are rounded to float32 where there is no `loss_u`."""
-    results = float64(
-        run_python, reference_dir, "for name in NAMES: in_float64(scores_and_losses, name)"
-    )
-    for name, (score, raw, found) in zip(NAMES, results, strict=True):
-        fourier = describe(reference_dir, name).model.embedding == "fourier"
-        assert score < (1e-7 if fourier else 1e-9), (name, score)
-        assert raw < 1e-4, (name, raw)  # recorded in float32
-        assert max(map(abs, found.values())) < 1e-7, (name, found)
+    score, raw, found = in_float64(scores_and_losses, reference_dir, name)
+    fourier = describe(reference_dir, name).model.embedding == "fourier"
+    assert score < (1e-7 if fourier else 1e-9), score
+    assert raw < 1e-4, raw  # recorded in float32
+    assert max(map(abs, found.values())) < 1e-7, found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_bits_per_dim_in_float64(name, run_python, reference_dir):
+def test_bits_per_dim_in_float64(name, reference_dir):
     """At 1e-8 against the converged recordings: 1e-4, 1e-3 for the sensitive vp_ddpm_discrete. The
     Flax files have none; theirs is SciPy's RK45 at 1e-5, whose error is 2e-2."""
-    call = f"in_float64(lambda o: bits_per_dim(o, 1e-8).tolist(), {name!r})"
-    (ours,) = float64(run_python, reference_dir, call, timeout=1200)
+    ours = in_float64(lambda o: np.asarray(bits_per_dim(o, 1e-8)), reference_dir, name)
     with np.load(reference_dir / f"{name}.npz") as arrays:
         converged = "lik_bpd_tight" in arrays.files
         expected = arrays["lik_bpd_tight" if converged else "lik_bpd"]

@@ -82,6 +82,14 @@ def test_what_lies_elsewhere_or_is_no_number_is_refused(file, tmp_path):
         damaged.truncate(900)
     with pytest.raises(UserError, match="not an HDF5 file"):
         describe("hdf5", path)
-    huge = file(lambda h5py, target: target.create_dataset("x", (2**45, 8), "f4", chunks=(1024, 8)))
-    with pytest.raises(UserError, match="GiB; this machine has"):
-        describe("hdf5", huge)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"), [("x", (2**45, 8), "f4"), ("images", (2**30, 99, 99), "u1")]
+)
+def test_a_file_that_claims_more_than_it_has(file, name, shape, dtype):
+    def hollow(h5py, target):
+        target.create_dataset(name, shape, dtype, chunks=(8, *shape[1:]))
+
+    with pytest.raises(UserError, match=rf"{name} has [\d,]+ bytes, of which 0 are in the file"):
+        describe("hdf5", file(hollow))

@@ -219,6 +219,22 @@ def test_corrupt_files_are_listed_or_left_out(folder, capsys):
     assert ", …; mend" in str(caught.value)
 
 
+def test_names_with_what_cannot_be_printed(tmp_path, capsys):
+    """A line's end, and bytes that are no UTF-8: names may have both."""
+    odd = os.fsdecode(b"\xff")
+    for index in range(20):
+        save(tmp_path / ("a\nb" if index % 2 else odd) / f"{index}.png", pixels(8, 8))
+    (tmp_path / odd / "b\nad.png").touch()
+    info = describe("folder", str(tmp_path), skip_corrupt=True)
+    assert info.classes == ("a\\nb", "\\udcff")
+    assert [line.partition(":")[0] for line in info.skipped] == ["\\udcff/b\\nad.png"]
+    [note] = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert r"\udcff/b\nad.png" in note and "left out" in note
+    for stream in (False, True):
+        found = load("folder", "train", str(tmp_path), info, skip_corrupt=True, stream=stream)
+        assert np.asarray(found.x).shape == (18, 8, 8, 3)
+
+
 def test_all_corrupt_is_too_many(tmp_path):
     for index in range(10):
         (tmp_path / f"{index}.png").write_text("no")
@@ -295,6 +311,9 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
     for data_dir in ("", None, str(folder / "none"), str(folder / "notes.txt")):
         with pytest.raises(UserError, match="allowed is the path of a folder of images"):
             describe("folder", data_dir)
+    for size in (10**6, -8, (8, 8, 8), (0, 8)):
+        with pytest.raises(UserError, match=r"image_size = .* allowed are .*, up to 33,554,432 pi"):
+            describe("folder", str(folder), image_size=size)
     with pytest.raises(UserError, match=r"channels = 2: allowed are 0 .*, 1 .*, 3"):
         describe("folder", str(folder), image_size=8, channels=2)
     if os.geteuid() != 0:  # who may read everything

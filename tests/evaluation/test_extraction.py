@@ -82,6 +82,10 @@ def test_files_of_other_tools(tmp_path):
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, "mu is (3,), sigma (4, 4)"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "allowed are finite"),
         ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "no statistics"),
+        ({"mu": np.zeros(0), "sigma": np.eye(0)}, "mu is (0,), sigma (0, 0)"),
+        ({"mu": np.zeros(3), "sigma": 1j * np.eye(3)}, "no statistics (complex numbers)"),
+        ({"mu": np.zeros(3), "sigma": np.tri(3)}, "sigma is no covariance"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "sigma is no covariance"),
     ],
 )
 def test_files_of_something_else(arrays, expected, tmp_path):

@@ -1,6 +1,6 @@
-"""Errors of the fast solvers against exact flows, in float64: run as a program, prints JSON.
+"""Errors of the fast solvers against exact flows, in float64: with `JAX_ENABLE_X64=1` as a program,
+which prints JSON.
 
-A precision that a process takes only once, so `test_convergence.py` starts this in one of its own.
 The data are independent in their three components: two Gaussians of different widths, whose flow is
 affine, and a mixture of two, whose flow keeps the value of the distribution function.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import ndtr
+from scipy.special import ndtr
 
 from score_sde.sde import SDE
 from tests.cases import PROCESSES, SAMPLER_CASES, process_of, run_with
@@ -35,7 +35,7 @@ def _scales(sde: SDE, t: float | Array) -> tuple[float, float]:
 
 def _distribution(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
     stds = np.sqrt(alpha**2 * MODE_VARIANCES + sigma**2)
-    return np.asarray(ndtr((x[:, None] - alpha * MODES) / stds)) @ WEIGHTS
+    return ndtr((x[:, None] - alpha * MODES) / stds) @ WEIGHTS
 
 
 def exact_flow(sde: SDE, x: np.ndarray, end: float | Array) -> np.ndarray:

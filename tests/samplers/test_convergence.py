@@ -1,27 +1,26 @@
-"""The orders in ``SAMPLER_CASES``, against exact flows in float64 (by `convergence.py`, a process
-of its own)."""
+"""The orders in ``SAMPLER_CASES``, against exact flows in float64 (by `convergence.py`)."""
 
-import json
-
+import jax
 import numpy as np
 import pytest
 
 from tests.cases import PROCESSES, SAMPLER_CASES
-from tests.samplers.convergence import NUM_STEPS
+from tests.commands import as_users_have_it
+from tests.samplers.convergence import NUM_STEPS, errors, weak_errors
 
 ORDERS = {name: case.order for name, case in SAMPLER_CASES.items() if case.order}
 WEAK_ORDERS = {name: case.weak_order for name, case in SAMPLER_CASES.items() if case.weak_order}
 
 
 @pytest.fixture(scope="module")
-def found(run_python):
-    code = "import runpy; runpy.run_module('tests.samplers.convergence', run_name='__main__')"
-    return json.loads(run_python(code, env={"JAX_ENABLE_X64": "1"}).stdout)
+def found():
+    with as_users_have_it(), jax.enable_x64(True):
+        return {"errors": errors(), "weak": weak_errors()}
 
 
-def slope(errors):
+def slope(row):
     """The order over the whole range of steps."""
-    return np.log(errors[0] / errors[-1]) / np.log(NUM_STEPS[-1] / NUM_STEPS[0])
+    return np.log(row[0] / row[-1]) / np.log(NUM_STEPS[-1] / NUM_STEPS[0])
 
 
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])

@@ -1,6 +1,5 @@
 """DDIM, the multistep methods and Heun: what their papers say that they are."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -89,9 +88,9 @@ def dpm_solver_pp_2m(sde, score, x, times):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("grid", ["log_snr", "karras", "angle"])
-def test_order_two_is_dpm_solver_pp_2m(name, grid, mixture):
-    sampler = ExponentialMultistep(10, 2, grid=grid, lower_order_final=False, denoise=False)
+def test_order_two_is_dpm_solver_pp_2m(name, mixture):
+    """On a grid whose steps differ in log-SNR."""
+    sampler = ExponentialMultistep(10, 2, grid="karras", lower_order_final=False, denoise=False)
     assert_same(*beside(sampler, name, mixture, dpm_solver_pp_2m))
 
 
@@ -139,7 +138,8 @@ def multistep(sde, score, x, times, order, corrector, lower_order_final):
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(
     ("order", "corrector", "lower_order_final"),
-    [(1, True, True), *itertools.product((2, 3), (True, False), (True, False))],
+    # Each two settings together once.
+    [(1, True, True), (2, True, False), (2, False, True), (3, True, True), (3, False, False)],
 )
 def test_multistep_is_the_papers(name, order, corrector, lower_order_final, mixture):
     sampler = ExponentialMultistep(

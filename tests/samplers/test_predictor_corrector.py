@@ -25,10 +25,17 @@ OURS = {"ancestral_sampling": "ancestral"}
 
 
 @pytest.fixture(scope="module")
-def recorded(reference_dir):
-    arrays = np.load(reference_dir / "solver_steps.npz")
-    wide = jax.config.jax_enable_x64
-    return {key: arrays[key].astype(np.float64) if wide else arrays[key] for key in arrays}
+def arrays(reference_dir):
+    with np.load(reference_dir / "solver_steps.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def recorded(arrays, request):
+    """The recordings, to be computed with in either precision."""
+    wide = request.param == np.float64
+    with jax.enable_x64(wide):
+        yield {key: array.astype(np.float64) if wide else array for key, array in arrays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +141,6 @@ def test_recorded_runs(recorded, runs):
         close(out, recorded, f"{run}_x", slice(None), run)
         counted += 1
     assert counted == len(runs) == 14
-
-
-def test_the_recorded_steps_and_runs_in_float64(run_python):
-    """The tests above once more, in a process with float64."""
-    chosen = ["-q", "-k", "recorded and not float64", __file__]
-    code = f"import sys, pytest; sys.exit(pytest.main({chosen!r}))"
-    done = run_python(code, env={"JAX_ENABLE_X64": "1"})
-    assert "21 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(("faithful", "order"), [(False, "ts"), (True, "tt")])
