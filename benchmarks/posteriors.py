@@ -264,6 +264,7 @@ def picture(path, lines):
     averages over measurements and noise in 16 dimensions under VP."""
     matplotlib.use("Agg")
     from matplotlib import pyplot  # after the choice of what draws
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = pyplot.subplots(
         2, 4, figsize=(13, 6.2), sharex=True, squeeze=False, layout="constrained"
@@ -285,6 +286,7 @@ def picture(path, lines):
             panel.set(title=f"{data}: {name}", xscale="log")
             if (data, name) != ("gaussian", "modes"):
                 panel.set(yscale="log")
+            panel.xaxis.set_minor_formatter(NullFormatter())  # their labels overlap
     panels[0, 2].clear()  # one component has no weights to miss
     panels[0, 2].set_axis_off()
     panels[0, 2].legend(*panels[1, 0].get_legend_handles_labels(), ncols=2, loc="center")

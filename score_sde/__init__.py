@@ -27,6 +27,7 @@ _HOMES = {
         "run": "Run load",
         "samplers": "AnnealedLangevin DDIM DEIS ExponentialMultistep Heun IPNDM PredictorCorrector "
         "ProbabilityFlow samplers",
+        "schedules": "Cosine EDM Flow Shifted Sigmoid",
         "sde": "SDE SubVPSDE VESDE VPSDE",
     }.items()
     for name in names.split()

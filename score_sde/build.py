@@ -17,14 +17,14 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data, guidance, networks
+from score_sde import data, guidance, losses, networks
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
 from score_sde.errors import UserError, one_line
 from score_sde.learned import constants, with_constants
-from score_sde.losses import cross_entropy, denoising_score_matching, discrete_score_matching
 from score_sde.samplers import ProbabilityFlow, Sampler
+from score_sde.schedules import Shifted
 from score_sde.schema import SCHEMA
 from score_sde.score import Logits, Model
 from score_sde.sde import SDE, ScoreFn
@@ -85,23 +85,15 @@ def _settings(key: str, make: Any, config: ConfigDict, **more: Any) -> dict[str,
 def sde(config: ConfigDict) -> SDE:
     """Return the process."""
     process: SDE = _made("sde.name", config)
-    return process
+    return process if config.sde.shift == 1 else Shifted(process, config.sde.shift)
 
 
 def dataset(config: ConfigDict) -> DatasetInfo:
     """Return the facts of the config's data. Those of vectors come from the training split."""
-    settings = config.data
-    return data.describe(
-        resolve("data.name", settings.name),
-        settings.dir,
-        image_size=settings.image_size,
-        channels=settings.channels,
-        num_classes=settings.num_classes,
-        condition=settings.condition,
-        bin_width=settings.bin_width,
-        skip_corrupt=settings.skip_corrupt,
-        stream=settings.stream,
-    )
+    settings, known = config.data, resolve("data.name", config.data.name)
+    names = ("image_size", "channels", "num_classes", "condition", "bin_width", "skip_corrupt")
+    options: Any = {name: settings[name] for name in (*names, "stream")}
+    return data.describe(known, settings.dir, **options)
 
 
 def arrays(config: ConfigDict, info: DatasetInfo, split: str) -> data.Arrays:
@@ -120,8 +112,8 @@ def space(config: ConfigDict, info: DatasetInfo) -> Space:
 
 
 def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partial[Any]:
-    """Return the network's constructor, which wants `rngs` only (for `networks.init, abstract`);
-    its one argument is the specification. With `logits` it is a classifier's of so many classes."""
+    """Return the network's constructor, a partial of its specification that wants `rngs` only. With
+    `logits` it is a classifier's of so many classes."""
     make = network_class(config)
     if logits and "logits" not in takes(make.Spec):
         raise refuse("model.name", config.model.name, "unet, mlp, networks whose Spec has logits")
@@ -160,7 +152,8 @@ def model(
     """Return the network `apply` with its parameters as a score function; `levels` as of
     `score.Model`."""
     settings = config.model
-    static: Any = {"num_levels": settings.num_levels, "levels": levels}
+    static: Any = {name: settings[name] for name in ("num_levels", "sigma_data")}
+    static["levels"] = levels
     names = settings.parameterization, settings.condition
     return Model(params, with_constants(sde(config), params), apply, *names, **static)
 
@@ -189,8 +182,8 @@ def checked_condition(
     *,
     drawn: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Return the condition of n items as arrays; ValueError for another than the model's, or than
-    that of drawn items, which have classes by a classifier, too."""
+    """Return the condition of n items as arrays; ValueError for another than theirs. Drawn items
+    have classes by a classifier, too."""
     names = condition_names(config, info)
     if drawn and has_classes(config) and "labels" not in names:
         names = ("labels", *names)
@@ -218,9 +211,8 @@ def checked_condition(
 def classes_in_turn(
     config: ConfigDict, info: DatasetInfo, number: int, *, drawn: bool = False
 ) -> dict[str, np.ndarray]:
-    """Return the default condition of drawn items: the classes of `sampling.labels` in turn,
-    `labels` int32 (number,); `{}` for a model without classes, or if drawn by no classifier
-    either."""
+    """Return the default condition of drawn items, the classes of `sampling.labels` in turn as
+    `labels` int32 (number,): `{}` for a model without classes, unless a classifier draws them."""
     if not (has_classes(config) if drawn else config.model.class_conditional):
         return {}
     classes = config.sampling.labels or range(info.num_classes)
@@ -252,8 +244,7 @@ def guided(
 
 
 def sampler(config: ConfigDict, *, of_levels: bool = True) -> Sampler:
-    """Return the sampler. An unset key leaves its default. With `of_levels` its times are levels of
-    the chain that the network was trained on, if it was."""
+    """Return the sampler. With `of_levels` its times are levels of the network's chain, if any."""
     levels = config.model.num_levels if of_levels else 0
     chosen: Sampler = _made("sampling.method", config, num_levels=levels)
     return chosen
@@ -274,8 +265,7 @@ def divergence(config: ConfigDict, info: DatasetInfo) -> str:
 
 
 def keys_read(config: ConfigDict, chosen: Sampler | None = None) -> set[str]:
-    """Return the keys of the section `sampling` that a sampler reads, given the other values: the
-    config's, or the flow that encodes and decodes."""
+    """Return the keys of the section `sampling` that the config's sampler reads, or another."""
     make = resolve("sampling.method", config.sampling.method)
     if isinstance(chosen, ProbabilityFlow):
         make = ProbabilityFlow
@@ -313,6 +303,7 @@ def unused(config: ConfigDict) -> set[str]:
         keys.add("sampling.labels")
     if config.sampling.guidance == 1:
         keys.add("sampling.guidance_interval")
+    keys |= {f"training.{name}" for name in {"times_mean", "times_std"} - times_keys(config)}
     if config.training.schedule != "cosine":
         keys.add("training.schedule_steps")
     return keys & SCHEMA.keys()
@@ -330,6 +321,17 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
     return make(**{name: config.training[name] for name in takes(make)})
 
 
+def loss_pair(config: ConfigDict) -> losses.Pair:
+    """Return the times and the weight of the training's loss, by their names."""
+    settings, (times, weight) = config.training, losses.LOSSES[config.training.loss]
+    return losses.Pair(settings.times or times, settings.weight or weight)
+
+
+def times_keys(config: ConfigDict) -> set[str]:
+    """Return the keys of the section `training` that the times of its loss read."""
+    return {"times_mean", "times_std"} & takes(losses.TIMES[loss_pair(config).times]).keys()
+
+
 def loss(
     config: ConfigDict, apply: Callable[..., Array], info: DatasetInfo
 ) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
@@ -343,11 +345,11 @@ def loss(
     def continuous(key: Array, model: Model, x0: Array, **options: Any) -> Array:
         if constants(model.sde):
             return variational_loss(key, model, x0, **options)
-        weights = {name: settings[name] for name in ("t_min", "reduce_mean")}
-        score = partial(model, **options)
-        return denoising_score_matching(
-            key, model.sde, score, x0, weighting=settings.loss, **weights
-        )
+        names, pair = {"t_min", "reduce_mean"}, loss_pair(config)
+        names |= {name for name in times_keys(config) if settings[name] is not None}
+        more: Any = {name: settings[name] for name in names} | {"loss": pair}
+        score, error = partial(model, **options), partial(model.error, **options)
+        return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 
     def discrete(key: Array, model: Model, x0: Array, **options: Any) -> Array:
         chain = discretization(model.sde).chain(model.num_levels)
@@ -355,7 +357,8 @@ def loss(
         def score(x: Array, level: Array) -> Array:
             return model.score_at(x, model.at_level(level), **options)
 
-        return discrete_score_matching(key, chain, score, x0, reduce_mean=settings.reduce_mean)
+        of_each = settings.reduce_mean
+        return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=of_each)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)
@@ -377,21 +380,20 @@ def classifier_loss(
     config: ConfigDict, apply: Callable[..., Array], info: DatasetInfo
 ) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
     """As `loss`, the cross entropy of a classifier of noisy data."""
-    where, process = space(config, info), sde(config)
+    where, process, t_min = space(config, info), sde(config), config.training.t_min
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss = jax.random.split(key, 4)
         given = {name: each for name, each in batch["condition"].items() if name != "labels"}
         logits = partial(classifier(config, apply, params).given(given), dropout_key=dropout_key)
         x0, labels = _trained_on(config, where, keys, batch["x"]), batch["condition"]["labels"]
-        return cross_entropy(key_loss, process, logits, x0, labels, t_min=config.training.t_min)
+        return losses.cross_entropy(key_loss, process, logits, x0, labels, t_min=t_min)
 
     return loss_of
 
 
 def _trained_on(config: ConfigDict, where: Space, keys: Sequence[Array], x: Array) -> Array:
-    """Stored items as a training sees them: flipped and dequantized by two keys, in the model's
-    units."""
+    """Stored items as a training sees them: flipped, dequantized, in the model's units."""
     if config.data.flip and isinstance(where, Pixels):
         x = where.flipped(keys[0], x)
     noise = jax.random.uniform(keys[1], x.shape, jnp.float32) if where.dequantize else None

@@ -273,9 +273,9 @@ def _interrupted() -> int:
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Whether a KeyboardInterrupt became this error. One may come up in Python code that compiled
-    code calls, such as a comparison of jit's arguments. Compiled code makes an error of its own of
-    it: a ValueError with its text, or a SystemError with it as the cause."""
+    """Whether a KeyboardInterrupt became this error. It may come while compiled code calls Python
+    code, such as a comparison of jit's arguments. Then JAX raises a ValueError with its text, or
+    Python a SystemError with it as the cause."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in f"{error}":
             return True

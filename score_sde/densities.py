@@ -23,10 +23,12 @@ class Method(NamedTuple):
     Attributes:
         compute: (key, sde, model, data, space, first=..., **settings) -> those of a batch.
         keys: of the section `likelihood` that it reads, beside those that all read.
+        check: (sde, score) -> None; ValueError for a process that it cannot have.
     """
 
     compute: Callable[..., Likelihoods]
     keys: tuple[str, ...]
+    check: Callable[[SDE, Any], None]
 
 
 def _vlb(
@@ -37,9 +39,14 @@ def _vlb(
 
 SOLVE = ("divergence", "num_probes", "rtol", "atol", "max_steps", "t_min")
 METHODS = {
-    "ode": Method(data_log_likelihood, ("dequantization", "num_importance", *SOLVE)),
-    "bound": Method(likelihood_bound, ("num_times", "t_min")),
-    "vlb": Method(_vlb, ("variance",)),
+    "ode": Method(
+        data_log_likelihood,
+        ("dequantization", "num_importance", *SOLVE),
+        lambda sde, score: sde.check_flow(score),
+    ),
+    "bound": Method(likelihood_bound, ("num_times", "t_min"), lambda sde, _: sde.check()),
+    # The levels of a chain end before alpha is 0.
+    "vlb": Method(_vlb, ("variance",), lambda *_: None),
 }
 """The methods by their names in a config."""
 COMMON = ("seed", "split", "num_images", "batch_size", "method")

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from score_sde.errors import require
+from score_sde.schedules import Cosine
 from score_sde.sde import PROCESSES, SDE, VESDE, VP, VPSDE, Step
 
 
@@ -182,6 +183,34 @@ class Betas(DDPM):
 
 
 @dataclass(frozen=True)
+class ImprovedDDPM(DDPM):
+    """The cosine schedule's chain: beta_k = 1 - alpha_bar((k + 1) / N) / alpha_bar(k / N), at most
+    0.999 (Nichol, Dhariwal 2021, arXiv:2102.09672, section 3.2)."""
+
+    # As of Betas.
+    sde: Cosine  # type: ignore[assignment]
+
+    def check(self, name: str, number: int) -> None:
+        """Any number will do."""
+
+    def betas(self, number: int) -> np.ndarray:
+        """Those of a chain of so many levels, float64 (N,)."""
+        phi = self.sde.phi_0 + self.sde.rate * np.linspace(0.0, 1.0, number + 1)
+        kept = np.square(np.cos(phi[1:]) / np.cos(phi[:-1]))
+        return np.minimum(1.0 - kept, 0.999)
+
+    def chain(self, num_levels: int) -> Chain:
+        log_alpha2 = np.cumsum(np.log1p(-self.betas(num_levels)))
+        alpha, sigma = np.exp(0.5 * log_alpha2), np.sqrt(-np.expm1(log_alpha2))
+        return Chain(jnp.asarray(alpha, jnp.float32), jnp.asarray(sigma, jnp.float32))
+
+    def step(self, t: Array, num_steps: int) -> Step:
+        index = jnp.trunc(t * (num_steps - 1) / self.sde.T).astype(jnp.int32)
+        beta = jnp.asarray(self.betas(num_steps), t.dtype)[index]
+        return Step(jnp.expm1(0.5 * jnp.log1p(-beta)), jnp.sqrt(beta), jnp.sqrt(beta))
+
+
+@dataclass(frozen=True)
 class SMLD:
     """VE: sigmas on a geometric grid from sigma_max to sigma_min, alpha = 1 (Song, Ermon 2019,
     section 4)."""
@@ -212,7 +241,12 @@ class SMLD:
         return Step(jnp.zeros_like(t), G, G * below / sigma)
 
 
-DISCRETE: dict[type[SDE], Any] = {VPSDE: DDPM, VESDE: SMLD, DiscreteVPSDE: Betas}
+DISCRETE: dict[type[SDE], Any] = {
+    VPSDE: DDPM,
+    VESDE: SMLD,
+    DiscreteVPSDE: Betas,
+    Cosine: ImprovedDDPM,
+}
 """The processes that have a discrete chain. A user's own process is added here."""
 
 

@@ -110,6 +110,6 @@ def _of_the_process(name: str) -> Callable[..., Any]:
 
 for _name in (
     *("alpha", "sigma", "log_alpha", "log_snr", "inverse_log_snr"),
-    *("drift_rate", "diffusion", "transition"),
+    *("drift_rate", "diffusion", "transition", "time_steps"),
 ):
     setattr(_Until, _name, _of_the_process(_name))

@@ -93,6 +93,8 @@ class Latents:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Take states (n, *shape) from t_min to T, or back; also return the evaluations (n,)."""
         chosen = build.probability_flow(self.config)
+        with build.errors_of("sde"):
+            self.sde.check_flow(self.score)
         follow = chosen.decode if back else chosen.encode
 
         def carry(part: tuple[Array, dict[str, Array]], _: int) -> tuple[Array, Array]:

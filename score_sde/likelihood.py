@@ -143,7 +143,7 @@ def log_likelihood(
     require(divergence in DIVERGENCES, "divergence", divergence, ", ".join(DIVERGENCES))
     require(num_probes > 0, "num_probes", num_probes, "integers of at least 1")
     require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
-    sde.check()
+    sde.check_flow(score)
     why = getattr(score, "not_a_density", "")
     if why:
         raise ValueError(f"score: {why}; allowed are scores of a density")

@@ -1,16 +1,29 @@
 """Denoising score matching, in continuous time (Song et al. 2021, eq. 7) and on discrete levels.
 
 For x_t = alpha x0 + sigma z the error of the score is read off the noise: e = sigma score(x_t, t) +
-z. Two weightings of |e|^2 over t in [t_min, T] matter:
+z. A loss is which times in [t_min, T] are drawn, and which weight |e|^2 has there. The times:
 
-    paper:       weight 1, t uniform: lambda(t) = sigma^2 in eq. 7;
-    likelihood:  weight g^2 / sigma^2, which bounds -log p (Song et al. 2021b, arXiv:2101.09258,
-                 theorem 1). It is -(log SNR)', so drawing t uniformly in log-SNR makes the weight
-                 a constant (importance sampling, ibid.; Kingma et al. 2021,
-                 arXiv:2107.00630, section 5).
+    uniform       in t
+    log_snr       uniform in log-SNR
+    alternate     by the one and by the other in turn
+    log_normal    log(sigma / alpha) is normal (Karras et al. 2022, arXiv:2206.00364, table 1)
+    logit_normal  log(t / (T - t)) is normal (Esser et al. 2024, arXiv:2403.03206, section 3.1)
 
-A ``mixture`` draws the times of a batch alternately by the one and by the other, with weight 1 for
-both. The paper's weighting makes good samples, the likelihood's good bits/dim.
+The weights, with nu = sigma / alpha:
+
+    epsilon       1: lambda(t) = sigma^2 in eq. 7, and the loss of DDPM
+    likelihood    g^2 / sigma^2, which bounds -log p (Song et al. 2021b, arXiv:2101.09258, theorem
+                  1), over the density of the times: an integral that does not depend on them. It is
+                  -(log SNR)', so for times uniform in log-SNR the weight is a constant (importance
+                  sampling, ibid.; Kingma et al. 2021, arXiv:2107.00630, section 5)
+    min_snr       min(1, 5 nu^2) (Hang et al. 2023, arXiv:2303.09556, eq. 8 for epsilon)
+    velocity      1 + nu^2: the error of the velocity. With nu / sigma_data for nu it is the weight
+                  of Karras et al. 2022
+    flow          (1 + nu)^2: the error of z - x0 (Lipman et al. 2023, arXiv:2210.02747)
+    denoised      nu^2: the error of the denoised data
+
+The last three are infinite where alpha is 0. There |e|^2 is not multiplied by them: the error of
+that target is computed from the network's own output (`score.Model.error`).
 
 On the levels of a discrete chain the same |e|^2 with weight 1 is the published loss. It is usually
 written as
@@ -20,17 +33,30 @@ written as
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import Chain
+from score_sde.errors import require
 from score_sde.sde import SDE, ScoreFn, expand
 from score_sde.spaces import item_keys
 
-WEIGHTINGS = ("paper", "likelihood", "mixture")
+MIN_SNR_GAMMA = 5.0
+
+
+class Times(NamedTuple):
+    """Times that were drawn.
+
+    Attributes:
+        t: (B,).
+        spread: one over the density of their log-SNR, (B,), when it is called.
+    """
+
+    t: Array
+    spread: Callable[[], Array]
 
 
 def low_discrepancy(key: Array, num: int) -> Array:
@@ -40,8 +66,107 @@ def low_discrepancy(key: Array, num: int) -> Array:
     return jnp.mod(jax.random.uniform(key, dtype=jnp.float32) + places, 1.0)
 
 
+def uniform(sde: SDE, u: Array, t_min: float) -> Times:
+    """Uniform in t."""
+    t = t_min + u * (sde.T - t_min)
+    return Times(t, lambda: _log_snr_rate(sde, t) * (sde.T - t_min))
+
+
+def by_log_snr(sde: SDE, u: Array, t_min: float) -> Times:
+    """Uniform in log-SNR."""
+    top, bottom = (sde.log_snr(jnp.full((1,), t, u.dtype)) for t in (t_min, sde.T))
+    t = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), t_min, sde.T)
+    return Times(t, lambda: jnp.full_like(u, (top - bottom)[0]))
+
+
+def alternate(sde: SDE, u: Array, t_min: float) -> Times:
+    """By the two above in turn."""
+    first, second = uniform(sde, u, t_min), by_log_snr(sde, u, t_min)
+    t = jnp.where(jnp.arange(len(u)) % 2 == 0, first.t, second.t)
+
+    def spread() -> Array:  # one over the mean of the two densities
+        evenly = _log_snr_rate(sde, t) * (sde.T - t_min)
+        return 2.0 / (1.0 / evenly + 1.0 / second.spread())
+
+    return Times(t, spread)
+
+
+def log_normal(
+    sde: SDE, u: Array, t_min: float, times_mean: float = -1.2, times_std: float = 1.2
+) -> Times:
+    """log(sigma / alpha) is normal."""
+    normal = _normal(u)
+    t = jnp.clip(sde.inverse_log_snr(-2.0 * (times_mean + times_std * normal)), t_min, sde.T)
+    return Times(t, lambda: 2.0 * times_std / jax.scipy.stats.norm.pdf(normal))
+
+
+def logit_normal(
+    sde: SDE, u: Array, t_min: float, times_mean: float = 0.0, times_std: float = 1.0
+) -> Times:
+    """log(t / (T - t)) is normal."""
+    normal = _normal(u)
+    share = jax.nn.sigmoid(times_mean + times_std * normal)
+    t = jnp.clip(share * sde.T, t_min, sde.T)
+    density = jax.scipy.stats.norm.pdf(normal) / (times_std * sde.T * share * (1.0 - share))
+    return Times(t, lambda: _log_snr_rate(sde, t) / density)
+
+
+TIMES: dict[str, Callable[..., Times]] = {
+    "uniform": uniform,
+    "log_snr": by_log_snr,
+    "alternate": alternate,
+    "log_normal": log_normal,
+    "logit_normal": logit_normal,
+}
+"""(sde, u (B,), t_min) -> times in [t_min, T], of numbers u, uniform in [0, 1)."""
+
+
+def _normal(u: Array) -> Array:
+    """Normal deviates of uniform numbers, within 5.3 standard deviations."""
+    return jax.scipy.special.ndtri(jnp.clip(u, 1e-7, 1.0 - 1e-7))
+
+
+def _log_snr_rate(sde: SDE, t: Array) -> Array:
+    """-(log SNR)' = g^2 / sigma^2, (B,) -> (B,)."""
+    return jnp.square(sde.diffusion(t) / sde.sigma(t))
+
+
+FACTORS: dict[str, Callable[[SDE, Times, float], Array]] = {
+    "epsilon": lambda sde, times, t_min: jnp.ones_like(times.t),
+    "likelihood": lambda sde, times, t_min: times.spread() / (sde.T - t_min),
+    "min_snr": lambda sde, times, t_min: jnp.minimum(
+        1.0, MIN_SNR_GAMMA * jnp.exp(-sde.log_snr(times.t))
+    ),
+}
+"""The weights that are finite where alpha is 0: (sde, times, t_min) -> the factor of |e|^2."""
+WEIGHTS = (*FACTORS, "velocity", "flow", "denoised")
+
+
+class Pair(NamedTuple):
+    """A loss: names of ``TIMES`` and of ``WEIGHTS``."""
+
+    times: str
+    weight: str
+
+
+LOSSES = {
+    "paper": Pair("uniform", "epsilon"),
+    "likelihood": Pair("log_snr", "likelihood"),
+    "mixture": Pair("alternate", "epsilon"),
+    "edm": Pair("log_normal", "velocity"),
+    "flow": Pair("uniform", "flow"),
+}
+"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both."""
+
+
 def sample_times(
-    key: Array, sde: SDE, num: int, weighting: str, t_min: float, dtype: Any = jnp.float32
+    key: Array,
+    sde: SDE,
+    num: int,
+    loss: Pair,
+    t_min: float,
+    dtype: Any = jnp.float32,
+    **settings: float,
 ) -> tuple[Array, Array]:
     """Times and weights for a batch.
 
@@ -49,24 +174,22 @@ def sample_times(
         key: a jax key.
         sde: the process.
         num: batch size.
-        weighting: one of ``WEIGHTINGS``.
+        loss: which times and which weight.
         t_min: the smallest time.
         dtype: of the times and weights. The draws have 24 bits in any: the same numbers.
+        settings: ``times_mean`` and ``times_std`` of the normal ones.
 
     Returns:
-        t (num,) in [t_min, T] and the weight (num,) of |e|^2 for each.
+        t (num,) in [t_min, T] and the weight (num,) of |e|^2 for each, or of a target's error.
+
+    Raises:
+        ValueError: names that the tables have not.
     """
-    u = low_discrepancy(key, num).astype(dtype)
-    uniform = t_min + u * (sde.T - t_min)
-    top, bottom = (sde.log_snr(jnp.full((1,), t, u.dtype)) for t in (t_min, sde.T))
-    by_snr = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), t_min, sde.T)
-    if weighting == "paper":
-        return uniform, jnp.ones_like(u)
-    if weighting == "likelihood":
-        return by_snr, jnp.full_like(u, (top - bottom)[0] / (sde.T - t_min))
-    if weighting == "mixture":
-        return jnp.where(jnp.arange(num) % 2 == 0, uniform, by_snr), jnp.ones_like(u)
-    raise ValueError(f"weighting = {weighting!r}: allowed are {', '.join(WEIGHTINGS)}")
+    require(loss.times in TIMES, "times", loss.times, ", ".join(TIMES))
+    require(loss.weight in WEIGHTS, "weight", loss.weight, ", ".join(WEIGHTS))
+    times = TIMES[loss.times](sde, low_discrepancy(key, num).astype(dtype), t_min, **settings)
+    factor = FACTORS.get(loss.weight, FACTORS["epsilon"])
+    return times.t, factor(sde, times, t_min)
 
 
 def weighted_error(
@@ -169,9 +292,11 @@ def denoising_score_matching(
     score: ScoreFn,
     x0: Array,
     *,
-    weighting: str = "paper",
+    loss: Pair = LOSSES["paper"],
     t_min: float = 1e-5,
     reduce_mean: bool = True,
+    error: Callable[[Array, Array, Array, str], Array] | None = None,
+    **settings: float,
 ) -> Array:
     """A Monte Carlo estimate of the loss for each example of a batch, (B,), by one time and one
     noise.
@@ -181,14 +306,22 @@ def denoising_score_matching(
         sde: the process.
         score: the score function, (x (B, *shape), t (B,)) -> (B, *shape).
         x0: data (B, *shape), float32 in the model's range.
-        weighting: ``paper``, ``likelihood`` or ``mixture``.
+        loss: which times and which weight.
         t_min: the smallest time (1e-5 in the paper).
         reduce_mean: the mean over an example's dimensions; else half their sum.
+        error: of the prediction of a target, (x0, t, z, target) -> (B, *shape), `Model.error`: for
+            the weights that are infinite where alpha is 0.
+        settings: ``times_mean`` and ``times_std`` of the normal ones.
     """
     key_t, key_z = jax.random.split(key)
-    t, weight = sample_times(key_t, sde, len(x0), weighting, t_min, x0.dtype)
+    t, weight = sample_times(key_t, sde, len(x0), loss, t_min, x0.dtype, **settings)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
-    return weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
+    if loss.weight in FACTORS:
+        return weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
+    if error is None:
+        allowed = f"{', '.join(FACTORS)} for a score without the errors of targets"
+        raise ValueError(f"weight = {loss.weight!r}: allowed are {allowed}")
+    return _squared(error(x0, t, z, loss.weight), reduce_mean)
 
 
 def cross_entropy(
@@ -212,7 +345,7 @@ def cross_entropy(
         t_min: the smallest time.
     """
     key_t, key_z = jax.random.split(key)
-    t, _ = sample_times(key_t, sde, len(x0), "paper", t_min, x0.dtype)
+    t, _ = sample_times(key_t, sde, len(x0), LOSSES["paper"], t_min, x0.dtype)
     mean, std = sde.marginal(x0, t)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
     log_prob = jax.nn.log_softmax(logits(mean + expand(std, z) * z, t), axis=-1)

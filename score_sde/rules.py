@@ -1,6 +1,7 @@
 """Rules between the values of a config. They make its objects, so importing this imports JAX."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,7 +11,10 @@ from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
 from score_sde.learned import constants
 from score_sde.networks import NETWORKS
+from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
+
+OWN_LOSS = {"training.times": (None,), "training.weight": (None,)}  # it has no halves to choose
 
 
 def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
@@ -30,7 +34,10 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
             raise refuse(key, values[key], allowed)
         build.network(config, info)
     with build.errors_of("sampling"):
-        build.sampler(config).check(process)
+        sampler = build.sampler(config)
+        sampler.check(process)
+        if process.ends_in_noise:
+            sampler.check_start(process, Model)
     build.probability_flow(config)
 
 
@@ -95,6 +102,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             yield "sampling.labels", f"() {without}, unless config.sampling.classifier_scale is set"
     if config.sampling.classifier_scale and not process.keeps_data():
         yield "sampling.classifier_scale", f"0, as alpha(T) = 0 of {type(process).__name__}"
+    if process.ends_in_noise:
+        yield from _rules_of_pure_noise(config, process)
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
         yield "sampling.guidance", f"1 (none), {why}"
@@ -104,8 +113,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     ):
         if not t_min < process.T:
             yield key, f"times below T = {process.T:g} of {type(process).__name__}"
-    if likelihood.method == "vlb" and not settings.num_levels:
-        yield "likelihood.method", "ode, bound with config.model.num_levels = 0"
+    if likelihood.method == "vlb" and not settings.num_levels and likelihood.num_times < 2:
+        yield "likelihood.num_times", "integers of at least 2 with config.likelihood.method = 'vlb'"
     narrow = likelihood.dequantization == "truncated_normal"
     if likelihood.method == "ode" and narrow and likelihood.t_min < process.t_resolved:
         yield (
@@ -117,20 +126,39 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
-    needs: dict[str, tuple[str, ...]] = {}
+    needs: dict[str, tuple[Any, ...]] = {}
     if settings.num_levels:
         given = f"with config.model.num_levels = {settings.num_levels}"
         # Fourier features are of a log sigma or log SNR.
         needs |= {"model.embedding": ("positional", "vaswani"), "model.condition": ("time",)}
-        needs |= {"training.loss": ("paper",)}
-    elif constants(process):
+        needs |= {"training.loss": ("paper",)} | OWN_LOSS
+    elif constants(getattr(process, "process", process)):  # of a shifted one, what is shifted
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
-        needs |= {"model.condition": ("log_sigma", "log_snr"), "training.loss": ("likelihood",)}
+        needs |= {"model.condition": ("log_sigma", "log_snr"), "sde.shift": (1.0,)}
+        needs |= {"training.loss": ("likelihood",)} | OWN_LOSS
     values = flat(config)
     for key, allowed in needs.items():
         if values[key] not in allowed:
-            yield key, f"{', '.join(allowed)} {given}"
+            words = ("unset" if each is None else f"{each}" for each in allowed)
+            yield key, f"{', '.join(words)} {given}"
+
+
+def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that wants some of the data at T."""
+    why = f"as alpha(T) = 0 of {type(process).__name__}"
+    if config.model.num_levels:  # its times end before T
+        return
+    why += ", or config.sde.t_max below 1"
+    if config.model.parameterization not in OF_PURE_NOISE:
+        yield "model.parameterization", f"{', '.join(OF_PURE_NOISE)}, {why}"
+    if config.model.condition == "log_snr":
+        yield "model.condition", f"time, log_sigma, {why}"
+    pair = build.loss_pair(config)
+    for name, infinite in (("times", ("log_snr", "alternate")), ("weight", ("likelihood",))):
+        if getattr(pair, name) in infinite:  # the range of the log-SNR is
+            key = f"training.{name}" if config.training[name] else "training.loss"
+            yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

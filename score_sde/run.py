@@ -299,6 +299,8 @@ class Run:
         """As `log_likelihood`, `likelihood.batch_size` items at a time, in order, from the item of
         index `first` on. Data may be a split's that is streamed, which was checked as it was
         opened."""
+        with build.errors_of("sde"):
+            densities.METHODS[self.config.likelihood.method].check(self.sde, self.smooth_score)
         items = data if isinstance(data, Streamed) else self.space.check(data)
 
         def likelihood(part: tuple[Array, dict[str, Array]], index: int) -> Likelihoods:

@@ -136,6 +136,7 @@ COUNT = at_least(1)
 SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by its name alone
 IMAGE_SIZE = Values(_is_image_size, "integers from 0 to 16384, tuples (height, width)")
 NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
+REAL = Values(lambda value: -math.inf < value < math.inf, "numbers")
 POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
 UP_TO_1 = Values(lambda value: 0 < value <= 1, "numbers above 0, up to 1")
 FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
@@ -174,7 +175,9 @@ STEP_CONTROLS = Names("score_sde.integrate:STEP_CONTROLS")
 GRIDS = Names("score_sde.samplers.grids:GRIDS")
 PARAMETERIZATIONS = Names("score_sde.score:PARAMETERIZATIONS")
 NOISE_CONDITIONS = Names("score_sde.score:NOISE_CONDITIONS")
-WEIGHTINGS = Names("score_sde.losses:WEIGHTINGS")
+LOSSES = Names("score_sde.losses:LOSSES")
+TIMES = Names("score_sde.losses:TIMES")
+WEIGHTS = Names("score_sde.losses:WEIGHTS")
 DEQUANTIZATIONS = Names("score_sde.spaces:DEQUANTIZATIONS")
 DIVERGENCES = Names("score_sde.likelihood:DIVERGENCES")
 LIKELIHOODS = Names("score_sde.densities:METHODS")
@@ -211,6 +214,9 @@ _ROWS = (
     Row("sde.sigma_min", 0.01, POSITIVE, "sigma at t = 0"),
     Row("sde.sigma_max", 50.0, POSITIVE, "sigma at t = 1"),
     Row("sde.betas", (), BETAS, "of the levels of vp_discrete, the least noise first"),
+    Row("sde.t_max", None, POSITIVE,
+        "last time of cosine, sigmoid and flow (unset: 1, where alpha is 0) and edm (80)", float),
+    Row("sde.shift", 1.0, POSITIVE, "factor of all noise levels; d / 64 for images of d pixels"),
 
     Row("model.name", "unet", NETWORKS, "the network"),
     Row("model.width", 128, FOURS, "channels of the first level, or features of the mlp"),
@@ -242,6 +248,8 @@ _ROWS = (
     Row("model.input_frequencies", (), NUMBERS, "sin and cos of these multiples of pi x as input"),
     Row("model.class_conditional", False, SWITCH, "condition the network on the class"),
     Row("model.parameterization", "epsilon", PARAMETERIZATIONS, "what the network's output is"),
+    Row("model.sigma_data", 1.0, POSITIVE,
+        "standard deviation of the data for parameterization velocity; that of EDM is 0.5"),
     Row("model.condition", "time", NOISE_CONDITIONS, "what the network reads as the noise level"),
     Row("model.num_levels", 0, LEVELS, "levels of a discretely trained chain; 0: continuous time"),
     Row("model.dtype", "float32", words("float32 bfloat16"), "precision inside the network"),
@@ -259,7 +267,13 @@ _ROWS = (
     Row("training.beta2", 0.999, FRACTION, "Adam's decay of the second moment"),
     Row("training.weight_decay", 0.0, NOT_NEGATIVE, "AdamW's decay, times the rate"),
     Row("training.ema_rate", 0.9999, FRACTION, "decay of the averaged weights"),
-    Row("training.loss", "paper", WEIGHTINGS, "weighting of the times"),
+    Row("training.loss", "paper", LOSSES, "a pair of times and weight"),
+    Row("training.times", None, TIMES, "how times are drawn; unset: as of the loss", str),
+    Row("training.weight", None, WEIGHTS, "of the error at a time; unset: that of the loss", str),
+    Row("training.times_mean", None, REAL,
+        "of log(sigma / alpha) for log_normal, unset -1.2; of log(t / (T - t)) for logit_normal, 0",
+        float),
+    Row("training.times_std", None, POSITIVE, "their standard deviation; unset: 1.2 and 1", float),
     Row("training.reduce_mean", True, SWITCH, "mean over an example, else half the sum"),
     Row("training.label_dropout", 0.0, FRACTION,
         "probability of training an example without its class; above 0 guidance is possible"),

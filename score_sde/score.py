@@ -7,7 +7,8 @@ the denoised data E[x0 | x_t], as
 
 Both estimates have their own two coefficients. The score follows from epsilon, which does not
 cancel at small t. The denoised data have their own row of the table. It divides by alpha under
-`epsilon` and `score` alone.
+`epsilon` and `score` alone. What the network should return, its target, is linear in x0 and z, so
+`converted` takes the output of one parameterization to that of another.
 
 A network trained on the N levels of a discrete chain (`score_sde.discrete`) gets a level as its
 noise condition. Three ways lead from a time to its level:
@@ -26,6 +27,7 @@ References:
     Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (epsilon, levels).
     Song et al. 2021, arXiv:2011.13456, section 4 and appendix C (epsilon and score).
     Salimans, Ho 2022, Progressive Distillation, arXiv:2202.00512, section 4 (velocity).
+    Lipman et al. 2023, Flow Matching for Generative Modeling, arXiv:2210.02747 (flow).
     Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, table 1 (the form of the
     table).
 """
@@ -49,40 +51,56 @@ Condition = Mapping[str, Array]
 
 
 class Preconditioning(NamedTuple):
-    """Coefficients, each (B,); a pair is (c_skip, c_out)."""
+    """Coefficients, each (B,).
+
+    Attributes:
+        c_in: of the network's input.
+        epsilon, denoised: (c_skip, c_out) of the estimate.
+        target: of x0 and of z in what the network should return.
+    """
 
     c_in: Array
     epsilon: tuple[Array, Array]
     denoised: tuple[Array, Array]
+    target: tuple[Array, Array]
 
 
 def _epsilon(alpha: Array, sigma: Array) -> Preconditioning:
     """DDPM, VP and sub-VP of the paper: the network's output is the noise itself."""
-    one = jnp.ones_like(sigma)
-    return Preconditioning(one, (0.0 * one, one), (1.0 / alpha, -sigma / alpha))
+    one, none = jnp.ones_like(sigma), jnp.zeros_like(sigma)
+    return Preconditioning(one, (0.0 * one, one), (1.0 / alpha, -sigma / alpha), (none, one))
 
 
 def _score(alpha: Array, sigma: Array) -> Preconditioning:
     """VE of the paper: the network's output divided by sigma is the score, without a minus sign."""
-    one = jnp.ones_like(sigma)
-    return Preconditioning(one, (0.0 * one, -one), (1.0 / alpha, sigma / alpha))
+    one, none = jnp.ones_like(sigma), jnp.zeros_like(sigma)
+    return Preconditioning(one, (0.0 * one, -one), (1.0 / alpha, sigma / alpha), (none, -one))
 
 
 def _velocity(alpha: Array, sigma: Array) -> Preconditioning:
     """v = (alpha z - sigma x0) / r with r^2 = alpha^2 + sigma^2, so that input and target have unit
     size.
 
-    r = 1 under VP (Salimans, Ho 2022); under VE this is Karras et al. 2022 with sigma_data = 1.
+    r = 1 under VP (Salimans, Ho 2022). Where alpha = 1 it is the preconditioning of Karras et al.
+    2022 with the other sign of F; sigma_data is the model's.
     """
     squared = jnp.square(alpha) + jnp.square(sigma)
     r = jnp.sqrt(squared)
-    return Preconditioning(1.0 / r, (sigma / squared, alpha / r), (alpha / squared, -sigma / r))
+    estimates = (sigma / squared, alpha / r), (alpha / squared, -sigma / r)
+    return Preconditioning(1.0 / r, *estimates, (-sigma / r, alpha / r))
+
+
+def _flow(alpha: Array, sigma: Array) -> Preconditioning:
+    """The velocity of flow matching, z - x0 (Lipman et al. 2023), under any process."""
+    one, total = jnp.ones_like(sigma), alpha + sigma
+    estimates = (1.0 / total, alpha / total), (1.0 / total, -sigma / total)
+    return Preconditioning(1.0 / total, *estimates, (-one, one))
 
 
 def _denoised(alpha: Array, sigma: Array) -> Preconditioning:
     """The network's output is the denoised data (Salimans, Ho 2022, section 4)."""
-    one = jnp.ones_like(sigma)
-    return Preconditioning(one, (1.0 / sigma, -alpha / sigma), (0.0 * one, one))
+    one, none = jnp.ones_like(sigma), jnp.zeros_like(sigma)
+    return Preconditioning(one, (1.0 / sigma, -alpha / sigma), (0.0 * one, one), (one, none))
 
 
 PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
@@ -90,7 +108,30 @@ PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
     "score": _score,
     "velocity": _velocity,
     "denoised": _denoised,
+    "flow": _flow,
 }
+OF_PURE_NOISE = ("velocity", "denoised", "flow")
+"""The parameterizations whose denoised data do not divide by alpha."""
+
+
+def converted(
+    output: Array, x: Array, alpha: Array, sigma: Array, source: str, target: str
+) -> Array:
+    """The output of one parameterization as that of another, (B, *shape).
+
+    Args:
+        output: of the network, (B, *shape).
+        x: the state, (B, *shape).
+        alpha, sigma: its noise level, (B,). `epsilon` and `score` say nothing of the other targets
+            where alpha is 0, and `denoised` nothing where sigma is 0.
+        source, target: names of ``PARAMETERIZATIONS``.
+    """
+    of, to = (PARAMETERIZATIONS[name](alpha, sigma) for name in (source, target))
+    z, x0 = (
+        expand(skip, x) * x + expand(out, x) * output for skip, out in (of.epsilon, of.denoised)
+    )
+    return expand(to.target[0], x) * x0 + expand(to.target[1], x) * z
+
 
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
     "time": lambda sde, t: 999.0 * t,  # 999 for any number of steps, as in the original
@@ -148,6 +189,7 @@ class Model:
         num_levels: 0 for a network trained in continuous time, else N of its discrete chain.
         levels: ``smooth``, ``original`` or ``matched``: which level such a network gets at a time
             (see above). Without effect if ``num_levels`` is 0.
+        sigma_data: the data's standard deviation, by which `velocity` and `flow` scale them.
         condition: what the network is given beside x and t.
 
     Raises:
@@ -161,6 +203,7 @@ class Model:
     noise_condition: str = field(metadata={"static": True})
     num_levels: int = field(default=0, metadata={"static": True})
     levels: str = field(default="smooth", metadata={"static": True})
+    sigma_data: float = field(default=1.0, metadata={"static": True})
     condition: Condition = field(default_factory=dict, repr=False)
 
     def given(self, condition: Condition) -> "Model":
@@ -185,8 +228,32 @@ class Model:
         skip, out = getattr(self._coefficients(noise), what)
         return expand(skip, x) * x + expand(out, x) * self.output(x, noise, **options)
 
-    def _coefficients(self, noise: Noise) -> Preconditioning:
-        return PARAMETERIZATIONS[self.parameterization](noise.alpha, noise.sigma)
+    def error(self, x0: Array, t: Array, z: Array, target: str, **options: Any) -> Array:
+        """The error of the prediction of a target at x_t = alpha x0 + sigma z, (B, *shape).
+
+        Errors of all targets are proportional. So it is the error of the network's own output times
+        a ratio of c_out, which is 1 for its own target: nothing is divided where alpha is 0.
+
+        Args:
+            x0: data (B, *shape); t: times (B,); z: standard normal noise (B, *shape).
+            target: a name of ``PARAMETERIZATIONS``, for data in units of ``sigma_data``.
+        """
+        noise = self.noise(t)
+        own, other = self._coefficients(noise), self._coefficients(noise, target)
+        x = expand(noise.alpha, x0) * x0 + expand(noise.sigma, x0) * z
+        wanted = expand(own.target[0], x) * x0 + expand(own.target[1], x) * z
+        error = self.output(x, noise, **options) - wanted
+        if target == self.parameterization:
+            return error
+        return expand(own.denoised[1] / other.denoised[1], x) * error
+
+    def _coefficients(self, noise: Noise, target: str = "") -> Preconditioning:
+        """Those of the model's parameterization or another, for x0 / sigma_data of unit size."""
+        table, size = PARAMETERIZATIONS[target or self.parameterization], self.sigma_data
+        found = table(size * noise.alpha, noise.sigma)
+        skip, out = found.denoised
+        of_x0, of_z = found.target
+        return found._replace(denoised=(size * skip, size * out), target=(of_x0 / size, of_z))
 
     def output(self, x: Array, noise: Noise, **options: Any) -> Array:
         """What the network returns at given noise levels, with its input scaled by c_in."""

@@ -12,9 +12,8 @@ are written so that float32 holds down to t = 1e-5: ``expm1`` and differences of
 ``1 - exp(...)``.
 
 References:
-    Song et al. 2021, Score-Based Generative Modeling through Stochastic Differential Equations,
-    arXiv:2011.13456. Kingma et al. 2021, Variational Diffusion Models, arXiv:2107.00630 (log-SNR,
-    transitions).
+    Song et al. 2021, Score-Based Generative Modeling through SDEs, arXiv:2011.13456.
+    Kingma et al. 2021, Variational Diffusion Models, arXiv:2107.00630 (log-SNR, transitions).
 """
 
 import dataclasses
@@ -38,8 +37,7 @@ def expand(coefficient: Array, x: Array) -> Array:
 
 
 class Dynamics(NamedTuple):
-    """A stochastic differential equation dx = drift(x, t) dt + diffusion(t) dw, in either direction
-    of time."""
+    """An equation dx = drift(x, t) dt + diffusion(t) dw, in either direction of time."""
 
     drift: Callable[[Array, Array], Array]
     diffusion: Callable[[Array], Array]
@@ -47,10 +45,7 @@ class Dynamics(NamedTuple):
 
 class Step(NamedTuple):
     """Coefficients, each (B,), of one discrete step x_t = (1 + f) x_s + G z and of its Gaussian
-    reversal.
-
-    ``posterior_std`` is the standard deviation of the noise that ancestral sampling adds.
-    """
+    reversal: ``posterior_std`` is that of the noise which ancestral sampling adds."""
 
     f: Array
     G: Array
@@ -72,12 +67,16 @@ class SDE:
     Attributes:
         T: the last time of the process, where it is nearly pure noise.
         t_min: the time at which samplers end by default.
-        t_resolved: before this time sigma is hardly larger than float32's rounding of the data.
+        ends_in_noise: whether alpha(T) is known to be 0, without a computation.
+        t_resolved: before it sigma is hardly larger than float32's rounding of the data.
+        size: of a pair, (alpha, sigma) -> (B,): what a shift of the noise keeps.
     """
 
+    size: ClassVar[Callable[[Any, Any], Array]] = staticmethod(jnp.hypot)
     T: ClassVar[float] = 1.0
     t_min: ClassVar[float] = 1e-3
     t_resolved: ClassVar[float] = 0.0
+    ends_in_noise: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True)(cls)
@@ -85,9 +84,8 @@ class SDE:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
         def flatten(process: SDE) -> tuple[tuple[object, ...], Hashable]:
-            # The class stands beside the leaves. JAX's registration of dataclasses takes two
-            # classes with as many fields for the same structure (jax 0.10.2: VPSDE's == VESDE's).
-            # If their hashes meet, jit then runs the program that was compiled for the other class.
+            # The class stands beside the leaves. By JAX's registration of dataclasses VPSDE and
+            # VESDE have equal structures (jax 0.10.2): jit may run one's program for the other.
             return tuple(getattr(process, name) for name in names), cast(Hashable, cls)
 
         jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves))
@@ -101,7 +99,6 @@ class SDE:
         raise NotImplementedError(f"{type(self).__name__} must define sigma(t)")
 
     # The rest follows from the pair. A process overrides what it has in closed form.
-
     def log_alpha(self, t: Array) -> Array:
         """log alpha(t), (B,) -> (B,); a large negative number where alpha is 0 or rounds below."""
         alpha = self.alpha(t)
@@ -114,9 +111,8 @@ class SDE:
     def inverse_log_snr(self, log_snr: Array) -> Array:
         """The time in [0, T] at which the process has this log-SNR, by bisection, (B,) -> (B,).
 
-        Its derivatives are those of the implicit function, with respect to the process's constants
-        too: dt = (d log_snr - the change of log_snr(t) at fixed t) / log_snr'(t).
-        """
+        Its derivatives are the implicit function's, by the process's constants too: dt = (d log_snr
+        - the change of log_snr(t) at fixed t) / log_snr'(t)."""
         process, wanted = jax.tree.map(_constant, (self, log_snr))
 
         def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -128,17 +124,17 @@ class SDE:
         bracket = (jnp.zeros_like(wanted), jnp.full_like(wanted, self.T))
         low, high = jax.lax.fori_loop(0, 60, halve, bracket)
         t = 0.5 * (low + high)
-        slope = _derivative(process.log_snr, t)
+        slope = derivative(process.log_snr, t)
         offset = log_snr - self.log_snr(t)  # only its derivatives count
         return t + (offset - jax.lax.stop_gradient(offset)) / slope
 
     def drift_rate(self, t: Array) -> Array:
         """(log alpha)'(t): the drift is this times x, (B,) -> (B,)."""
-        return _derivative(self.log_alpha, t)
+        return derivative(self.log_alpha, t)
 
     def diffusion(self, t: Array) -> Array:
         """g(t), (B,) -> (B,)."""
-        variance_rate = _derivative(lambda t: jnp.square(self.sigma(t)), t)
+        variance_rate = derivative(lambda t: jnp.square(self.sigma(t)), t)
         return jnp.sqrt(variance_rate - 2.0 * self.drift_rate(t) * jnp.square(self.sigma(t)))
 
     def drift(self, x: Array, t: Array) -> Array:
@@ -159,41 +155,45 @@ class SDE:
         return factor, self.sigma(t) * jnp.sqrt(jnp.maximum(kept, 0.0))
 
     def reverse_step(self, s: Array, t: Array) -> Step:
-        """The exact transition s -> t with the Gaussian posterior q(x_s | x_t, x0): std b sigma_s /
-        sigma_t."""
+        """The transition s -> t, with q(x_s | x_t, x0): its std is b sigma_s / sigma_t."""
         factor, std = self.transition(s, t)
         return Step(factor - 1.0, std, std * self.sigma(s) / self.sigma(t))
 
+    def time_steps(self, start: Any, end: Any, num: int) -> Array:
+        """The times (num,) of equally long steps: in t, or in what a process puts in its place."""
+        return jnp.linspace(start, end, num)
+
     def keeps_data(self) -> bool:
-        """Whether alpha(T) is above 0, so that the state at T still depends on the data. Otherwise
-        neither score nor drift at T depend on the data; the denoised data still do. Within a jitted
-        function the answer is always True."""
+        """Whether alpha(T) is above 0, so that score and drift at T depend on the data. Within a
+        jitted function the answer is True, unless `ends_in_noise` says it."""
+        if self.ends_in_noise:
+            return False
         alpha = self.alpha(jnp.full((1,), self.T))
         return isinstance(alpha, jax.core.Tracer) or bool(alpha[0] > jnp.finfo(alpha.dtype).eps)
 
     def check(self) -> None:
-        """Check that the process can be run back from T; within a jitted function do nothing.
+        """Raise ValueError if alpha(T) is 0 or the diffusion at T not finite; within a jitted
+        function, if `ends_in_noise`."""
+        if self.keeps_data():
+            diffusion = self.diffusion(jnp.full((1,), self.T))
+            if isinstance(diffusion, jax.core.Tracer) or bool(jnp.isfinite(diffusion[0])):
+                return
+        raise ValueError(
+            f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; allowed "
+            "are samplers that need the denoised image alone (ddim, dpmpp, unipc, ipndm, deis), or "
+            "a T a little lower (sde.t_max)"
+        )
 
-        Raises:
-            ValueError: alpha(T) is 0, or the diffusion at T is not finite.
-        """
-        diffusion = self.diffusion(jnp.full((1,), self.T))
-        if isinstance(diffusion, jax.core.Tracer):
-            return
-        if not (self.keeps_data() and bool(jnp.isfinite(diffusion[0]))):
-            raise ValueError(
-                f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; "
-                "allowed are samplers that need the denoised image alone (ddim, dpmpp, "
-                "unipc, ipndm, deis), or a T a little lower"
-            )
+    def check_flow(self, score: Any) -> None:
+        """As `check`, for the probability flow of a score."""
+        self.check()
 
     def reverse(self, score: ScoreFn) -> Dynamics:
         """The reverse-time process (Song et al. 2021, eq. 6), to be run from T down."""
         return Dynamics(self._drift_back(score, 1.0), self.diffusion)
 
     def probability_flow(self, score: ScoreFn) -> Callable[[Array, Array], Array]:
-        """dx/dt of the ordinary differential equation with the same marginals (Song et al. 2021,
-        eq. 13)."""
+        """dx/dt of the ODE with the same marginals (Song et al. 2021, eq. 13)."""
         return self._drift_back(score, 0.5)
 
     def _drift_back(self, score: ScoreFn, share: float) -> Callable[[Array, Array], Array]:
@@ -233,7 +233,7 @@ class ByIntegral(SDE):
         raise NotImplementedError
 
     def increment(self, s: Array, t: Array) -> Array:
-        """B(t) - B(s) without cancellation where a process can, (B,)."""
+        """B(t) - B(s), (B,)."""
         return self.integral(t) - self.integral(s)
 
     def log_alpha(self, t: Array) -> Array:
@@ -341,6 +341,7 @@ class VESDE(SDE):
     t_min: ClassVar[float] = 1e-5
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+    size: ClassVar[Callable[[Any, Any], Array]] = staticmethod(lambda alpha, sigma: alpha)
 
     def __post_init__(self) -> None:
         _require_rising(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
@@ -380,8 +381,7 @@ PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
 
 
 def _require_rising(**constants: object) -> None:
-    """Raise ValueError unless 0 < first < second. Values that are not numbers yet pass: tracers,
-    and the placeholders of an abstract tree."""
+    """Raise ValueError unless 0 < first < second. Tracers and placeholders pass."""
     (low, least), (high, most) = constants.items()
     for name, value in constants.items():
         if isinstance(value, int | float):
@@ -395,6 +395,6 @@ def _constant(leaf: Any) -> Any:
     return jax.lax.stop_gradient(leaf) if isinstance(leaf, Array) else leaf
 
 
-def _derivative(function: Callable[[Array], Array], t: Array) -> Array:
+def derivative(function: Callable[[Array], Array], t: Array) -> Array:
     """d function / dt for a function that acts on each time by itself."""
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]

@@ -3,11 +3,12 @@ once."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import Array
 
 from score_sde import oracle
@@ -25,10 +26,11 @@ from score_sde.samplers import (
     SteppedSampler,
 )
 from score_sde.samplers.stepped import Context
+from score_sde.schedules import EDM, Cosine, Flow, Shifted, Sigmoid
 from score_sde.sde import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, expand
 
 
-class Cosine(SDE):
+class Own(SDE):
     """A user's own process: everything but the pair is derived (Nichol, Dhariwal 2021, without the
     offset)."""
 
@@ -42,18 +44,30 @@ class Cosine(SDE):
 
 
 PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE()}
-PROCESSES = {**PUBLISHED, "cosine": Cosine()}
+FIRST: dict[str, SDE] = {**PUBLISHED, "own": Own()}
+# At T = 1 the first three have no data left: tests/test_schedules.py.
+LATER: dict[str, SDE] = {
+    "cosine": Cosine(0.99),
+    "sigmoid": Sigmoid(0.99),
+    "flow": Flow(0.99),
+    "edm": EDM(),
+    "shifted": Shifted(VPSDE(), 1.5),
+}
+PROCESSES = {**FIRST, **LATER}
+EVERY = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
+"""The names of all, where a test takes seconds for each: the later ones are slow."""
 
 
 class AnyProcess(SDE):
-    """One of ``PROCESSES`` by its index. All are evaluated and one is taken, so that a program is
-    compiled once for all of them."""
+    """One of ``FIRST`` by its index. All of them are evaluated and one is taken, so that a program
+    is compiled once for all of them."""
 
+    family: ClassVar[dict[str, SDE]] = FIRST
     index: Array
 
     def chosen(self, of: Callable[[SDE], Any]) -> Any:
         """What a function returns for the process."""
-        values = [of(sde) for sde in PROCESSES.values()]
+        values = [of(sde) for sde in self.family.values()]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves)[self.index], *values)
 
 
@@ -70,19 +84,26 @@ def _at_the_process(name: str) -> Callable[[AnyProcess], Array]:
 
 for _method in (
     *("alpha", "sigma", "log_alpha", "log_snr", "inverse_log_snr", "drift_rate", "diffusion"),
-    *("transition", "prior_std"),
+    *("transition", "prior_std", "time_steps"),
 ):
     setattr(AnyProcess, _method, _of_the_process(_method))
 for _time in ("T", "t_min"):
     setattr(AnyProcess, _time, property(_at_the_process(_time)))
 
 
+class AnyLater(AnyProcess):
+    """One of ``LATER``."""
+
+    family: ClassVar[dict[str, SDE]] = LATER
+
+
 def process_of(name: str, sampler: Sampler | None = None) -> SDE:
-    """The process of a name as an ``AnyProcess``, except for the original's steps, which go by the
+    """The process of a name as one of its family, except for the original's steps, which go by the
     process's class."""
     if getattr(sampler, "faithful", False):
         return PROCESSES[name]
-    return AnyProcess(jnp.asarray(list(PROCESSES).index(name)))
+    any_of = AnyProcess if name in FIRST else AnyLater
+    return any_of(jnp.asarray(list(any_of.family).index(name)))
 
 
 def recorded_score(sde: SDE, mean: Array, std: float) -> ScoreFn:

@@ -16,7 +16,10 @@ from score_sde.schema import SCHEMA, SWITCH, TEXT
 from score_sde.validation import validate
 from tests.refusals import refusal, valid
 
-PRESETS = ("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10", "vp_moons")
+PRESETS = (
+    *("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10", "vp_moons"),
+    *("edm_digits", "edm_fashion_mnist", "edm_cifar10"),
+)
 
 
 def as_json(config):

@@ -163,9 +163,9 @@ def test_a_process_without_data_at_T():
 
 
 def oracle_at_zero():
-    from tests.cases import Cosine
+    from tests.cases import Own
 
-    class ToTheEnd(Cosine):
+    class ToTheEnd(Own):
         T = 1.0
 
     return ToTheEnd()

@@ -16,14 +16,14 @@ from score_sde.samplers import (
 from score_sde.samplers.base import normal
 from score_sde.sde import VPSDE
 from score_sde.spaces import item_keys
-from tests.cases import PROCESSES, process_of
+from tests.cases import EVERY, process_of
 
 KEY = jax.random.key(0)
 MEAN, VARIANCES = jnp.asarray([0.4, -0.2]), jnp.asarray([0.5, 0.05])
 DATA = oracle.gaussian(MEAN, jnp.diag(VARIANCES))
 X0 = jnp.asarray([[0.3, -0.1], [-1.0, 0.2], [1.2, -0.6]])
 SDE = VPSDE()
-by_process = pytest.mark.parametrize("name", PROCESSES)
+by_process = pytest.mark.parametrize("name", EVERY)
 
 
 def levels(sde, time):

@@ -86,7 +86,7 @@ def test_times_drawn_by_log_snr_depend_on_the_processs_constants(float64):
     @jax.jit
     def loss(power):
         key, x0 = jax.random.key(1), jnp.asarray(X0)
-        settings = {"weighting": "likelihood", "t_min": 1e-3}
+        settings = {"loss": losses.LOSSES["likelihood"], "t_min": 1e-3}
         sde = Power(power)
         return jnp.mean(losses.denoising_score_matching(key, sde, lambda x, t: -x, x0, **settings))
 

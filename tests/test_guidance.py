@@ -13,7 +13,7 @@ from score_sde.likelihood import log_likelihood
 from score_sde.samplers import DDIM, SAMPLERS, ExponentialMultistep, Heun, ProbabilityFlow
 from score_sde.score import Logits, Model
 from score_sde.sde import VESDE, VPSDE
-from tests.cases import Cosine, SubVPSDE
+from tests.cases import Own, SubVPSDE
 
 SDE = VPSDE()
 LABELS = jnp.asarray([0, 1, 2, 1], jnp.int32)
@@ -138,7 +138,7 @@ def classes() -> tuple[oracle.GaussianMixture, oracle.GaussianMixture]:
     return mixture, oracle.gaussian(MEANS[1], covariances[1])
 
 
-@pytest.mark.parametrize("sde", [SDE, SubVPSDE(), VESDE(0.01, 20.0), Cosine()])
+@pytest.mark.parametrize("sde", [SDE, SubVPSDE(), VESDE(0.01, 20.0), Own()])
 def test_the_exact_class_posterior_makes_the_class(sde):
     """Classifier guidance is then the class's own score: a sampler cannot tell them apart."""
     mixture, alone = classes()

@@ -39,7 +39,10 @@ ROOMS = {
     "score_sde.display": Room(0, (), lazy=("PIL",)),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
-    "score_sde.discrete": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
+    "score_sde.schedules": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
+    "score_sde.discrete": Room(
+        1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.schedules")
+    ),
     "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
@@ -91,7 +94,7 @@ ROOMS = {
     "score_sde.rules": Room(
         5,
         (0, 1, 3),
-        ("ml_collections",),
+        ("ml_collections", "jax"),
         neighbours=("score_sde.config", "score_sde.build"),
     ),
     "score_sde.workdirs": Room(

@@ -7,6 +7,10 @@ import pytest
 
 from score_sde.discrete import discretization
 from score_sde.losses import (
+    LOSSES,
+    TIMES,
+    WEIGHTS,
+    Pair,
     correct_by_time,
     cross_entropy,
     denoising_score_matching,
@@ -17,17 +21,20 @@ from score_sde.losses import (
     sample_times,
     weighted_error,
 )
-from score_sde.score import Model
+from score_sde.schedules import EDM, Flow
+from score_sde.score import PARAMETERIZATIONS, Model, converted
 from score_sde.sde import expand
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("weighting", ["paper", "likelihood", "mixture"])
-def test_times_lie_between_t_min_and_T(name, weighting):
+@pytest.mark.parametrize(
+    ("times", "weight"), [*((times, "epsilon") for times in TIMES), ("log_snr", "likelihood")]
+)
+def test_times_lie_between_t_min_and_T(name, times, weight):
     sde = PROCESSES[name]
-    t, weight = sample_times(jax.random.key(0), sde, 1000, weighting, 1e-5)
-    assert float(t.min()) >= 1e-5 and float(t.max()) <= sde.T
+    t, weight = sample_times(jax.random.key(0), sde, 1000, Pair(times, weight), 1e-5)
+    assert t.min() >= np.float32(1e-5) and t.max() <= np.float32(sde.T)
     assert np.all(np.asarray(weight) > 0)
 
 
@@ -41,7 +48,7 @@ def test_importance_sampling_leaves_the_likelihood_weighted_loss(name):
     """E over uniform t of g^2 / sigma^2 |e|^2 = E over uniform log-SNR of its weight |e|^2."""
     sde = PROCESSES[name]
     t_min, num = 0.01, 20_000
-    t, weight = sample_times(jax.random.key(0), sde, num, "likelihood", t_min)
+    t, weight = sample_times(jax.random.key(0), sde, num, LOSSES["likelihood"], t_min)
     uniform = jnp.asarray(t_min + (np.arange(num) + 0.5) / num * (sde.T - t_min), jnp.float32)
 
     def error(t):  # any smooth function of the time
@@ -133,9 +140,138 @@ def test_half_the_sum_is_the_mean_times_half_the_dimensions():
     np.testing.assert_allclose(both[1], 3.0 * both[0], rtol=1e-5)
 
 
-def test_an_unknown_weighting_is_refused():
-    with pytest.raises(ValueError, match="'sigma': allowed are paper, likelihood, mixture"):
-        sample_times(jax.random.key(0), PROCESSES["vp"], 4, "sigma", 1e-5)
+def test_unknown_times_and_weights_are_refused():
+    sde, key = PROCESSES["vp"], jax.random.key(0)
+    with pytest.raises(
+        ValueError, match="times = 'sigma': allowed are uniform, log_snr, alternate"
+    ):
+        sample_times(key, sde, 4, Pair("sigma", "epsilon"), 1e-5)
+    with pytest.raises(ValueError, match="weight = 'sigma': allowed are epsilon, likelihood, min_"):
+        sample_times(key, sde, 4, Pair("uniform", "sigma"), 1e-5)
+    with pytest.raises(ValueError, match=r"weight = 'flow': .* for a score without the errors"):
+        denoising_score_matching(key, sde, lambda x, t: -x, jnp.ones((2, 3)), loss=LOSSES["flow"])
+
+
+# --- Times and weights ----------------------------------------------------------------------------
+
+
+def test_the_papers_times_are_drawn_as_before():
+    """The formulas that trained the published runs of this package, to the bit."""
+    sde, key, t_min = PROCESSES["vp"], jax.random.key(5), 1e-5
+    u = low_discrepancy(key, 64)
+    top, bottom = (sde.log_snr(jnp.full((1,), t)) for t in (t_min, sde.T))
+    evenly = t_min + u * (sde.T - t_min)
+    by_snr = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), t_min, sde.T)
+    wanted = {
+        "paper": (evenly, jnp.ones(64)),
+        "likelihood": (by_snr, jnp.full_like(u, (top - bottom)[0] / (sde.T - t_min))),
+        "mixture": (jnp.where(jnp.arange(64) % 2 == 0, evenly, by_snr), jnp.ones(64)),
+    }
+    for name, (t, weight) in wanted.items():
+        found = sample_times(key, sde, 64, LOSSES[name], t_min)
+        np.testing.assert_array_equal(found[0], t)
+        np.testing.assert_array_equal(found[1], weight)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "edm", "flow"])
+def test_normal_times_are_those_of_their_papers(name):
+    """10,000 evenly spread numbers: quantiles to 1e-3 of a standard deviation."""
+    sde, num, quantiles = PROCESSES[name], 10_000, np.asarray([0.1, 0.5, 0.9])
+    normal = np.asarray([-1.2815516, 0.0, 1.2815516])
+    t, _ = sample_times(jax.random.key(0), sde, num, Pair("log_normal", "velocity"), 1e-5)
+    log_nu = np.quantile(-0.5 * np.asarray(sde.log_snr(t)), quantiles)
+    # VE's least noise is 0.01, and log 0.01 = -4.6 is three standard deviations below the mean.
+    np.testing.assert_allclose(log_nu, -1.2 + 1.2 * normal, atol=5e-3)
+    t, _ = sample_times(
+        *(jax.random.key(0), sde, num, Pair("logit_normal", "flow"), 1e-5),
+        times_mean=0.5,
+        times_std=0.8,
+    )
+    share = np.quantile(np.asarray(t) / float(sde.T), quantiles)
+    np.testing.assert_allclose(np.log(share / (1.0 - share)), 0.5 + 0.8 * normal, atol=5e-3)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_the_likelihoods_weight_is_one_integral_by_any_times(times):
+    """Of 1 + sin(lambda / 3) over the log-SNR: by times of infinite range up to what they miss."""
+    sde, t_min, num = PROCESSES["vp"], 1e-3, 100_000
+    t, weight = sample_times(jax.random.key(0), sde, num, Pair(times, "likelihood"), t_min)
+    top, bottom = (float(sde.log_snr(jnp.full(1, t))[0]) for t in (t_min, 1.0))
+    low, high = (-6.0, 4.0)  # all of them draw some here
+    log_snr = sde.log_snr(t)
+    inside = (log_snr > low) & (log_snr < high)
+    found = jnp.mean(jnp.where(inside, weight * (1.0 + jnp.sin(log_snr / 3.0)), 0.0))
+    exact = (high - low + 3.0 * (np.cos(low / 3.0) - np.cos(high / 3.0))) / (sde.T - t_min)
+    assert bottom < low and high < top
+    np.testing.assert_allclose(found, exact, rtol=5e-3)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_weight_is_its_factor_of_the_noises_error(weight):
+    """From nu = sigma / alpha, for a network of any output."""
+    sde, x0 = PROCESSES["vp"], jax.random.normal(jax.random.key(1), (64, 3))
+    factors = {
+        "epsilon": lambda nu: np.ones_like(nu),
+        "min_snr": lambda nu: np.minimum(5.0, nu**-2) / nu**-2,
+        "velocity": lambda nu: 1.0 + nu**2,
+        "flow": lambda nu: (1.0 + nu) ** 2,
+        "denoised": lambda nu: nu**2,
+    }
+    if weight == "likelihood":
+        return  # the test above
+    losses = {}
+    for own in PARAMETERIZATIONS:
+        # All of them the same estimate of the noise: epsilon = 0.3 x.
+        def apply(params, scaled, noise, condition, own=own):
+            alpha, sigma = params
+            x = scaled / expand(PARAMETERIZATIONS[own](alpha, sigma).c_in, scaled)
+            return converted(0.3 * x, x, alpha, sigma, "epsilon", own)
+
+        t, _ = sample_times(jax.random.split(jax.random.key(2))[0], sde, 64, LOSSES["paper"], 0.01)
+        model = Model((sde.alpha(t), sde.sigma(t)), sde, apply, own, "log_snr")
+        losses[own] = denoising_score_matching(
+            *(jax.random.key(2), sde, model, x0),
+            loss=Pair("uniform", weight),
+            error=model.error,
+            t_min=0.01,
+        )
+    z = jax.random.normal(jax.random.split(jax.random.key(2))[1], x0.shape)
+    alpha, sigma = (np.asarray(each, np.float64) for each in (sde.alpha(t), sde.sigma(t)))
+    error = 0.3 * (alpha[:, None] * x0 + sigma[:, None] * z) - z
+    wanted = factors[weight](sigma / alpha) * np.mean(np.square(np.asarray(error)), axis=1)
+    for loss in losses.values():
+        # Conversions lose 6e-8 sigma / alpha, up to 150, of the data.
+        np.testing.assert_allclose(loss, wanted, rtol=1e-3)
+
+
+def test_edms_loss_is_the_published_one():
+    """lambda |D - x0|^2 with lambda = (sigma^2 + s^2) / (sigma s)^2 (Karras et al. 2022, eq. 5 of
+    appendix B.6), s = 0.5."""
+    sde, s, x0 = EDM(), 0.5, 0.5 * jax.random.normal(jax.random.key(1), (64, 3))
+    model = Model(None, sde, lambda _, x, *__: jnp.cos(x), "velocity", "log_sigma", sigma_data=s)
+    key = jax.random.key(2)
+    found = denoising_score_matching(
+        key, sde, model, x0, loss=LOSSES["edm"], error=model.error, t_min=0.002
+    )
+    key_t, key_z = jax.random.split(key)
+    sigma, _ = sample_times(key_t, sde, 64, LOSSES["edm"], 0.002)
+    z = jax.random.normal(key_z, x0.shape)
+    error = model.denoised(x0 + sigma[:, None] * z, sigma) - x0
+    wanted = (sigma**2 + s**2) / (sigma * s) ** 2 * jnp.mean(jnp.square(error), axis=1)
+    # D rounds at 1e-7 of x0 where sigma is 0.01 and the error that small, too.
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+def test_the_flows_loss_is_finite_at_pure_noise():
+    """|output - (z - x0)|^2 at t = T, and its gradient."""
+    sde, x0, z = Flow(), jnp.ones((2, 3)), jnp.full((2, 3), 0.5)
+
+    def error(output):
+        model = Model(output, sde, lambda output, x, *_: output + 0.0 * x, "flow", "time")
+        return jnp.sum(jnp.square(model.error(x0, jnp.ones(2), z, "flow")))
+
+    value, gradient = jax.value_and_grad(error)(jnp.zeros(()))
+    np.testing.assert_allclose([value, gradient], [6 * 0.25, 6.0], rtol=1e-6)
 
 
 # --- Discrete levels ------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ IMPOSSIBLE = {
     "sde.sigma_min": -1.0,
     "sde.sigma_max": float("nan"),
     "sde.betas": (0.1, -0.1),
+    "sde.t_max": 0.0,
+    "sde.shift": 0.0,
     "model.name": "resnet",
     "model.width": 6,
     "model.depth": 0,
@@ -51,6 +53,7 @@ IMPOSSIBLE = {
     "model.parameterization": "x0",
     "model.condition": "sigma",
     "model.num_levels": 1,
+    "model.sigma_data": 0.0,
     "model.dtype": "float16",
     "training.num_steps": 0,
     "training.batch_size": 0,
@@ -63,6 +66,10 @@ IMPOSSIBLE = {
     "training.weight_decay": -0.1,
     "training.ema_rate": 1.0,
     "training.loss": "elbo",
+    "training.times": "cosine",
+    "training.weight": "snr",
+    "training.times_mean": float("inf"),
+    "training.times_std": 0.0,
     "training.label_dropout": 1.0,
     "training.t_min": 0.0,
     "training.checkpoint_every": 0,
@@ -154,6 +161,7 @@ DISCRETE = {"model.num_levels": 1000}
 CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
 LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
+NO_DATA_LEFT = {"sde.name": "cosine", "model.parameterization": "velocity"}
 OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
 
 # Values, the key that is named, and what is said of the allowed values.
@@ -219,6 +227,26 @@ CONTRADICTIONS = [
         {"sde.name": "vp_discrete", "sde.betas": (0.1, 1.0), "sampling.classifier_scale": 1.0},
         *("sampling.classifier_scale", "0, as alpha(T) = 0 of DiscreteVPSDE"),
     ),
+    (
+        {"sde.name": "flow"},
+        *(
+            "model.parameterization",
+            "velocity, denoised, flow",
+            "alpha(T) = 0 of Flow, or config.sde.t_",
+        ),
+    ),
+    (NO_DATA_LEFT | {"model.condition": "log_snr"}, "model.condition", "time, log_sigma, as"),
+    (NO_DATA_LEFT | {"training.loss": "mixture"}, "training.loss", "paper, edm, flow, as"),
+    (
+        NO_DATA_LEFT | {"training.weight": "likelihood"},
+        *("training.weight", "others, as alpha(T) = 0 of Cosine"),
+    ),
+    (
+        NO_DATA_LEFT | {"sampling.method": "ipndm", "sampling.grid": "quadratic"},
+        *("sampling.grid", "uniform, paper, angle"),
+    ),
+    ({"sde.name": "cosine", "sde.t_max": 1e-3}, "sde.t_max", "times above 0.001, up to 1"),
+    ({"sde.name": "edm", "sde.t_max": 0.001}, "sde.t_max", "times above 0.002, up to 1e+06"),
     ({"restore.label": 10}, "restore.label", "classes below 10, those of digits"),
     ({"data.image_size": 16}, "data.image_size", "0 (its own 8 pixels) for digits"),
     ({"data.condition": ("a",)}, "data.condition", "vectors"),
@@ -282,6 +310,8 @@ CONTRADICTIONS = [
         *("model.condition", "time with", "num_levels = 1000"),
     ),
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
+    (DISCRETE | {"training.times": "log_snr"}, "training.times", "unset with", "num_levels = 1000"),
+    (DISCRETE | {"training.weight": "flow"}, "training.weight", "unset with", "num_levels = 1000"),
     ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
     (LEARNED, "model.condition", "log_sigma, log_snr with", "sde.name = 'vp_learned'"),
@@ -290,7 +320,23 @@ CONTRADICTIONS = [
         LEARNED | {"model.condition": "log_snr", "training.loss": "likelihood"},
         *("training.dequantize", "True with", "vp_learned"),
     ),
-    ({"likelihood.method": "vlb"}, "likelihood.method", "ode, bound with", "num_levels = 0"),
+    (
+        LEARNED | {"model.condition": "log_snr", "training.loss": "likelihood", "sde.shift": 2.0},
+        *("sde.shift", "1.0 with", "vp_learned"),
+    ),
+    (
+        LEARNED
+        | {
+            "model.condition": "log_snr",
+            "training.loss": "likelihood",
+            "training.times": "uniform",
+        },
+        *("training.times", "unset with", "vp_learned"),
+    ),
+    (
+        {"likelihood.method": "vlb", "likelihood.num_times": 1},
+        *("likelihood.num_times", "integers of at least 2 with", "method = 'vlb'"),
+    ),
     ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
 ]
 
@@ -302,6 +348,13 @@ def test_keys_that_contradict_each_other_are_refused(case):
     value = flat(changed(valid(), values))[key]
     assert line.startswith(f"config.{key} = {value!r}: allowed ")
     assert all(words in line for words in said), line
+
+
+def test_a_sampler_that_cannot_begin_without_data_says_so():
+    line = refusal(NO_DATA_LEFT | {"sampling.method": "pc"})
+    assert line.startswith("config.sampling: Cosine: alpha(T) = 0 ") and "(sde.t_max)" in line
+    checked(changed(valid(), NO_DATA_LEFT))
+    checked(changed(valid(), NO_DATA_LEFT | {"sampling.method": "pc", "sde.t_max": 0.99}))
 
 
 def test_settings_that_a_network_does_not_read_contradict_nothing():

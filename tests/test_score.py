@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from score_sde.score import NOISE_CONDITIONS, PARAMETERIZATIONS, Model, as_pytree, denoise
+from score_sde.schedules import EDM, Flow
+from score_sde.score import (
+    NOISE_CONDITIONS,
+    OF_PURE_NOISE,
+    PARAMETERIZATIONS,
+    Model,
+    as_pytree,
+    converted,
+    denoise,
+)
 from score_sde.sde import expand
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
@@ -16,6 +25,7 @@ TARGETS = {
     "score": lambda x0, z, alpha, sigma: -z,  # divided by sigma it is the score
     "velocity": lambda x0, z, alpha, sigma: (alpha * z - sigma * x0) / jnp.hypot(alpha, sigma),
     "denoised": lambda x0, z, alpha, sigma: x0,
+    "flow": lambda x0, z, alpha, sigma: z - x0,
 }
 
 
@@ -36,11 +46,84 @@ def test_a_network_that_hits_its_target_gives_the_conditional_score(process, nam
     model = Model(TARGETS[name](x0, z, alpha, sigma), sde, apply, name, "log_snr")
     score = model(x, t)
     # -z / sigma, with some roundings of 6e-8 in x, which is up to max(1, 1 / sigma) times z.
-    roundings = {"velocity": 1e-4, "denoised": 1e-6 / np.minimum(np.asarray(sigma), 1.0)}
+    roundings = {
+        "velocity": 1e-4,
+        "flow": 1e-4,
+        "denoised": 1e-6 / np.minimum(np.asarray(sigma), 1.0),
+    }
     error = np.abs(np.asarray(score * sigma + z))
     np.testing.assert_array_less(error, roundings.get(name, 1e-6) + 1e-4 * np.abs(z))
     if name == "denoised":
         np.testing.assert_array_equal(model.denoised(x, t), x0)
+
+
+@pytest.mark.parametrize("target", PARAMETERIZATIONS)
+@pytest.mark.parametrize("source", PARAMETERIZATIONS)
+def test_every_target_is_converted_to_every_other(source, target):
+    for sde in (PUBLISHED["vp"], PUBLISHED["subvp"], PUBLISHED["ve"], Flow()):
+        t = jnp.linspace(0.05, 0.95, 7)
+        x0, z = jax.random.normal(jax.random.key(0), (2, 7, 3))
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        x = expand(alpha, x0) * x0 + expand(sigma, x0) * z
+        given, wanted = (
+            TARGETS[name](x0, z, expand(alpha, x0), expand(sigma, x0)) for name in (source, target)
+        )
+        found = converted(given, x, alpha, sigma, source, target)
+        # x holds x0 to 6e-8 sigma / alpha, which is 5000 and less, and z to 6e-8 alpha / sigma.
+        np.testing.assert_allclose(found, wanted, atol=5e-3)
+
+
+def test_velocities_are_defined_where_alpha_is_0():
+    """There x is the noise, and the network's output tells the data."""
+    x0, x = jnp.asarray([[0.3, -0.2]]), jnp.asarray([[1.0, 2.0]])
+    none, one = jnp.zeros(1), jnp.ones(1)
+    for source in ("velocity", "flow", "denoised"):
+        output = TARGETS[source](x0, x, 0.0, 1.0)
+        for target in PARAMETERIZATIONS:
+            found = converted(output, x, none, one, source, target)
+            np.testing.assert_allclose(found, TARGETS[target](x0, x, 0.0, 1.0), rtol=1e-6)
+
+
+def test_sigma_data_makes_it_the_preconditioning_of_karras_and_others():
+    """Karras et al. 2022, table 1, for sigma_data = 0.5, with F = -output."""
+    sigma, s = np.geomspace(0.002, 80.0, 9), 0.5
+    skip, out = s**2 / (sigma**2 + s**2), sigma * s / np.sqrt(sigma**2 + s**2)
+    scale = 1.0 / np.sqrt(sigma**2 + s**2)
+    x = np.random.default_rng(0).normal(size=(9, 3)) / scale[:, None]
+
+    def network(x):
+        return np.sin(x)
+
+    def apply(params, x, noise, condition):
+        return -jnp.sin(x)
+
+    model = Model(None, EDM(), apply, "velocity", "log_sigma", sigma_data=s)
+    found = model.denoised(jnp.asarray(x, jnp.float32), jnp.asarray(sigma, jnp.float32))
+    wanted = skip[:, None] * x + out[:, None] * network(scale[:, None] * x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    score = model(jnp.asarray(x, jnp.float32), jnp.asarray(sigma, jnp.float32))
+    np.testing.assert_allclose(
+        score, (wanted - x) / sigma[:, None] ** 2, rtol=1e-3, atol=1e-4 / sigma.min()
+    )
+
+
+@pytest.mark.parametrize("target", PARAMETERIZATIONS)
+@pytest.mark.parametrize("own", PARAMETERIZATIONS)
+def test_the_error_of_a_target(own, target):
+    """Of x0 / sigma_data and z, by the estimates of both: the targets are linear in them."""
+    sde, size = PUBLISHED["vp"], 0.5
+    t = jnp.linspace(0.1, 0.9, 5)
+    x0, z = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    model = Model(None, sde, lambda _, x, *__: 0.3 * x + 0.1, own, "log_snr", sigma_data=size)
+    alpha, sigma = expand(sde.alpha(t), x0), expand(sde.sigma(t), x0)
+    x = alpha * x0 + sigma * z
+    epsilon, denoised = -sigma * model(x, t), model.denoised(x, t)
+    predicted, wanted = (
+        TARGETS[target](data / size, noise, size * alpha, sigma)
+        for data, noise in ((denoised, epsilon), (x0, z))
+    )
+    found = model.error(x0, t, z, target)
+    np.testing.assert_allclose(found, predicted - wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_velocity_gives_the_network_inputs_of_unit_size():
@@ -124,3 +207,11 @@ def test_levels_leave_a_continuously_trained_network_alone():
 def test_a_process_without_chain_has_no_discretely_trained_network():
     with pytest.raises(ValueError, match="SubVPSDE has no discrete chain"):
         Model(None, PUBLISHED["subvp"], lambda *_: None, "epsilon", "time", 1000).noise(jnp.ones(1))
+
+
+def test_which_parameterizations_have_denoised_data_of_pure_noise():
+    none, one = jnp.zeros(1), jnp.ones(1)
+    finite = [
+        name for name, of in PARAMETERIZATIONS.items() if np.isfinite(of(none, one).denoised).all()
+    ]
+    assert finite == list(OF_PURE_NOISE)

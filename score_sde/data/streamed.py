@@ -151,7 +151,7 @@ class Raw:
 def fill(file: BinaryIO, buffer: memoryview) -> int:
     """Reads into a buffer until it is full or the file ends; how many bytes that are."""
     done = 0
-    # A MiB at a time: gzip makes a buffer of its own, as large as what it is asked for.
+    # One MiB at a time: gzip makes a second buffer as large as the request.
     while count := file.readinto(buffer[done : done + 2**20]):  # type: ignore[attr-defined]
         done += count
     return done

@@ -12,6 +12,7 @@ tells beyond psi. So it judges the other methods, rather than replaces them.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from score_sde.errors import require
 from score_sde.samplers.base import require_fraction
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import PROJECTION, Context
-from score_sde.sde import SDE, ScoreFn
+from score_sde.sde import SDE
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TwistedSMC(GridSampler):
     def coupled(self) -> bool:
         return True
 
-    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+    def check_start(self, sde: SDE, score: Any) -> None:
         super().check_start(sde, score)
         kind = type(score).__name__
         require(hasattr(score, "twisted"), "score", kind, "those of inverse.pigdm")

@@ -22,6 +22,7 @@ from score_sde.spaces import item_keys
 
 ACCURACY = "accuracy.json"  # in a classifier's folder
 LEVELS, ITEMS = 16, 512  # the most of the test split, at each level
+LEAST_LOG_SNR = -20.0  # where alpha(T) = 0 it is infinite
 # Of x0 (B, *shape), its condition, times (K,) and the index of the first: (B, K).
 Values = Callable[[Array, dict[str, Array], Array, Array], Array]
 
@@ -81,6 +82,7 @@ def _by_level(
     rows = np.sort(np.random.default_rng(0).permutation(len(arrays.x))[:most])
     given = {each: arrays.condition[each][rows] for each in names}
     top, bottom = (sde.log_snr(jnp.full(1, t)) for t in (config.training.t_min, sde.T))
+    bottom = jnp.maximum(bottom, LEAST_LOG_SNR)
     log_snr = top + jnp.linspace(0.0, 1.0, LEVELS) * (bottom - top)
     t = jnp.clip(sde.inverse_log_snr(log_snr), config.training.t_min, sde.T)
 

@@ -168,9 +168,9 @@ class Sampler(ABC):
         """The time at which samples are taken."""
         return sde.t_min if self.t_min is None else self.t_min
 
-    def check_start(self, sde: SDE, score: ScoreFn) -> None:
-        """Raise ValueError if the sampler cannot start at T; within a jitted function do
-        nothing."""
+    def check_start(self, sde: SDE, score: Any) -> None:
+        """Raise ValueError if the sampler cannot start at T with a score, of which its methods
+        count; within a jitted function do nothing."""
         if not self.denoised_only:
             sde.check()
         elif not sde.keeps_data() and not hasattr(score, "denoised"):

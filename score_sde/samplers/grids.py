@@ -3,7 +3,7 @@
 The times of a process are its noise levels nu = sigma / alpha = exp(-log_snr / 2), which rise in t.
 The process's inverse log-SNR turns a grid of noise levels into times.
 
-    uniform    t_i = T + i/N (t_min - T)
+    uniform    t_i = T + i/N (t_min - T), or what a process has in its place (`edm`)
     paper      the original code's: N times from T to t_min, so N - 1 steps, and the last of its N
                evaluations is the denoising at t_min
     quadratic  VP's noise levels (beta from 0.1 to 20) at its times uniform in sqrt(t): t_i =
@@ -28,6 +28,7 @@ evaluation is the denoising. `leading` does not begin at T.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ from score_sde.discrete import discretization
 from score_sde.errors import require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import SteppedSampler
-from score_sde.sde import SDE, VPSDE, ScoreFn
+from score_sde.sde import SDE, VPSDE
 
 SPACINGS = ("leading", "trailing", "linspace")
 GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle", *SPACINGS)
@@ -83,7 +84,7 @@ class GridSampler(SteppedSampler):
             allowed = f"0 to {most} with num_levels = {levels}, num_steps = {self.num_steps}"
             require(0 <= offset <= most, "steps_offset", offset, allowed)
 
-    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+    def check_start(self, sde: SDE, score: Any) -> None:
         super().check_start(sde, score)
         allowed = f"uniform, paper, angle, {', '.join(SPACINGS)} where alpha(T) = 0"
         ok = self.grid not in ("quadratic", "log_snr", "karras") or sde.keeps_data()
@@ -127,9 +128,9 @@ def times(
         noisier = _spaced(grid, num_steps, num_levels) - steps_offset
         return sde.inverse_log_snr(_chain(sde, num_levels)[noisier])
     if grid == "uniform":
-        times = jnp.linspace(sde.T, t_min, num_steps + 1)
+        times = sde.time_steps(sde.T, t_min, num_steps + 1)
     elif grid == "paper":
-        times = jnp.linspace(sde.T, t_min, num_steps)
+        times = sde.time_steps(sde.T, t_min, num_steps)
     else:
         ends = sde.log_snr(jnp.asarray([sde.T, t_min]))
         if grid == "log_snr":

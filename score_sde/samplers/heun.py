@@ -31,10 +31,12 @@ class Heun(GridSampler):
     long in nu for Euler's method.
 
     The paper's last step, from the lowest level to 0, is ``denoise``: an Euler step to nu = 0 ends
-    at D. Churn does not lift a state above the level of T, where the network was not trained.
+    at D. So the paper's N steps are ``num_steps = N - 1`` and that one. It has no churn here, nor
+    in the paper's settings, whose S_tmin lies above. Churn does not lift a state above the level of
+    T, where the network was not trained.
 
     Attributes:
-        churn: S_churn: a step starts from nu (1 + min(churn / num_steps, sqrt(2) - 1)). 0 is the
+        churn: S_churn: a step starts from nu (1 + min(churn / N, sqrt(2) - 1)). 0 is the
             probability flow.
         churn_from: S_tmin: no churn at nu below this.
         churn_to: S_tmax: no churn at nu above this.
@@ -68,7 +70,7 @@ class Heun(GridSampler):
         and the noise that lifts the state there."""
         nu = jnp.exp(-0.5 * sde.log_snr(times))
         churned = (nu >= self.churn_from) & (nu <= self.churn_to)
-        most = min(self.churn / (len(times) - 1), 2.0**0.5 - 1.0)
+        most = min(self.churn / (len(times) - 1 + self.denoise), 2.0**0.5 - 1.0)
         # Not above the level of T: the network was not trained there.
         gamma = jnp.minimum(jnp.where(churned, most, 0.0), jnp.maximum(nu[0] / nu - 1.0, 0.0))
         if self.num_levels:  # to a level of the chain, perhaps the same

@@ -75,6 +75,9 @@ class ProbabilityFlow(Sampler):
         check(verdict, self.max_steps)
         return samples
 
+    def check_start(self, sde: SDE, score: Any) -> None:
+        sde.check_flow(score)
+
     def encode(self, sde: SDE, score: ScoreFn, x0: Array) -> Samples:
         """The latents at T of data: the end of the flow that starts at the data at t_min.
 
@@ -92,7 +95,7 @@ class ProbabilityFlow(Sampler):
             RuntimeError: with the reason, if a solve did not succeed.
         """
         self.check(sde)
-        sde.check()
+        sde.check_flow(score)
         latents, verdict = _encode(sde, as_pytree(score), x0, self)
         check(verdict, self.max_steps)
         return latents

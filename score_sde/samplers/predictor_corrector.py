@@ -20,6 +20,7 @@ is:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -180,7 +181,7 @@ class PredictorCorrector(SteppedSampler):
         if self.faithful and (self.corrections or self._predictor not in (euler_maruyama, None)):
             check_steps(sde, self.num_steps)
 
-    def check_start(self, sde: SDE, score: ScoreFn) -> None:
+    def check_start(self, sde: SDE, score: Any) -> None:
         super().check_start(sde, score)
         self.check(sde)
 
@@ -205,9 +206,9 @@ class PredictorCorrector(SteppedSampler):
         """Times of the predictor's steps and the last one reached, (num_steps + 1,)."""
         t_min = self.last_time(sde)
         if self.faithful:  # N times, both ends included: the step taken at t_min is the last
-            grid = jnp.linspace(sde.T, t_min, self.num_steps)
+            grid = sde.time_steps(sde.T, t_min, self.num_steps)
             return jnp.concatenate([grid, grid[-1:]])
-        return jnp.linspace(sde.T, t_min, self.num_steps + 1)
+        return sde.time_steps(sde.T, t_min, self.num_steps + 1)
 
     def memory(self, x: Array) -> Array:
         """The mean of the last update, which `faithful` denoising returns."""

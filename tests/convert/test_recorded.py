@@ -40,8 +40,10 @@ def named(request, reference_dir):
 @cache
 def in_fours(apply):
     """The network, compiled for four images alone; fewer are filled up. Equal networks share it: a
-    compilation each, for scores, losses and runs."""
-    compiled = jax.jit(apply)
+    compilation each, for scores, losses and runs. Convolutions in float64 are loops of XLA's own:
+    enough work for optimized code (tests/conftest.py) to pay."""
+    optimized = {"xla_backend_optimization_level": 1} if jax.config.jax_enable_x64 else None
+    compiled = jax.jit(apply, compiler_options=optimized)
 
     def call(params, x, noise, condition):
         rows = np.minimum(np.arange(4), len(x) - 1)

@@ -15,7 +15,7 @@ from score_sde import inverse, oracle
 from score_sde.inverse.base import conjugate_gradients
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers import DDIM, ProbabilityFlow
-from tests.cases import PROCESSES, process_of
+from tests.cases import EVERY, PROCESSES, process_of
 
 SIGMA_Y = 0.3
 TIMES = jnp.asarray([0.02, 0.1, 0.3, 0.6, 0.9])
@@ -83,7 +83,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("dims", [2, 16])
 def test_each_method_is_its_formula(name, dims):
     """Each sample at its own time, with its own measurement."""
@@ -107,7 +107,7 @@ def test_each_method_is_its_formula(name, dims):
             np.testing.assert_allclose(found[row], score_there, atol=size, err_msg=method)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_mmps_is_the_exact_posterior_of_gaussians(name):
     """With as many iterations as measured numbers."""
     sde, (mean, covariance, matrix, y, x) = process_of(name), problem(16)

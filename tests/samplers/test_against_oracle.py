@@ -16,7 +16,15 @@ import pytest
 from score_sde import oracle
 from score_sde.samplers import AnnealedLangevin, Heun, PredictorCorrector, ProbabilityFlow
 from score_sde.sde import SDE, VESDE
-from tests.cases import PROCESSES, SAMPLER_CASES, overlapping_mixture, process_of
+from tests.cases import (
+    EVERY,
+    FIRST,
+    LATER,
+    PROCESSES,
+    SAMPLER_CASES,
+    overlapping_mixture,
+    process_of,
+)
 
 DIMS, NUM = 16, 4096
 
@@ -47,7 +55,7 @@ def moments_after(sampler, sde, mean: float, variance: float) -> tuple[float, fl
     return m, v
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("predictor", ["euler_maruyama", "reverse_diffusion", "ancestral"])
 def test_bias_halves_when_steps_double(name, predictor):
     sde = process_of(name)
@@ -101,7 +109,7 @@ def annealed_langevin_error(sampler, sde, data_variance: float) -> float:
     return max(abs(m - alpha * 0.7) / np.sqrt(variance), abs(v / variance - 1))
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_consistent_annealed_langevin_loses_half_its_step_size_of_the_variance(name):
     """A narrow direction of the data keeps its variance, a wide one loses step_size / 2 of it,
     whatever the number of levels and of steps."""
@@ -122,7 +130,7 @@ def test_consistent_annealed_langevin_loses_half_its_step_size_of_the_variance(n
             assert annealed_langevin_error(sampler, sde, data_variance) < bound
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_papers_annealed_langevin_bias_shrinks_with_levels_and_step_size(name):
     def error(num_steps, step_size):
         sampler = AnnealedLangevin(num_steps, 5, step_size, consistent=False, t_min=0.01)
@@ -154,15 +162,19 @@ def many(sampler, sde, score):
 
 def runs():
     """(sampler, process): those of few steps under each process, those of hundreds under two. Their
-    bias under each is held without noise, above and by test_convergence.py."""
+    bias under each is held without noise, above and by test_convergence.py. Most of those under
+    the later processes are slow."""
     compared = [which for which, case in SAMPLER_CASES.items() if case.steps]
     for index, which in enumerate(compared):
-        pair = (("vp", "ve"), ("subvp", "cosine"))[index % 2]
-        for name in PROCESSES if SAMPLER_CASES[which].steps < 400 else pair:
+        pair = (("vp", "ve"), ("subvp", "own"))[index % 2]
+        for name in FIRST if SAMPLER_CASES[which].steps < 400 else pair:
             yield which, name
+        for name in LATER:
+            marks = () if which in ("unipc", "ancestral") else pytest.mark.slow
+            yield pytest.param(which, name, marks=marks)
 
 
-@pytest.mark.parametrize(("which", "name"), runs())
+@pytest.mark.parametrize(("which", "name"), [*runs()])
 def test_samples_have_the_oracles_moments_and_mode_weights(which, name, mixture, directions):
     case, truth = SAMPLER_CASES[which], PROCESSES[name]
     sampler, bias = case.make(num_steps=case.steps, denoise=False), case.bias
