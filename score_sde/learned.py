@@ -81,8 +81,8 @@ class LearnedVP(ByGamma):
         return f"LearnedVP(gamma_min={self.gamma_min}, gamma_max={self.gamma_max})"
 
     def gamma(self, t: Array) -> Array:
-        first, last, rise = jnp.zeros_like(t), jnp.full_like(t, self.T), self._rise
-        share = (rise(t) - rise(first)) / (rise(last) - rise(first))
+        first, last = (self._rise(jnp.asarray(end, t.dtype)) for end in (0.0, self.T))
+        share = (self._rise(t) - first) / (last - first)
         low, high = (jnp.asarray(end, t.dtype) for end in (self.gamma_min, self.gamma_max))
         return low + (high - low) * share
 
@@ -93,8 +93,9 @@ class LearnedVP(ByGamma):
             for value in (self.line, self.heights, self.rates, self.places)
         )
         sum_of_all = jax.nn.softplus(line) * t
-        # One by one: with an axis of the sigmoids, XLA's program for CPUs (jax 0.10.2) gives wrong
-        # numbers beyond the 1024th time, inside of the bound's loops.
+        # One by one: a sum over an axis of sigmoids is a reduction, and jaxlib 0.10.2 fuses it on
+        # CPUs with one that comes after it, as over the pixels of sigma score + z. That program
+        # (`__ynn_fusion`) is wrong beyond 2^15 numbers: github.com/jax-ml/jax/issues/39103.
         for height, rate, place in zip(heights, rates, places, strict=True):
             bend = jax.nn.sigmoid(jax.nn.softplus(rate) * (t - place / NUM_BENDS))
             sum_of_all = sum_of_all + jax.nn.softplus(height) * bend
