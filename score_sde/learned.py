@@ -88,18 +88,18 @@ class LearnedVP(ByGamma):
 
     def _rise(self, t: Array) -> Array:
         """The sum before it is scaled to reach from 0 to 1."""
-        line, heights, rates, places = (
-            jnp.asarray(value, t.dtype)
-            for value in (self.line, self.heights, self.rates, self.places)
+        line, heights, rates = (
+            jax.nn.softplus(jnp.asarray(value, t.dtype))
+            for value in (self.line, self.heights, self.rates)
         )
-        sum_of_all = jax.nn.softplus(line) * t
-        # One by one: a sum over an axis of sigmoids is a reduction, and jaxlib 0.10.2 fuses it on
-        # CPUs with one that comes after it, as over the pixels of sigma score + z. That program
+        places = jnp.asarray(self.places, t.dtype) / NUM_BENDS
+        after = range(t.ndim)  # the axes of t come before that of the sigmoids
+        heights, rates, places = (jnp.expand_dims(row, after) for row in (heights, rates, places))
+        bends = heights * jax.nn.sigmoid(rates * (jnp.expand_dims(t, -1) - places))
+        # Added one by one. The sum over an axis is a reduction, and jaxlib 0.10.2 fuses it on CPUs
+        # with one that comes after it, as over the pixels of sigma score + z. That program
         # (`__ynn_fusion`) is wrong beyond 2^15 numbers: github.com/jax-ml/jax/issues/39103.
-        for height, rate, place in zip(heights, rates, places, strict=True):
-            bend = jax.nn.sigmoid(jax.nn.softplus(rate) * (t - place / NUM_BENDS))
-            sum_of_all = sum_of_all + jax.nn.softplus(height) * bend
-        return sum_of_all
+        return sum(jnp.unstack(bends, axis=-1), start=line * t)
 
 
 PROCESSES["vp_learned"] = LearnedVP

@@ -41,7 +41,8 @@ class _At(ByGamma):
 
 def variational_loss(key: Array, model: Model, x0: Array, **options: Any) -> Array:
     """The estimate for each example of a batch, nats per dimension, (B,); its gradient with respect
-    to the model is as the module says.
+    to the model's parameters and process is as the module says. There is none for x0, nor for a
+    condition.
 
     The decoder is N(x_t / alpha, (sigma / alpha)^2 I) at t = 0. It needs no network, so the noise
     of one time is all that is evaluated.
@@ -53,21 +54,22 @@ def variational_loss(key: Array, model: Model, x0: Array, **options: Any) -> Arr
         options: for the network.
     """
     process: Any = model.sde
+    arrays = {name: each for name, each in options.items() if isinstance(each, Array)}
     key_t, key_z = jax.random.split(key)
     t = process.T * low_discrepancy(key_t, len(x0)).astype(x0.dtype)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
 
-    def estimate(params: Any, gamma: Gamma) -> Array:
-        level, slope = gamma
-        at = dataclasses.replace(model, params=params, sde=_At(level))
+    def estimate(params: Any, gamma: Gamma, rest: Any) -> Array:
+        (level, slope), (x0, z, t, condition, arrays) = gamma, rest
+        at = dataclasses.replace(model, params=params, sde=_At(level), condition=condition)
         mean, std = at.sde.marginal(x0, t)
-        error = expand(std, z) * at(mean + expand(std, z) * z, t, **options) + z
+        error = expand(std, z) * at(mean + expand(std, z) * z, t, **(options | arrays)) + z
         return 0.5 * slope * jnp.mean(jnp.square(error).reshape(len(x0), -1), axis=-1)
 
     by_bound, by_variance = (_held(process, part) for part in (_inside(process), ENDS))
-    diffusion = _two_gradients(estimate)(
-        model.params, *((each.gamma(t), each.slope(t)) for each in (by_bound, by_variance))
-    )
+    gamma, again = ((each.gamma(t), each.slope(t)) for each in (by_bound, by_variance))
+    rest = x0, z, t, model.condition, arrays
+    diffusion = _two_gradients(estimate)(model.params, gamma, again, rest)
     first, last = (by_bound.gamma(jnp.full((1,), end, x0.dtype))[0] for end in (0.0, process.T))
     alpha2, sigma2 = jax.nn.sigmoid(-last), jax.nn.sigmoid(last)
     size2 = jnp.mean(jnp.square(x0).reshape(len(x0), -1), axis=-1)
@@ -87,24 +89,25 @@ def _held(process: Any, names: tuple[str, ...]) -> Any:
 
 
 def _two_gradients(
-    estimate: Callable[[Any, Gamma], Array],
-) -> Callable[[Any, Gamma, Gamma], Array]:
-    """`estimate(params, gamma)` as a function of gamma twice, equal in value. The first gets the
-    gradient of the estimate, the second that of its square."""
+    estimate: Callable[[Any, Gamma, Any], Array],
+) -> Callable[[Any, Gamma, Gamma, Any], Array]:
+    """`estimate(params, gamma, rest)` as a function of gamma twice, equal in value. The first gets
+    the gradient of the estimate, the second that of its square, and the rest none. The function
+    must not take a traced array from around it: JAX does not see such in a `custom_vjp`."""
 
     @jax.custom_vjp
-    def twice(params: Any, gamma: Gamma, again: Gamma) -> Array:
-        return estimate(params, gamma)
+    def twice(params: Any, gamma: Gamma, again: Gamma, rest: Any) -> Array:
+        return estimate(params, gamma, rest)
 
-    def forward(params: Any, gamma: Gamma, again: Gamma) -> tuple[Array, Any]:
-        value, back = jax.vjp(estimate, params, gamma)
+    def forward(params: Any, gamma: Gamma, again: Gamma, rest: Any) -> tuple[Array, Any]:
+        value, back = jax.vjp(lambda *given: estimate(given[0], given[1], rest), params, gamma)
         return value, (value, back)
 
-    def backward(kept: Any, cotangent: Array) -> tuple[Any, Gamma, Gamma]:
+    def backward(kept: Any, cotangent: Array) -> tuple[Any, Gamma, Gamma, None]:
         value, back = kept
         params, gamma = back(cotangent)
         level, slope = (2.0 * value * each for each in gamma)
-        return params, gamma, (level, slope)
+        return params, gamma, (level, slope), None
 
     twice.defvjp(forward, backward)
     return twice
