@@ -7,6 +7,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -166,6 +167,22 @@ def type_in_words(key: str) -> str:
     """Return the values of the type that a key may have, in words."""
     words = {bool: "True, False", int: "integers", str: "text", tuple: "tuples such as (1, 2)"}
     return words.get(SCHEMA[key].kind, "numbers")
+
+
+def in_own_words(error: Exception) -> str:
+    """Return an error's message in a line: those of ml_collections by the schema's words.
+
+    ml_collections lists all other keys, and names types as Python does.
+    """
+    text = one_line(error)
+    if unknown := re.search(r'Key "(\w+)" does not exist', text):
+        return f"{unknown[1]!r}: no such key; {closest(unknown[1])}"
+    found = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original", text)
+    if not found:
+        return text
+    keys = [key for key in SCHEMA if _split(key)[1] == found[1]]
+    allowed = " or ".join(sorted(set(map(type_in_words, keys)))) or "its keys, as it is a section"
+    return f"{found[1]} = {found[2]}: allowed are {allowed}"
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -13,10 +13,9 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from score_sde.config import closest, type_in_words
-from score_sde.errors import UserError, one_line
+from score_sde.config import in_own_words
+from score_sde.errors import UserError
 from score_sde.paths import local
-from score_sde.schema import SCHEMA
 from score_sde.validation import validate
 
 _PACKAGE = Path(__file__).parent
@@ -71,16 +70,4 @@ def load(preset: str) -> ConfigDict:
 
 
 def _refuse(preset: str, error: Exception) -> NoReturn:
-    text = one_line(error)
-    # ml_collections lists all other keys, and names types as Python does.
-    unknown = re.search(r'Key "(\w+)" does not exist', text)
-    other = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original", text)
-    if unknown:
-        text = f"{unknown[1]!r}: no such key; {closest(unknown[1])}"
-    elif other:
-        keys = [key for key in SCHEMA if key.endswith(f".{other[1]}") or key == other[1]]
-        allowed = (
-            " or ".join(sorted(set(map(type_in_words, keys)))) or "its keys, as it is a section"
-        )
-        text = f"{other[1]} = {other[2]}: allowed are {allowed}"
-    raise UserError(f"--config {preset}: {text}") from None
+    raise UserError(f"--config {preset}: {in_own_words(error)}") from None

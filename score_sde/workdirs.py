@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde import __version__
-from score_sde.config import changed, default, flat, unknown_key
+from score_sde.config import changed, default, flat, in_own_words, unknown_key
 from score_sde.data import DatasetInfo, is_only_described
 from score_sde.errors import DAMAGED, UserError, one_line, why_no_json
 from score_sde.locks import SUFFIX
@@ -160,7 +160,7 @@ def from_json(text: str | bytes, source: str = FILE) -> ConfigDict:
         config = changed(default(), values)
         validate(config)
     except (TypeError, ValueError, UserError) as error:
-        raise UserError(f"{source}: {one_line(error)}") from None
+        raise UserError(f"{source}: {in_own_words(error)}") from None
     return config
 
 

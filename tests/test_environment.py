@@ -184,6 +184,24 @@ def test_a_cache_of_programs_in_the_home(tiny_run, tmp_path, nobody):
     assert (tmp_path / "home" / "programs").is_dir() and not (tmp_path / "~").exists()
 
 
+@pytest.mark.slow
+def test_damaged_programs_are_told_of_in_one_line(tiny_run, tmp_path):
+    """A process of its own, as this one has the programs already."""
+    tiny_run("digits", tmp_path)
+    programs = tmp_path / "programs"
+    sample = ("--mode=sample", *FEW)
+    before = process(*sample, cwd=tmp_path, JAX_COMPILATION_CACHE_DIR=str(programs))
+    assert before.returncode == 0 and "damaged" not in before.stdout, before.stderr
+    (tmp_path / "runs" / "vp_digits" / "samples.npz").unlink()
+    kept = list(programs.glob("*-cache"))
+    assert len(kept) > 10
+    for program in kept[1:]:
+        program.write_bytes(program.read_bytes()[:100])
+    after = process(*sample, cwd=tmp_path, JAX_COMPILATION_CACHE_DIR=str(programs))
+    assert after.returncode == 0 and "persistent" not in after.stderr, after.stderr
+    assert after.stdout.count("damaged programs there are compiled anew; delete the folder") == 1
+
+
 FULL = {
     "config": ("config.json{}", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),

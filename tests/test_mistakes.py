@@ -245,7 +245,7 @@ DAMAGE = {
     "a config with text for a number": (
         {CONFIG: b'{"config": {"seed": "many"}}'},
         ["--mode=restore", "--input=images", "--task=inpaint"],
-        "config.json: Could not override field 'seed' (reference). many is of original type",
+        "config.json: seed = many: allowed are integers",
     ),
     "the step asked for": (
         {NEWEST: b""},

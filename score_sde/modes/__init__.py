@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
@@ -34,6 +35,8 @@ SETTINGS = {
     "jax_default_device": None,  # JAX_PLATFORMS chooses
 }
 
+_show = warnings.showwarning
+
 
 def start(batch_size: int) -> int:
     """Begin a mode: keep compiled programs on disk, set up and print the devices.
@@ -60,6 +63,8 @@ def start(batch_size: int) -> int:
     if precision := settings.jax_default_matmul_precision:
         rounded = "training and samplers round otherwise than by default"
         print(f"note: JAX_DEFAULT_MATMUL_PRECISION = {precision}: {rounded}")
+    if settings.jax_disable_jit:
+        print("note: JAX_DISABLE_JIT = True: nothing is compiled, and all takes many times as long")
     _cores_as_devices(batch_size)
     _keep_programs()
     _quiet_orbax()
@@ -112,8 +117,29 @@ def _keep_programs() -> None:
             f"note: compiled programs are not kept: {error}; JAX_COMPILATION_CACHE_DIR moves them"
         )
         jax.config.update("jax_compilation_cache_dir", None)
+        return
     # The disk may be full later on.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    warnings.showwarning = _tell_once_of_damage(folder)
+
+
+def _tell_once_of_damage(folder: Path) -> Callable[..., None]:
+    """Return a `warnings.showwarning` with one line for all the damaged programs in a folder.
+
+    A full disk or a killed process can leave many. JAX warns of each, at every start, and does not
+    replace them.
+    """
+    told = False
+
+    def show(message: Warning | str, *rest: Any, **others: Any) -> None:
+        nonlocal told
+        if not f"{message}".startswith("Error reading persistent compilation cache entry"):
+            _show(message, *rest, **others)
+        elif not told:
+            told = True
+            print(f"note: {folder}: damaged programs there are compiled anew; delete the folder")
+
+    return show
 
 
 def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:

@@ -101,16 +101,19 @@ def check_scores(run: Any, model: Any, chain: Any, channels: int) -> None:
         check(ours, noise_of(chain, level, x, output))
 
 
+@pytest.mark.parametrize("kind", KINDS[:9], ids=lambda kind: "-".join(kind.values()))
 @pytest.mark.parametrize("size", SIZES)
-def test_scores_of_the_class_defaults(size: str, tmp_path: Path):
-    settings = SIZES[size]
-    model = perturbed(settings)
-    chain = scheduler()
+def test_scores_of_the_class_defaults(size: str, kind: dict[str, Any], tmp_path: Path):
+    model = perturbed(SIZES[size])
+    chain = scheduler(**kind)
     # No weights of a trained network: they predict no noise.
     run = converted(model, chain, tmp_path, "--force")
     count = sum(leaf.size for leaf in jax.tree.leaves(run.score.params))
     assert count == sum(parameter.numel() for parameter in model.parameters())
-    check_scores(run, model, chain, settings.get("in_channels", 3))
+    check_scores(run, model, chain, model.config.in_channels)
+    settings, _ = sampling(tmp_path / "pipe" / "scheduler" / FILE)
+    ddim = diffusers.DDIMScheduler.from_config(chain.config)
+    check_samples(run, model, ddim, {**settings, "sampling.num_steps": 3})
 
 
 def blobs(number: int) -> Any:
@@ -166,12 +169,13 @@ def check_samples(run: Any, model: Any, ddim: Any, settings: dict[str, Any]) -> 
     pipeline = diffusers.DDIMPipeline(model, ddim)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        batch_size=4,
+        batch_size=2,
         generator=torch.Generator().manual_seed(0),
-        num_inference_steps=25,
+        num_inference_steps=settings["sampling.num_steps"],
         output_type="np",
     ).images
-    noise = torch.randn((4, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    shape = (2, model.config.in_channels, *(model.config.sample_size,) * 2)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     noise = jnp.asarray(noise.numpy().transpose(0, 2, 3, 1))
     sampler = build.sampler(changed(run.config, settings))
     ours = sampler.sample(jax.random.key(0), run.sde, run.score, noise)
