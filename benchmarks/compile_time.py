@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from score_sde import build, networks
+    from score_sde import build, networks, objectives
     from score_sde.modes import start
     from score_sde.networks import convolution
     from score_sde.training.mesh import along_data, data_mesh
@@ -92,7 +92,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     info = build.dataset(config)
     apply, params = networks.init(build.network(config, info), jax.random.key(0))
     optimizer, mesh = build.optimizer(config), data_mesh()
-    loss = build.loss(config, apply, info)
+    loss = objectives.loss(config, apply, info)
     step = make_train_step(loss, optimizer, config.training.ema_rate, mesh)
     state = create(params, optimizer, mesh)
     shape = (arguments.batch, *info.shape)

@@ -20,7 +20,7 @@ import numpy as np
 
 import score_sde
 from configs import vp_cifar10
-from score_sde import build, networks
+from score_sde import build, networks, objectives
 from score_sde.config import changed
 from score_sde.modes import start
 from score_sde.training.mesh import along_data, data_mesh, replicated
@@ -62,7 +62,7 @@ def print_train_step(dtype: str, batch_size: int) -> None:
     info = build.dataset(config)
     apply, params = networks.init(build.network(config, info), jax.random.key(0))
     optimizer = build.optimizer(config)
-    loss = build.loss(config, apply, info)
+    loss = objectives.loss(config, apply, info)
     step = make_train_step(loss, optimizer, config.training.ema_rate, mesh)
     state = create(params, optimizer, mesh)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *info.shape)).astype(np.uint8)

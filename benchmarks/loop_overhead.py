@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from configs import vp_digits
-from score_sde import build, data, networks
+from score_sde import build, data, networks, objectives
 from score_sde.modes import start
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.feed import in_memory
@@ -53,7 +53,7 @@ def main() -> None:
     info = build.dataset(config)
     apply, params = networks.init(build.network(config, info), jax.random.key(0))
     optimizer = build.optimizer(config)
-    loss = build.loss(config, apply, info)
+    loss = objectives.loss(config, apply, info)
     step = make_train_step(loss, optimizer, config.training.ema_rate, mesh)
 
     examples = {"x": images, "condition": condition}

@@ -39,7 +39,7 @@ from diffusers import UNet2DModel
 from ml_collections import ConfigDict
 
 from configs import vp_cifar10, vp_digits
-from score_sde import build, networks
+from score_sde import build, networks, objectives
 from score_sde.modes import start
 from score_sde.training.mesh import along_data, data_mesh, replicated
 from score_sde.training.state import create
@@ -118,7 +118,7 @@ def ours(pair: Pair) -> tuple[Callable[[], None], Callable[[], None], int, Calla
     number = sum(leaf.size for leaf in jax.tree.leaves(params))
     optimizer = build.optimizer(pair.config)
     rate = pair.config.training.ema_rate
-    step = make_train_step(build.loss(pair.config, apply, info), optimizer, rate, mesh)
+    step = make_train_step(objectives.loss(pair.config, apply, info), optimizer, rate, mesh)
     shape = (pair.batch, *info.shape)
     rng = np.random.default_rng(0)
     labels = np.zeros(pair.batch, np.int32)

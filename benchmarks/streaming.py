@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import vp_digits
-from score_sde import build, learn, networks
+from score_sde import build, learn, networks, objectives
 from score_sde.config import changed
 from score_sde.data import Arrays, DatasetInfo
 from score_sde.modes import start
@@ -105,7 +105,7 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> None:
     start(arguments.batch)
     mesh, info = data_mesh(), build.dataset(config)
     apply, params = networks.init(build.network(config, info), jax.random.key(0))
-    optimizer, loss = build.optimizer(config), build.loss(config, apply, info)
+    optimizer, loss = build.optimizer(config), objectives.loss(config, apply, info)
     step = make_train_step(loss, optimizer, config.training.ema_rate, mesh)
     state = create(params, optimizer, mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))

@@ -132,12 +132,17 @@ def chain_bound(
     space: Space | None = None,
     *,
     variance: str = "large",
+    num_times: int = 100,
+    t_min: float = 1e-5,
     first: int = 0,
 ) -> Bound:
-    """Bound -log p of a model that was trained on the levels of a chain, each level evaluated with
-    one noise: L_vlb of DDPM (Ho et al. 2020, eq. 5; Nichol, Dhariwal 2021, arXiv:2102.09672).
+    """Bound -log p on the levels of a chain, each evaluated with one noise: L_vlb of DDPM (Ho et
+    al. 2020, eq. 5; Nichol, Dhariwal 2021, arXiv:2102.09672).
 
-    The published codes clip the denoised data to the pixels' range; here they are not clipped.
+    Of a model that was trained in continuous time the levels are those of K times from t_min to T,
+    evenly spread: the loss of a finite number of steps of Kingma et al. 2021, by the smaller
+    variance. The published codes clip the denoised data to the pixels' range; here they are not
+    clipped.
 
     Args:
         key: a jax key.
@@ -145,15 +150,21 @@ def chain_bound(
         data: items of the space, (B, *shape).
         space: how the model sees them; None for points in the model's units.
         variance: of the reverse steps, ``large`` or ``small`` (see the module's docstring).
+        num_times: K, of a model without a chain; t_min: the least of its times.
         first: index of the first item, for data that come in parts.
 
     Raises:
-        ValueError: another variance, or a model that was trained in continuous time.
+        ValueError: another variance, or fewer than two levels; without a chain also a time that the
+            process has not, or a process with alpha(T) = 0.
     """
     require(variance in VARIANCES, "variance", variance, ", ".join(VARIANCES))
-    allowed = "levels of a chain, at least 2"
-    require(model.num_levels > 1, "num_levels", model.num_levels, allowed)
-    return _by_level(key, model, data, space, variance, first)
+    if model.num_levels:
+        require(model.num_levels > 1, "num_levels", model.num_levels, "integers of at least 2")
+    else:
+        require(num_times > 1, "num_times", num_times, "integers of at least 2")
+        require(0 <= t_min < model.sde.T, "t_min", t_min, f"times from 0 to below {model.sde.T:g}")
+        model.sde.check()
+    return _by_level(key, model, data, space, variance, num_times, t_min, first)
 
 
 @partial(jax.jit, static_argnums=(4, 5))
@@ -189,11 +200,24 @@ def _in_time(
     return items.bound(prior, jnp.mean(values, axis=0), decoded[-1], num_times + 1, spread)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4, 5))
 def _by_level(
-    key: Array, model: Model, data: Array, space: Space | None, variance: str, first: Array
+    key: Array,
+    model: Model,
+    data: Array,
+    space: Space | None,
+    variance: str,
+    num_times: int,
+    t_min: Array,
+    first: Array,
 ) -> Bound:
-    chain = discretization(model.sde).chain(model.num_levels)
+    if model.num_levels:
+        chain = discretization(model.sde).chain(model.num_levels)
+        noises = model.at_level(jnp.arange(model.num_levels))
+    else:
+        times = model.sde.time_steps(t_min, model.sde.T, num_times)
+        chain = Chain(model.sde.alpha(times), model.sde.sigma(times))
+        noises = model.noise(times)
     items = _Items(key, data, space, first)
     x0, ones = items.x0, jnp.ones(len(data), items.x0.dtype)
     order = jnp.argsort(-chain.log_snr())  # the least noise first, as DDPM counts them
@@ -206,7 +230,8 @@ def _by_level(
         std = sigma[0] * jnp.sqrt(-jnp.expm1(log_snr[1] - log_snr[0]))
 
     def at(k: Array) -> tuple[Array, Array]:
-        noise, size = model.at_level(jnp.full(len(data), order[k], jnp.int32)), std * ones
+        noise = jax.tree.map(lambda table: jnp.full(len(data), table[order[k]]), noises)
+        size = std * ones
         score = partial(model.score_at, noise=noise)
         return items.errors(k, alpha[k] * ones, sigma[k] * ones, size, score)
 

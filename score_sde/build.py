@@ -1,15 +1,15 @@
-"""From a config to objects. The only place that reads a config to make something.
+"""From a config to objects. Only here and in `score_sde.objectives`, which makes the losses of
+training, a config is read to make something.
 
 An object checks its own settings. The few rules that cross objects are in `score_sde.rules`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,12 +17,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import consistency, data, guidance, losses
-from score_sde.augmentation import PARAMETERS, augmented
+from score_sde import data, guidance, losses, networks
+from score_sde.augmentation import PARAMETERS
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
-from score_sde.discrete import discretization
 from score_sde.errors import UserError, one_line
+from score_sde.learned import constants, with_constants
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schedules import Shifted
 from score_sde.schema import SCHEMA
@@ -132,7 +132,9 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
         dtype=np.dtype(jnp.dtype(config.model.dtype)),
     )
     with errors_of("model"):
-        return partial(make, make.Spec(**given))
+        made = partial(make, make.Spec(**given))
+    learned = constants(sde(config))
+    return partial(networks.Beside, made, learned) if learned and not logits else made
 
 
 def network_class(config: ConfigDict) -> Any:
@@ -153,7 +155,7 @@ def model(
     static: Any = {name: settings[name] for name in ("num_levels", "sigma_data")}
     static["levels"] = levels
     names = settings.parameterization, settings.condition
-    return Model(params, sde(config), apply, *names, **static)
+    return Model(params, with_constants(sde(config), params), apply, *names, **static)
 
 
 def classifier(config: ConfigDict, apply: Callable[..., Array], params: Any) -> Logits:
@@ -329,77 +331,3 @@ def loss_pair(config: ConfigDict) -> losses.Pair:
 def times_keys(config: ConfigDict) -> set[str]:
     """Return the keys of the section `training` that the times of its loss read."""
     return {"times_mean", "times_std"} & takes(losses.TIMES[loss_pair(config).times]).keys()
-
-
-def loss(
-    config: ConfigDict, apply: Callable[..., Array], info: DatasetInfo
-) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
-    """Return `loss(params, state, batch, key)`, the loss of each example, (B,) float32.
-
-    The batch is as it is stored: `x`, the space's data (B, *shape), and `condition`, a mapping.
-    Flips, dequantization, augmentation, times, noise and all dropout come from `key`.
-    """
-    where, names, settings = space(config, info), condition_names(config, info), config.training
-
-    def continuous(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
-        names, pair = {"t_min"} | times_keys(config), loss_pair(config)
-        more: Any = {name: settings[name] for name in names if settings[name] is not None}
-        if pair.weight == "consistency":
-            every = settings.halve_every or -(-settings.num_steps // consistency.HALVINGS)
-            more |= {"times": pair.times, "halvings": state.step // every}
-            return consistency.loss(key, model.sde, partial(model.denoised, **options), x0, **more)
-        more |= {"reduce_mean": settings.reduce_mean, "loss": pair}
-        score, error = partial(model, **options), partial(model.error, **options)
-        return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
-
-    def discrete(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
-        chain, mean = discretization(model.sde).chain(model.num_levels), settings.reduce_mean
-
-        def score(x: Array, level: Array) -> Array:
-            return model.score_at(x, model.at_level(level), **options)
-
-        return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=mean)
-
-    def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
-        *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)
-        condition = {name: batch["condition"][name] for name in names}
-        if settings.label_dropout:
-            labels, share = condition["labels"], jnp.float32(settings.label_dropout)
-            dropped = jax.random.bernoulli(key_label, share, labels.shape)
-            condition["labels"] = jnp.where(dropped, guidance.NO_LABEL, labels)
-        x0 = _trained_on(config, where, keys, batch["x"])
-        if config.data.augment:
-            # The key after those of the split: `split` and `fold_in` count alike.
-            own, how = jax.random.fold_in(key, 5), (config.data.augment, config.data.augmentations)
-            x0, condition["augmentation"] = augmented(own, x0, *how)
-        scored = model(config, apply, params).given(condition)
-        score_loss = discrete if config.model.num_levels else continuous
-        return score_loss(key_loss, scored, x0, state, dropout_key=dropout_key, reverse_only=True)
-
-    return loss_of
-
-
-def classifier_loss(
-    config: ConfigDict, apply: Callable[..., Array], info: DatasetInfo
-) -> Callable[[Any, Any, Mapping[str, Any], Array], Array]:
-    """As `loss`, the cross entropy of a classifier of noisy data."""
-    where, process = space(config, info), sde(config)
-
-    def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
-        *keys, dropout_key, key_loss = jax.random.split(key, 4)
-        given = {name: each for name, each in batch["condition"].items() if name != "labels"}
-        logits = partial(classifier(config, apply, params).given(given), dropout_key=dropout_key)
-        x0, labels = _trained_on(config, where, keys, batch["x"]), batch["condition"]["labels"]
-        return losses.cross_entropy(
-            key_loss, process, logits, x0, labels, t_min=config.training.t_min
-        )
-
-    return loss_of
-
-
-def _trained_on(config: ConfigDict, where: Space, keys: Sequence[Array], x: Array) -> Array:
-    """Stored items as a training sees them: flipped, dequantized, in the model's units."""
-    if config.data.flip and isinstance(where, Pixels):
-        x = where.flipped(keys[0], x)
-    noise = jax.random.uniform(keys[1], x.shape, jnp.float32) if where.dequantize else None
-    return where.to_model(x, noise)

@@ -37,6 +37,7 @@ def _vlb(
     return chain_bound(key, model, data, space, **settings)
 
 
+IN_TIME = ("num_times", "t_min")
 SOLVE = ("divergence", "num_probes", "rtol", "atol", "max_steps", "t_min")
 METHODS = {
     "ode": Method(
@@ -44,9 +45,13 @@ METHODS = {
         ("dequantization", "num_importance", *SOLVE),
         lambda sde, score: sde.check_flow(score),
     ),
-    "bound": Method(likelihood_bound, ("num_times", "t_min"), lambda sde, _: sde.check()),
+    "bound": Method(likelihood_bound, IN_TIME, lambda sde, _: sde.check()),
     # The levels of a chain end before alpha is 0.
-    "vlb": Method(_vlb, ("variance",), lambda *_: None),
+    "vlb": Method(
+        _vlb,
+        ("variance", *IN_TIME),
+        lambda sde, score: None if score.num_levels else sde.check(),
+    ),
 }
 """The methods by their names in a config."""
 COMMON = ("seed", "split", "num_images", "batch_size", "method")
@@ -72,6 +77,8 @@ def keys_read(config: ConfigDict, info: DatasetInfo) -> set[str]:
         unread.add("num_probes")
     if not build.space(config, info).has_bins:
         unread |= {"dequantization", "num_importance"}
+    if config.likelihood.method == "vlb" and config.model.num_levels:
+        unread |= set(IN_TIME)
     return {*COMMON, *METHODS[config.likelihood.method].keys} - unread
 
 

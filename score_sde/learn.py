@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import best, build, networks, paths, pictures, rules, workdirs
+from score_sde import best, build, networks, objectives, paths, pictures, rules, workdirs
 from score_sde.batches import batch_size
 from score_sde.config import changed, flat, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
 from score_sde.errors import UserError
+from score_sde.learned import constants
 from score_sde.locks import writing
 from score_sde.networks import Apply
 from score_sde.paths import move_aside
@@ -124,12 +125,15 @@ def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
     if not info.num_classes:
         raise refuse("data.name", info.name, "sets with classes for a classifier")
     make = build.network(config, info, logits=info.num_classes)
+    if constants(build.sde(config)):
+        allowed = "processes that are not learned, for a classifier"
+        raise refuse("sde.name", config.sde.name, allowed)
     with _one_writer(folder):
         arrays = build.arrays(config, info, "train")
         _begin(config, folder, info)
 
         def loss(apply: Apply) -> LossFn:
-            return build.classifier_loss(config, apply, info)
+            return objectives.classifier_loss(config, apply, info)
 
         apply, state, _ = _fit(config, folder, info, arrays, make, loss, lambda apply: [], mesh)
     return int(state.step), build.classifier(config, apply, state.ema)
@@ -160,7 +164,7 @@ def _train(
     _begin(config, workdir, info)
 
     def loss(apply: Apply) -> LossFn:
-        return build.loss(config, apply, info)
+        return objectives.loss(config, apply, info)
 
     def hooks(apply: Apply) -> Iterator[loop.Hook]:
         if workdir and settings.sample_every:

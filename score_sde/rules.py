@@ -1,6 +1,7 @@
 """Rules between the values of a config. They make its objects, so importing this imports JAX."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -8,9 +9,12 @@ from score_sde import build
 from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
+from score_sde.learned import constants
 from score_sde.networks import NETWORKS
 from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
+
+OWN_LOSS = {"training.times": (None,), "training.weight": (None,)}  # it has no halves to choose
 
 
 def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
@@ -68,6 +72,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "restore.label", f"classes below {info.num_classes}, those of {info.name}"
     if any(label >= info.num_classes for label in config.sampling.labels):
         yield "sampling.labels", f"classes from 0 to {info.num_classes - 1} of {info.name}"
+    if constants(build.sde(config)) and info.levels and not config.training.dequantize:
+        yield "training.dequantize", f"True with config.sde.name = {config.sde.name!r}"
     if config.data.flip and info.levels is None:
         yield "data.flip", f"False: {info.name} are vectors"
     if config.data.augment and info.levels is None:
@@ -113,8 +119,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     ):
         if not t_min < process.T:
             yield key, f"times below T = {process.T:g} of {type(process).__name__}"
-    if likelihood.method == "vlb" and not settings.num_levels:
-        yield "likelihood.method", "ode, bound with config.model.num_levels = 0"
+    if likelihood.method == "vlb" and not settings.num_levels and likelihood.num_times < 2:
+        yield "likelihood.num_times", "integers of at least 2 with config.likelihood.method = 'vlb'"
     narrow = likelihood.dequantization == "truncated_normal"
     if likelihood.method == "ode" and narrow and likelihood.t_min < process.t_resolved:
         yield (
@@ -128,19 +134,22 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
+    needs: dict[str, tuple[Any, ...]] = {}
     if settings.num_levels:
-        values = flat(config)
-        for key, allowed in (
-            # Fourier features are of a log sigma or log SNR.
-            ("model.embedding", ("positional", "vaswani")),
-            ("model.condition", ("time",)),
-            ("training.loss", ("paper",)),
-            ("training.times", (None,)),
-            ("training.weight", (None,)),
-        ):
-            if values[key] not in allowed:
-                given = f"with config.model.num_levels = {settings.num_levels}"
-                yield key, f"{', '.join(each or 'unset' for each in allowed)} {given}"
+        given = f"with config.model.num_levels = {settings.num_levels}"
+        # Fourier features are of a log sigma or log SNR.
+        needs |= {"model.embedding": ("positional", "vaswani"), "model.condition": ("time",)}
+        needs |= {"training.loss": ("paper",)} | OWN_LOSS
+    elif constants(getattr(process, "process", process)):  # of a shifted one, what is shifted
+        given = f"with config.sde.name = {config.sde.name!r}"
+        # The network must know the noise, which the time alone does not say. The loss is the bound.
+        needs |= {"model.condition": ("log_sigma", "log_snr"), "sde.shift": (1.0,)}
+        needs |= {"training.loss": ("likelihood",)} | OWN_LOSS
+    values = flat(config)
+    for key, allowed in needs.items():
+        if values[key] not in allowed:
+            words = ("unset" if each is None else f"{each}" for each in allowed)
+            yield key, f"{', '.join(words)} {given}"
 
 
 def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:

@@ -167,7 +167,7 @@ SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
 DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
-PROCESSES = Names("score_sde.discrete:PROCESSES", "score_sde.sde:SDE")
+PROCESSES = Names("score_sde.learned:PROCESSES", "score_sde.sde:SDE")
 NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
 SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
 PREDICTORS = Names(
@@ -346,7 +346,7 @@ _ROWS = (
     Row("likelihood.seed", 0, SEED, "of dequantization, probes, times and noise"),
     Row("likelihood.split", "test", words("train test"), "of the data set"),
     Row("likelihood.method", "ode", LIKELIHOODS,
-        "by the flow, variational bound, or that of a chain's levels"),
+        "by the flow, variational bound, or that of finitely many levels"),
     Row("likelihood.num_images", 0, at_least(0), "how many; 0: all of the split"),
     Row("likelihood.batch_size", 100, COUNT, "examples at a time"),
     Row("likelihood.dequantization", "uniform", DEQUANTIZATIONS, "of integer pixels"),
@@ -358,8 +358,8 @@ _ROWS = (
     Row("likelihood.atol", 1e-5, TOLERANCE, "absolute tolerance of a step's error"),
     Row("likelihood.max_steps", 4096, COUNT, "steps of a solve, at most; no result depends on it"),
     Row("likelihood.t_min", 1e-5, TIME, "time of the density, or of the bound's decoder"),
-    Row("likelihood.num_times", 100, COUNT, "of the bound for each image"),
-    Row("likelihood.variance", "large", VARIANCES, "of a chain's reverse steps in vlb"),
+    Row("likelihood.num_times", 100, COUNT, "of the bound for each image; levels of vlb in time"),
+    Row("likelihood.variance", "large", VARIANCES, "of the reverse steps in vlb"),
 
     Row("restore.method", "pigdm", words("pigdm mmps dps diffpir replacement"),
         "of --mode restore, see docs/control.md"),

@@ -12,6 +12,7 @@ import pytest
 from jax import Array
 
 from score_sde import oracle
+from score_sde.learned import LearnedVP
 from score_sde.samplers import (
     DDIM,
     DEIS,
@@ -53,6 +54,7 @@ LATER: dict[str, SDE] = {
     "flow": Flow(0.99),
     "edm": EDM(),
     "shifted": Shifted(VPSDE(), 1.5),
+    "learned": LearnedVP(-9.0, 5.0, 0.0, (0.5, -1.0, 1.0), (6.0, 12.0, 20.0), (1.0, 4.0, 6.0)),
 }
 PROCESSES = {**FIRST, **LATER}
 EVERY = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import score_sde
-from score_sde import build, presets
+from score_sde import build, objectives, presets
 from score_sde.augmentation import (
     MOVE,
     OPERATIONS,
@@ -146,7 +146,7 @@ def test_the_network_is_given_what_was_done_to_its_image(more):
 
     for augment in (0.0, 0.5):
         chosen = changed(config, {"data.augment": augment})
-        build.loss(chosen, apply, info)(None, None, batch, jax.random.key(0))
+        objectives.loss(chosen, apply, info)(None, None, batch, jax.random.key(0))
     (plain, noise, nothing), (x, same, condition) = seen
     given = condition.pop("augmentation")
     assert given.shape == (32, PARAMETERS) and (np.asarray(given) != 0).any(axis=0).all()
@@ -183,7 +183,7 @@ def test_a_classifier_sees_images_as_they_are():
 
     for augment in (0.0, 0.5):
         chosen = changed(config, {"data.augment": augment})
-        build.classifier_loss(chosen, apply, describe("digits"))(
+        objectives.classifier_loss(chosen, apply, describe("digits"))(
             None, None, batch, jax.random.key(0)
         )
     np.testing.assert_array_equal(*seen)

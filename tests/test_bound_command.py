@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, refused, succeed
+from tests.commands import ROOT, succeed
 
 FEW = ("--config.likelihood.num_images=5", "--config.likelihood.batch_size=3")
 BOUND = ("--config.likelihood.method=bound", "--config.likelihood.num_times=4")
@@ -69,7 +69,11 @@ def test_the_bound_of_a_chains_levels(tiny_run, tmp_path):
     assert "of another likelihood.method" in told and "4 times each" in told
 
 
-def test_levels_are_those_of_a_chain(tiny_run, tmp_path):
+def test_the_bound_of_levels_of_a_model_in_continuous_time(tiny_run, tmp_path):
     workdir = tiny_run("digits", tmp_path)
-    line = refused("--mode=likelihood", "--config.likelihood.method=vlb", cwd=workdir.parents[1])
-    assert line.startswith("error: config.likelihood.method = 'vlb': allowed are ode, bound with")
+    told = likelihood(workdir, *BOUND, "--config.likelihood.method=vlb")
+    arrays, summary = found(workdir)
+    check(arrays, summary, told)
+    assert arrays["steps"].shape == (5, 3) and summary["nfe"] == summary["num_times"] == 4
+    assert "4 levels evenly spread in time, one noise each" in told
+    assert "17 levels, t_min 1e-05, variance large" in told

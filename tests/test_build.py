@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import build
+from score_sde import objectives
 from score_sde.config import changed, default
 from score_sde.data import describe
 from score_sde.errors import UserError
@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_the_config(kind):
         return params * x
 
     losses = [
-        build.loss(changed(config, {"training.reduce_mean": mean}), apply, describe("digits"))(
+        objectives.loss(changed(config, {"training.reduce_mean": mean}), apply, describe("digits"))(
             0.1, None, batch, jax.random.key(0)
         )
         for mean in (True, False)
@@ -59,7 +59,7 @@ def test_labels_are_dropped_in_training():
         seen.append(np.asarray(condition["labels"]))
         return x
 
-    build.loss(config, apply, describe("digits"))(None, None, batch, jax.random.key(0))
+    objectives.loss(config, apply, describe("digits"))(None, None, batch, jax.random.key(0))
     dropped = seen[0] == -1
     assert abs(dropped.sum() - 400) < 4 * 19
     np.testing.assert_array_equal(seen[0][~dropped], labels[~dropped])
@@ -77,7 +77,7 @@ def test_half_of_the_images_are_mirrored_left_to_right():
         return x
 
     for flip, x in ((True, images), (False, images), (False, images[:, :, ::-1])):
-        loss = build.loss(changed(config, {"data.flip": flip}), apply, describe("digits"))
+        loss = objectives.loss(changed(config, {"data.flip": flip}), apply, describe("digits"))
         loss(None, None, {"x": jnp.asarray(x), "condition": {}}, jax.random.key(0))
     flipped, straight, mirrored = seen
     turned = (flipped == mirrored).all(axis=(1, 2, 3))

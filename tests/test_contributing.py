@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import build, data, likelihood, networks, oracle, rules
+from score_sde import build, data, likelihood, networks, objectives, oracle, rules
 from score_sde.config import default
 from score_sde.data import DATASETS
 from score_sde.networks import NETWORKS
@@ -111,7 +111,7 @@ def test_all_from_one_config():
     assert params["first"]["kernel"].shape == (3, 8)
     arrays = data.load("rings", "train", None, info)
     batch = {"x": arrays.x[:4], "condition": {"labels": arrays.condition["labels"][:4]}}
-    loss = build.loss(config, apply, info)(params, None, batch, KEY)
+    loss = objectives.loss(config, apply, info)(params, None, batch, KEY)
     # The network is 0 at the start: the loss is the mean square of the noise, over 2 dimensions.
     assert loss.shape == (4,) and 0.1 < float(loss.mean()) < 3.0
     model = build.model(config, apply, params)

@@ -47,6 +47,9 @@ ROOMS = {
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
     "score_sde.augmentation": Room(1, (), ("jax",)),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
+    "score_sde.learned": Room(
+        1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")
+    ),
     "score_sde.integrate": Room(
         1, (0,), ("jax", "diffrax", "equinox"), neighbours=("score_sde.sde",)
     ),
@@ -56,6 +59,8 @@ ROOMS = {
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.likelihood": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.bounds": Room(2, (0, 1), ("jax",)),
+    # Its times are spread as those of the other losses.
+    "score_sde.variational": Room(2, (0, 1), ("jax",), neighbours=("score_sde.losses",)),
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
     # Twisted SMC is a sampler.
     "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),
@@ -131,6 +136,9 @@ ROOMS = {
         ("jax", "flax", "optax", "ml_collections"),
         neighbours=("score_sde.schema", "score_sde.config"),
     ),
+    "score_sde.objectives": Room(
+        5, (0, 1, 2, 3), ("jax", "ml_collections"), neighbours=("score_sde.build",)
+    ),
     "score_sde.batches": Room(5, (0, 1, 2, 4), ("jax",)),
     "score_sde.densities": Room(
         5, (0, 1, 2, 3), ("jax", "ml_collections"), neighbours=("score_sde.build",)
@@ -163,7 +171,7 @@ ROOMS = {
         ("jax", "ml_collections"),
         neighbours=(
             *("score_sde.config", "score_sde.workdirs", "score_sde.locks", "score_sde.pictures"),
-            *("score_sde.build", "score_sde.rules", "score_sde.validation"),
+            *("score_sde.build", "score_sde.objectives", "score_sde.rules", "score_sde.validation"),
             *("score_sde.batches", "score_sde.run", "score_sde.best"),
         ),
     ),

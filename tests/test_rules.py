@@ -163,6 +163,7 @@ def test_an_impossible_value_is_refused(row):
 
 DISCRETE = {"model.num_levels": 1000}
 CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
+LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
 NO_DATA_LEFT = {"sde.name": "cosine", "model.parameterization": "velocity"}
 OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
@@ -322,7 +323,29 @@ CONTRADICTIONS = [
     (DISCRETE | {"training.weight": "flow"}, "training.weight", "unset with", "num_levels = 1000"),
     ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
-    ({"likelihood.method": "vlb"}, "likelihood.method", "ode, bound with", "num_levels = 0"),
+    (LEARNED, "model.condition", "log_sigma, log_snr with", "sde.name = 'vp_learned'"),
+    (LEARNED | {"model.condition": "log_snr"}, "training.loss", "likelihood with", "vp_learned"),
+    (
+        LEARNED | {"model.condition": "log_snr", "training.loss": "likelihood"},
+        *("training.dequantize", "True with", "vp_learned"),
+    ),
+    (
+        LEARNED | {"model.condition": "log_snr", "training.loss": "likelihood", "sde.shift": 2.0},
+        *("sde.shift", "1.0 with", "vp_learned"),
+    ),
+    (
+        LEARNED
+        | {
+            "model.condition": "log_snr",
+            "training.loss": "likelihood",
+            "training.times": "uniform",
+        },
+        *("training.times", "unset with", "vp_learned"),
+    ),
+    (
+        {"likelihood.method": "vlb", "likelihood.num_times": 1},
+        *("likelihood.num_times", "integers of at least 2 with", "method = 'vlb'"),
+    ),
     ({"likelihood.num_images": 298}, "likelihood.num_images", "0 (all) to 297, the test", "digits"),
 ]
 

@@ -17,6 +17,7 @@ from score_sde.losses import correct_by_time, error_by_time
 from score_sde.modes.results import progress
 from score_sde.run import Run
 from score_sde.score import Logits, Model, full_precision
+from score_sde.sde import SDE
 from score_sde.spaces import item_keys
 
 ACCURACY = "accuracy.json"  # in a classifier's folder
@@ -42,7 +43,8 @@ def loss_by_level(trained: Run) -> dict[str, Any]:
 
     most = min(ITEMS, config.eval.num_samples)
     told = "mean of (sigma score + z)^2 over pixels and images, averaged weights"
-    found = _by_level("loss", losses, told, config, trained.info, trained.mesh, names, most)
+    parts = trained.sde, config, trained.info, trained.mesh, names, most
+    found = _by_level("loss", losses, told, *parts)
     return found and {**found, "step": trained.step}
 
 
@@ -58,13 +60,14 @@ def accuracy_by_level(
         return _correct(key, logits.given(given), x0, labels, t, first)
 
     told = "share of the items whose class the classifier finds, averaged weights"
-    return _by_level("accuracy", correct, told, config, info, mesh, names, ITEMS)
+    return _by_level("accuracy", correct, told, logits.model.sde, config, info, mesh, names, ITEMS)
 
 
 def _by_level(
     name: str,
     values: Values,
     told: str,
+    sde: SDE,
     config: ConfigDict,
     info: DatasetInfo,
     mesh: Mesh,
@@ -72,7 +75,7 @@ def _by_level(
     most: int,
 ) -> dict[str, Any]:
     """The means of values of the test split at each level, given its conditions of these names."""
-    sde, space, key = build.sde(config), build.space(config, info), jax.random.key(0)
+    space, key = build.space(config, info), jax.random.key(0)
     if not info.splits["test"]:
         return {}
     arrays = build.arrays(config, info, "test")

@@ -196,7 +196,10 @@ def _of_bound(trained: Run, values: Bound) -> tuple[dict[str, Any], dict[str, An
     steps = values.steps
     error = None if values.time_error is None else _error_of_mean(values.time_error) / unit
     number, levels = settings.num_times, trained.config.model.num_levels
-    how = f"{number} times each" if steps is None else f"all {levels} levels, one noise each"
+    how = f"{number} times each"
+    if steps is not None:
+        how = f"all {levels} levels" if levels else f"{number} levels evenly spread in time"
+        how += ", one noise each"
     kind = f"variational bound, up to Monte Carlo, {how}"
     nats = _float64(values.log_prob)
     figures = {
@@ -213,9 +216,10 @@ def _of_bound(trained: Run, values: Bound) -> tuple[dict[str, Any], dict[str, An
     if space.has_bins:
         decoder += f" of dequantized items, uniform, {_bins(trained)}"
         decoder = decoder if space.dequantize else f"discretized Gaussian, {_bins(trained)}"
-    in_time = {"num_times": number, "t_min": settings.t_min}
-    of_chain = {"num_levels": levels, "variance": settings.variance}
-    return figures, {"decoder": decoder, **(in_time if steps is None else of_chain)}
+    facts: dict[str, Any] = {"num_times": number, "t_min": settings.t_min}
+    if steps is not None:
+        facts = ({"num_levels": levels} if levels else facts) | {"variance": settings.variance}
+    return figures, {"decoder": decoder, **facts}
 
 
 def _bins(trained: Run) -> str:
@@ -270,12 +274,11 @@ def _words_of_bound(summary: dict[str, Any]) -> tuple[list[str], list[str]]:
     """As `_words_of_flow`."""
     error = summary["standard_error_times"]
     terms = ", ".join(f"{name} {summary[name]:.4f}" for name in TERMS)
-    where = f"variance {summary.get('variance')}"
-    if summary["steps"] is None:
-        where = f"t_min {summary['t_min']:g}"
+    where = [f"t_min {summary['t_min']:g}"] if "t_min" in summary else []
+    where += [f"variance {summary['variance']}"] if "variance" in summary else []
     return [f"at most {error:.4f} over times"] if error is not None else [], [
         f"{terms} {summary['terms_are']}",
-        f"decoder: {summary['decoder']}, {where}",
+        f"decoder: {summary['decoder']}, {', '.join(where)}",
         f"NFE {summary['nfe']:.0f}, {summary['precision']}",
     ]
 

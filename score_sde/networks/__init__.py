@@ -21,15 +21,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from score_sde.networks.mlp import MLP, MLPSpec
 from score_sde.networks.spec import UNetSpec
 from score_sde.networks.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "Apply", "MLPSpec", "UNet", "UNetSpec", "abstract", "init", "split"]
+__all__ = ["MLP", "NETWORKS", "Apply", "Beside", "MLPSpec", "UNet", "UNetSpec"]
+__all__ += ["abstract", "init", "split"]
 
 NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": MLP}
+
+
+class Constants(nnx.Module):
+    """Numbers by their names as parameters."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, nnx.Param(jnp.asarray(value, jnp.float32)))
+
+
+class Beside(nnx.Module):
+    """A network with numbers that are learned beside it: its parameters have them as `constants`,
+    and the network's as `network`."""
+
+    def __init__(
+        self, make: Callable[..., nnx.Module], constants: Mapping[str, Any], *, rngs: nnx.Rngs
+    ) -> None:
+        self.network, self.constants = make(rngs=rngs), Constants(constants)
+
+    def __call__(self, *arguments: Any, **options: Any) -> jax.Array:
+        found: jax.Array = self.network(*arguments, **options)
+        return found
 
 
 @dataclass(frozen=True)

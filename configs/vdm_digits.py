@@ -1,0 +1,27 @@
+"""A variational diffusion model (Kingma et al. 2021) of the 8x8 digits: `vp_digits` with a schedule
+that training learns, trained by the bound on -log p.
+
+    python main.py --config configs/vdm_digits.py --mode train
+    python main.py --config configs/vdm_digits.py --mode likelihood
+    python main.py --config configs/vdm_digits.py --mode likelihood --config.likelihood.method=bound
+
+As in the paper: Fourier features of the pixels (those of `vp_digits`), times that are evenly spread
+over a batch, a network that reads the log-SNR.
+Measured with a small network (`model.width` 8, `model.multipliers` (1,), 11,702 parameters) after
+600 steps: one draw of the bound has a standard deviation of 1.50 nats/dim, and of 3.45 by a nearly
+straight schedule between the same ends. The preset itself has not been trained to its end yet.
+Cost: as `vp_digits`.
+"""
+
+from ml_collections import ConfigDict
+
+from score_sde import presets
+from score_sde.config import check_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    check_variant(variant)
+    config = presets.load("vp_digits")
+    config.sde.name = "vp_learned"
+    config.training.loss = "likelihood"
+    return config
