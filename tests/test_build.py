@@ -96,3 +96,9 @@ def test_the_data_of_a_converted_run_can_be_named_afterwards():
         sizes = {"image_size": 8, "channels": 1, "num_classes": 0} | other
         with pytest.raises(UserError, match=r"data.name = 'digits': allowed are sets of images"):
             info_of(config, describe("images", **sizes))
+
+
+def test_the_most_steps_of_a_solve_are_those_of_the_config():
+    """No result shows them: `ProbabilityFlow` leaves them out of what samples depend on."""
+    config = changed(default(), {"sampling.method": "ode", "sampling.max_steps": 7})
+    assert build.sampler(config).max_steps == build.probability_flow(config).max_steps == 7

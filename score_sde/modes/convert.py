@@ -120,9 +120,8 @@ def _predicts_noise(
     if failure and not force:
         allowed = ", or ".join([*_others(config, info, make, ema, source), "--force"])
         raise UserError(
-            f"--source {source}: with this config its network does not predict the noise that it "
-            f"is given: {failure}, or {allowed} (docs/checkpoints.md has the settings that no "
-            "array shows)"
+            f"--source {source}: with this config its network fails the check: {failure}, or "
+            f"{allowed} (docs/checkpoints.md has the settings that no array shows)"
         )
     errors = ", ".join(f"{error:.2f}" for error in found.error)
     ends = f"log-SNRs of {found.log_snr[0]:.0f} to {found.log_snr[-1]:.1f}"

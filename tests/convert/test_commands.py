@@ -183,7 +183,7 @@ def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     # Weights drawn at random. The files say every setting, so no other is tried.
     done = run_command(*command[:-2], "again", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "its network does not predict the noise that it is given: " in done.stderr
+    assert "fails the check: its error in predicting the noise that it is given is " in done.stderr
     assert ", or --force (docs/checkpoints.md" in done.stderr and "trying" not in done.stdout
     assert not (tmp_path / "again").exists()
     config = workdirs.load(tmp_path / "run")
