@@ -106,8 +106,14 @@ MISTAKES = {
     ),
     "section instead of a key": (
         ["--mode=train", "--config.data=5"],
-        "error: config.data = '5': a section; its keys are bin_width, channels, condition, dir, "
-        "flip, image_size, name, num_classes, skip_corrupt, stream, workers",
+        "error: config.data = '5': a section; its keys are augment, augmentations, bin_width, "
+        "channels, condition, dir, flip, image_size, name, num_classes, skip_corrupt, stream, "
+        "workers",
+    ),
+    "an operation that there is not": (
+        ["--mode=train", "--config.data.augmentations=('flip','move')"],
+        "error: config.data.augmentations = ('flip', 'move'): allowed are tuples of flip_x, "
+        "flip_y, scale, rotate, stretch, move",
     ),
     "text for an integer": (
         ["--mode=train", "--config.training.num_steps=many"],

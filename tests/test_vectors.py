@@ -229,6 +229,12 @@ MISTAKES = {
         ("--config.data.flip=True",),
         ("config.data.flip = True", "False"),
     ),
+    "augmentation": (
+        MOONS,
+        lambda folder: (),
+        ("--config.data.augment=0.1",),
+        ("config.data.augment = 0.1: allowed are 0: moons are vectors",),
+    ),
     "a network for images": (
         MOONS,
         lambda folder: (),

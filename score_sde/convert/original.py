@@ -79,7 +79,7 @@ ATTENTION = (
 def modules(spec: UNetSpec) -> Iterator[Module]:
     """The modules of the original's network of these settings, in the original's order.
 
-    It has neither classes nor input frequencies, so their blocks are left out.
+    It has no classes, augmentation or input frequencies, so their blocks are left out.
     """
     if spec.embedding == "fourier":
         yield Module("fourier", "condition" if spec.conditional else "", _layer("fourier"))
