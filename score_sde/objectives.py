@@ -79,8 +79,8 @@ def classifier_loss(
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss = jax.random.split(key, 4)
         given = {name: each for name, each in batch["condition"].items() if name != "labels"}
-        logits = build.classifier(config, apply, params).given(given)
-        logits = partial(logits, dropout_key=dropout_key)
+        of_batch = build.classifier(config, apply, params).given(given)
+        logits = partial(of_batch, dropout_key=dropout_key)
         x0, labels = _trained_on(config, where, keys, batch["x"]), batch["condition"]["labels"]
         return losses.cross_entropy(key_loss, process, logits, x0, labels, t_min=t_min)
 

@@ -70,8 +70,10 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bo
         path = workdirs.save(config, workdir, info)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trained = "with" if foreign.mu else "without"
-    kind = weights or "averaged"
-    print(f"{source}: {kind} weights after {foreign.step} steps, {trained} Adam's moments")
+    kind = f"{weights or 'averaged'} weights after {foreign.step} steps"
+    if not foreign.step and foreign.params is None and not weights:
+        kind = "the only weights there, which do not say their steps"
+    print(f"{source}: {kind}, {trained} Adam's moments")
     print(f"parameters: {size:,}")
     if not is_export:
         _print_origins(config, make, foreign, source)
@@ -91,7 +93,8 @@ def _check(config: ConfigDict, foreign: convert.Foreign, weights: str, source: P
             "are averaged, raw"
         )
     if weights == "raw" and foreign.params is None and not foreign.nameless:
-        raise UserError(f"--weights = 'raw': {source} has one set of weights, the averaged")
+        allowed = "allowed is to leave the flag out"
+        raise UserError(f"--weights = 'raw': {source} has one set of weights; {allowed}")
     for name, moment in (foreign.nu or {}).items():
         if moment.size and not (moment >= 0).all():
             raise UserError(
