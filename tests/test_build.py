@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import objectives
+from score_sde import build, objectives
 from score_sde.config import changed, default
 from score_sde.data import describe
 from score_sde.errors import UserError
