@@ -20,7 +20,8 @@ times as large, r = sigma_{k-1}^2 / sigma_k^2. It multiplies this by r, and adds
 D/2 (r - 1 - log r). The smaller is right for data in one point, the larger for a density that is
 flat on the scale of the noise. So with the larger one the chain's bound of a density tends to that
 in continuous time. With the smaller one it does not: where a chain begins, sigma_k^2 doubles from
-level to level however many there are.
+level to level however many there are. Levels at times of a process come closer with their number,
+so there both do.
 
 **Reconstruction.** The decoder is N(denoised, (sigma / alpha)^2 I). Where the model was trained on
 pixels as they are, it is integrated over the pixels' bins, of which the first and the last are open

@@ -217,18 +217,15 @@ def train(workdir, *more):
     return score_sde.load(workdir)
 
 
-def test_a_run_learns_its_schedule_and_is_a_run_like_any_other(tmp_path):
+def test_a_run_learns_its_schedule_and_samples_by_it(tmp_path):
     run, first = train(tmp_path), arrays(LearnedVP())
     for name, value in arrays(run.sde).items():
         assert np.isfinite(value).all() and np.abs(np.asarray(value - first[name])).max() > 0, name
     assert run.sample(jax.random.key(0), 3).images.shape == (3, 8, 8, 1)
-    few = ("--config.likelihood.num_images=3", "--config.likelihood.num_times=3")
-    vlb = ("--mode=likelihood", "--workdir", tmp_path, "--config.likelihood.method=vlb")
-    assert "3 levels evenly spread in time" in succeed(*vlb, *few, cwd=ROOT)
 
 
 @pytest.mark.slow
-def test_a_resumed_run_has_the_same_schedule_and_its_flow_goes_both_ways(tmp_path):
+def test_it_is_a_run_like_any_other(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run = train(whole)
     train(parts, "--config.training.num_steps=2")
@@ -236,7 +233,11 @@ def test_a_resumed_run_has_the_same_schedule_and_its_flow_goes_both_ways(tmp_pat
     for name, value in arrays(run.sde).items():
         np.testing.assert_array_equal(value, getattr(resumed.sde, name))
     few = ("--config.likelihood.num_images=3", "--config.likelihood.num_times=3")
-    for method, told in (("bound", "3 times each"), ("ode", "up to solver and probes")):
+    for method, told in (
+        ("bound", "3 times each"),
+        ("vlb", "3 levels evenly spread in time"),
+        ("ode", "up to solver and probes"),
+    ):
         chosen = ("--workdir", whole, f"--config.likelihood.method={method}")
         assert told in succeed("--mode=likelihood", *chosen, *few, cwd=ROOT)
     images = score_sde.data.load("digits", "test").x[:3]
