@@ -23,6 +23,7 @@ from score_sde.augmentation import (
 )
 from score_sde.config import changed, default
 from score_sde.data import describe
+from score_sde.discrete import discretization
 from score_sde.networks import UNet, init
 from score_sde.schema import SCHEMA
 from tests.commands import DIGITS, succeed
@@ -161,7 +162,7 @@ def test_the_network_is_given_what_was_done_to_its_image(more):
     moved = jax.vmap(_resampled)(clean, *transformation(read(given)))
     process = build.sde(config)
     if more.get("model.num_levels"):
-        alpha = build.discretization(process).chain(50).alpha[noise.astype(int)].astype(np.float32)
+        alpha = discretization(process).chain(50).alpha[noise.astype(int)].astype(np.float32)
     else:
         alpha = process.alpha(noise / 999.0)
     # Angles read off their cos and sin move a place by 1e-5 at most, and values by twice that.
