@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 
+from score_sde.data import load
 from score_sde.data.cifar10 import parse_pickle
 from score_sde.data.pickles import read_batch
 from score_sde.errors import UserError
@@ -165,3 +166,14 @@ def test_labels_out_of_range_are_refused(label):
 def test_other_image_sizes_are_refused():
     with pytest.raises(UserError, match="batch has images of 3000 bytes, not 3072"):
         parse_pickle(python2_batch(DATA[:, :3000], LABELS), "batch")
+
+
+def test_what_torchvision_downloaded_is_found_from_its_root(tmp_path):
+    """It puts Python's batches into cifar-10-batches-py, within the folder that it is given."""
+    rows = np.random.default_rng(0).integers(0, 256, (10_000, 3072)).astype(np.uint8)
+    labels = [row % 10 for row in range(10_000)]
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(python2_batch(rows, labels))
+    images, condition = load("cifar10", "test", str(tmp_path))
+    assert images.shape == (10_000, 32, 32, 3) and condition["labels"].tolist() == labels
+    assert images[7, 3, 5, 2] == rows[7, 2048 + 32 * 3 + 5]
