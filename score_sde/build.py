@@ -1,5 +1,5 @@
-"""From a config to objects. Only here and in `score_sde.objectives`, which makes the losses of
-training, a config is read to make something.
+"""From a config to objects. `score_sde.objectives` makes the losses of training. Nothing else reads
+a config to make something.
 
 An object checks its own settings. The few rules that cross objects are in `score_sde.rules`.
 """

@@ -260,9 +260,10 @@ def _source(config: ConfigDict) -> Path:
     if not workdirs.is_run(found):
         raise UserError(f"{key} = '{found}': no {workdirs.FILE} there; allowed are runs' workdirs")
     differ = workdirs.changes(workdirs.load(found), config, workdirs.NOT_OF_WEIGHTS)
-    for name, was in differ.items():
-        now = flat(config)[name]
-        raise UserError(f"{key} = '{found}': it has config.{name} = {was!r}, this config {now!r}")
+    if differ:
+        (name, was), now = next(iter(differ.items())), flat(config)
+        there = f"it has config.{name} = {was!r}, this config {now[name]!r}"
+        raise UserError(f"{key} = '{found}': {there}")
     return found
 
 

@@ -27,7 +27,7 @@ class ByGamma(VP):
 
     def gamma(self, t: Array) -> Array:
         """gamma(t), rising, (B,) -> (B,)."""
-        raise NotImplementedError
+        raise NotImplementedError  # a subclass says it, as `SDE.alpha`
 
     def slope(self, t: Array) -> Array:
         """gamma'(t), (B,) -> (B,)."""

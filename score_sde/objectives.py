@@ -33,8 +33,8 @@ def loss(
     def continuous(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
         if constants(model.sde):
             return variational_loss(key, model, x0, **options)
-        names, pair = {"t_min"} | build.times_keys(config), build.loss_pair(config)
-        more: Any = {name: settings[name] for name in names if settings[name] is not None}
+        keys, pair = {"t_min"} | build.times_keys(config), build.loss_pair(config)
+        more: Any = {key: settings[key] for key in keys if settings[key] is not None}
         if pair.weight == "consistency":
             every = settings.halve_every or -(-settings.num_steps // consistency.HALVINGS)
             more |= {"times": pair.times, "halvings": state.step // every}
