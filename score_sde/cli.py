@@ -8,7 +8,7 @@ workdir keeps its config: the other modes need nothing but --workdir, and the sa
 again resumes. `python main.py` in a checkout and `python -m score_sde` are the same command.
 
   score-sde --mode convert --source FILE --config PRESET [--workdir DIR] [--weights averaged|raw]
-            [--force]
+            [--force] [--new_attention_order]
   score-sde --mode export --workdir DIR --target FOLDER [--step N]
   score-sde --mode sample|likelihood|interpolate|evaluate --workdir DIR [--output FOLDER] [--step N]
   score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
@@ -49,7 +49,7 @@ MODES = {
     "restore": "images with holes, grey, small, blurred or edited: restored.png, restored/*.png",
     "evaluate": "FID, KID, precision, recall and nearest training images: evaluation.json",
     "report": "a run on one page, or two side by side: report.html",
-    "convert": "make a workdir of score_sde's, score_sde_pytorch's or diffusers' checkpoints",
+    "convert": "make a workdir of score_sde's, diffusers' or OpenAI's checkpoints, or an export",
     "data": "look at the data: counts, moments, duplicates, config lines, data.png",
     "config": "print every key of --config or --workdir: value, allowed values, help",
     "export": "averaged weights and config as model.safetensors and config.json in --target",
@@ -57,7 +57,7 @@ MODES = {
 # Flags of single modes, with their defaults; None has to be given. Results go to the workdir where
 # no output is given, or without one to the current folder.
 OPTIONS: dict[str, dict[str, str | bool | None]] = {
-    "convert": {"source": None, "weights": "", "force": False},
+    "convert": {**{"source": None, "weights": "", "force": False, "new_attention_order": False}},
     "export": {"target": None, "step": ""},
     "sample": {"output": "", "step": ""},
     "likelihood": {"output": "", "step": ""},
@@ -98,7 +98,8 @@ SMALLER = {
 NO_MEMORY = ("RESOURCE_EXHAUSTED: ", "YNNPACK operation failed: error")
 REPORTED = ("train", "train_classifier", "evaluate")  # after which the report is written
 LOCAL = ("source", "samples", "reference", "input")  # files that are read as a whole
-WORDS = ("weights", "force", "task", "mask", "degrade", "resize")  # which are no paths
+# Which are no paths.
+WORDS = ("weights", "force", "new_attention_order", "task", "mask", "degrade", "resize")
 WEIGHTS = ("averaged", "raw")
 OF_MODES = tuple(dict.fromkeys(name for flags in OPTIONS.values() for name in flags))
 FLAGS = ("mode", "config", "workdir", *OF_MODES)

@@ -118,7 +118,9 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
     from score_sde import convert  # here, as it imports JAX
 
     if preset is None:
-        given = changed(default(), {"data.name": "images", "name": source.resolve().name})
+        named = source.resolve()
+        name = named.stem if named.is_file() else named.name
+        given = changed(default(), {"data.name": "images", "name": name} | convert.likely(source))
     else:
         given = presets.load(preset)
     says = convert.settings(source, overrides.apply(given, typed).data.image_size)

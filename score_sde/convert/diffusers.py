@@ -120,9 +120,9 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
     places = names(spec)
     params: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        path = _path(name, array.ndim, places)
+        path = path_of(name, array.ndim, places)
         if path != name:
-            array = _layout(path, array, spec.block == "ddpm")
+            array = layout(path, array, spec.block == "ddpm")
             if flipped and path == "condition/dense0/kernel":
                 # Theirs are the cosines before the sines.
                 array = np.roll(array, len(array) // 2, axis=0)
@@ -139,7 +139,7 @@ def _hint(spec: UNetSpec, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
     def placed(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
         places = names(spec)
-        return {_path(name, len(shape), places): shape for name, shape in shapes.items()}
+        return {path_of(name, len(shape), places): shape for name, shape in shapes.items()}
 
     found = likeliest(spec, placed)
     key = found.partition(" = ")[0].rpartition(".")[2]
@@ -211,7 +211,7 @@ def names(spec: UNetSpec) -> dict[str, str]:
     return places
 
 
-def _path(name: str, ndim: int, places: Mapping[str, str]) -> str:
+def path_of(name: str, ndim: int, places: Mapping[str, str]) -> str:
     """Our path of an array; its own name where it has none."""
     module, _, leaf = name.rpartition(".")
     place = places.get(module)
@@ -222,7 +222,7 @@ def _path(name: str, ndim: int, places: Mapping[str, str]) -> str:
     return f"{place}/{ {'condition': 'frequencies', 'labels': 'table'}.get(last, ours) }"
 
 
-def _layout(path: str, array: np.ndarray, plain: bool) -> np.ndarray:
+def layout(path: str, array: np.ndarray, plain: bool) -> np.ndarray:
     """The array of a path in our layout."""
     *_, last, leaf = path.split("/")
     if leaf != "kernel":

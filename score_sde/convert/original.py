@@ -123,7 +123,8 @@ def _residual(block: Block, spec: UNetSpec) -> Module:
         parts += [("NIN_0", "nin", "shortcut")]
     elif block.in_channels != block.out_channels or block.resample != "none":
         parts += [("Conv_2", "conv", "shortcut")]
-    return Module(spec.block, block.path, tuple(parts))
+    kind = "ddpm" if spec.block == "ddpm" else "biggan"
+    return Module(kind, block.path, tuple(parts))
 
 
 def _resampling(kind: str, path: str, fir: bool, conv: bool) -> Module:
@@ -193,10 +194,11 @@ def _alternatives(spec: UNetSpec) -> Iterator[tuple[str, Any, UNetSpec]]:
         tuple(size for bit, size in enumerate(sizes) if number >> bit & 1)
         for number in range(2 ** min(len(sizes), 8))
     ]
-    choices = ("block", "embedding", "progressive_input", "progressive_output")
+    choices = ("embedding", "progressive_input", "progressive_output")
     values: dict[str, list[Any]] = {
         "attention_resolutions": some,
         "num_blocks": [*range(1, 9)],
+        "block": ["biggan", "ddpm"],
         **{key: [*CHOICES[key]] for key in choices},
         **{key: [False, True] for key in ("conditional", "resample_with_conv", "fir")},
     }

@@ -22,7 +22,18 @@ PLAIN = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}  # 
 
 
 def read(source: Path, spec: UNetSpec) -> Foreign:
-    """Read a checkpoint. Arguments, result and errors are those of `score_sde_pytorch.read`."""
+    """Read a checkpoint.
+
+    Args:
+        source: the file.
+        spec: of the network.
+
+    Returns:
+        the arrays under our names; those that are not the network's under their own.
+
+    Raises:
+        UserError: one line: a damaged or hostile file, or one of something else.
+    """
     try:
         with source.open("rb") as file:
             if not _opens_a_map(file.read(1)):  # before all of a large file is read
@@ -33,8 +44,8 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
     except Exception:  # msgpack and numpy promise no list of what a foreign file raises
         raise UserError(
             f"--source {source}: damaged, cut short or of no known kind; allowed are .pth files of "
-            "score_sde_pytorch, Flax checkpoints of score_sde, and folders of diffusers or of "
-            "--mode export"
+            "score_sde_pytorch, .pt files of OpenAI, Flax checkpoints of score_sde, and folders of "
+            "diffusers or of --mode export"
         ) from None
     ema, optimizer = get(state, "params_ema"), get(state, "optimizer")
     target, adam = get(optimizer, "target"), get(optimizer, "state")

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.convert import torch_zip
 from score_sde.convert.foreign import Foreign, get, whole_number
 from score_sde.convert.original import Array, arrays, likeliest, placed
 from score_sde.errors import UserError
@@ -25,24 +24,20 @@ PREFIX = re.compile(r"((module|_orig_mod)\.)*")  # of DataParallel and torch.com
 SIGMAS = "sigmas"
 
 
-def read(source: Path, spec: UNetSpec) -> Foreign:
+def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
     """Read a checkpoint.
 
     Args:
-        source: the file.
+        state: what the file holds, see `torch_zip.load`.
         spec: of the network.
+        source: the file, for messages.
 
     Returns:
         the arrays under our names; those that are not the network's under their own.
 
     Raises:
-        UserError: one line: a damaged or hostile file, or one of something else.
+        UserError: one line: the file holds something else.
     """
-    return from_state(torch_zip.load(source), spec, source)
-
-
-def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
-    """As `read`, of what the file holds."""
     known = list(arrays(spec))
     model, ema, optimizer, step = (get(state, key) for key in ("model", "ema", "optimizer", "step"))
     averaged = _named(ema)

@@ -1,7 +1,8 @@
 """Reads what `torch.save` or TorchScript wrote, without PyTorch. Nothing that it names is run.
 
-Such a file is a zip of one pickle and of the tensors' bytes. A pickle is a program: it may call
-anything that can be imported. The pickles of checkpoints name a handful of functions and classes.
+Such a file is a zip of one pickle and of the tensors' bytes. Until 2020 it was a row of pickles with
+the bytes behind them. A pickle is a program: it may call anything that can be imported. The pickles
+of checkpoints name a handful of functions and classes.
 Each is an inert stand-in here, and any other name ends the reading. The file's size bounds all
 others. What stands beside the tensors and is plain (sizes, dtypes, devices, a Namespace of options)
 is skipped.
@@ -15,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +26,7 @@ from score_sde.errors import UserError
 # The pickle of 200 arrays with moments has 72 kB. One byte may make an empty dict of 72 in memory.
 MOST_PICKLE_BYTES = 2**24
 MOST_FILES = 100_000
+OLD = 0x1950A86A20F9469CFC6C  # the first pickle of a file of before 2020
 
 _TYPES = "Double f8, Float f4, Half f2, Long i8, Int i4, Short i2, Char i1, Byte u1, Bool ?"
 STORAGES: dict[str, Any] = {
@@ -81,27 +83,61 @@ def _scalar(dtype: object, data: object = b"") -> float | int:
     return np.frombuffer(data, np.dtype(name).newbyteorder("<"), count=1)[0].item()
 
 
+def is_one(path: Path) -> bool:
+    """Whether a file is of either form."""
+    return path.is_file() and (_is_old(path) or zipfile.is_zipfile(path))
+
+
+def _is_old(path: Path) -> bool:
+    begin = pickle.dumps(OLD, protocol=2)
+    try:
+        with path.open("rb") as file:
+            return file.read(len(begin)) == begin
+    except OSError:
+        return False
+
+
 def load(path: Path) -> Any:
     """The object in the file, with numpy arrays for tensors.
 
     Raises:
-        UserError: one line: no such file, a damaged one, one of the format before 2020, or one that
-            names anything but tensors, numbers and plain containers.
+        UserError: one line: no such file, a damaged one, or one that names anything but tensors,
+            numbers and plain containers.
     """
+    return _read(path, filled=True)
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays by their names, where the file is a dict of names, without reading
+    the arrays; {} for anything else.
+
+    Raises:
+        UserError: as of `load`.
+    """
+    state = _read(path, filled=False)
+    items = state.items() if isinstance(state, dict) else ()
+    return {f"{name}": value.shape for name, value in items if isinstance(value, np.ndarray)}
+
+
+def _read(path: Path, filled: bool) -> Any:
+    """The object, its arrays filled or 0 everywhere, which takes no memory."""
     try:
         size = path.stat().st_size
+        if _is_old(path):
+            with path.open("rb") as file:
+                return _load_old(file, size, filled)
         with zipfile.ZipFile(path) as archive:
-            return _load(archive, size)
+            return _load(archive, size, filled)
     except OSError as error:
         raise UserError(f"--source {path}: {error.strerror or error}") from None
     except Refused as error:
         raise UserError(f"--source {path} is refused: {error}") from None
     except Exception:  # the pickle and zip modules promise no list of what a foreign stream raises
-        allowed = "allowed are files that torch.save wrote as a zip"
+        allowed = "allowed are files that torch.save wrote"
         raise UserError(f"--source {path}: damaged or cut short; {allowed}") from None
 
 
-def _load(archive: zipfile.ZipFile, size: int) -> Any:
+def _load(archive: zipfile.ZipFile, size: int, filled: bool) -> Any:
     members = {info.filename: info for info in archive.infolist()}
     if len(members) > MOST_FILES:
         raise Refused(f"it has more than {MOST_FILES} parts")
@@ -120,8 +156,40 @@ def _load(archive: zipfile.ZipFile, size: int) -> Any:
     order = members.get(f"{roots[0]}/byteorder")
     if order is not None and (order.file_size > 8 or archive.read(order).strip() != b"little"):
         raise Refused("its numbers are big-endian")
-    raw = archive.read(info)
-    return _Reader(raw, archive, roots[0], size).load()
+
+    def storage(key: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
+        part = archive.getinfo(f"{roots[0]}/data/{key}")
+        if part.file_size != count * dtype.itemsize:
+            raise Refused(f"its part {part.filename} has not the size that data.pkl says")
+        return np.frombuffer(archive.read(part), dtype) if filled else np.zeros(count, dtype)
+
+    return _Reader(io.BytesIO(archive.read(info)), storage, size).load()
+
+
+def _load_old(file: io.BufferedReader, size: int, filled: bool) -> Any:
+    """The object of a file of before 2020: pickles of a number, a version, what the machine was
+    like, the object, and the keys of its storages; then these, each after its length."""
+    pickles = io.BytesIO(file.read(MOST_PICKLE_BYTES))
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(key: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
+        storages[key] = np.zeros(count, dtype)
+        return storages[key]
+
+    def following() -> Any:
+        return _Reader(pickles, storage, size).load()
+
+    *_, machine, state, keys = (following() for _ in range(5))
+    if machine["little_endian"] is not True:
+        raise Refused("its numbers are big-endian")
+    if sorted(keys) != sorted(storages):
+        raise ValueError("keys")
+    file.seek(pickles.tell())
+    for key in keys if filled else ():
+        count, room = int.from_bytes(file.read(8), "little"), storages[key].view(np.uint8)
+        if count != len(storages[key]) or file.readinto(room.data) != len(room):
+            raise ValueError("length")
+    return state
 
 
 def _plain_key(key: object) -> None:
@@ -131,6 +199,8 @@ def _plain_key(key: object) -> None:
         raise Refused("it holds a dict whose keys are not names or numbers")
 
 
+# Makes the numbers of a storage, of its key, their dtype and their count.
+Storage = Callable[[str, np.dtype[Any], int], np.ndarray]
 _InPython: Any = pickle._Unpickler  # its type does not declare its steps
 
 
@@ -177,9 +247,9 @@ class _Reader(_InPython):
     for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         dispatch[_opcode[0]] = load_no_set
 
-    def __init__(self, raw: bytes, archive: zipfile.ZipFile, root: str, size: int) -> None:
-        super().__init__(io.BytesIO(raw))
-        self._archive, self._root = archive, root
+    def __init__(self, file: IO[bytes], storage: Storage, size: int) -> None:
+        super().__init__(file)
+        self._storage = storage
         self._left = size  # bytes that may still be read
         self._storages: dict[str, np.ndarray] = {}
 
@@ -213,17 +283,19 @@ class _Reader(_InPython):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         match pid:
-            case ("storage", str(kind), str(key), str(), int(count)) if kind in STORAGES:
+            case ("storage", str(kind), str(key), str(), int(count), *rest):
                 pass
             case _:
                 raise Refused("it holds something else than tensors of numbers")
+        # In old files a sixth part says that it is a part of another, and is None.
+        if kind not in STORAGES or count < 0 or rest not in ([], [None]):
+            raise Refused("it holds something else than tensors of numbers")
         if key not in self._storages:
-            info = self._archive.getinfo(f"{self._root}/data/{key}")
             dtype = np.dtype(STORAGES[kind])
-            self._left -= info.file_size
-            if info.file_size != count * dtype.itemsize or self._left < 0:
-                raise Refused(f"its part {info.filename} has not the size that data.pkl says")
-            self._storages[key] = np.frombuffer(self._archive.read(info), dtype)
+            self._left -= count * dtype.itemsize
+            if self._left < 0:
+                raise Refused("it holds more bytes than the file has")
+            self._storages[key] = self._storage(key, dtype, count)
         return self._storages[key]
 
     def _encode(self, text: object, encoding: object = "latin1") -> bytes:

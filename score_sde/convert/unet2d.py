@@ -96,6 +96,10 @@ def architecture(found: Mapping[str, Any], where: str, image_size: Any) -> dict[
             min(sides) // 2**level for level, attention in enumerate(attends) if attention
         ),
         "head_width": 0 if head is None or attended == {head} else head,
+        "num_heads": 1,
+        "scale_shift": False,
+        "embedding_features": 0,
+        "level_scale": 1.0,
         "symmetric_padding": kind == PLAIN and get["downsample_padding"] == 1,
         "norm_eps": get["norm_eps"],
         "activation": "swish",

@@ -31,7 +31,8 @@ UNSEEN = (
     "data.image_size",
     *("model.parameterization", "model.condition", "model.num_levels", "model.centered"),
     *("model.embedding", "model.activation", "model.skip_rescale", "model.norm_groups"),
-    *("model.norm_eps", "model.head_width", "model.fir", "model.symmetric_padding"),
+    *("model.norm_eps", "model.head_width", "model.num_heads", "model.level_scale"),
+    *("model.fir", "model.symmetric_padding"),
 )
 # Of these, the ones that make another function of the same arrays, and the values to try.
 TRIED: dict[str, tuple[Any, ...]] = {
@@ -41,7 +42,14 @@ TRIED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bool) -> None:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    source: Path,
+    weights: str,
+    force: bool,
+    new_attention_order: bool,
+) -> None:
     """Convert; nothing is written before everything has been read, fits, and predicts noise.
 
     Args:
@@ -51,6 +59,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bo
         weights: "averaged" or "raw", what sampling and likelihood will take; "" is averaged, if the
             source says what its weights are.
         force: write it even if it does not predict noise.
+        new_attention_order: as of `convert.read`.
     """
     start(1)
     info = build.dataset(config)
@@ -60,7 +69,7 @@ def run(config: ConfigDict, workdir: Path, source: Path, weights: str, force: bo
         allowed = f"sizes of up to {plausible.LARGEST} pixels, as a conversion draws an image"
         raise refuse("data.image_size", config.data.image_size, allowed)
     make = build.network(config, info)
-    foreign = convert.read(source, *make.args)
+    foreign = convert.read(source, make.args[0], new_attention_order)
     _check(config, foreign, weights, source)
     state = _state(config, make, foreign, weights or "averaged", source)
     noise = "" if is_export else _predicts_noise(config, info, make, state.ema, source, force)

@@ -28,18 +28,19 @@ def add(spec: UNetSpec, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 class ResidualBlock(nnx.Module):
-    """Residual block of BigGAN's type (Brock et al. 2019; Song et al. 2021, appendix H.1) or of
-    DDPM's (Ho et al. 2020, appendix B).
+    """Residual block of BigGAN's type (Brock et al. 2019; Song et al. 2021, appendix H.1), of
+    DDPM's (Ho et al. 2020, appendix B) or of ADM's (Dhariwal, Nichol 2021, section 3).
 
     GroupNorm, activation, [resampling], 3x3 convolution, + Dense(embedding), GroupNorm, activation,
     dropout, 3x3 convolution; added to the (resampled) input. DDPM's type does not resample, and its
-    shortcut passes a Dense layer where the number of channels changes; BigGAN's a 1x1 convolution
-    where that or the size changes.
+    shortcut passes a Dense layer where the number of channels changes; ADM's a 1x1 convolution
+    there, BigGAN's also where the size changes. With `scale_shift` the embedding is not added:
+    Dense(embedding) are a scale s and a shift, and (1 + s) GroupNorm + shift is activated.
 
     Args:
         n, m: channels of the input and of the output.
         spec: of the network.
-        resample: "none", "up" (size x 2) or "down" (size / 2); the latter two for BigGAN's type.
+        resample: "none", "up" (size x 2) or "down" (size / 2); the latter two not for DDPM's type.
     """
 
     def __init__(self, n: int, m: int, spec: UNetSpec, *, resample: str = "none", rngs: nnx.Rngs):
@@ -49,11 +50,12 @@ class ResidualBlock(nnx.Module):
         self.norm0 = norm(spec, n)
         self.conv0 = Conv(n, m, dtype=dtype, rngs=rngs)
         if spec.embedding_width:
-            self.embedding = Dense(spec.embedding_width, m, dtype=dtype, rngs=rngs)
+            wide = 2 * m if spec.scale_shift else m
+            self.embedding = Dense(spec.embedding_width, wide, dtype=dtype, rngs=rngs)
         self.norm1 = norm(spec, m)
         self.conv1 = Conv(m, m, scale=spec.init_scale, dtype=dtype, rngs=rngs)
         shortcut: Dense | Conv | None = None
-        if n != m or resample != "none":
+        if n != m or (resample != "none" and spec.block == "biggan"):
             if spec.block == "ddpm":
                 shortcut = Dense(n, m, scale=0.1, dtype=dtype, rngs=rngs)
             else:
@@ -78,10 +80,7 @@ class ResidualBlock(nnx.Module):
         h = self._resample(act(spec, self.norm0(x)))
         x = self._resample(x)
         h = self.conv0(h, reverse_only)
-        if embedding is not None:
-            shift = self.embedding(embedding)
-            h = h + shift.reshape(shift.shape[0], 1, 1, shift.shape[1])
-        h = act(spec, self.norm1(h))
+        h = act(spec, self._normalized(h, embedding))
         if mask is not None:
             h = dropout(mask, h, spec.dropout)
         h = self.conv1(h, reverse_only)
@@ -90,6 +89,17 @@ class ResidualBlock(nnx.Module):
         elif self.shortcut is not None:
             x = self.shortcut(x)
         return add(spec, x, h)
+
+    def _normalized(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
+        """The second normalization, with the embedding before or after it."""
+        if embedding is None:
+            return self.norm1(h)
+        given = self.embedding(embedding)
+        given = given.reshape(given.shape[0], 1, 1, given.shape[1])
+        if not self.spec.scale_shift:
+            return self.norm1(h + given)
+        scale, shift = jnp.split(given, 2, axis=-1)
+        return self.norm1(h) * (1.0 + scale) + shift
 
     def _resample(self, x: jax.Array) -> jax.Array:
         if self.resample == "none":
@@ -118,7 +128,7 @@ class AttentionBlock(nnx.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, channels = x.shape
         h = self.norm(x).reshape(batch, height * width, channels)
-        each = self.spec.head_width or channels
+        each = self.spec.head_width or channels // self.spec.num_heads
         heads = (batch, height * width, channels // each, each)
         q, k, v = (part(h).reshape(heads) for part in (self.query, self.key, self.value))
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(each)

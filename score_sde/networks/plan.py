@@ -67,7 +67,7 @@ def _start(spec: UNetSpec) -> Iterator[Block]:
     features = 2 * spec.channels * len(spec.input_frequencies)
     wide = spec.embedding_width
     if spec.conditional:
-        yield Block("embedding", "condition", spec.width, wide)
+        yield Block("embedding", "condition", wide // 4, wide)
     if spec.num_classes:
         yield Block("labels", "labels", spec.num_classes, wide)
     if spec.augmentation:
@@ -91,7 +91,7 @@ def _encoder(spec: UNetSpec, skips: list[int]) -> Iterator[Block]:
         if level == len(spec.widths) - 1:
             return
         alone = spec.progressive_input == "none"
-        if spec.block == "biggan":
+        if spec.block != "ddpm":
             yield Block("residual", f"{at}_down", n, n, level, "down", keeps=alone)
         else:
             yield Block("down", f"{at}_down", n, n, level, keeps=alone)
@@ -130,7 +130,7 @@ def _decoder(spec: UNetSpec, skips: list[int]) -> Iterator[Block]:
         if attends and spec.decoder_attention == "once":
             yield Block("attention", f"{at}_attention", m, m, level)
         yield from _output(spec, level, m)
-        if level > 0 and spec.block == "biggan":
+        if level > 0 and spec.block != "ddpm":
             yield Block("residual", f"{at}_up", m, m, level, "up")
         elif level > 0:
             yield Block("up", f"{at}_up", m, m, level)

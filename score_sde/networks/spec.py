@@ -14,7 +14,7 @@ MOST_CHANNELS, MOST_BLOCKS = 2**14, 400
 
 # The allowed words of each setting that is a word.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "block": ("biggan", "ddpm"),
+    "block": ("biggan", "adm", "ddpm"),
     "activation": tuple(ACTIVATIONS),
     "embedding": ("positional", "vaswani", "fourier"),
     "progressive_input": ("none", "input_skip", "residual"),
@@ -35,8 +35,11 @@ class UNetSpec:
         multipliers: for each level its width in multiples of `width`. The image halves from each
             level to the next, so both sides are divisible by 2^(levels - 1).
         num_blocks: residual blocks per level of the encoder (the decoder has one more).
-        block: type of the residual blocks: "biggan", which also resample between the levels, or
-            "ddpm".
+        block: type of the residual blocks: "biggan" and "adm", which also resample between the
+            levels, or "ddpm". See `ResidualBlock`.
+        scale_shift: the embedding gives each channel of a residual block's second normalization a
+            factor and a shift (Nichol, Dhariwal 2021; Perez et al. 2018). False: it is added to
+            what is normalized.
         resample_with_conv: "ddpm" blocks only: convolve where the image halves or doubles.
         symmetric_padding: "ddpm" blocks without `fir` only: where such a convolution halves, pad
             both sides of the image by 1, else the right and the bottom alone.
@@ -44,7 +47,8 @@ class UNetSpec:
             are followed by attention.
         decoder_attention: in the decoder, "once" after a level's last residual block or after
             "every" one (as in Ho et al.'s code).
-        head_width: channels of each head of an attention; 0 for one head of all channels.
+        head_width: channels of each head of an attention; 0 for `num_heads` heads.
+        num_heads: heads of every attention, where `head_width` is 0.
         dropout: probability of dropping an activation inside a residual block.
         activation: "swish", "elu", "relu" or "lrelu" (of slope 0.2).
         init_scale: factor of the variance of the initial kernels that end a block or the network;
@@ -57,6 +61,9 @@ class UNetSpec:
             from 1 down to 1e-4, made for values of 0 to 1000. "vaswani": likewise, the lowest
             frequency a step above 1e-4 (`positional_features`). "fourier": sines and cosines of
             2 pi W times the noise level, W drawn once from N(0, fourier_scale^2), never trained.
+        embedding_features: of the noise level, from which the embedding of four times as many is
+            made; 0 stands for `width`.
+        level_scale: factor of the noise level before its features.
         fourier_scale: standard deviation of W.
         skip_rescale: divide the sum of a block and its shortcut by sqrt(2).
         fir: resample with the [1, 3, 3, 1] filter instead of nearest neighbours and 2x2 means.
@@ -90,11 +97,13 @@ class UNetSpec:
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = 4
     block: str = "biggan"
+    scale_shift: bool = False
     resample_with_conv: bool = True
     symmetric_padding: bool = False
     attention_resolutions: tuple[int, ...] = (16,)
     decoder_attention: str = "once"
     head_width: int = 0
+    num_heads: int = 1
     dropout: float = 0.1
     activation: str = "swish"
     init_scale: float = 0.0
@@ -102,6 +111,8 @@ class UNetSpec:
     norm_eps: float = 1e-6
     conditional: bool = True
     embedding: str = "positional"
+    embedding_features: int = 0
+    level_scale: float = 1.0
     fourier_scale: float = 16.0
     skip_rescale: bool = True
     fir: bool = False
@@ -131,6 +142,10 @@ class UNetSpec:
             self._require(name, getattr(self, name) > 0, "positive integers")
         fours = self.width % 4 == 0 and 0 < self.width <= MOST_CHANNELS
         self._require("width", fours, f"positive multiples of 4, up to {MOST_CHANNELS}")
+        features = self.embedding_features
+        fours = features % 4 == 0 and 0 <= features <= MOST_CHANNELS
+        self._require("embedding_features", fours, f"0, multiples of 4 up to {MOST_CHANNELS}")
+        self._require("level_scale", self.level_scale > 0, "positive numbers")
         self._require("dropout", 0 <= self.dropout < 1, "numbers from 0 to below 1")
         both = self.sides[0] | self.sides[1]
         most = (both & -both).bit_length()
@@ -154,9 +169,11 @@ class UNetSpec:
             for size, width in zip(self.sizes, self.widths, strict=True)
             if size in self.attention_resolutions
         } | {self.widths[-1]}  # of the middle
-        whole = not self.head_width or all(width % self.head_width == 0 for width in attended)
         widths = ", ".join(map(str, sorted(attended)))
+        whole = not self.head_width or all(width % self.head_width == 0 for width in attended)
         self._require("head_width", whole, f"0 and divisors of the widths {widths} with attention")
+        whole = self.num_heads > 0 and all(width % self.num_heads == 0 for width in attended)
+        self._require("num_heads", whole, f"divisors of the widths {widths} with attention")
         self._require("norm_eps", self.norm_eps > 0, "positive numbers")
         unconditional = "with conditional = False"
         self._require("num_classes", self.conditional or not self.num_classes, f"0 {unconditional}")
@@ -187,4 +204,4 @@ class UNetSpec:
     @property
     def embedding_width(self) -> int:
         """Features of the embedding that the blocks read; 0 without one."""
-        return 4 * self.width if self.conditional else 0
+        return 4 * (self.embedding_features or self.width) if self.conditional else 0

@@ -1,4 +1,5 @@
-"""The U-Net of the DDPM, DDPM++ and NCSN++ family (Ho et al. 2020; Song et al. 2021, appendix H).
+"""The U-Net of the DDPM, DDPM++, NCSN++ and ADM family (Ho et al. 2020; Song et al. 2021, appendix H;
+Dhariwal, Nichol 2021).
 
 One class; what differs between the published networks is in its `UNetSpec`. The network knows
 nothing of diffusion processes: it maps images and a noise level per image to images.
@@ -35,8 +36,9 @@ from score_sde.networks.spec import UNetSpec
 
 
 class UNet(nnx.Module):
-    """DDPM++ (the defaults), NCSN++ (`fir=True, progressive_input="residual"`) and DDPM
-    (`block="ddpm", skip_rescale=False, norm_groups=32, num_blocks=2`).
+    """DDPM++ (the defaults), NCSN++ (`fir=True, progressive_input="residual"`), DDPM
+    (`block="ddpm", skip_rescale=False, norm_groups=32, num_blocks=2`) and ADM (`block="adm",
+    scale_shift=True, head_width=64, decoder_attention="every", skip_rescale=False`).
 
     `plan` says which blocks there are and what each does. Every block's module stands at the
     block's path, such as `encoder/level0_block1`, and its parameters too.
@@ -152,7 +154,7 @@ class UNet(nnx.Module):
         check_names(condition, [name for name, number in known.items() if number])
         if not self.spec.conditional:
             return None
-        embedding = self._at("condition")(noise)
+        embedding = self._at("condition")(self.spec.level_scale * noise)
         if "labels" in condition:
             embedding += self._at("labels")(condition["labels"]).astype(embedding.dtype)
         if "augmentation" in condition:
