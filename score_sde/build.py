@@ -152,8 +152,8 @@ def model(
     """Return the network `apply` with its parameters as a score function; `levels` as of
     `score.Model`."""
     settings = config.model
-    static: Any = {name: settings[name] for name in ("num_levels", "sigma_data")}
-    static["levels"] = levels
+    fixed = ("num_levels", "learned_variance", "sigma_data")
+    static: Any = {name: settings[name] for name in fixed} | {"levels": levels}
     names = settings.parameterization, settings.condition
     return Model(params, with_constants(sde(config), params), apply, *names, **static)
 

@@ -58,6 +58,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
     if rank != len(info.shape):
         fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
         yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
+    if settings.learned_variance and "learned_variance" not in reads:
+        yield "model.learned_variance", f"False with config.model.name = {settings.name!r}"
     if settings.class_conditional and not info.num_classes:
         yield "model.class_conditional", f"False: {info.name} has no classes"
     if settings.class_conditional and "num_classes" not in reads:
@@ -131,6 +133,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         )
     if not config.training.reduce_mean and build.loss_pair(config).weight == "consistency":
         yield "training.reduce_mean", "True with the weight consistency"
+    if settings.learned_variance and not settings.num_levels:
+        yield "model.learned_variance", "False with config.model.num_levels = 0"
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"

@@ -264,6 +264,8 @@ _ROWS = (
         "standard deviation of the data for parameterization velocity; that of EDM is 0.5"),
     Row("model.condition", "time", NOISE_CONDITIONS, "what the network reads as the noise level"),
     Row("model.num_levels", 0, LEVELS, "levels of a discretely trained chain; 0: continuous time"),
+    Row("model.learned_variance", False, SWITCH,
+        "the output has twice the channels; the second half says the chain's reverse variances"),
     Row("model.dtype", "float32", words("float32 bfloat16"), "precision inside the network"),
     Row("model.remat", False, SWITCH, "compute blocks twice in training: less memory, more time"),
     Row("model.centered", True, SWITCH, "data lie in [-1, 1], else in [0, 1]"),

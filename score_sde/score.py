@@ -23,8 +23,19 @@ noise condition. Three ways lead from a time to its level:
               the network where it was trained. (DDPM's chain is one step ahead of the process: by
               `smooth` its network gets a level that is too low by one.)
 
+A network with learned variances (Nichol, Dhariwal 2021) returns twice the channels. The first half
+is its target, as without them. The second half o says the variance of a step from a level of the
+chain to one of less noise, number by number. With beta the variance of the forward step and beta~
+that of its posterior q(x_s | x_t, x0),
+
+    log variance = v log beta + (1 - v) log beta~,      v = (o + 1) / 2,
+
+so an output of 0, as at the start of a training, is halfway. v is not cut to [0, 1].
+
 References:
     Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (epsilon, levels).
+    Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672,
+    eq. 15 (learned variances).
     Song et al. 2021, arXiv:2011.13456, section 4 and appendix C (epsilon and score).
     Salimans, Ho 2022, Progressive Distillation, arXiv:2202.00512, section 4 (velocity).
     Lipman et al. 2023, Flow Matching for Generative Modeling, arXiv:2210.02747 (flow).
@@ -43,6 +54,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde.discrete import discretization, interpolate
+from score_sde.errors import require
 from score_sde.sde import SDE, ScoreFn, expand
 
 Class = TypeVar("Class", bound=type)
@@ -182,7 +194,8 @@ class Model:
     Attributes:
         params: the network's parameters.
         sde: the process that the network is trained under.
-        apply: ``apply(params, x (B, *shape), noise (B,), condition, **options) -> (B, *shape)``.
+        apply: ``apply(params, x (B, *shape), noise (B,), condition, **options) -> (B, *shape)``;
+            with ``learned_variance`` its last axis is twice as long.
         parameterization: a key of ``PARAMETERIZATIONS``.
         noise_condition: a key of ``NOISE_CONDITIONS``: the number that tells the network the noise
             level. If ``num_levels`` is not 0, the network gets the level instead.
@@ -190,6 +203,8 @@ class Model:
         levels: ``smooth``, ``original`` or ``matched``: which level such a network gets at a time
             (see above). Without effect if ``num_levels`` is 0.
         sigma_data: the data's standard deviation, by which `velocity` and `flow` scale them.
+        learned_variance: the second half of the network's output says the variances of reverse
+            steps (see above).
         condition: what the network is given beside x and t.
 
     Raises:
@@ -204,6 +219,7 @@ class Model:
     num_levels: int = field(default=0, metadata={"static": True})
     levels: str = field(default="smooth", metadata={"static": True})
     sigma_data: float = field(default=1.0, metadata={"static": True})
+    learned_variance: bool = field(default=False, metadata={"static": True})
     condition: Condition = field(default_factory=dict, repr=False)
 
     def given(self, condition: Condition) -> "Model":
@@ -224,9 +240,33 @@ class Model:
         """The score at given noise levels."""
         return -self._estimate("epsilon", x, noise, **options) / expand(noise.sigma, x)
 
+    def score_and_share(self, x: Array, t: Array, **options: Any) -> tuple[Array, Array]:
+        """The score, and the share v of log beta in the log variances of a reverse step from t,
+        each (B, *shape), by one evaluation.
+
+        Raises:
+            ValueError: a model without ``learned_variance``.
+        """
+        return self.score_and_share_at(x, self.noise(t), **options)
+
+    def score_and_share_at(self, x: Array, noise: Noise, **options: Any) -> tuple[Array, Array]:
+        """As `score_and_share`, at given noise levels."""
+        require(self.learned_variance, "learned_variance", False, "True for learned variances")
+        target, said = jnp.split(self.output(x, noise, **options), 2, axis=-1)
+        epsilon = self._estimate_of(target, "epsilon", x, noise)
+        return -epsilon / expand(noise.sigma, x), 0.5 * (said + 1.0)
+
     def _estimate(self, what: str, x: Array, noise: Noise, **options: Any) -> Array:
+        return self._estimate_of(self._target(x, noise, **options), what, x, noise)
+
+    def _estimate_of(self, target: Array, what: str, x: Array, noise: Noise) -> Array:
         skip, out = getattr(self._coefficients(noise), what)
-        return expand(skip, x) * x + expand(out, x) * self.output(x, noise, **options)
+        return expand(skip, x) * x + expand(out, x) * target
+
+    def _target(self, x: Array, noise: Noise, **options: Any) -> Array:
+        """The output without what it says of variances."""
+        found = self.output(x, noise, **options)
+        return found[..., : x.shape[-1]] if self.learned_variance else found
 
     def error(self, x0: Array, t: Array, z: Array, target: str, **options: Any) -> Array:
         """The error of the prediction of a target at x_t = alpha x0 + sigma z, (B, *shape).
@@ -242,7 +282,7 @@ class Model:
         own, other = self._coefficients(noise), self._coefficients(noise, target)
         x = expand(noise.alpha, x0) * x0 + expand(noise.sigma, x0) * z
         wanted = expand(own.target[0], x) * x0 + expand(own.target[1], x) * z
-        error = self.output(x, noise, **options) - wanted
+        error = self._target(x, noise, **options) - wanted
         if target == self.parameterization:
             return error
         return expand(own.denoised[1] / other.denoised[1], x) * error

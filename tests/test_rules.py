@@ -318,6 +318,7 @@ CONTRADICTIONS = [
         DISCRETE | {"model.condition": "log_snr"},
         *("model.condition", "time with", "num_levels = 1000"),
     ),
+    ({"model.learned_variance": True}, "model.learned_variance", "False with", "num_levels = 0"),
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
     (DISCRETE | {"training.times": "log_snr"}, "training.times", "unset with", "num_levels = 1000"),
     (DISCRETE | {"training.weight": "flow"}, "training.weight", "unset with", "num_levels = 1000"),

@@ -126,6 +126,30 @@ def test_the_error_of_a_target(own, target):
     np.testing.assert_allclose(found, predicted - wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_the_second_half_of_the_output_is_that_of_variances(parameterization):
+    """The scores are those of the first half alone; an output o says the share (o + 1) / 2."""
+    sde, t = PUBLISHED["vp"], jnp.linspace(0.1, 0.9, 5)
+    x, z = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+
+    def apply(params, x, noise, condition):
+        return jnp.sin(x)
+
+    def twice(params, x, noise, condition):
+        return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)
+
+    plain = Model(None, sde, apply, parameterization, "time", num_levels=100)
+    learned = Model(None, sde, twice, parameterization, "time", 100, learned_variance=True)
+    np.testing.assert_array_equal(learned(x, t), plain(x, t))
+    np.testing.assert_array_equal(learned.denoised(x, t), plain.denoised(x, t))
+    np.testing.assert_array_equal(*(m.error(x, t, z, "flow") for m in (plain, learned)))
+    score, share = learned.score_and_share(x, t)
+    np.testing.assert_array_equal(score, plain(x, t))
+    np.testing.assert_array_equal(share, 0.5 * (learned.output(x, learned.noise(t))[..., 3:] + 1))
+    with pytest.raises(ValueError, match="learned_variance = False"):
+        plain.score_and_share(x, t)
+
+
 def test_velocity_gives_the_network_inputs_of_unit_size():
     for sde in PROCESSES.values():
         t = jnp.linspace(0.01, sde.T, 50)

@@ -10,7 +10,9 @@ the class `Net` of your `my_module.py`, which has three things:
   key of `config.model`, `image_size`, `channels` or `num_classes` (0 for none); the others keep
   their defaults. A ValueError in its `__post_init__` refuses a setting. With a field `logits` the
   network can be a classifier (`--mode train_classifier`): above 0, its result is (B, logits). With
-  a field `augmentation` it can be trained with `data.augment`.
+  a field `augmentation` it can be trained with `data.augment`. With a field `learned_variance` it
+  can learn the variances of a chain's reverse steps: where that is True, its result has twice the
+  channels.
 - `Net(spec, rngs=rngs)`: an `nnx.Module` whose variables all are float32 `nnx.Param`s.
 - `Net.__call__(x, noise, condition, *, dropout_key=None, reverse_only=False)`: arguments and result
   as those of `UNet.__call__`. It raises ValueError for a condition that it does not take.

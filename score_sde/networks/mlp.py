@@ -38,6 +38,7 @@ class MLPSpec:
         num_classes: number of class labels; 0 for a network without labels.
         condition_features: columns of the vector that the network is given, k; 0 for none.
         logits: classes that a classifier tells apart; 0 for a network of vectors.
+        learned_variance: the output has twice the columns (`score.Model`).
         dtype: of the computation. Parameters and the statistics of the normalization are float32.
 
     Raises:
@@ -54,6 +55,7 @@ class MLPSpec:
     num_classes: int = 0
     condition_features: int = 0
     logits: int = 0
+    learned_variance: bool = False
     dtype: np.dtype = _FLOAT32
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class MLP(nnx.Module):
         blocks = {f"block{index}": _Block(spec, rngs=rngs) for index in range(spec.depth)}
         self.blocks = nnx.Dict(blocks)
         self.head_norm = _LayerNorm(width, dtype=dtype)
-        outputs = spec.logits or spec.features
+        outputs = spec.logits or spec.features * (2 if spec.learned_variance else 1)
         self.head = Dense(width, outputs, scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -121,8 +123,8 @@ class MLP(nnx.Module):
             reverse_only: without effect, as all of the network has both modes.
 
         Returns:
-            (B, D), or a classifier's (B, logits), float32 (float64 if that is the dtype of the
-            computation).
+            (B, D), with `learned_variance` (B, 2 D), or a classifier's (B, logits), float32
+            (float64 if that is the dtype of the computation).
 
         Raises:
             ValueError: a condition that the network is not made for.

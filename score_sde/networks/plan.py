@@ -141,7 +141,7 @@ def _output(spec: UNetSpec, level: int, n: int) -> Iterator[Block]:
     path, lowest = f"decoder/level{level}_output", level == len(spec.widths) - 1
     if spec.progressive_output == "output_skip":
         yield Block("norm", f"{path}_norm", n, n, level)
-        yield Block("image" if lowest else "add_image", path, n, spec.channels, level)
+        yield Block("image" if lowest else "add_image", path, n, spec.out_channels, level)
     elif spec.progressive_output == "residual" and lowest:
         yield Block("norm", f"{path}_norm", n, n, level)
         yield Block("output_start", path, n, n, level)
@@ -153,4 +153,4 @@ def _head(spec: UNetSpec) -> Iterator[Block]:
     if spec.progressive_output != "output_skip":
         n = spec.widths[0]
         yield Block("norm", "head_norm", n, n)
-        yield Block("image", "head", n, spec.channels)
+        yield Block("image", "head", n, spec.out_channels)

@@ -76,6 +76,7 @@ class UNetSpec:
         augmentation: parameters of an augmentation that the network is given; 0 without.
         logits: classes that a classifier tells apart: encoder and middle alone, the mean of their
             features over the pixels mapped to (B, logits). 0: the whole network.
+        learned_variance: the output has twice the images' channels (`score.Model`).
         centered: the input lies in [-1, 1]. False: it lies in [0, 1] and is mapped to [-1, 1].
         input_frequencies: for each f, sin(f pi x) and cos(f pi x) of the input in [-1, 1] are
             given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
@@ -122,6 +123,7 @@ class UNetSpec:
     num_classes: int = 0
     augmentation: int = 0
     logits: int = 0
+    learned_variance: bool = False
     centered: bool = True
     input_frequencies: tuple[float, ...] = ()
     remat: bool = False
@@ -200,6 +202,11 @@ class UNetSpec:
     def sizes(self) -> tuple[int, ...]:
         """Image size of each level: its shorter side."""
         return tuple(min(self.sides) // 2**level for level in range(len(self.multipliers)))
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.channels * (2 if self.learned_variance else 1)
 
     @property
     def embedding_width(self) -> int:

@@ -86,8 +86,8 @@ class UNet(nnx.Module):
                 has no forward mode: for `jax.jvp` leave it False.
 
         Returns:
-            (B, H, W, C), or a classifier's (B, logits), float32 (float64 if that is the dtype of
-            the computation).
+            (B, H, W, C), with `learned_variance` (B, H, W, 2 C), or a classifier's (B, logits),
+            float32 (float64 if that is the dtype of the computation).
 
         Raises:
             ValueError: a condition that the network does not take, such as labels without classes.

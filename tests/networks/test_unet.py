@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from score_sde.networks import UNet, UNetSpec, abstract, init
+from score_sde.networks.spec import CHOICES
 
 TINY = UNetSpec(
     image_size=4,
@@ -82,6 +83,15 @@ def test_output_has_the_shape_of_the_input(image_size, options):
             lambda p, x, c, k, f=function: f(p, x, c, dropout_key=k), params, x, noise, key
         )
         assert (out.shape, out.dtype) == (x.shape, jnp.float32)
+
+
+@pytest.mark.parametrize("progressive_output", CHOICES["progressive_output"])
+def test_learned_variances_double_the_channels_of_the_output(progressive_output):
+    options = {"progressive_output": progressive_output, "num_blocks": 1, "learned_variance": True}
+    spec = UNetSpec(8, 3, width=8, multipliers=(1, 2), attention_resolutions=(), **options)
+    apply, params = abstract(partial(UNet, spec))
+    x, noise = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 8, 8, 3), (2,)))
+    assert jax.eval_shape(apply, params, x, noise).shape == (2, 8, 8, 6)
 
 
 @pytest.mark.parametrize(
