@@ -1,6 +1,6 @@
 """Reads what `torch.save` or TorchScript wrote, without PyTorch. Nothing that it names is run.
 
-Such a file is a zip of one pickle and of the tensors' bytes. Until 2020 it was a row of pickles with
+Such a file is a zip of one pickle and of the tensors' bytes. Until 2020 it was a row of pickles,
 the bytes behind them. A pickle is a program: it may call anything that can be imported. The pickles
 of checkpoints name a handful of functions and classes.
 Each is an inert stand-in here, and any other name ends the reading. The file's size bounds all

@@ -1,5 +1,5 @@
-"""The U-Net of the DDPM, DDPM++, NCSN++ and ADM family (Ho et al. 2020; Song et al. 2021, appendix H;
-Dhariwal, Nichol 2021).
+"""The U-Net of the DDPM, DDPM++, NCSN++ and ADM family (Ho et al. 2020; Song et al. 2021, appendix
+H; Dhariwal, Nichol 2021).
 
 One class; what differs between the published networks is in its `UNetSpec`. The network knows
 nothing of diffusion processes: it maps images and a noise level per image to images.

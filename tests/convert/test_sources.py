@@ -18,6 +18,7 @@ from score_sde.errors import UserError
 from tests.convert.originals import describe, source, spec_of
 from tests.convert.torch_files import (
     ENCODED,
+    FOUR,
     ORDERED,
     Call,
     Global,
@@ -28,6 +29,7 @@ from tests.convert.torch_files import (
     tensor,
     write,
     write_bytes,
+    write_old,
     write_zip,
 )
 
@@ -38,6 +40,23 @@ def test_a_tensor_is_read_as_it_lies(tmp_path):
     np.testing.assert_array_equal(read["a"], [[0, 1], [2, 3]])
     np.testing.assert_array_equal(read["t"], [[0, 2], [1, 3]])
     assert read["n"] == 7 and read["a"].dtype == np.float32
+
+
+def test_a_file_of_before_2020_is_read_as_one_of_today(tmp_path):
+    """Two views of one storage, whose key says nothing of the order, and another type."""
+    views = {"a": tensor(key="9", view=(None,)), "t": tensor(key="9", strides=(1, 2), view=(None,))}
+    half = tensor("HalfStorage", "10", count=2, shape=(2,), strides=(1,))
+    parts = {
+        "10": struct.pack("<Q", 2) + np.asarray([1.5, -2.0], np.float16).tobytes(),
+        "9": struct.pack("<Q", 4) + FOUR,
+    }
+    path = write_old(tmp_path / "a.pth", {**views, "h": half, "n": 7}, parts)
+    read = torch_zip.load(path)
+    np.testing.assert_array_equal(read["a"], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(read["t"], [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(read["h"], [1.5, -2.0])
+    assert read["n"] == 7 and read["h"].dtype == np.float16
+    assert torch_zip.shapes(path) == {"a": (2, 2), "t": (2, 2), "h": (2,)}
 
 
 def test_the_attributes_of_torchscript_are_read(tmp_path):
@@ -215,9 +234,37 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "is an empty file": (lambda p: write_bytes(p / "a.pth", b""), "of no known kind"),
     "is noise": (lambda p: write_bytes(p / "a.pth", os.urandom(999)), "of no known kind"),
     "is a text": (lambda p: write_bytes(p / "a.pth", b"hello"), "of no known kind"),
-    "is an old file of torch.save": (
+    "is an old file of torch.save without anything else": (
         lambda p: write_bytes(p / "a.pth", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)),
-        "of no known kind",
+        "damaged or cut short",
+    ),
+    "is an old file that calls os.system": (
+        lambda p: write_old(p / "a.pth", {"model": system(p)}),
+        "it wants to import posix.system",
+    ),
+    "is an old file with a storage of another length": (
+        lambda p: write_old(p / "a.pth", {"a": tensor()}, {"0": struct.pack("<Q", 5) + FOUR}),
+        "damaged or cut short",
+    ),
+    "is an old file with fewer numbers": (
+        lambda p: write_old(p / "a.pth", {"a": tensor()}, {"0": struct.pack("<Q", 4) + FOUR[:9]}),
+        "damaged or cut short",
+    ),
+    "is an old file with another storage": (
+        lambda p: write_old(p / "a.pth", {"a": tensor()}, {"1": struct.pack("<Q", 4) + FOUR}),
+        "damaged or cut short",
+    ),
+    "is an old file with a storage beyond its end": (
+        lambda p: write_old(p / "a.pth", {"a": tensor(count=2**40)}),
+        "it holds more bytes than the file has",
+    ),
+    "is an old file with a part of another storage": (
+        lambda p: write_old(p / "a.pth", {"a": tensor(view=(("1", 0, 4),))}),
+        "it holds something else than tensors of numbers",
+    ),
+    "is an old file of a big-endian machine": (
+        lambda p: write_old(p / "a.pth", {"a": tensor()}, little_endian=False),
+        "its numbers are big-endian",
     ),
     "is a msgpack of something else": (
         lambda p: write_bytes(p / "a.flax", msgpack.packb({"a": 1})),

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,18 @@ class Call:
 
 
 class Stored:
-    """A storage: its type, its key in the zip, its number of elements."""
+    """A storage: its type, its key in the zip, its number of elements; in old files also what part
+    of another it is."""
 
-    def __init__(self, kind: str, key: str, count: int) -> None:
-        self.id = ("storage", Global("torch", kind), key, "cpu", count)
+    def __init__(self, kind: str, key: str, count: int, *view: object) -> None:
+        self.id = ("storage", Global("torch", kind), key, "cpu", count, *view)
 
 
-def tensor(kind="FloatStorage", key="0", count=4, offset=0, shape=(2, 2), strides=(2, 1)) -> Call:
+def tensor(
+    kind="FloatStorage", key="0", count=4, offset=0, shape=(2, 2), strides=(2, 1), view=()
+) -> Call:
     rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    return Call(rebuild, Stored(kind, key, count), offset, shape, strides, False, None)
+    return Call(rebuild, Stored(kind, key, count, *view), offset, shape, strides, False, None)
 
 
 def stream(value: object) -> bytes:
@@ -69,6 +73,21 @@ def write(path: Path, value: object, parts: dict[str, bytes] | None = None, **op
         archive.writestr("archive/data.pkl", b"\x80\x02" + stream(value) + b".")
         for name, content in ({"archive/data/0": FOUR} if parts is None else parts).items():
             archive.writestr(name, content)
+    return path
+
+
+def write_old(
+    path: Path, value: object, parts: dict[str, bytes] | None = None, little_endian: bool = True
+) -> Path:
+    """A file as torch.save wrote them before 2020."""
+    parts = {"0": struct.pack("<Q", 4) + FOUR} if parts is None else parts
+    pickles = [1001, {"protocol_version": 1001, "little_endian": little_endian}, value]
+    path.write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+        + b"".join(b"\x80\x02" + stream(each) + b"." for each in pickles)
+        + pickle.dumps(list(parts), protocol=2)
+        + b"".join(parts.values())
+    )
     return path
 
 

@@ -29,7 +29,7 @@ def architecture(seed: int) -> UNetSpec:
         "width": draw.choice([8, 12]),
         "multipliers": tuple(draw.choice([1, 2, 3]) for _ in range(levels)),
         "num_blocks": draw.choice([1, 2]),
-        "block": draw.choice(CHOICES["block"]),
+        "block": draw.choice(["biggan", "ddpm"]),
         "resample_with_conv": draw.random() < 0.5,
         "attention_resolutions": draw.choice([(), (8,), (4, 6), (12, 6, 3)]),
         "decoder_attention": draw.choice(CHOICES["decoder_attention"]),
@@ -56,6 +56,12 @@ def architecture(seed: int) -> UNetSpec:
     settings["head_width"] = draw.choice([0, 4])
     settings["norm_eps"] = draw.choice([1e-6, 1e-5])
     settings["symmetric_padding"] = draw.random() < 0.5
+    if settings["block"] == "biggan" and draw.random() < 0.5:
+        settings["block"] = "adm"
+    settings["scale_shift"] = draw.random() < 0.5
+    settings["num_heads"] = draw.choice([1, 2])
+    settings["embedding_features"] = draw.choice([0, 16])
+    settings["level_scale"] = draw.choice([1.0, 0.25])
     sizes = {settings["image_size"] // 2**level for level in range(levels)}
     attended = tuple(size for size in settings["attention_resolutions"] if size in sizes)
     return UNetSpec(**settings | {"attention_resolutions": attended})
@@ -73,14 +79,14 @@ def expected_count(spec: UNetSpec) -> int:
     def residual(block):
         n, m = block.in_channels, block.out_channels
         total = 2 * n + conv(n, m) + 2 * m + conv(m, m)
-        total += dense(wide, m) if spec.conditional else 0
-        if spec.block == "biggan":
-            return total + (conv(n, m, 1) if n != m or block.resample != "none" else 0)
-        return total + (dense(n, m) if n != m else 0)
+        total += dense(wide, 2 * m if spec.scale_shift else m) if spec.conditional else 0
+        resized = block.resample != "none" and spec.block == "biggan"
+        return total + (dense(n, m) if n != m or resized else 0)
 
-    wide = 4 * spec.width
-    sines = 2 * spec.width if spec.embedding == "fourier" else spec.width
-    frequencies = spec.width if spec.embedding == "fourier" else 0
+    features = spec.embedding_features or spec.width
+    wide = 4 * features
+    sines = 2 * features if spec.embedding == "fourier" else features
+    frequencies = features if spec.embedding == "fourier" else 0
     count_of = {
         "embedding": lambda n, m: frequencies + dense(sines, wide) + dense(wide, wide),
         "labels": lambda n, m: n * wide,

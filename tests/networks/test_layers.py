@@ -157,11 +157,12 @@ def test_dropout_rate_and_independence():
     assert abs((kept[:, ::2] & kept[:, 1::2]).mean() - 0.49) < 5 * 7e-4
 
 
-@pytest.mark.parametrize("head_width", [0, 4])
-def test_attention_follows_its_formula(head_width):
+@pytest.mark.parametrize(("head_width", "num_heads"), [(0, 1), (4, 1), (0, 4)])
+def test_attention_follows_its_formula(head_width, num_heads):
     """Each head by itself; its channels are neighbours."""
     spec = UNetSpec(4, 3, width=8, multipliers=(1,), attention_resolutions=(), num_blocks=1)
-    spec = replace(spec, head_width=head_width, skip_rescale=False, norm_eps=0.1)
+    spec = replace(spec, head_width=head_width, num_heads=num_heads)
+    spec, each = replace(spec, skip_rescale=False, norm_eps=0.1), head_width or 8 // num_heads
     block = AttentionBlock(8, spec, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((1, 2, 3, 8)).astype(np.float32)
     for index, part in enumerate((block.query, block.key, block.value, block.output)):
@@ -177,9 +178,9 @@ def test_attention_follows_its_formula(head_width):
         for part in (block.query, block.key, block.value)
     )
     heads = []
-    for begin in range(0, 8, head_width or 8):
-        part = slice(begin, begin + (head_width or 8))
-        logits = q[:, part] @ k[:, part].T / np.sqrt(head_width or 8)
+    for begin in range(0, 8, each):
+        part = slice(begin, begin + each)
+        logits = q[:, part] @ k[:, part].T / np.sqrt(each)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         heads.append(weights / weights.sum(axis=1, keepdims=True) @ v[:, part])
     expected = wide + np.concatenate(heads, axis=1) @ np.asarray(block.output.kernel[...])

@@ -66,6 +66,8 @@ def batch():
         (8, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}),
         (8, {"progressive_input": "residual", "skip_rescale": False, "centered": False}),
         (8, {"input_frequencies": (128.0, 256.0), "num_classes": 10, "width": 12}),
+        (8, {"block": "adm", "scale_shift": True, "num_heads": 2, "embedding_features": 16}),
+        (8, {"dtype": jnp.bfloat16, "scale_shift": True}),
         (8, {"dtype": jnp.bfloat16, "fir": True, "embedding": "fourier", "fourier_scale": 1.0}),
     ],
 )
@@ -115,6 +117,9 @@ def test_learned_variances_double_the_channels_of_the_output(progressive_output)
         ({"multipliers": (1,) * 10**5}, ("multipliers", "1 to 4")),
         ({"num_blocks": 201}, ("num_blocks = 201", "up to 400 blocks on all levels")),
         ({"head_width": 7}, ("head_width = 7", "divisors of the widths 256 with attention")),
+        ({"num_heads": 3}, ("num_heads = 3", "divisors of the widths 256 with attention")),
+        ({"embedding_features": 6}, ("embedding_features = 6", "0, multiples of 4")),
+        ({"level_scale": 0.0}, ("level_scale = 0.0", "positive numbers")),
         ({"norm_eps": 0.0}, ("norm_eps = 0.0", "positive")),
         ({"dropout": 1.0}, ("dropout = 1.0", "below 1")),
         ({"attention_resolutions": (16,)}, ("attention_resolutions = (16,)", "8, 4")),

@@ -1,0 +1,200 @@
+"""OpenAI's networks from their state dicts, without PyTorch (tests/parity compares the numbers)."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import score_sde
+from score_sde import convert, networks
+from score_sde.config import changed, default
+from score_sde.convert import openai
+from score_sde.networks import UNet
+from score_sde.validation import validate
+from tests.commands import CONFIGS, refused, succeed
+from tests.convert.openai_files import (
+    TINY,
+    Theirs,
+    arrays_of,
+    classifier_of,
+    conv,
+    layer,
+    shapes_of,
+)
+from tests.convert.originals import spec_of
+from tests.convert.torch_files import save
+
+_CIFAR = Theirs(128, (128, 256, 256, 256), 3, (1, 2), updown=False)
+_64 = Theirs(192, (192, 384, 576, 768), 3, (1, 2, 3), classes=1000)
+_128 = Theirs(256, (256, 256, 512, 768, 1024), 2, (2, 3, 4), classes=1000)
+_256 = Theirs(256, (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5))
+_512 = Theirs(256, (128, 256, 256, 512, 512, 1024, 1024), 2, (4, 5, 6), classes=1000)
+_LSUN = Theirs(128, (128, 128, 256, 256, 512, 512), 2, (4,), updown=False, scale_shift=False)
+# Published files, their networks and the millions of parameters: those of guided-diffusion are in
+# table 11 of Dhariwal and Nichol 2021; the others' names say about 50, 100, 270 and 100.
+PUBLISHED = {
+    "cifar10_uncond_50M_500K.pt": (_CIFAR, 53),
+    "imagenet64_uncond_100M_1500K.pt": (
+        _CIFAR._replace(widths=(128, 256, 384, 512), attended=(2, 3)),
+        121,
+    ),
+    "imagenet64_cond_270M_250K.pt": (_64._replace(attended=(2, 3), updown=False), 273),
+    "lsun_uncond_100M_1200K_bs128.pt": (_LSUN, 114),
+    "64x64_diffusion.pt": (_64, 296),
+    "128x128_diffusion.pt": (_128, 422),
+    "256x256_diffusion.pt": (_256._replace(classes=1000), 554),
+    "lsun_cat.pt": (_256, 553),
+    "512x512_diffusion.pt": (_512, 559),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_file_says_its_network_and_its_process(name):
+    """Every array has its place, in a network that the rules of a config accept."""
+    theirs, millions = PUBLISHED[name]
+    shapes = shapes_of(theirs)
+    assert round(sum(map(math.prod, shapes.values())) / 1e6) == millions
+    says = openai.settings(Path(name), shapes, 0)
+    assert not openai.likely(Path(name), shapes)
+    config = changed(default(), {"data.name": "images", **says})
+    validate(config)
+    spec, size = spec_of(config), openai.PUBLISHED[name].image_size
+    assert (spec.widths, spec.image_size) == (theirs.widths, size)
+    assert spec.attention_resolutions == tuple(size // 2**level for level in theirs.attended)
+    assert spec.embedding_width == 4 * theirs.features
+    modules = {each.rpartition(".")[0] for each in shapes}
+    fused = {module for module in modules if module.endswith(".qkv")}
+    parts = {f"{module}.{part}" for module in fused for part in ("query", "key", "value")}
+    known = openai.names(spec).keys() - {each for each in openai.names(spec) if "skip_c" in each}
+    labels = {"label_emb"} - modules
+    assert (modules - fused) | parts | labels == known | {m for m in modules if "skip_c" in m}
+
+
+def test_what_no_array_shows_is_openais_default_or_typed():
+    path, shapes = Path("ema_0.9999_050000.pt"), shapes_of(_CIFAR)
+    likely = openai.likely(path, shapes)
+    assert (likely["data.image_size"], likely["model.num_heads"]) == (32, 4)
+    assert (likely["sde.name"], likely["model.num_levels"]) == ("vp", 1000)
+    assert not likely.keys() & openai.settings(path, shapes, 0).keys()
+    cosine = openai.PUBLISHED["cifar10_uncond_50M_500K.pt"].settings()
+    assert (cosine["sde.name"], cosine["model.num_levels"]) == ("cosine", 4000)
+    assert cosine["model.level_scale"] == 0.25
+    with_size = openai.settings(path, shapes, (16, 24))
+    assert with_size["model.attention_resolutions"] == (8, 4)
+
+
+KINDS = {
+    "guided": (TINY._replace(classes=3), {"model.head_width": 16}),
+    "improved": (TINY._replace(updown=False, widths=(32, 32)), {"model.num_heads": 2}),
+    "half a level": (TINY._replace(features=64, scale_shift=False, outputs=3), {}),
+}
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_array_is_in_its_place(kind, new_order):
+    theirs, typed = KINDS[kind]
+    shapes, path = shapes_of(theirs), Path("model.pt")
+    arrays = arrays_of(shapes)
+    says = openai.settings(path, shapes, 8)
+    config = {"data.name": "images", "data.image_size": 8, "model.num_levels": 1000}
+    spec = spec_of(changed(default(), {**config, **says, **typed}))
+    flat = openai.from_state(arrays, spec, new_order).ema
+    _, expected = networks.abstract(partial(UNet, spec))
+    convert.fit(flat, expected, path)  # of each of ours one, of the right shape
+    assert sum(map(np.size, flat.values())) == sum(map(np.size, arrays.values()))
+    array = arrays["middle_block.1.qkv.weight"][:, :, 0]
+    width = theirs.widths[-1]
+    head = width // {"guided": 4, "improved": 2, "half a level": 1}[kind]
+    for number, part in enumerate(("query", "key", "value")):
+        ours = flat[f"middle/attention/{part}/kernel"]
+        for begin in range(0, width, head):
+            # The rows of this head: among those of its kind, or behind those of its head.
+            row = number * width + begin if new_order else 3 * begin + number * head
+            np.testing.assert_array_equal(ours[:, begin : begin + head], array[row : row + head].T)
+    # The cosines come first there.
+    first, half = arrays["time_embed.0.weight"].T, theirs.features // 2
+    swapped = np.concatenate([first[half:], first[:half]])
+    np.testing.assert_array_equal(flat["condition/dense0/kernel"], swapped)
+
+
+def test_a_file_becomes_a_run_that_samples(tmp_path):
+    """Of a name that is not a published one's, without a config."""
+    theirs = TINY._replace(classes=3)
+    save(tmp_path / "model.pt", arrays_of(shapes_of(theirs)))
+    command = ("--mode", "convert", "--source", "model.pt", "--workdir", "run")
+    typed = ("--config.data.image_size=8", "--config.model.head_width=16")
+    out = succeed(*command, *typed, "--force", cwd=tmp_path)  # it was never trained
+    unseen = out.partition("as neither arrays nor files show it: ")[2].partition("\n")[0]
+    for setting in ("process VPSDE", "data.image_size = 8", "head_width = 16", "num_levels = 1000"):
+        assert setting in unseen, unseen
+    assert "scale_shift" not in unseen and "activation" not in unseen
+    run = score_sde.load(tmp_path / "run")
+    settings = run.config.model
+    assert (settings.block, settings.scale_shift, settings.learned_variance) == ("adm", True, True)
+    assert (run.info.name, run.info.shape, run.info.num_classes) == ("images", (8, 8, 3), 3)
+    ddim = ("--config.sampling.method=ddim", "--config.sampling.grid=leading")
+    few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
+    out = succeed("--mode", "sample", "--workdir", "run", *ddim, *few, cwd=tmp_path)
+    assert "3 images, NFE 2" in out
+
+
+PRESET = ("--config", CONFIGS / "vp_digits.py")
+SHAPES = shapes_of(TINY)
+UPSAMPLER = shapes_of(TINY._replace(channels=6))
+SIZE = "--config.data.image_size=8"
+# A file's name, its arrays' shapes, flags, and what is said.
+MISTAKES = {
+    "a classifier": ("64x64_classifier.pt", classifier_of(TINY), (), "pt: it is a classifier;"),
+    "an upsampler": ("up.pt", UPSAMPLER, (), "it enlarges images: it reads one of low resolution"),
+    "no size": ("a.pt", SHAPES, (), "config.data.image_size: missing; a.pt does not say it"),
+    "an array too many": (
+        *("a.pt", SHAPES | layer("input_blocks.9.0", 3), (SIZE,)),
+        "2 not the network's: input_blocks.9.0.weight, input_blocks.9.0.bias",
+    ),
+    "an array too few": (
+        *("a.pt", {name: SHAPES[name] for name in SHAPES if name != "out.0.bias"}, (SIZE,)),
+        "1 missing: head_norm/bias",
+    ),
+    "a layer of no size": (
+        *("a.pt", SHAPES | {"middle_block.0.emb_layers.1.weight": ()}, (SIZE,)),
+        "its array middle_block.0.emb_layers.1.weight is missing",
+    ),
+    "a head that does not divide": (
+        *("a.pt", SHAPES, (SIZE, "--config.model.head_width=48")),
+        "config.model.head_width = 48: allowed are 0 and divisors of the widths 64",
+    ),
+    "widths of no multiples": (
+        *("a.pt", shapes_of(TINY._replace(widths=(32, 48))), (SIZE,)),
+        "its levels have [32, 48] channels, no multiples of 32",
+    ),
+    "other outputs": (
+        *("a.pt", SHAPES | conv("out.2", 32, 5), (SIZE,)),
+        "it reads 3 channels and returns 5",
+    ),
+    "another chain than the published": (
+        *("cifar10_uncond_50M_500K.pt", SHAPES, ("--config.model.num_levels=1000",)),
+        "num_levels = 1000: allowed are 4000, as cifar10_uncond_50M_500K.pt says",
+    ),
+    "the order of another's attention": (
+        *("a.pt", layer("all_modules.0", 3), (*PRESET, "--new_attention_order")),
+        "--new_attention_order: a.pt is no checkpoint of OpenAI's",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistake, tmp_path):
+    name, shapes, typed, says = MISTAKES[mistake]
+    save(tmp_path / name, arrays_of(shapes))
+    line = refused("--mode", "convert", "--source", name, "--workdir", "r", *typed, cwd=tmp_path)
+    assert says in line
+
+
+def test_a_file_that_is_cut_short_is_refused(tmp_path):
+    content = save(tmp_path / "a.pt", arrays_of(SHAPES)).read_bytes()
+    (tmp_path / "a.pt").write_bytes(content[: len(content) // 2])
+    line = refused("--mode", "convert", "--source", "a.pt", *PRESET, SIZE, cwd=tmp_path)
+    assert "a.pt: damaged" in line
