@@ -125,7 +125,10 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
         given = presets.load(preset)
     says = convert.settings(source, overrides.apply(given, typed).data.image_size)
     if preset is None and not says:
-        raise UserError("--config: missing; it says the network that --source is one of")
+        raise UserError(
+            "--config: missing; it says the network that --source is one of, as that is no folder "
+            "of diffusers and no whole .pt file of OpenAI's"
+        )
     config = overrides.apply(changed(given, says), typed)
     now = flat(config)
     for key, value in says.items():

@@ -100,6 +100,7 @@ def architecture(found: Mapping[str, Any], where: str, image_size: Any) -> dict[
         "scale_shift": False,
         "embedding_features": 0,
         "level_scale": 1.0,
+        "learned_variance": False,
         "symmetric_padding": kind == PLAIN and get["downsample_padding"] == 1,
         "norm_eps": get["norm_eps"],
         "activation": "swish",

@@ -64,12 +64,11 @@ def test_a_published_file_says_its_network_and_its_process(name):
     assert (spec.widths, spec.image_size) == (theirs.widths, size)
     assert spec.attention_resolutions == tuple(size // 2**level for level in theirs.attended)
     assert spec.embedding_width == 4 * theirs.features
-    modules = {each.rpartition(".")[0] for each in shapes}
+    modules, known = {each.rpartition(".")[0] for each in shapes}, openai.names(spec).keys()
     fused = {module for module in modules if module.endswith(".qkv")}
-    parts = {f"{module}.{part}" for module in fused for part in ("query", "key", "value")}
-    known = openai.names(spec).keys() - {each for each in openai.names(spec) if "skip_c" in each}
-    labels = {"label_emb"} - modules
-    assert (modules - fused) | parts | labels == known | {m for m in modules if "skip_c" in m}
+    modules |= {f"{module}.{part}" for module in fused for part in ("query", "key", "value")}
+    assert modules - fused <= known
+    assert all(each.endswith(("skip_connection", "label_emb")) for each in known - modules)
 
 
 def test_what_no_array_shows_is_openais_default_or_typed():
@@ -196,5 +195,6 @@ def test_a_mistake_is_told_in_one_line(mistake, tmp_path):
 def test_a_file_that_is_cut_short_is_refused(tmp_path):
     content = save(tmp_path / "a.pt", arrays_of(SHAPES)).read_bytes()
     (tmp_path / "a.pt").write_bytes(content[: len(content) // 2])
-    line = refused("--mode", "convert", "--source", "a.pt", *PRESET, SIZE, cwd=tmp_path)
-    assert "a.pt: damaged" in line
+    command = ("--mode", "convert", "--source", "a.pt", SIZE)
+    assert "a.pt: damaged" in refused(*command, *PRESET, cwd=tmp_path)
+    assert "no whole .pt file of OpenAI's" in refused(*command, cwd=tmp_path)

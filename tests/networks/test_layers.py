@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from score_sde.networks import UNetSpec
-from score_sde.networks.blocks import AttentionBlock, Resample
+from score_sde.networks.blocks import AttentionBlock, Resample, ResidualBlock
 from score_sde.networks.convolution import convolve, convolve_reverse_only
 from score_sde.networks.embeddings import input_features, positional_features
 from score_sde.networks.layers import GroupNorm, dropout, dropout_states
@@ -186,6 +186,29 @@ def test_attention_follows_its_formula(head_width, num_heads):
     expected = wide + np.concatenate(heads, axis=1) @ np.asarray(block.output.kernel[...])
     # Logits of some 30 in float32: their exponentials are off by 30 roundings.
     np.testing.assert_allclose(block(jnp.asarray(x)).reshape(6, 8), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("resample", ["none", "down"])
+def test_a_block_with_scale_and_shift_follows_its_formula(resample):
+    """ADM's: the shortcut has no convolution where the size alone changes."""
+    spec = UNetSpec(4, 3, width=8, multipliers=(1,), attention_resolutions=(), block="adm")
+    spec = replace(spec, scale_shift=True, skip_rescale=False, init_scale=1.0)
+    block = ResidualBlock(8, 8, spec, resample=resample, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    embedding = jax.random.normal(jax.random.key(1), (2, 32))
+
+    def silu(x):
+        return x / (1.0 + jnp.exp(-x))
+
+    resized = mean_down if resample == "down" else lambda x: x
+    given = block.embedding(embedding).reshape(2, 1, 1, 16)
+    h = block.norm1(block.conv0(resized(silu(block.norm0(x))), False))
+    h = block.conv1(silu(h * (1.0 + given[..., :8]) + given[..., 8:]), False)
+    found = block(x, embedding, None, False)
+    # The same sums of size 1, fused in other ways.
+    np.testing.assert_allclose(found, resized(x) + h, rtol=0, atol=1e-5)
+    wide = ResidualBlock(8, 12, spec, resample=resample, rngs=nnx.Rngs(0))
+    assert block.shortcut is None and wide.shortcut is not None
 
 
 def test_embeddings_follow_their_formulas():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from score_sde.networks import UNet, UNetSpec, abstract, init
 from score_sde.networks.spec import CHOICES
@@ -142,6 +143,17 @@ def test_a_spec_is_hashable_however_it_is_written():
     same = UNetSpec(8, 1, multipliers=(1, 2), attention_resolutions=(8,), dtype=jnp.bfloat16)
     assert spec == same and hash(spec) == hash(same) and hash(replace(spec, width=8))
     assert UNetSpec((16, 16), 1) == UNetSpec(16, 1) != UNetSpec((16, 32), 1)
+
+
+def test_the_scale_of_the_levels_is_a_factor_of_the_noise_level():
+    """A power of 2, so that nothing is rounded. The features need not be as many as channels."""
+    settings = {"embedding_features": 12}
+    found = [
+        UNet(replace(TINY, level_scale=scale, **settings), rngs=nnx.Rngs(0))._embedding(noise, {})
+        for scale, noise in ((1.0, jnp.asarray([1.0, 250.0])), (0.25, jnp.asarray([4.0, 1000.0])))
+    ]
+    assert found[0].shape == (2, 48)
+    np.testing.assert_array_equal(*found)
 
 
 def test_images_that_are_not_square_are_mirrored_along_either_side():
