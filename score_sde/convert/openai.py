@@ -164,7 +164,6 @@ def settings(source: Path, shapes: Shapes, image_size: int | tuple[int, int]) ->
     return {
         **{f"model.{key}": value for key, value in (SETTINGS | model).items()},
         **{f"data.{key}": value for key, value in data.items()},
-        "training.loss": "paper",  # the one of a chain
         **flags,
     }
 
