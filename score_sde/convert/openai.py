@@ -50,7 +50,7 @@ class Flags(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """The same by the keys of a config."""
-        process = {"sde.name": "cosine"}
+        process: dict[str, Any] = {"sde.name": "cosine"}
         if self.noise_schedule == "linear":
             process = {"sde.name": "vp", "sde.beta_min": 0.1, "sde.beta_max": 20.0}
         return {
@@ -63,24 +63,27 @@ class Flags(NamedTuple):
         }
 
 
-_IMPROVED = {"noise_schedule": "cosine", "diffusion_steps": 4000}
-_256 = Flags(256, num_head_channels=64)
+_64 = Flags(64, "cosine", 4000)
+_RESCALED = _64._replace(rescale_timesteps=True)
+_CIFAR = _RESCALED._replace(image_size=32)
+_LSUN, _256 = Flags(256, num_heads=1), Flags(256, num_head_channels=64)
 # The flags that the two repositories' READMEs give for each file.
 PUBLISHED: dict[str, Flags] = {
-    "cifar10_uncond_50M_500K.pt": Flags(32, **_IMPROVED, rescale_timesteps=True),
-    "cifar10_uncond_vlb_50M_500K.pt": Flags(32, **_IMPROVED, rescale_timesteps=True),
-    "imagenet64_uncond_100M_1500K.pt": Flags(64, **_IMPROVED, rescale_timesteps=True),
-    "imagenet64_uncond_vlb_100M_1500K.pt": Flags(64, **_IMPROVED, rescale_timesteps=True),
-    "imagenet64_cond_270M_250K.pt": Flags(64, **_IMPROVED),
-    "lsun_uncond_100M_1200K_bs128.pt": Flags(256, num_heads=1),
-    "lsun_uncond_100M_2400K_bs64.pt": Flags(256, num_heads=1),
-    "64x64_diffusion.pt": Flags(
-        64, noise_schedule="cosine", num_head_channels=64, use_new_attention_order=True
-    ),
+    "cifar10_uncond_50M_500K.pt": _CIFAR,
+    "cifar10_uncond_vlb_50M_500K.pt": _CIFAR,
+    "imagenet64_uncond_100M_1500K.pt": _RESCALED,
+    "imagenet64_uncond_vlb_100M_1500K.pt": _RESCALED,
+    "imagenet64_cond_270M_250K.pt": _64,
+    "lsun_uncond_100M_1200K_bs128.pt": _LSUN,
+    "lsun_uncond_100M_2400K_bs64.pt": _LSUN,
+    "64x64_diffusion.pt": Flags(64, "cosine", num_head_channels=64, use_new_attention_order=True),
     "128x128_diffusion.pt": Flags(128),
-    "512x512_diffusion.pt": Flags(512, num_head_channels=64),
-    **dict.fromkeys(("256x256_diffusion.pt", "256x256_diffusion_uncond.pt"), _256),
-    **dict.fromkeys(("lsun_bedroom.pt", "lsun_cat.pt", "lsun_horse.pt"), _256),
+    "256x256_diffusion.pt": _256,
+    "256x256_diffusion_uncond.pt": _256,
+    "512x512_diffusion.pt": _256._replace(image_size=512),
+    "lsun_bedroom.pt": _256,
+    "lsun_cat.pt": _256,
+    "lsun_horse.pt": _256,
     "lsun_horse_nodropout.pt": _256,
 }
 # Each level's width over the first's, by which OpenAI's commands take it from the image size.

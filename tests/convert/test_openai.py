@@ -13,7 +13,7 @@ from score_sde.config import changed, default
 from score_sde.convert import openai
 from score_sde.networks import UNet
 from score_sde.validation import validate
-from tests.commands import CONFIGS, refused, succeed
+from tests.commands import CONFIGS, command, succeed
 from tests.convert.openai_files import (
     TINY,
     Theirs,
@@ -100,6 +100,7 @@ def test_every_array_is_in_its_place(kind, new_order):
     says = openai.settings(path, shapes, 8)
     config = {"data.name": "images", "data.image_size": 8, "model.num_levels": 1000}
     spec = spec_of(changed(default(), {**config, **says, **typed}))
+    assert spec.block == ("adm" if theirs.updown else "ddpm")
     flat = openai.from_state(arrays, spec, new_order).ema
     _, expected = networks.abstract(partial(UNet, spec))
     convert.fit(flat, expected, path)  # of each of ours one, of the right shape
@@ -121,18 +122,18 @@ def test_every_array_is_in_its_place(kind, new_order):
 
 def test_a_file_becomes_a_run_that_samples(tmp_path):
     """Of a name that is not a published one's, without a config."""
-    theirs = TINY._replace(classes=3)
+    theirs = TINY._replace(widths=(32,), attended=(), classes=3)
     save(tmp_path / "model.pt", arrays_of(shapes_of(theirs)))
-    command = ("--mode", "convert", "--source", "model.pt", "--workdir", "run")
-    typed = ("--config.data.image_size=8", "--config.model.head_width=16")
-    out = succeed(*command, *typed, "--force", cwd=tmp_path)  # it was never trained
+    typed = ("--config.data.image_size=8", "--config.model.head_width=16", "--workdir", "run")
+    force = "--force"  # it was never trained
+    out = succeed("--mode", "convert", "--source", "model.pt", *typed, force, cwd=tmp_path)
     unseen = out.partition("as neither arrays nor files show it: ")[2].partition("\n")[0]
     for setting in ("process VPSDE", "data.image_size = 8", "head_width = 16", "num_levels = 1000"):
         assert setting in unseen, unseen
     assert "scale_shift" not in unseen and "activation" not in unseen
     run = score_sde.load(tmp_path / "run")
     settings = run.config.model
-    assert (settings.block, settings.scale_shift, settings.learned_variance) == ("adm", True, True)
+    assert (settings.block, settings.scale_shift, settings.learned_variance) == ("ddpm", True, True)
     assert (run.info.name, run.info.shape, run.info.num_classes) == ("images", (8, 8, 3), 3)
     ddim = ("--config.sampling.method=ddim", "--config.sampling.grid=leading")
     few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
@@ -188,13 +189,19 @@ MISTAKES = {
 def test_a_mistake_is_told_in_one_line(mistake, tmp_path):
     name, shapes, typed, says = MISTAKES[mistake]
     save(tmp_path / name, arrays_of(shapes))
-    line = refused("--mode", "convert", "--source", name, "--workdir", "r", *typed, cwd=tmp_path)
-    assert says in line
+    assert says in line_of("--source", name, *typed, cwd=tmp_path)
+
+
+def line_of(*arguments, cwd):
+    """What is said of a source, in one line; nothing is written. (`start` prints the devices.)"""
+    done = command("--mode", "convert", "--workdir", "run", *arguments, cwd=cwd)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert not (cwd / "run").exists()
+    return done.stderr
 
 
 def test_a_file_that_is_cut_short_is_refused(tmp_path):
     content = save(tmp_path / "a.pt", arrays_of(SHAPES)).read_bytes()
     (tmp_path / "a.pt").write_bytes(content[: len(content) // 2])
-    command = ("--mode", "convert", "--source", "a.pt", SIZE)
-    assert "a.pt: damaged" in refused(*command, *PRESET, cwd=tmp_path)
-    assert "no whole .pt file of OpenAI's" in refused(*command, cwd=tmp_path)
+    assert "a.pt: damaged" in line_of("--source", "a.pt", *PRESET, cwd=tmp_path)
+    assert "no whole .pt file of OpenAI's" in line_of("--source", "a.pt", cwd=tmp_path)
