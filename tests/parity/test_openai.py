@@ -324,7 +324,8 @@ def test_outputs_scores_and_samples(name: str, tmp_path: Path):
     sampler = build.sampler(changed(run.config, settings))
     samples = sampler.sample(jax.random.key(0), run.sde, score, jnp.asarray(x)).x
     expected = ddim(model, x.astype(np.float64), 5, labels)
-    assert 0.1 < np.abs(expected).mean() < 10.0  # white and black are 2 apart
+    # White and black are 2 apart. The network predicts no noise, so the samples leave their range.
+    assert 0.1 < np.abs(expected).mean() < 50.0
     np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-3)
 
 
