@@ -175,7 +175,8 @@ def _train(
             yield settings.evaluate_every, score
 
     make = build.network(config, info)
-    apply, state, metrics = _fit(config, workdir, info, arrays, make, loss, hooks, mesh, source)
+    parts = workdir, info, arrays, make, loss, hooks, mesh, source, objectives.history(config)
+    apply, state, metrics = _fit(config, *parts)
     if workdir:
         metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
     return assembled(config, int(state.step), apply, state.ema, info, mesh, metrics)
@@ -215,9 +216,10 @@ def _fit(
     hooks: Callable[[Apply], Iterable[loop.Hook]],
     mesh: Mesh,
     source: Path | None = None,
+    history: Any = None,
 ) -> tuple[Apply, TrainState, list[dict[str, float]]]:
-    """Train a network of the constructor `make` by a loss, from its initial weights or a run's;
-    return it, its state and the lines of its metrics."""
+    """Train a network of the constructor `make` by a loss, from its initial weights or a run's, and
+    the loss's first history; return it, its state and the lines of its metrics."""
     settings = config.training
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
@@ -234,7 +236,7 @@ def _fit(
     metrics: list[dict[str, float]] = []
     try:
         state = loop.train(
-            create(params, optimizer, mesh),
+            create(params, optimizer, mesh, history),
             make_train_step(loss(apply), optimizer, settings.ema_rate, mesh),
             feed,
             [*hooks(apply)],
