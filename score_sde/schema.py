@@ -334,7 +334,7 @@ _ROWS = (
     Row("sampling.grid", None, GRIDS, "the times; unset: the sampler's own", str),
     Row("sampling.rho", 7.0, between(1, 100), "of the grid karras: larger, more late steps"),
     Row("sampling.steps_offset", 0, at_least(0), "of the grid leading: the level of its last time"),
-    Row("sampling.clip", 0.0, NOT_NEGATIVE, "DDIM cuts denoised images to -clip ... clip; 0: not"),
+    Row("sampling.clip", 0.0, NOT_NEGATIVE, "ddim and pc cut denoised data to -clip ... clip; 0: not"),
     Row("sampling.eta", 0.0, between(0, 1), "how much noise a step adds"),
     Row("sampling.order", None, Values(lambda value: value in (1, 2, 3, 4), "1, 2, 3, 4"),
         "of a multistep method, 4 of ipndm and deis alone; unset: the best", int),

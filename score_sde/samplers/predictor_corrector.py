@@ -90,6 +90,25 @@ def ancestral_learned(
     return mean + jnp.exp(share * large + (1.0 - share) * small) * z, mean
 
 
+class _Cut:
+    """A score whose denoised data are cut to [-clip, clip]."""
+
+    def __init__(self, sde: SDE, score: Any, clip: float) -> None:
+        self.sde, self.score, self.clip = sde, score, clip
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return self._cut(self.score(x, t), x, t)
+
+    def score_and_share(self, x: Array, t: Array) -> tuple[Array, Array]:
+        score, share = self.score.score_and_share(x, t)
+        return self._cut(score, x, t), share
+
+    def _cut(self, score: Array, x: Array, t: Array) -> Array:
+        alpha, sigma2 = expand(self.sde.alpha(t), x), expand(jnp.square(self.sde.sigma(t)), x)
+        x0 = jnp.clip((x + sigma2 * score) / alpha, -self.clip, self.clip)
+        return (alpha * x0 - x) / sigma2
+
+
 def _posterior_mean(x: Array, score: Array, step: Step) -> Array:
     return (x + expand(jnp.square(step.G), x) * score) / expand(1.0 + step.f, x)
 
@@ -177,6 +196,7 @@ class PredictorCorrector(GridSampler):
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
             and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral` and its kin.
         faithful: as the original code (see above).
+        clip: the predictor cuts the denoised data to [-clip, clip], as the codes of DDPM do; 0: not.
         grid: the times, one of ``grids.GRIDS``; None: uniform in t, also between a chain's levels.
         rho, steps_offset, num_levels: of the grid.
     """
@@ -188,6 +208,7 @@ class PredictorCorrector(GridSampler):
     snr: float = 0.16
     probability_flow: bool = False
     faithful: bool = False
+    clip: float = 0.0
     grid: str | None = field(default=None, kw_only=True)  # type: ignore[assignment]  # frozen
 
     def __post_init__(self) -> None:
@@ -206,6 +227,7 @@ class PredictorCorrector(GridSampler):
         others = "others with faithful = True, whose steps have one variance"
         ok = not (self.faithful and self.reads_variance)
         require(ok, "predictor", self.predictor, others)
+        require(self.clip >= 0, "clip", self.clip, "0 and positive numbers")
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
@@ -286,7 +308,8 @@ class PredictorCorrector(GridSampler):
         return x if self.faithful else super().after(x, i, c)
 
     def end(self, x: Array, memory: Array, c: Context) -> Array:
-        return memory if self.faithful and self.denoise else super().end(x, memory, c)
+        x = memory if self.faithful and self.denoise else super().end(x, memory, c)
+        return jnp.clip(x, -self.clip, self.clip) if self.denoise and self.clip else x
 
     def level(
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, s: Array, z: Array
@@ -314,6 +337,8 @@ class PredictorCorrector(GridSampler):
         predictor = self._predictor
         if predictor is None:
             return x, x
+        if self.clip:
+            score = _Cut(sde, score, self.clip)
         if self.probability_flow:
             _, mean = predictor(sde, lambda x, t: 0.5 * score(x, t), x, t, dt, step, z)
             return mean, mean
