@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from score_sde import build, consistency, guidance, losses, variances
 from score_sde.augmentation import augmented
-from score_sde.config import refuse
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
+from score_sde.errors import require
 from score_sde.learned import constants
 from score_sde.score import Model
 from score_sde.spaces import Pixels, Space
@@ -34,9 +34,10 @@ def loss(
     """
     where, names = build.space(config, info), build.condition_names(config, info)
     settings, on_levels = config.training, bool(config.model.num_levels)
-    if config.model.learned_variance and settings.loss not in losses.OF_VARIANCES:
+    trains_all = settings.loss in losses.OF_VARIANCES or not config.model.learned_variance
+    with build.errors_of("training"):
         allowed = f"{', '.join(losses.OF_VARIANCES)} with config.model.learned_variance = True"
-        raise refuse("training.loss", settings.loss, allowed)
+        require(trains_all, "loss", settings.loss, allowed)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Any:
         *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)

@@ -39,11 +39,11 @@ class History(NamedTuple):
 
     Attributes:
         losses: L_k, bits/dim, float32 (N, KEPT), the newest in the place of the oldest.
-        count: how many there have been, int32 (N,).
+        seen: how many there have been, int32 (N,).
     """
 
     losses: Array
-    count: Array
+    seen: Array
 
 
 def no_history(num_levels: int) -> History:
@@ -55,11 +55,11 @@ def probabilities(history: History) -> Array:
     """The probability of each level, (N,): in proportion to the root of the mean square of its last
     losses, by which an estimate of L_vlb scatters the least (ibid., eq. 18). Uniform until each
     level has ``KEPT`` losses."""
-    number = len(history.count)
+    number = len(history.seen)
     size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
     share = size / jnp.maximum(jnp.sum(size), jnp.finfo(size.dtype).tiny)
     by_losses = (1.0 - UNIFORM) * share + UNIFORM / number
-    return jnp.where(jnp.all(history.count >= KEPT), by_losses, 1.0 / number)
+    return jnp.where(jnp.all(history.seen >= KEPT), by_losses, 1.0 / number)
 
 
 def recorded(history: History, k: Array, losses: Array) -> History:
@@ -68,10 +68,10 @@ def recorded(history: History, k: Array, losses: Array) -> History:
     earlier = jnp.sum(jnp.tril(same, -1), axis=1, dtype=k.dtype)
     later = jnp.sum(jnp.triu(same, 1), axis=1)
     # Of more than KEPT losses of a level the last stay: a row beyond the table is left out.
-    row = jnp.where(later < KEPT, k, len(history.count))
-    place = (history.count[k] + earlier) % KEPT
+    row = jnp.where(later < KEPT, k, len(history.seen))
+    place = (history.seen[k] + earlier) % KEPT
     kept = history.losses.at[row, place].set(losses, mode="drop")
-    return History(kept, history.count.at[k].add(1))
+    return History(kept, history.seen.at[k].add(1))
 
 
 def drawn(key: Array, num: int, probability: Array) -> Array:

@@ -140,7 +140,7 @@ def test_l_vlb_of_the_exact_score_is_that_of_its_gaussians():
     points = jnp.asarray(x0, jnp.float32)
     found, history = vlb_loss(key, exact(shares), points, points, None, no_history(LEVELS))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(history.count, np.bincount(k, minlength=LEVELS))
+    np.testing.assert_array_equal(history.seen, np.bincount(k, minlength=LEVELS))
     simple = np.square(z - SIGMA[k][:, None] * (
         (ALPHA[k][:, None] * (x0 - MEAN) + SIGMA[k][:, None] * z)
         / (np.square(ALPHA[k])[:, None] * SPREAD + np.square(SIGMA[k])[:, None])
@@ -213,7 +213,7 @@ def test_levels_are_drawn_by_their_losses_and_without_bias():
     estimate = np.mean(values[k] / p[k])
     np.testing.assert_allclose(estimate, values.sum(), atol=3e-6 * np.sum(np.abs(values) / p))
     # Uniform until every level has its ten.
-    young = history._replace(count=history.count.at[3].set(KEPT - 1))
+    young = history._replace(seen=history.seen.at[3].set(KEPT - 1))
     np.testing.assert_allclose(variances.probabilities(young), np.full(LEVELS, 1 / LEVELS))
     none = variances.probabilities(warmed_up(np.zeros(LEVELS)))
     assert np.isfinite(none).all()
@@ -225,7 +225,7 @@ def test_the_estimate_of_l_vlb_keeps_its_mean_and_scatters_less():
     x0 = MEAN + np.sqrt(SPREAD) * np.random.default_rng(9).normal(size=(num, len(MEAN)))
     points, history = jnp.asarray(x0, jnp.float32), no_history(LEVELS)
     uniform, history = vlb_loss(jax.random.key(10), exact(), points, points, None, history)
-    assert int(history.count.min()) >= KEPT
+    assert int(history.seen.min()) >= KEPT
     by_losses, _ = vlb_loss(jax.random.key(11), exact(), points, points, None, history)
     first, second = (np.asarray(each, np.float64) for each in (uniform, by_losses))
     error = np.hypot(first.std(), second.std()) / np.sqrt(num)
@@ -246,7 +246,7 @@ def test_the_history_has_the_last_losses_of_each_level():
     for level, queue in enumerate(queues):
         kept = np.sort(np.asarray(history.losses[level]))
         np.testing.assert_array_equal(kept, np.sort([*queue, *[0.0] * (KEPT - len(queue))]))
-    assert int(history.count.sum()) == 100 and int(history.count[3]) == 0
+    assert int(history.seen.sum()) == 100 and int(history.seen[3]) == 0
 
 
 # --- Respaced sampling ----------------------------------------------------------------------------
