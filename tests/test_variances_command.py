@@ -31,13 +31,9 @@ def test_training_sampling_and_bounds(tmp_path):
     arrays = np.load(workdir / "samples.npz")
     assert arrays["images"].shape == (3, 8, 8, 1) and arrays["nfe"].tolist() == [5, 5, 5]
     # Every other sampler takes the scores alone.
-    run = score_sde.load(workdir)
-    for method in ("unipc", "ode"):
-        loose = {"sampling.rtol": 0.1, "sampling.atol": 0.1, "sampling.num_steps": 5}
-        images = (
-            run.changed(loose | {"sampling.method": method}).sample(jax.random.key(0), 2).images
-        )
-        assert images.shape == (2, 8, 8, 1)
+    other = {"sampling.method": "unipc", "sampling.num_steps": 5}
+    images = score_sde.load(workdir).changed(other).sample(jax.random.key(0), 2).images
+    assert images.shape == (2, 8, 8, 1)
 
     of_few = ("--config.likelihood.num_images=5", "--config.likelihood.batch_size=3")
     told = succeed("--mode=likelihood", *given, *of_few, cwd=tmp_path)
@@ -46,9 +42,6 @@ def test_training_sampling_and_bounds(tmp_path):
     assert summary["variance"] == "learned" and len(summary["steps"]) == 19
     terms = sum(summary[name] for name in ("prior", "diffusion", "reconstruction"))
     assert summary["bits_per_dim"] == pytest.approx(terms, rel=1e-5)  # float32 sums
-    large = "--config.likelihood.variance=large"
-    told = succeed("--mode=likelihood", *given, *of_few, large, cwd=tmp_path)
-    assert "of another likelihood.variance" in told
 
 
 VLB = changed(
