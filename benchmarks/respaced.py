@@ -81,6 +81,8 @@ def picture(path: Path, lines: list[Row], real: Row) -> None:
             panel.semilogx(steps, values, style, label=f"{variance} variances")
         panel.axhline(float(real[name]), color="black", linestyle="--", linewidth=1)
         panel.set(title=name, xlabel="steps, of the chain's levels")
+        panel.set_xticks(steps, [f"{count:g}" for count in steps])
+        panel.minorticks_off()
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=80)
 
