@@ -11,21 +11,24 @@ arXiv:2107.00630, eq. 12 to 15; Ho et al. 2020, arXiv:2006.11239, eq. 5)
 
 **Diffusion.** The integral runs over the log-SNR from T to t_min. So it depends on the schedule by
 its two ends only, and times uniform in log-SNR make the weight a constant. Between two levels k - 1
-and k of a chain it is the KL divergence between two Gaussians,
+and k of a chain it is the KL divergence between two Gaussians. With e = sigma score + z and r the
+variance of q(x_{k-1} | x_k, x0) over the model's it is the sum over the D numbers of
 
-    1/2 (SNR_{k-1} / SNR_k - 1) |sigma score + z|^2
+    1/2 (SNR_{k-1} / SNR_k - 1) r e^2 + 1/2 (r - 1 - log r).
 
-with the smaller of DDPM's reverse variances, that of q(x_{k-1} | x_k, x0). The larger one is r^-1
-times as large, r = sigma_{k-1}^2 / sigma_k^2. It multiplies this by r, and adds
-D/2 (r - 1 - log r). The smaller is right for data in one point, the larger for a density that is
-flat on the scale of the noise. So with the larger one the chain's bound of a density tends to that
-in continuous time. With the smaller one it does not: where a chain begins, sigma_k^2 doubles from
-level to level however many there are. Levels at times of a process come closer with their number,
-so there both do.
+The smaller of DDPM's reverse variances has r = 1, the larger r = sigma_{k-1}^2 / sigma_k^2. A
+learned one lies between them, number by number: log r = v log(sigma_{k-1}^2 / sigma_k^2), where the
+network says the share v (Nichol, Dhariwal 2021, arXiv:2102.09672, eq. 15). The smaller is right for
+data in one point, the larger for a density that is flat on the scale of the noise. So with the
+larger one the chain's bound of a density tends to that in continuous time. With the smaller one it
+does not: where a chain begins, sigma_k^2 doubles from level to level however many there are. Levels
+at times of a process come closer with their number, so there both do.
 
 **Reconstruction.** The decoder is N(denoised, (sigma / alpha)^2 I). Where the model was trained on
 pixels as they are, it is integrated over the pixels' bins, of which the first and the last are open
-(Ho et al. 2020, section 3.3). Otherwise it is a density, of dequantized data where there are bins.
+(Ho et al. 2020, section 3.3). There a chain's decoder has the smaller variance of the next level's
+step; a learned one lies between that and sigma^2. Otherwise the decoder is a density, of
+dequantized data where there are bins.
 
 **The gap.** With the exact score the reverse process has the data's own paths. Then the bound is
 -log p(x0) up to its two ends: the prior, which is not quite p_T, and the decoder, which is
@@ -49,7 +52,8 @@ from score_sde.score import Model, as_pytree, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 from score_sde.spaces import Dequantized, Space, item_keys
 
-VARIANCES = ("large", "small")
+VARIANCES = {"large": 1.0, "small": 0.0, "learned": None}
+"""The variances of reverse steps, by the share v of the larger; None: as the network says."""
 
 
 @shown
@@ -150,15 +154,16 @@ def chain_bound(
         model: the network, with its condition; `num_levels` is N.
         data: items of the space, (B, *shape).
         space: how the model sees them; None for points in the model's units.
-        variance: of the reverse steps, ``large`` or ``small`` (see the module's docstring).
+        variance: of the reverse steps, one of ``VARIANCES`` (see the module's docstring).
         num_times: K, of a model without a chain; t_min: the least of its times.
         first: index of the first item, for data that come in parts.
 
     Raises:
-        ValueError: another variance, or fewer than two levels; without a chain also a time that the
-            process has not, or a process with alpha(T) = 0.
+        ValueError: another variance, or one that the model has not learned; fewer than two levels;
+            without a chain also a time that the process has not, or a process with alpha(T) = 0.
     """
-    require(variance in VARIANCES, "variance", variance, ", ".join(VARIANCES))
+    known = [name for name in VARIANCES if VARIANCES[name] is not None or model.learned_variance]
+    require(variance in known, "variance", variance, ", ".join(known))
     if model.num_levels:
         require(model.num_levels > 1, "num_levels", model.num_levels, "integers of at least 2")
     else:
@@ -191,7 +196,9 @@ def _in_time(
         t = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), *ends)
         t = jnp.where(k < num_times, t, ends[0])  # last, the decoder's
         alpha, sigma = sde.alpha(t), sde.sigma(t)
-        return items.errors(k, alpha, sigma, sigma / alpha, lambda x: score(x, t))
+        x, z = items.noisy(k, alpha, sigma)
+        error, nu = expand(sigma, x) * score(x, t) + z, sigma / alpha
+        return _sum(jnp.square(error)), items.decoded(error, z, nu, expand(nu, x))
 
     with full_precision():
         squared, decoded = jax.lax.map(at, jnp.arange(num_times + 1))
@@ -221,49 +228,105 @@ def _by_level(
         noises = model.noise(times)
     items = _Items(key, data, space, first)
     x0, ones = items.x0, jnp.ones(len(data), items.x0.dtype)
-    order = jnp.argsort(-chain.log_snr())  # the least noise first, as DDPM counts them
-    alpha, sigma = (table[order].astype(x0.dtype) for table in chain)
-    log_snr = Chain(alpha, sigma).log_snr()
-    growth = jnp.expm1(log_snr[:-1] - log_snr[1:])
-    # DDPM's decoder has the posterior's noise of the next level; a density's has its level's own.
-    std = sigma[0] / alpha[0]
-    if items.is_decoded:
-        std = sigma[0] * jnp.sqrt(-jnp.expm1(log_snr[1] - log_snr[0]))
+    levels, fixed = levels_of(chain, x0.dtype), VARIANCES[variance]
 
     def at(k: Array) -> tuple[Array, Array]:
-        noise = jax.tree.map(lambda table: jnp.full(len(data), table[order[k]]), noises)
-        size = std * ones
-        score = partial(model.score_at, noise=noise)
-        return items.errors(k, alpha[k] * ones, sigma[k] * ones, size, score)
+        noise = jax.tree.map(lambda table: jnp.full(len(data), table[levels.order[k]]), noises)
+        alpha, sigma, growth, log_ratio = (table[k] * ones for table in levels[1:])
+        x, z = items.noisy(k, alpha, sigma)
+        if fixed is None:
+            score, share = model.score_and_share_at(x, noise)
+            std = decoder_std(sigma, log_ratio, share)
+        else:
+            score, share = model.score_at(x, noise), jnp.full_like(x, fixed)
+            std = decoder_std(sigma, log_ratio, jnp.zeros_like(x))
+        error = expand(sigma, x) * score + z
+        decoded = items.decoded(error, z, sigma / alpha, std)
+        return step_kl(growth, log_ratio, error, share), decoded
 
     with full_precision():
-        squared, decoded = jax.lax.map(at, jnp.arange(len(order)))
-    steps = step_kl(growth[:, None], squared[1:])
-    if variance == "large":
-        ratio = jnp.square(sigma[:-1] / sigma[1:])[:, None]
-        steps = step_kl(growth[:, None], squared[1:], ratio, x0[0].size)
-    prior = _prior(x0, alpha[-1] * ones, sigma[-1] * ones, model.sde.prior_std())
-    return items.bound(
-        prior, jnp.sum(steps, axis=0), decoded[0], len(order), steps=jnp.swapaxes(steps, 0, 1)
-    )
+        steps, decoded = jax.lax.map(at, jnp.arange(len(levels.order)))
+    alpha, sigma = levels.alpha[-1] * ones, levels.sigma[-1] * ones
+    prior, steps = _prior(x0, alpha, sigma, model.sde.prior_std()), steps[1:]
+    number, by_item = len(levels.order), jnp.swapaxes(steps, 0, 1)
+    return items.bound(prior, jnp.sum(steps, axis=0), decoded[0], number, steps=by_item)
 
 
-def step_kl(
-    growth: Array, squared_error: Array, ratio: Array | None = None, dims: int = 0
-) -> Array:
-    """KL divergence of the model's step to a level from q(x_{k-1} | x_k, x0), nats.
+class Levels(NamedTuple):
+    """The levels k of a chain from the least noise on, and the steps between them, (N,) each.
+
+    Attributes:
+        order: the level's number in the chain, int32.
+        alpha, sigma: of the level.
+        growth: SNR_{k-1} / SNR_k - 1; 0 for the first.
+        log_ratio: log of the smaller variance of the step from k over the larger. For the first, of
+            the smaller variance of the next step over sigma^2: those of the decoder.
+    """
+
+    order: Array
+    alpha: Array
+    sigma: Array
+    growth: Array
+    log_ratio: Array
+
+
+def levels_of(chain: Chain, dtype: Any) -> Levels:
+    """The levels and steps of a chain, as numbers of this dtype."""
+    order = jnp.argsort(-chain.log_snr())  # as DDPM counts them
+    alpha, sigma = (table[order].astype(dtype) for table in chain)
+    log_snr = Chain(alpha, sigma).log_snr()
+    fall = log_snr[:-1] - log_snr[1:]
+    growth = jnp.concatenate([jnp.zeros_like(fall[:1]), jnp.expm1(fall)])
+    of_decoder = jnp.log(-jnp.expm1(-fall[:1]))
+    log_ratio = jnp.concatenate([of_decoder, 2.0 * (jnp.log(sigma[:-1]) - jnp.log(sigma[1:]))])
+    return Levels(order, alpha, sigma, growth, log_ratio)
+
+
+def step_kl(growth: Array, log_ratio: Array, error: Array, share: Array) -> Array:
+    """KL divergence of the model's step from a level k from q(x_{k-1} | x_k, x0), nats, (B,).
 
     Args:
-        growth: SNR_{k-1} / SNR_k - 1.
-        squared_error: |sigma score + z|^2 at level k.
-        ratio: sigma_{k-1}^2 / sigma_k^2 where the model's variance is the larger one; None for the
-            smaller.
-        dims: D, with a ratio.
+        growth: SNR_{k-1} / SNR_k - 1, (B,).
+        log_ratio: log(sigma_{k-1}^2 / sigma_k^2), (B,).
+        error: sigma score + z at level k, (B, *shape).
+        share: v of each number, (B, *shape): 0 is the smaller variance, 1 the larger.
     """
-    by_means = 0.5 * growth * squared_error
-    if ratio is None:
-        return by_means
-    return ratio * by_means + 0.5 * dims * (ratio - 1.0 - jnp.log(ratio))
+    log_r = expand(log_ratio, error) * share
+    by_means = expand(growth, error) * jnp.exp(log_r) * jnp.square(error)
+    return 0.5 * _sum(by_means + jnp.expm1(log_r) - log_r)
+
+
+def decoder_std(sigma: Array, log_ratio: Array, share: Array) -> Array:
+    """The standard deviation of a chain's decoder of bins, (B, *shape): sigma and the log ratio are
+    those of the first level, (B,), the share of sigma^2 (B, *shape)."""
+    return expand(sigma, share) * jnp.exp(0.5 * (1.0 - share) * expand(log_ratio, share))
+
+
+def is_decoded(space: Space | None) -> bool:
+    """Whether the decoder gives probabilities of bins, not a density."""
+    return space is not None and space.has_bins and not space.dequantize
+
+
+def decoder_loss(
+    space: Space | None, data: Array, x0: Array, error: Array, z: Array, nu: Array, std: Array
+) -> Array:
+    """Minus the logarithm of the decoder, nats, (B,).
+
+    Args:
+        space: as of the bounds.
+        data: items of the space, (B, *shape).
+        x0: in the model's units, (B, *shape).
+        error: sigma score + z at the least noise, (B, *shape); z: the noise, (B, *shape).
+        nu: sigma / alpha there, (B,): the standard deviation of a density.
+        std: that of the decoder of bins, (B, 1, ...) or (B, *shape).
+    """
+    if is_decoded(space):
+        assert space is not None
+        return -space.log_decoded(data, x0 + expand(nu, x0) * error, std)
+    # E|z|^2 = D takes the place of |z|^2: the error is next to z here, so the noise cancels.
+    dims = x0[0].size
+    excess = 0.5 * (_sum(jnp.square(error)) - _sum(jnp.square(z)) + dims)
+    return dims * (0.5 * math.log(2.0 * math.pi) + jnp.log(nu)) + excess
 
 
 class _Items:
@@ -271,41 +334,31 @@ class _Items:
 
     Attributes:
         x0: in the model's units, (B, *shape).
-        is_decoded: whether the decoder gives probabilities of bins.
     """
 
     def __init__(self, key: Array, data: Array, space: Space | None, first: Array) -> None:
         self.data, self.space = data, space
-        self.is_decoded = space is not None and space.has_bins and not space.dequantize
         self.noise_key, self.first = jax.random.fold_in(key, 2), first
         keys = item_keys(jax.random.fold_in(key, 0), len(data), first)
         nothing = jnp.zeros(len(data), jnp.float32)
         if space is None:
             found = Dequantized(data, nothing.astype(data.dtype))
-        elif self.is_decoded:
+        elif is_decoded(space):
             found = Dequantized(space.to_model(data), nothing)
         else:  # alpha and sigma are for another kind of dequantization
             found = space.dequantized(keys, data, "uniform", 1.0, 0.0)
         self.x0, self._log_density = found
 
-    def errors(
-        self, k: Array, alpha: Array, sigma: Array, std: Array, score: Any
-    ) -> tuple[Array, Array]:
-        """|e|^2 with e = sigma score + z, and minus the decoder's logarithm at this noise, each
-        (B,)."""
+    def noisy(self, k: Array, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+        """The items at a noise level, and their noise, each (B, *shape)."""
         x0 = self.x0
         keys = item_keys(jax.random.fold_in(self.noise_key, k), len(x0), self.first)
         z = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(keys)
-        x = expand(alpha, x0) * x0 + expand(sigma, x0) * z
-        error = expand(sigma, x0) * score(x) + z
-        squared, dims = _sum(jnp.square(error)), x0[0].size
-        if self.is_decoded:
-            assert self.space is not None
-            denoised = x0 + expand(sigma / alpha, x0) * error
-            return squared, -self.space.log_decoded(self.data, denoised, expand(std, x0))
-        # E|z|^2 = D takes the place of |z|^2: the error is next to z here, so the noise cancels.
-        excess = 0.5 * (squared - _sum(jnp.square(z)) + dims)
-        return squared, dims * (0.5 * math.log(2.0 * math.pi) + jnp.log(std)) + excess
+        return expand(alpha, x0) * x0 + expand(sigma, x0) * z, z
+
+    def decoded(self, error: Array, z: Array, nu: Array, std: Array) -> Array:
+        """Minus the decoder's logarithm at this noise, (B,)."""
+        return decoder_loss(self.space, self.data, self.x0, error, z, nu, std)
 
     def bound(
         self,

@@ -128,9 +128,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)  # known before compilation
 
 
+SHARED = "score_and_share"  # the method of a score whose model has learned variances
+
+
 @pytree
 class _Guided:
-    """first + (weight - 1) (first - second), of scores and of denoised data."""
+    """first + (weight - 1) (first - second), of scores and of denoised data. Learned variances are
+    those of the first."""
 
     pair: Any
     weight: Any
@@ -143,9 +147,9 @@ class _Guided:
         return self._mixed("score", x, t)
 
     def __getattr__(self, name: str) -> Any:
-        if name != "denoised" or not hasattr(self.pair.first, "denoised"):
+        if name not in ("denoised", SHARED) or not hasattr(self.pair.first, name):
             raise AttributeError(name)
-        return partial(self._mixed, "denoised")
+        return partial(self._mixed, name)
 
     def evaluations(self, t: Array) -> int | Array:
         """Those of both scores; where no sample is in the interval, of the first alone."""
@@ -160,15 +164,19 @@ class _Guided:
         nu = jnp.exp(-0.5 * self.sde.log_snr(t))
         return (nu >= low) & (nu <= high)
 
-    def _mixed(self, what: str, x: Array, t: Array) -> Array:
-        def both(x: Array, t: Array) -> Array:
+    def _mixed(self, what: str, x: Array, t: Array) -> Any:
+        def both(x: Array, t: Array) -> Any:
             first, second = self.pair.both(what, x, t)
+            share: tuple[Array, ...] = ()
+            if what == SHARED:
+                share, first, second = (first[1],), first[0], second[0]
             extra = jnp.full(t.shape, self.weight, first.dtype) - 1.0
             if self.interval is not None:
                 extra = jnp.where(self._acts(t), extra, 0.0)
-            return first + expand(extra, first) * (first - second)
+            mixed = first + expand(extra, first) * (first - second)
+            return (mixed, *share) if share else mixed
 
-        def alone(x: Array, t: Array) -> Array:
+        def alone(x: Array, t: Array) -> Any:
             return _call(self.pair.first, what, x, t)
 
         if self.interval is None:
@@ -176,9 +184,8 @@ class _Guided:
         return jax.lax.cond(jnp.any(self._acts(t)), both, alone, x, t)
 
 
-def _call(score: Any, what: str, x: Array, t: Array) -> Array:
-    found: Array = score(x, t) if what == "score" else score.denoised(x, t)
-    return found
+def _call(score: Any, what: str, x: Array, t: Array) -> Any:
+    return score(x, t) if what == "score" else getattr(score, what)(x, t)
 
 
 @pytree
@@ -199,14 +206,15 @@ class _OneBatch:
     def evaluations(self, t: Array) -> int | Array:
         return 2
 
-    def both(self, what: str, x: Array, t: Array) -> tuple[Array, Array]:
+    def both(self, what: str, x: Array, t: Array) -> tuple[Any, Any]:
         # A sample's two states lie side by side: spread over devices, they stay on one.
         def pairs(a: Array, b: Array) -> Array:
             return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
 
         model = self.model.given(jax.tree.map(pairs, *self.conditions))
         found = _call(model, what, pairs(x, x), pairs(t, t))
-        return found[0::2], found[1::2]
+        first, second = (jax.tree.map(lambda both, n=n: both[n::2], found) for n in (0, 1))
+        return first, second
 
 
 @pytree
@@ -220,10 +228,12 @@ class _Two:
     def evaluations(self, t: Array) -> int | Array:
         return evaluations(self.first, t) + evaluations(self.second, t)
 
-    def both(self, what: str, x: Array, t: Array) -> tuple[Array, Array]:
+    def both(self, what: str, x: Array, t: Array) -> tuple[Any, Any]:
         def value(score: Any) -> Array:
             return score(x, t) if what == "score" else denoise(self.sde, score, x, t)
 
+        if what == SHARED:
+            return _call(self.first, what, x, t), (self.second(x, t),)
         return value(self.first), value(self.second)
 
 
@@ -251,6 +261,15 @@ class _ByClassifier:
         """E[x0 | x_t, label] by the classifier, (B, *shape)."""
         lift = jnp.square(self.sde.sigma(t)) / self.sde.alpha(t)
         return denoise(self.sde, self.score, x, t) + expand(lift, x) * self._gradient(x, t)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != SHARED or not hasattr(self.score, name):
+            raise AttributeError(name)
+        return self._score_and_share
+
+    def _score_and_share(self, x: Array, t: Array) -> tuple[Array, Array]:
+        score, share = self.score.score_and_share(x, t)
+        return score + self._gradient(x, t), share
 
     def evaluations(self, t: Array) -> int | Array:
         """Those of the score, and the classifier's pass with the one back."""

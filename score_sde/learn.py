@@ -24,7 +24,7 @@ from score_sde.locks import writing
 from score_sde.networks import Apply
 from score_sde.paths import move_aside
 from score_sde.run import Run, assembled, info_of
-from score_sde.samplers import PredictorCorrector
+from score_sde.samplers import DDIM
 from score_sde.samplers.base import from_prior
 from score_sde.score import Logits
 from score_sde.training import loop
@@ -36,8 +36,9 @@ from score_sde.training.state import TrainState, create
 from score_sde.training.step import LossFn, make_train_step
 from score_sde.validation import validate
 
-# The grids drawn on the way are a look, not a result: few steps and few images.
-LOOK = PredictorCorrector(num_steps=100, predictor="ancestral")
+# The grids drawn on the way are a look, not a result: few steps and few images. With eta = 1 it is
+# ancestral sampling; unlike the predictor of that name it begins where alpha(T) = 0, too.
+LOOK = DDIM(num_steps=100, eta=1.0, grid="uniform")
 LOOK_IMAGES, LOOK_VECTORS = 16, 1024
 PICTURES = "samples"  # the folder of these
 # What a config says of data that are given as arrays.
@@ -175,7 +176,8 @@ def _train(
             yield settings.evaluate_every, score
 
     make = build.network(config, info)
-    apply, state, metrics = _fit(config, workdir, info, arrays, make, loss, hooks, mesh, source)
+    parts = workdir, info, arrays, make, loss, hooks, mesh, source, objectives.history(config)
+    apply, state, metrics = _fit(config, *parts)
     if workdir:
         metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
     return assembled(config, int(state.step), apply, state.ema, info, mesh, metrics)
@@ -215,9 +217,10 @@ def _fit(
     hooks: Callable[[Apply], Iterable[loop.Hook]],
     mesh: Mesh,
     source: Path | None = None,
+    history: Any = None,
 ) -> tuple[Apply, TrainState, list[dict[str, float]]]:
-    """Train a network of the constructor `make` by a loss, from its initial weights or a run's;
-    return it, its state and the lines of its metrics."""
+    """Train a network of the constructor `make` by a loss, from its initial weights or a run's, and
+    the loss's first history; return it, its state and the lines of its metrics."""
     settings = config.training
     # The steps' keys are folds of the same key by 0 ... num_steps - 1: stay clear of them.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
@@ -234,7 +237,7 @@ def _fit(
     metrics: list[dict[str, float]] = []
     try:
         state = loop.train(
-            create(params, optimizer, mesh),
+            create(params, optimizer, mesh, history),
             make_train_step(loss(apply), optimizer, settings.ema_rate, mesh),
             feed,
             [*hooks(apply)],

@@ -25,7 +25,7 @@ The weights, with nu = sigma / alpha:
 The last three are infinite where alpha is 0. There |e|^2 is not multiplied by them: the error of
 that target is computed from the network's own output (`score.Model.error`).
 
-    consistency   another loss, of module `consistency`
+Other losses of the table `LOSSES` are those of the modules `consistency` and `variances`.
 
 On the levels of a discrete chain the same |e|^2 with weight 1 is the published loss. It is usually
 written as
@@ -158,9 +158,13 @@ LOSSES = {
     "edm": Pair("log_normal", "velocity"),
     "flow": Pair("uniform", "flow"),
     "consistency": Pair("log_normal", "consistency"),
+    "hybrid": Pair("uniform", "hybrid"),
+    "vlb": Pair("uniform", "vlb"),
 }
 """The paper's makes good samples, the likelihood's good bits/dim, the mixture both, consistency
-samples in one or two steps."""
+samples in one or two steps. The last two are of the levels of a chain whose reverse variances are
+learned: hybrid makes good samples, vlb good bits/dim."""
+OF_VARIANCES = ("hybrid", "vlb")
 
 
 def sample_times(

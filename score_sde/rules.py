@@ -10,6 +10,7 @@ from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
 from score_sde.learned import constants
+from score_sde.losses import LOSSES, OF_VARIANCES
 from score_sde.networks import NETWORKS
 from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
@@ -35,6 +36,9 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
         build.network(config, info)
     with build.errors_of("sampling"):
         sampler = build.sampler(config)
+        if sampler.reads_variance and not config.model.learned_variance:
+            given = f"predictor = {config.sampling.predictor!r}"
+            raise ValueError(f"{given}: allowed are others with model.learned_variance = False")
         sampler.check(process)
         if process.ends_in_noise:
             sampler.check_start(process, Model)
@@ -131,10 +135,12 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
-    if not config.training.reduce_mean and build.loss_pair(config).weight == "consistency":
-        yield "training.reduce_mean", "True with the weight consistency"
+    weight = build.loss_pair(config).weight
+    if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
+        yield "training.reduce_mean", f"True with the weight {weight}"
     if settings.learned_variance and not settings.num_levels:
         yield "model.learned_variance", "False with config.model.num_levels = 0"
+    yield from _rules_of_variances(config)
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
@@ -143,7 +149,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         given = f"with config.model.num_levels = {settings.num_levels}"
         # Fourier features are of a log sigma or log SNR.
         needs |= {"model.embedding": ("positional", "vaswani"), "model.condition": ("time",)}
-        needs |= {"training.loss": ("paper",)} | OWN_LOSS
+        allowed = ("paper", *OF_VARIANCES) if settings.learned_variance else ("paper",)
+        needs |= {"training.loss": allowed} | OWN_LOSS
     elif constants(getattr(process, "process", process)):  # of a shifted one, what is shifted
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
@@ -154,6 +161,22 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         if values[key] not in allowed:
             words = ("unset" if each is None else f"{each}" for each in allowed)
             yield key, f"{', '.join(words)} {given}"
+
+
+def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that wants variances which the network learns."""
+    settings = config.training
+    if settings.loss in OF_VARIANCES and config.data.augment and not settings.dequantize:
+        # L_vlb counts the probability of the pixels as they are stored.
+        yield "data.augment", f"0 with config.training.loss = {settings.loss!r}"
+    if config.model.learned_variance:
+        return
+    without = "with config.model.learned_variance = False"
+    if settings.loss in OF_VARIANCES:
+        others = [name for name in LOSSES if name not in OF_VARIANCES]
+        yield "training.loss", f"{', '.join(others)} {without}"
+    if config.likelihood.variance == "learned":
+        yield "likelihood.variance", f"large, small {without}"
 
 
 def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import ndtr
 
 from score_sde import oracle
+from score_sde.bounds import VARIANCES as VARIANCES_OF_STEPS
 from score_sde.bounds import chain_bound, likelihood_bound, step_kl
 from score_sde.discrete import discretization
 from score_sde.likelihood import log_likelihood
@@ -135,50 +136,61 @@ def test_an_item_does_not_depend_on_its_batch_mates(gaussian):
 
 
 def network(params, x, level, condition):
-    """The exact noise of N(m, v) at levels of DDPM's chain: (alpha, sigma, m, v)."""
+    """The exact noise of N(m, v) at levels of DDPM's chain: (alpha, sigma, m, v). Beside it what
+    makes the shares those of `shares`."""
     alpha, sigma = (table[level.astype(jnp.int32)][:, None] for table in params[:2])
     mean, variance = params[2][None], params[3][None]
-    return sigma * (x - alpha * mean) / (jnp.square(alpha) * variance + jnp.square(sigma))
+    noise = sigma * (x - alpha * mean) / (jnp.square(alpha) * variance + jnp.square(sigma))
+    return jnp.concatenate([noise, 2 * shares("learned", x.shape).astype("f4") - 1], axis=-1)
 
 
 def chained(num_levels, mean=MEAN, variances=VARIANCES):
     sde = VPSDE()
     chain = discretization(sde).chain(num_levels)
     params = (*chain, jnp.asarray(mean, "f4"), jnp.asarray(variances, "f4"))
-    return Model(params, sde, network, "epsilon", "time", num_levels), chain
+    model = Model(params, sde, network, "epsilon", "time", num_levels, learned_variance=True)
+    return model, chain
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+def shares(variance, shape):
+    """Of the larger variance: 0, 1, or what a network might say, beyond them too."""
+    fixed = VARIANCES_OF_STEPS[variance]
+    return np.linspace(-0.2, 1.1, DIMS) * np.ones(shape) if fixed is None else np.full(shape, fixed)
+
+
+@pytest.mark.parametrize("variance", VARIANCES_OF_STEPS)
 def test_a_step_is_the_kl_of_two_gaussians(variance):
     """DDPM's posteriors and KL divergences written out (Ho et al. 2020, eq. 6 to 8), float64."""
     _, chain = chained(100)
     alpha, sigma = (np.asarray(table, np.float64) for table in chain)
     rng = np.random.default_rng(0)
-    for k in (1, 2, 50, 99):
-        x0, z = rng.normal(size=(2, DIMS))
-        kept = np.square(alpha[k] / alpha[k - 1])
-        beta = 1 - kept
-        x = alpha[k] * x0 + sigma[k] * z
-        total = alpha[k] ** 2 * VARIANCES + sigma[k] ** 2
-        denoised = MEAN + alpha[k] * VARIANCES / total * (x - alpha[k] * MEAN)
+    k = np.asarray([1, 2, 50, 99])
+    x0, z = rng.normal(size=(2, len(k), DIMS))
+    a, s, a_before, s_before = (
+        of[:, None] for of in (alpha[k], sigma[k], alpha[k - 1], sigma[k - 1])
+    )
+    kept = np.square(a / a_before)
+    beta = 1 - kept
+    x = a * x0 + s * z
+    total = a**2 * VARIANCES + s**2
+    denoised = MEAN + a * VARIANCES / total * (x - a * MEAN)
 
-        def posterior_mean(x0, x=x, k=k, beta=beta, kept=kept):
-            of_data = alpha[k - 1] * beta / sigma[k] ** 2
-            return of_data * x0 + np.sqrt(kept) * sigma[k - 1] ** 2 / sigma[k] ** 2 * x
+    def posterior_mean(x0):
+        return a_before * beta / s**2 * x0 + np.sqrt(kept) * s_before**2 / s**2 * x
 
-        narrow = beta * sigma[k - 1] ** 2 / sigma[k] ** 2
-        wide = narrow if variance == "small" else beta
-        difference2 = np.sum(np.square(posterior_mean(x0) - posterior_mean(denoised)))
-        ratio = narrow / wide
-        kl = 0.5 * (DIMS * (ratio - 1 - np.log(ratio)) + difference2 / wide)
-        # What the package computes, from the error of the noise.
-        error2 = np.sum(np.square(z - sigma[k] * (x - alpha[k] * MEAN) / total))
-        growth = np.square(alpha[k - 1] * sigma[k] / (alpha[k] * sigma[k - 1])) - 1
-        more = () if variance == "small" else (np.square(sigma[k - 1] / sigma[k]), DIMS)
-        np.testing.assert_allclose(float(step_kl(growth, error2, *more)), kl, rtol=0, atol=1e-4)
+    narrow, share = beta * s_before**2 / s**2, shares(variance, x0.shape)
+    wide = beta**share * narrow ** (1 - share)
+    difference2 = np.square(posterior_mean(x0) - posterior_mean(denoised))
+    kl = 0.5 * np.sum(narrow / wide - 1 - np.log(narrow / wide) + difference2 / wide, axis=1)
+    # What the package computes, from the error of the noise.
+    error = z - s * (x - a * MEAN) / total
+    growth, log_ratio = np.square(a_before * s / (a * s_before)) - 1, 2 * np.log(s_before / s)
+    numbers = (growth[:, 0], log_ratio[:, 0], error, share)
+    found = step_kl(*(jnp.asarray(each, jnp.float32) for each in numbers))
+    np.testing.assert_allclose(found, kl, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("variance", VARIANCES_OF_STEPS)
 def test_a_chains_terms_are_those_written_out(variance):
     """Data in one point, whose exact denoiser makes no error: every step costs what the variances
     cost, and nothing by the small ones. To 1e-4 nats, without any noise."""
@@ -186,8 +198,8 @@ def test_a_chains_terms_are_those_written_out(variance):
     x0 = jnp.asarray(np.tile(MEAN, (3, 1)), jnp.float32)
     found = chain_bound(jax.random.key(0), model, x0, variance=variance)
     alpha, sigma = (np.asarray(table, np.float64) for table in chain)
-    ratio = np.square(sigma[:-1] / sigma[1:])
-    steps = 0.0 * ratio if variance == "small" else 0.5 * DIMS * (ratio - 1 - np.log(ratio))
+    ratio = np.square(sigma[:-1] / sigma[1:])[:, None] ** shares(variance, (99, DIMS))
+    steps = 0.5 * np.sum(ratio - 1 - np.log(ratio), axis=1)
     np.testing.assert_allclose(found.steps, np.tile(steps, (3, 1)), rtol=0, atol=1e-4)
     np.testing.assert_allclose(found.diffusion, np.full(3, steps.sum()), rtol=0, atol=1e-3)
     second = np.square(alpha[-1] * MEAN) + sigma[-1] ** 2 - 1 - np.log(sigma[-1] ** 2)

@@ -169,6 +169,7 @@ def test_another_method_begins_with_its_own_settings():
         ({"method": "ode", "solver": "euler"}, "num_steps", "step_control"),
         ({"method": "pc"}, "predictor", "snr"),
         ({"method": "pc", "corrector": "ald"}, "snr", "eta"),
+        ({"method": "pc"}, "grid", "rho"),
         ({"method": "ddim"}, "eta", "rho"),
         ({"method": "ddim", "grid": "karras"}, "rho", "churn"),
         ({"method": "ddim"}, "clip", "steps_offset"),

@@ -55,6 +55,27 @@ def test_weights_0_and_1_are_the_scores_themselves(model):
         np.testing.assert_array_equal(found.denoised(x, t), plain.denoised(x, t))
 
 
+def test_learned_variances_are_those_of_the_guided_model(model):
+    """The score is guided, and the share of the larger variance is the condition's own."""
+
+    def twice(params, x, noise, condition):
+        denoised = network(params, x, noise, condition)
+        return jnp.concatenate([denoised, jnp.sin(denoised)], axis=-1)
+
+    learned = dataclasses.replace(model, apply=twice, learned_variance=True)
+    (x, t), given = states(), learned.given({"labels": LABELS})
+    _, share = given.score_and_share(x, t)
+    free = guidance.classifier_free(learned, LABELS, 3.0, interval=(0.0, 1e3))
+    by_model = guidance.autoguidance(SDE, given, model.given({"labels": LABELS}), 2.0)
+    by_classifier = guidance.classifier(SDE, given, lambda x, t: -x @ MEANS.T, LABELS, 2.0)
+    for guided in (free, by_model, by_classifier):
+        score, same = guided.score_and_share(x, t)
+        np.testing.assert_allclose(score, guided(x, t), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(same, share, rtol=1e-5, atol=1e-6)
+    other = guidance.classifier(SDE, lambda x, t: -x, lambda x, t: -x @ MEANS.T, LABELS)
+    assert not hasattr(other, "score_and_share")
+
+
 def test_the_formula_and_its_one_evaluation(model):
     x, t = states()
     guided = guidance.classifier_free(model, {"labels": LABELS}, 3.0)

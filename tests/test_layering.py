@@ -61,6 +61,10 @@ ROOMS = {
     "score_sde.bounds": Room(2, (0, 1), ("jax",)),
     # Its times are spread as those of the other losses.
     "score_sde.variational": Room(2, (0, 1), ("jax",), neighbours=("score_sde.losses",)),
+    # It trains by the terms of a bound, at levels that are spread as those of the other losses.
+    "score_sde.variances": Room(
+        2, (0, 1), ("jax",), neighbours=("score_sde.losses", "score_sde.bounds")
+    ),
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
     # Twisted SMC is a sampler.
     "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),
@@ -98,7 +102,7 @@ ROOMS = {
     ),
     "score_sde.rules": Room(
         5,
-        (0, 1, 3),
+        (0, 1, 2, 3),  # the names of losses
         ("ml_collections", "jax"),
         neighbours=("score_sde.config", "score_sde.build"),
     ),

@@ -351,7 +351,7 @@ CHANGES = {
     "impossible override": (
         ["--mode=sample", "--workdir=runs/vp_digits", "--config.sampling.predictor=heun"],
         "error: config.sampling.predictor = 'heun': allowed are euler_maruyama, "
-        "reverse_diffusion, ancestral, none",
+        "reverse_diffusion, ancestral, ancestral_large, ancestral_learned, none",
     ),
 }
 

@@ -285,6 +285,7 @@ def test_sampling_is_the_originals(preset):
         snr=float(snr),
         denoise=True,
         faithful=True,
+        num_levels=config.model.num_levels,
     )
     times = np.asarray(sampler.times(process))[:-1]
     t_min = 1e-5 if preset.startswith("ve_") else 1e-3

@@ -134,7 +134,7 @@ IMPOSSIBLE = {
     "likelihood.t_min": 2.0,
     "likelihood.method": "elbo",
     "likelihood.num_times": 0,
-    "likelihood.variance": "learned",
+    "likelihood.variance": "medium",
     "restore.method": "ddrm",
     "restore.num_draws": 0,
     "restore.sigma_y": -0.1,
@@ -166,6 +166,7 @@ def test_an_impossible_value_is_refused(row):
 
 
 DISCRETE = {"model.num_levels": 1000}
+VARIANCES = DISCRETE | {"model.learned_variance": True}
 CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
 LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
@@ -323,6 +324,42 @@ CONTRADICTIONS = [
         *("model.condition", "time with", "num_levels = 1000"),
     ),
     ({"model.learned_variance": True}, "model.learned_variance", "False with", "num_levels = 0"),
+    (
+        VARIANCES | {"data.augment": 0.1, "training.loss": "vlb"},
+        *("data.augment", "0 with config.training.loss = 'vlb'"),
+    ),
+    (
+        VARIANCES | {"training.reduce_mean": False, "training.loss": "hybrid"},
+        *("training.reduce_mean", "True with", "hybrid"),
+    ),
+    (
+        VARIANCES | {"training.loss": "mixture"},
+        *("training.loss", "paper, hybrid, vlb with", "num_levels = 1000"),
+    ),
+    (
+        VARIANCES | CHAIN | {"sampling.predictor": "ancestral_learned"},
+        *("sampling.predictor", "others with faithful = True"),
+    ),
+    (
+        DISCRETE | CHAIN | {"sampling.grid": "linspace"},
+        *("sampling.grid", "unset with faithful = True"),
+    ),
+    (
+        {"training.loss": "hybrid"},
+        *("training.loss", "paper, likelihood", "consistency with", "learned_variance = False"),
+    ),
+    (
+        {"likelihood.variance": "learned"},
+        *("likelihood.variance", "large, small with", "learned_variance = False"),
+    ),
+    (
+        {"sampling.method": "pc", "sampling.predictor": "ancestral_learned"},
+        *("sampling.predictor", "others with model.learned_variance = False"),
+    ),
+    (
+        {"sampling.method": "pc", "sampling.grid": "linspace"},
+        *("sampling.grid", "uniform, paper", "without levels"),
+    ),
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
     (DISCRETE | {"training.times": "log_snr"}, "training.times", "unset with", "num_levels = 1000"),
     (DISCRETE | {"training.weight": "flow"}, "training.weight", "unset with", "num_levels = 1000"),

@@ -16,6 +16,7 @@ class Spec:
     num_classes: int = 0
     augmentation: int = 0
     logits: int = 0
+    learned_variance: bool = False
 
 
 class Tiny(nnx.Module):
@@ -32,7 +33,8 @@ class Tiny(nnx.Module):
             self.labels = nnx.Embed(spec.num_classes, features, rngs=rngs)
         if spec.augmentation:
             self.changes = nnx.Linear(spec.augmentation, features, use_bias=False, rngs=rngs)
-        self.head = nnx.Linear(features, spec.logits or spec.channels, rngs=rngs)
+        channels = spec.channels * (2 if spec.learned_variance else 1)
+        self.head = nnx.Linear(features, spec.logits or channels, rngs=rngs)
         self.pools = spec.logits > 0
         self.takes = ("labels",) if spec.num_classes else ()
 

@@ -95,6 +95,11 @@ class Sampler(ABC):
         return False
 
     @property
+    def reads_variance(self) -> bool:
+        """Whether it needs variances of reverse steps that the model has learned."""
+        return False
+
+    @property
     def without_effect(self) -> set[str]:
         """Its own settings that have no effect, given the others."""
         return set()

@@ -5,9 +5,16 @@ Between two times t -> s the forward step is x_t = (1 + f) x_s + G z. The predic
     euler_maruyama      x - (drift - g^2 score) dt  + g sqrt(dt) z      eq. 6, discretized
     reverse_diffusion   x - f x + G^2 score         + G z               eq. 46
     ancestral           (x + G^2 score) / (1 + f)   + posterior_std z   Ho et al. 2020, eq. 7
+    ancestral_large     the same mean               + G z               ibid., section 3.2
+    ancestral_learned   the same mean               + G^v posterior_std^(1 - v) z
 
-Under any process, the last is the mean of the Gaussian posterior q(x_s | x_t, x0) at Tweedie's x0:
-with a = 1 + f and x0 = (x + sigma_t^2 score) / alpha_t, the posterior's mean
+In the last one the network says the share v, number by number (Nichol, Dhariwal 2021, improved
+DDPM, arXiv:2102.09672, eq. 15). G and posterior_std are of the step from t to s. So between some of
+a chain's levels, as the spacings of ``grid`` choose them, it is their respaced sampling (section
+4).
+
+Under any process, the mean of these three is that of the Gaussian posterior q(x_s | x_t, x0) at
+Tweedie's x0: with a = 1 + f and x0 = (x + sigma_t^2 score) / alpha_t, the posterior's mean
 
     (a sigma_s^2 / sigma_t^2) x + (alpha_s G^2 / sigma_t^2) x0
 
@@ -19,7 +26,7 @@ is:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,7 +35,8 @@ from jax import Array
 from score_sde.discrete import check_steps, original_step
 from score_sde.errors import require
 from score_sde.samplers.base import require_positive
-from score_sde.samplers.stepped import Context, SteppedSampler
+from score_sde.samplers.grids import SPACINGS, GridSampler
+from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE, ScoreFn, Step, expand
 
 Predictor = Callable[[SDE, ScoreFn, Array, Array, Array, Step, Array], tuple[Array, Array]]
@@ -60,8 +68,49 @@ def ancestral(
     sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
 ) -> tuple[Array, Array]:
     """The Gaussian posterior of the forward chain's step."""
-    mean = (x + expand(jnp.square(step.G), x) * score(x, t)) / expand(1.0 + step.f, x)
+    mean = _posterior_mean(x, score(x, t), step)
     return mean + expand(step.posterior_std, x) * z, mean
+
+
+def ancestral_large(
+    sde: SDE, score: ScoreFn, x: Array, t: Array, dt: Array, step: Step, z: Array
+) -> tuple[Array, Array]:
+    """The posterior's mean, with the forward step's noise."""
+    mean = _posterior_mean(x, score(x, t), step)
+    return mean + expand(step.G, x) * z, mean
+
+
+def ancestral_learned(
+    sde: SDE, score: Any, x: Array, t: Array, dt: Array, step: Step, z: Array
+) -> tuple[Array, Array]:
+    """The posterior's mean, with the noise that the network says (`Model.score_and_share`)."""
+    found, share = score.score_and_share(x, t)
+    mean = _posterior_mean(x, found, step)
+    large, small = (expand(jnp.log(std), x) for std in (step.G, step.posterior_std))
+    return mean + jnp.exp(share * large + (1.0 - share) * small) * z, mean
+
+
+class _Cut:
+    """A score whose denoised data are cut to [-clip, clip]."""
+
+    def __init__(self, sde: SDE, score: Any, clip: float) -> None:
+        self.sde, self.score, self.clip = sde, score, clip
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return self._cut(self.score(x, t), x, t)
+
+    def score_and_share(self, x: Array, t: Array) -> tuple[Array, Array]:
+        score, share = self.score.score_and_share(x, t)
+        return self._cut(score, x, t), share
+
+    def _cut(self, score: Array, x: Array, t: Array) -> Array:
+        alpha, sigma2 = expand(self.sde.alpha(t), x), expand(jnp.square(self.sde.sigma(t)), x)
+        x0 = jnp.clip((x + sigma2 * score) / alpha, -self.clip, self.clip)
+        return (alpha * x0 - x) / sigma2
+
+
+def _posterior_mean(x: Array, score: Array, step: Step) -> Array:
+    return (x + expand(jnp.square(step.G), x) * score) / expand(1.0 + step.f, x)
 
 
 def langevin(
@@ -105,6 +154,8 @@ PREDICTORS: dict[str, Predictor | None] = {
     "euler_maruyama": euler_maruyama,
     "reverse_diffusion": reverse_diffusion,
     "ancestral": ancestral,
+    "ancestral_large": ancestral_large,
+    "ancestral_learned": ancestral_learned,
     "none": None,
 }
 CORRECTORS: dict[str, Corrector | None] = {
@@ -113,11 +164,13 @@ CORRECTORS: dict[str, Corrector | None] = {
     "none": None,
 }
 
+ANCESTRAL = (ancestral, ancestral_large, ancestral_learned)
+
 
 @dataclass(frozen=True)
-class PredictorCorrector(SteppedSampler):
-    """Alternate a predictor over a grid uniform in t from T to t_min and a corrector at the time
-    reached.
+class PredictorCorrector(GridSampler):
+    """Alternate a predictor over times from T to t_min and a corrector at the time reached. Unless
+    there is a ``grid``, the times are uniform in t.
 
     ``faithful`` follows the original code instead of the paper's algorithm box:
 
@@ -141,8 +194,11 @@ class PredictorCorrector(SteppedSampler):
         corrector_steps: corrector steps at each time.
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
-            and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral`.
+            and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral` and its kin.
         faithful: as the original code (see above).
+        clip: the predictor cuts the denoised data to [-clip, clip], as DDPM's codes do; 0: not.
+        grid: the times, one of ``grids.GRIDS``; None: uniform in t, also between a chain's levels.
+        rho, steps_offset, num_levels: of the grid.
     """
 
     num_steps: int = 1000
@@ -152,8 +208,13 @@ class PredictorCorrector(SteppedSampler):
     snr: float = 0.16
     probability_flow: bool = False
     faithful: bool = False
+    clip: float = 0.0
+    grid: str | None = field(default=None, kw_only=True)  # type: ignore[assignment]  # frozen
 
     def __post_init__(self) -> None:
+        if self.grid is not None:
+            super().__post_init__()
+            require(not self.faithful, "grid", self.grid, "unset with faithful = True")
         for name, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS)):
             value = getattr(self, name)
             require(callable(value) or value in table, name, value, ", ".join(table))
@@ -161,8 +222,12 @@ class PredictorCorrector(SteppedSampler):
         ok = self._predictor is not None or self._corrector is not None
         require(ok, "corrector", self.corrector, f"{names} with predictor = 'none'")
         flows = "euler_maruyama, reverse_diffusion with probability_flow = True"
-        ok = not self.probability_flow or self._predictor not in (ancestral, None)
+        ok = not self.probability_flow or self._predictor not in (*ANCESTRAL, None)
         require(ok, "predictor", self.predictor, flows)
+        others = "others with faithful = True, whose steps have one variance"
+        ok = not (self.faithful and self.reads_variance)
+        require(ok, "predictor", self.predictor, others)
+        require(self.clip >= 0, "clip", self.clip, "0 and positive numbers")
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
         )
@@ -182,12 +247,19 @@ class PredictorCorrector(SteppedSampler):
             check_steps(sde, self.num_steps)
 
     def check_start(self, sde: SDE, score: Any) -> None:
-        super().check_start(sde, score)
+        if self.grid not in SPACINGS:  # whose levels end before alpha is 0
+            super().check_start(sde, score)
         self.check(sde)
+        ok = not self.reads_variance or hasattr(score, "score_and_share")
+        require(ok, "predictor", self.predictor, "others for a score without learned variances")
 
     @property
     def levels(self) -> str:
         return "original" if self.faithful else "matched"
+
+    @property
+    def reads_variance(self) -> bool:
+        return self._predictor is ancestral_learned
 
     @property
     def coupled(self) -> bool:
@@ -200,7 +272,8 @@ class PredictorCorrector(SteppedSampler):
 
     @property
     def without_effect(self) -> set[str]:
-        return set() if self.corrections else {"corrector_steps", "snr"}
+        of_grid = super().without_effect if self.grid else {"rho", "steps_offset"}
+        return of_grid | (set() if self.corrections else {"corrector_steps", "snr"})
 
     def times(self, sde: SDE) -> Array:
         """Times of the predictor's steps and the last one reached, (num_steps + 1,)."""
@@ -208,7 +281,7 @@ class PredictorCorrector(SteppedSampler):
         if self.faithful:  # N times, both ends included: the step taken at t_min is the last
             grid = sde.time_steps(sde.T, t_min, self.num_steps)
             return jnp.concatenate([grid, grid[-1:]])
-        return sde.time_steps(sde.T, t_min, self.num_steps + 1)
+        return super().times(sde) if self.grid else sde.time_steps(sde.T, t_min, self.num_steps + 1)
 
     def memory(self, x: Array) -> Array:
         """The mean of the last update, which `faithful` denoising returns."""
@@ -235,7 +308,8 @@ class PredictorCorrector(SteppedSampler):
         return x if self.faithful else super().after(x, i, c)
 
     def end(self, x: Array, memory: Array, c: Context) -> Array:
-        return memory if self.faithful and self.denoise else super().end(x, memory, c)
+        x = memory if self.faithful and self.denoise else super().end(x, memory, c)
+        return jnp.clip(x, -self.clip, self.clip) if self.denoise and self.clip else x
 
     def level(
         self, sde: SDE, score: ScoreFn, x: Array, t: Array, s: Array, z: Array
@@ -263,6 +337,8 @@ class PredictorCorrector(SteppedSampler):
         predictor = self._predictor
         if predictor is None:
             return x, x
+        if self.clip:
+            score = _Cut(sde, score, self.clip)
         if self.probability_flow:
             _, mean = predictor(sde, lambda x, t: 0.5 * score(x, t), x, t, dt, step, z)
             return mean, mean

@@ -24,24 +24,29 @@ class TrainState:
         params: the parameters, float32, as the loss takes them.
         opt_state: the optimizer's state.
         ema: the averaged parameters, a tree like ``params``; what sampling and evaluation use.
+        history: what the loss keeps of the steps before; None where it keeps nothing.
     """
 
     step: Array
     params: PyTree
     opt_state: PyTree
     ema: PyTree
+    history: PyTree = None
 
 
-def create(params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create(
+    params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh, history: PyTree = None
+) -> TrainState:
     """The state before the first update, replicated over the mesh.
 
-    Parameters and averages are copies: the train step donates its state, and neither the two trees
-    nor the caller's ``params`` may share memory with it.
+    Parameters, averages and history are copies: the train step donates its state, and neither the
+    two trees nor the caller's arrays may share memory with it.
     """
 
-    def start(params: PyTree) -> TrainState:
+    def start(params: PyTree, history: PyTree) -> TrainState:
         copy, ema = (jax.tree.map(jnp.copy, params) for _ in range(2))
-        return TrainState(jnp.zeros((), jnp.int32), copy, optimizer.init(params), ema)
+        first = jax.tree.map(jnp.copy, history)
+        return TrainState(jnp.zeros((), jnp.int32), copy, optimizer.init(params), ema, first)
 
     # One compilation, where eager zeros_like and copies compile once for every shape.
-    return jax.jit(start, out_shardings=replicated(mesh))(params)
+    return jax.jit(start, out_shardings=replicated(mesh))(params, history)

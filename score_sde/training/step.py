@@ -15,7 +15,7 @@ from score_sde.training.state import TrainState
 
 PyTree = Any
 Metrics = dict[str, Array]
-LossFn = Callable[[PyTree, TrainState, PyTree, Array], Array]
+LossFn = Callable[[PyTree, TrainState, PyTree, Array], Array | tuple[Array, PyTree]]
 TrainStep = Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]
 
 
@@ -57,6 +57,7 @@ def update(
         loss_fn: ``loss_fn(params, state, batch, key)`` gives one loss for each example, (B,)
             float32. The gradient is that with respect to ``params``. The state before the update
             is there for methods that use the averages or the step. All chance comes from ``key``.
+            A loss that keeps a history gives a pair: these, and the history after this step.
         optimizer: an optax transformation.
         ema_rate: the averages' decay in the long run.
         state: the state before.
@@ -71,10 +72,12 @@ def update(
     """
     key = jax.random.fold_in(key, state.step)
 
-    def mean_loss(params: PyTree) -> Array:
-        return jnp.mean(loss_fn(params, state, batch, key))
+    def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
+        found = loss_fn(params, state, batch, key)
+        losses, history = found if isinstance(found, tuple) else (found, state.history)
+        return jnp.mean(losses), history
 
-    loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+    (loss, history), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
@@ -83,7 +86,7 @@ def update(
     learning_rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
     if learning_rate is not None:
         metrics["learning_rate"] = learning_rate
-    return TrainState(step, params, opt_state, ema), metrics
+    return TrainState(step, params, opt_state, ema, history), metrics
 
 
 def make_train_step(

@@ -143,6 +143,33 @@ def test_recorded_runs(recorded, runs):
     assert counted == len(runs) == 14
 
 
+@pytest.mark.parametrize("predictor", ["ancestral", "ancestral_large"])
+def test_clip_cuts_the_data_of_the_posterior(predictor):
+    """DDPM's posterior mean (Ho et al. 2020, eq. 7) of the cut data, float32 beside float64."""
+    sde, rng = PUBLISHED["vp"], np.random.default_rng(0)
+    x, z, x0 = rng.normal(size=(3, 5, 4))
+    t, s = np.linspace(0.2, 0.9, 5), np.linspace(0.1, 0.5, 5)
+    steps = sde.reverse_step(*(jnp.asarray(each, jnp.float32) for each in (s, t)))
+    a_t, a_s, sigma_t, sigma_s = (
+        np.asarray(of(jnp.asarray(at, jnp.float32)), np.float64)[:, None]
+        for of in (sde.alpha, sde.sigma)
+        for at in (t, s)
+    )
+    beta = 1 - np.square(a_t / a_s)
+    of_x0, of_x = a_s * beta / sigma_t**2, a_t / a_s * np.square(sigma_s / sigma_t)
+    std = np.sqrt(beta) * (1 if predictor == "ancestral_large" else sigma_s / sigma_t)
+    wanted = of_x0 * np.clip(x0, -0.5, 0.5) + of_x * x
+    x, z, score, t = (
+        jnp.asarray(each, jnp.float32) for each in (x, z, (a_t * x0 - x) / sigma_t**2, t)
+    )
+    sampler = PredictorCorrector(5, predictor, clip=0.5)
+    found, mean = sampler.predict(sde, lambda *_: score, x, t, t, steps, z)
+    np.testing.assert_allclose(mean, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, wanted + std * z, rtol=1e-4, atol=1e-5)
+    drawn = sampler.sample(jax.random.key(0), sde, lambda x, t: -9 * x, shape=(3, 4))
+    assert np.abs(drawn.x).max() <= 0.5
+
+
 @pytest.mark.parametrize(("faithful", "order"), [(False, "ts"), (True, "tt")])
 def test_the_corrector_is_at_the_time_that_was_reached(faithful, order):
     """Predictor at t, corrector at s; in the original's order the corrector first, both at t."""
