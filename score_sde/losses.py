@@ -5,6 +5,8 @@ z. A loss is which times in [t_min, T] are drawn, and which weight |e|^2 has the
 
     uniform       in t
     log_snr       uniform in log-SNR
+    importance    the density of the log-SNR is in proportion to 1 / (1 + nu^2), by which the error
+                  of the velocity counts in -log p (Zheng et al. 2023, arXiv:2305.03935, section 4)
     alternate     by the one and by the other in turn
     log_normal    log(sigma / alpha) is normal (Karras et al. 2022, arXiv:2206.00364, table 1)
     logit_normal  log(t / (T - t)) is normal (Esser et al. 2024, arXiv:2403.03206, section 3.1)
@@ -26,6 +28,7 @@ The last three are infinite where alpha is 0. There |e|^2 is not multiplied by t
 that target is computed from the network's own output (`score.Model.error`).
 
     consistency   another loss, of module `consistency`
+    second_order  likelihood's, with a further term, of module `second_order`
 
 On the levels of a discrete chain the same |e|^2 with weight 1 is the published loss. It is usually
 written as
@@ -81,8 +84,19 @@ def by_log_snr(sde: SDE, u: Array, t_min: float) -> Times:
     return Times(t, lambda: jnp.full_like(u, (top - bottom)[0]))
 
 
+def importance(sde: SDE, u: Array, t_min: float) -> Times:
+    """By the share of the velocity's error in the likelihood, 1 / (1 + nu^2) in log-SNR."""
+    # The integral of sigmoid(log_snr) is log(1 + SNR).
+    top, bottom = (sde.log_snr(jnp.full((1,), t, u.dtype)) for t in (t_min, sde.T))
+    first, last = jax.nn.softplus(top), jax.nn.softplus(bottom)
+    place = first + u * (last - first)
+    log_snr = jnp.clip(place + jnp.log(-jnp.expm1(-place)), bottom, top)
+    t = jnp.clip(sde.inverse_log_snr(log_snr), t_min, sde.T)
+    return Times(t, lambda: (first - last)[0] / jax.nn.sigmoid(sde.log_snr(t)))
+
+
 def alternate(sde: SDE, u: Array, t_min: float) -> Times:
-    """By the two above in turn."""
+    """Uniform in t and in log-SNR in turn."""
     first, second = uniform(sde, u, t_min), by_log_snr(sde, u, t_min)
     t = jnp.where(jnp.arange(len(u)) % 2 == 0, first.t, second.t)
 
@@ -116,6 +130,7 @@ def logit_normal(
 TIMES: dict[str, Callable[..., Times]] = {
     "uniform": uniform,
     "log_snr": by_log_snr,
+    "importance": importance,
     "alternate": alternate,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
@@ -141,7 +156,7 @@ FACTORS: dict[str, Callable[[SDE, Times, float], Array]] = {
     ),
 }
 """The weights that are finite where alpha is 0: (sde, times, t_min) -> the factor of |e|^2."""
-WEIGHTS = (*FACTORS, "velocity", "flow", "denoised", "consistency")
+WEIGHTS = (*FACTORS, "velocity", "flow", "denoised", "consistency", "second_order")
 
 
 class Pair(NamedTuple):
@@ -158,9 +173,10 @@ LOSSES = {
     "edm": Pair("log_normal", "velocity"),
     "flow": Pair("uniform", "flow"),
     "consistency": Pair("log_normal", "consistency"),
+    "second_order": Pair("importance", "second_order"),
 }
-"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both, consistency
-samples in one or two steps."""
+"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both. The last two go
+on with a trained model: to samples in one or two steps, and to better bits/dim of the flow."""
 
 
 def sample_times(

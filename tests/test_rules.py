@@ -241,6 +241,7 @@ CONTRADICTIONS = [
     ),
     (NO_DATA_LEFT | {"model.condition": "log_snr"}, "model.condition", "time, log_sigma, as"),
     (NO_DATA_LEFT | {"training.loss": "mixture"}, "training.loss", "paper, edm, flow, as"),
+    (NO_DATA_LEFT | {"training.loss": "second_order"}, "training.loss", "paper, edm, flow, as"),
     (
         NO_DATA_LEFT | {"training.weight": "likelihood"},
         *("training.weight", "others, as alpha(T) = 0 of Cosine"),
