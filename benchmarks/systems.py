@@ -85,6 +85,12 @@ FLOW = {
 # The log-SNR that the network reads is finite before T.
 COSINE = {"sde.name": "cosine", "sde.t_max": 0.999}
 
+# Zheng et al. 2023: training for the likelihood of the flow, and its second part.
+LIKELIHOOD = {"training.loss": "likelihood", "training.times": "importance"}
+SECOND_ORDER = {
+    "training.loss": "second_order",
+    "training.learning_rate": 6e-4,  # a tenth
+}
 
 SYSTEMS = {
     "vp": System([Stage("vp")], SAMPLERS),
@@ -103,6 +109,8 @@ SYSTEMS = {
         [Stage("vp", {"training.loss": "paper", "training.weight": "min_snr"})], SAMPLERS
     ),
     "vdm": System([Stage("vdm")], SAMPLERS),
+    "likelihood": System([Stage("vp", LIKELIHOOD)], SAMPLERS),
+    "i_dode": System([Stage("vp", LIKELIHOOD, 0.7), Stage("vp", SECOND_ORDER, 0.3)], SAMPLERS),
     "ect": System([Stage("edm", share=0.6), Stage("ect", share=0.4)], FEW, []),
 }
 # Images that are drawn and judged, and held-out ones whose bits/dim are computed; 0: all.
