@@ -44,5 +44,5 @@ def test_the_table_has_what_was_measured(systems):
 
 def test_a_benchmark_has_a_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
-    with pytest.raises(SystemExit, match="'speed': allowed are .*digits, .*systems"):
+    with pytest.raises(SystemExit, match=r"'speed': allowed are .*digits, .*systems"):
         runpy.run_path(str(ROOT / "benchmarks" / "__main__.py"), run_name="__main__")
