@@ -5,9 +5,9 @@ z. A loss is which times in [t_min, T] are drawn, and which weight |e|^2 has the
 
     uniform       in t
     log_snr       uniform in log-SNR
+    alternate     by the one and by the other in turn
     importance    the density of the log-SNR is in proportion to 1 / (1 + nu^2), by which the error
                   of the velocity counts in -log p (Zheng et al. 2023, arXiv:2305.03935, section 4)
-    alternate     by the one and by the other in turn
     log_normal    log(sigma / alpha) is normal (Karras et al. 2022, arXiv:2206.00364, table 1)
     logit_normal  log(t / (T - t)) is normal (Esser et al. 2024, arXiv:2403.03206, section 3.1)
 
@@ -84,6 +84,18 @@ def by_log_snr(sde: SDE, u: Array, t_min: float) -> Times:
     return Times(t, lambda: jnp.full_like(u, (top - bottom)[0]))
 
 
+def alternate(sde: SDE, u: Array, t_min: float) -> Times:
+    """By the two above in turn."""
+    first, second = uniform(sde, u, t_min), by_log_snr(sde, u, t_min)
+    t = jnp.where(jnp.arange(len(u)) % 2 == 0, first.t, second.t)
+
+    def spread() -> Array:  # one over the mean of the two densities
+        evenly = _log_snr_rate(sde, t) * (sde.T - t_min)
+        return 2.0 / (1.0 / evenly + 1.0 / second.spread())
+
+    return Times(t, spread)
+
+
 def importance(sde: SDE, u: Array, t_min: float) -> Times:
     """By the share of the velocity's error in the likelihood, 1 / (1 + nu^2) in log-SNR."""
     # The integral of sigmoid(log_snr) is log(1 + SNR).
@@ -93,18 +105,6 @@ def importance(sde: SDE, u: Array, t_min: float) -> Times:
     log_snr = jnp.clip(place + jnp.log(-jnp.expm1(-place)), bottom, top)
     t = jnp.clip(sde.inverse_log_snr(log_snr), t_min, sde.T)
     return Times(t, lambda: (first - last)[0] / jax.nn.sigmoid(sde.log_snr(t)))
-
-
-def alternate(sde: SDE, u: Array, t_min: float) -> Times:
-    """Uniform in t and in log-SNR in turn."""
-    first, second = uniform(sde, u, t_min), by_log_snr(sde, u, t_min)
-    t = jnp.where(jnp.arange(len(u)) % 2 == 0, first.t, second.t)
-
-    def spread() -> Array:  # one over the mean of the two densities
-        evenly = _log_snr_rate(sde, t) * (sde.T - t_min)
-        return 2.0 / (1.0 / evenly + 1.0 / second.spread())
-
-    return Times(t, spread)
 
 
 def log_normal(
@@ -130,8 +130,8 @@ def logit_normal(
 TIMES: dict[str, Callable[..., Times]] = {
     "uniform": uniform,
     "log_snr": by_log_snr,
-    "importance": importance,
     "alternate": alternate,
+    "importance": importance,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
 }
