@@ -3,6 +3,7 @@
     python main.py --config configs/vp_digits.py:conditional --mode train
     python main.py --workdir runs/vp_digits-conditional --mode train_classifier    # if wanted
     python benchmarks/guidance.py runs/vp_digits-conditional
+    python benchmarks/guidance.py runs/vp_digits-conditional --price    # of a step alone
 
 Writes a CSV and a picture beside this file, named by the data set, and prints a Markdown table.
 
@@ -12,8 +13,8 @@ precision    share of the images that lie among the training images; recall, the
              (Kynkäänniemi et al. 2019), k = 3, of pixels, equally many on both sides.
 
 Methods: classifier-free guidance of the conditional score, and classifier guidance of the
-unconditional one, where the run has a classifier of noisy images. At last the price of a step:
-images/s of guided samples against half of the plain ones', by turns.
+unconditional one, where the run has a classifier of noisy images. The price of a step: images/s of
+guided samples against half of the plain ones', by turns.
 """
 
 import argparse
@@ -40,6 +41,7 @@ WEIGHTS = {
     BY_CLASSIFIER: (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
 }
 FIELDS = ("method", "weight", "nfe", "accuracy", "precision", "recall", "seconds")
+PRICED = 256  # images drawn at a time for the price of a step
 LEARNED = 10_000  # real images that the judge is trained on, at most
 
 
@@ -101,8 +103,10 @@ def rows(workdir: Path, run: Run, judge: Judge, number: int) -> list[dict[str, o
     return found
 
 
-def price(run: Run, number: int, rounds: int) -> list[float]:
-    """Images/s of guided samples over half of the plain ones', in each round."""
+def price(run: Run, number: int, rounds: int) -> None:
+    """Print images/s of guided samples over half of the plain ones', by rounds. They are drawn in
+    one batch."""
+    run = run.changed({"sampling.batch_size": number})
     runs = [run.changed(settings(FREE, weight)) for weight in (1.0, 2.0)]
     seconds: list[list[float]] = []
     for _ in range(rounds + 1):  # the first compiles
@@ -111,7 +115,11 @@ def price(run: Run, number: int, rounds: int) -> list[float]:
             begin = time.perf_counter()
             each.sample(jax.random.key(0), number)
             seconds[-1].append(time.perf_counter() - begin)
-    return [2.0 * plain / guided for plain, guided in seconds[1:]]
+    ratios = [2.0 * plain / guided for plain, guided in seconds[1:]]
+    print(
+        f"a guided image/s over half a plain one, batches of {number}, {rounds} rounds: median "
+        f"{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}"
+    )
 
 
 def picture(path: Path, lines: list[dict[str, object]]) -> None:
@@ -144,12 +152,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("workdir", type=Path, help="of a run with classes and label dropout")
     parser.add_argument("--number", default=1500, type=int, help="images for each weight")
+    parser.add_argument("--price", action="store_true", help="the price of a step, nothing else")
     parser.add_argument("--rounds", default=10, type=int, help="of the price of a step")
     parser.add_argument("--output", default=Path(__file__).parent, type=Path)
     chosen = parser.parse_args()
     start(chosen.number)
     run = score_sde.load(chosen.workdir)
-    judge, ratios = Judge(run, chosen.number), []
+    if chosen.price:
+        price(run, PRICED, chosen.rounds)
+        return
+    judge = Judge(run, chosen.number)
     run = run.changed({"sampling.batch_size": chosen.number})
     held_out = judge.accuracy(*_split(run, "test"))
     print(f"accuracy of the judge on real held-out images: {held_out:.3f}")
@@ -163,11 +175,6 @@ def main() -> None:
     print(f"\n| {' | '.join(FIELDS[:-1])} |\n|{'---|' * (len(FIELDS) - 1)}")
     for line in lines:
         print(f"| {' | '.join(str(line[field]) for field in FIELDS[:-1])} |")
-    ratios = price(run, chosen.number, chosen.rounds)
-    print(
-        f"\na guided image/s over half a plain one, {len(ratios)} rounds: median "
-        f"{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}"
-    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What all tests share: JAX's strict settings, the compilation cache, references, subprocesses."""
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -48,6 +49,10 @@ jax.config.update("jax_num_cpu_devices", 1)
 # On a GPU float32 products are TF32, of three digits; the tests compare what was computed exactly.
 if jax.devices()[0].platform != "cpu":
     jax.config.update("jax_default_matmul_precision", "highest")
+
+# Traced programs are millions of objects that stay. At Python's own thresholds an eighth of the
+# tests' time goes into looking through them for cycles; what is found, is found later.
+gc.set_threshold(200_000, 20, 100)
 
 # A shell starts jobs in the background with SIGINT ignored, and what they start inherits that: the
 # tests that interrupt a command would wait for ever.

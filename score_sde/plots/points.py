@@ -169,7 +169,7 @@ def score(
     for axes, time in zip(found, times, strict=True):
         axes.set(xlim=limits[0], ylim=limits[1])
         if log_density is not None:
-            values = np.asarray(log_density(_grid(limits), np.full(GRID**2, time)))
+            values = np.asarray(log_density(_grid(limits, GRID), np.full(GRID**2, time)))
             # Far out it falls without end: the colours keep what is near the top.
             values = values - values.max()
             image = _draw_density(axes, limits, values, -DEEPEST, 0.0)
@@ -209,7 +209,7 @@ def _draw_histograms(
     axes.set_yticks([])
 
 
-def _grid(limits: Limits, number: int = GRID, *, inside: bool = False) -> np.ndarray:
+def _grid(limits: Limits, number: int, *, inside: bool = False) -> np.ndarray:
     """Points of an even grid, float32 (number², 2), row by row; with `inside` none on the edge."""
     margin = 0.5 if inside else 0.0
     shares = (np.arange(number) + margin) / (number - 1 + 2 * margin)
@@ -218,7 +218,7 @@ def _grid(limits: Limits, number: int = GRID, *, inside: bool = False) -> np.nda
 
 
 def _on_grid(log_density: Density, limits: Limits) -> np.ndarray | None:
-    found = log_density(_grid(limits))
+    found = log_density(_grid(limits, GRID))
     return None if found is None else np.asarray(found).reshape(GRID, GRID)
 
 

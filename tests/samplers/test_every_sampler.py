@@ -62,12 +62,12 @@ def test_nfe_is_what_was_evaluated(which):
     calls = []
 
     def score(x, t):
-        jax.debug.callback(lambda: calls.append(1))
+        calls.append(1)
         return -x
 
     sampler = SAMPLER_CASES[which].make(num_steps=5)
-    out = sampler.sample(jax.random.key(0), PUBLISHED["vp"], score, shape=(1, 3))
-    jax.effects_barrier()
+    with jax.disable_jit():  # a program with a callback is compiled anew each time
+        out = sampler.sample(jax.random.key(0), PUBLISHED["vp"], score, shape=(1, 3))
     assert len(calls) == int(out.nfe[0])
 
 
