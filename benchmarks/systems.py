@@ -290,7 +290,8 @@ def picture(file: Path, rows: Sequence[Row]) -> None:
         1, 3, figsize=(11.0, 1.4 + 0.35 * len(names)), sharey=True, layout="constrained"
     )
     for method, style in (("ode", "o"), ("bound", "|")):
-        of = {row["system"]: row for row in rows if row.get(method)}
+        if not (of := {row["system"]: row for row in rows if row.get(method)}):
+            continue
         panels[0].errorbar(
             [float(row[method]) for row in of.values()],
             [names.index(name) for name in of],
