@@ -216,10 +216,10 @@ def runs_from_noise():
         for name in TO_NOISE:
             takes = case.make().denoised_only or (which == "ode" and name != "sigmoid")
             if case.steps and takes:
-                marks = () if (which, name) == ("unipc", "flow") else pytest.mark.slow
-                yield pytest.param(which, name, marks=marks)
+                yield which, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "name"), [*runs_from_noise()])
 def test_samples_from_pure_noise_have_them_too(which, name, mixture, directions):
     case, sde = SAMPLER_CASES[which], TO_NOISE[name]
