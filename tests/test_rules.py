@@ -296,6 +296,7 @@ CONTRADICTIONS = [
         {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
         *("sampling.num_steps", "1 to 99 with num_levels = 100"),
     ),
+    (CHAIN | {"sde.name": "edm"}, "sampling.faithful", "False with T = 80, as the original"),
     (CHAIN | {"sampling.num_steps": 20}, "sampling.num_steps", "above beta_max = 20"),
     (
         {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},

@@ -171,6 +171,8 @@ def runs():
         for name in FIRST if SAMPLER_CASES[which].steps < 400 else pair:
             yield which, name
         for name in LATER:
+            if (which, name) == ("faithful", "edm"):
+                continue  # refused: the original knows no process with T above 1
             marks = () if which in ("unipc", "ancestral") else pytest.mark.slow
             yield pytest.param(which, name, marks=marks)
 
