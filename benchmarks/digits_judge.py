@@ -1,13 +1,13 @@
-"""Are these 8x8 images digits? Measures of drawn digits against scikit-learn's real ones.
+"""Are these images digits? Measures of drawn images against real ones of a data set, by default
+scikit-learn's 8x8 digits.
 
-confidence   mean top probability of a support vector machine trained on the 1500 training digits
+confidence   mean top probability of a support vector machine trained on the training images
 classes      the share of each of its ten classes, and the largest deviation from the real shares in
 standard errors
-near         share of drawn digits at most as far from a real digit as 99 % of real digits are from
+near         share of drawn images at most as far from a real one as 99 % of real ones are from
 another
-covered      share of real digits at most that far from a drawn one
-copies       drawn digits that lie nearer to a training digit than any two training digits lie to
-each other
+covered      share of real images at most that far from a drawn one
+copies       drawn images that lie nearer to a training image than any two of these to each other
 """
 
 from typing import NamedTuple
@@ -19,9 +19,11 @@ from sklearn.svm import SVC
 
 from score_sde import data
 
+LEARNED = 5000  # real images that it knows, at most: all digits
+
 
 class Verdict(NamedTuple):
-    """What the judge says of n drawn digits; see the module."""
+    """What the judge says of n drawn images; see the module."""
 
     confidence: float
     near: float
@@ -31,12 +33,14 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Knows the real digits. Images are uint8 (n, 8, 8, 1), levels 0 ... 16."""
+    """Knows the first real training images of a set, uint8 (n, H, W, C)."""
 
-    def __init__(self) -> None:
-        real = data.load("digits", "train", "")
-        self.real, self.labels = _flat(real.x), real.condition["labels"]
-        machine = SVC(kernel="rbf", C=10.0, gamma=1e-3)
+    def __init__(self, name: str = "digits", data_dir: str = "") -> None:
+        real = data.load(name, "train", data_dir)
+        self.real = _flat(np.asarray(real.x[:LEARNED]))
+        self.labels = np.asarray(real.condition["labels"][:LEARNED])
+        gamma = 1e-3 if name == "digits" else "scale"
+        machine = SVC(kernel="rbf", C=10.0, gamma=gamma)
         self.machine = CalibratedClassifierCV(machine, ensemble=False).fit(self.real, self.labels)
         self.neighbours = NearestNeighbors(n_neighbors=2).fit(self.real)
         between = self.neighbours.kneighbors(self.real)[0][:, 1]

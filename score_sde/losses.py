@@ -6,6 +6,8 @@ z. A loss is which times in [t_min, T] are drawn, and which weight |e|^2 has the
     uniform       in t
     log_snr       uniform in log-SNR
     alternate     by the one and by the other in turn
+    importance    the density of the log-SNR is in proportion to 1 / (1 + nu^2), by which the error
+                  of the velocity counts in -log p (Zheng et al. 2023, arXiv:2305.03935, section 4)
     log_normal    log(sigma / alpha) is normal (Karras et al. 2022, arXiv:2206.00364, table 1)
     logit_normal  log(t / (T - t)) is normal (Esser et al. 2024, arXiv:2403.03206, section 3.1)
 
@@ -25,7 +27,8 @@ The weights, with nu = sigma / alpha:
 The last three are infinite where alpha is 0. There |e|^2 is not multiplied by them: the error of
 that target is computed from the network's own output (`score.Model.error`).
 
-Other losses of the table `LOSSES` are those of the modules `consistency` and `variances`.
+Other losses of the table `LOSSES` are those of the modules `consistency`, `second_order` and
+`variances`.
 
 On the levels of a discrete chain the same |e|^2 with weight 1 is the published loss. It is usually
 written as
@@ -93,6 +96,17 @@ def alternate(sde: SDE, u: Array, t_min: float) -> Times:
     return Times(t, spread)
 
 
+def importance(sde: SDE, u: Array, t_min: float) -> Times:
+    """By the share of the velocity's error in the likelihood, 1 / (1 + nu^2) in log-SNR."""
+    # The integral of sigmoid(log_snr) is log(1 + SNR).
+    top, bottom = (sde.log_snr(jnp.full((1,), t, u.dtype)) for t in (t_min, sde.T))
+    first, last = jax.nn.softplus(top), jax.nn.softplus(bottom)
+    place = first + u * (last - first)
+    log_snr = jnp.clip(place + jnp.log(-jnp.expm1(-place)), bottom, top)
+    t = jnp.clip(sde.inverse_log_snr(log_snr), t_min, sde.T)
+    return Times(t, lambda: (first - last)[0] / jax.nn.sigmoid(sde.log_snr(t)))
+
+
 def log_normal(
     sde: SDE, u: Array, t_min: float, times_mean: float = -1.2, times_std: float = 1.2
 ) -> Times:
@@ -117,6 +131,7 @@ TIMES: dict[str, Callable[..., Times]] = {
     "uniform": uniform,
     "log_snr": by_log_snr,
     "alternate": alternate,
+    "importance": importance,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
 }
@@ -141,7 +156,7 @@ FACTORS: dict[str, Callable[[SDE, Times, float], Array]] = {
     ),
 }
 """The weights that are finite where alpha is 0: (sde, times, t_min) -> the factor of |e|^2."""
-WEIGHTS = (*FACTORS, "velocity", "flow", "denoised", "consistency")
+WEIGHTS = (*FACTORS, "velocity", "flow", "denoised", "consistency", "second_order")
 
 
 class Pair(NamedTuple):
@@ -158,12 +173,14 @@ LOSSES = {
     "edm": Pair("log_normal", "velocity"),
     "flow": Pair("uniform", "flow"),
     "consistency": Pair("log_normal", "consistency"),
+    "second_order": Pair("importance", "second_order"),
     "hybrid": Pair("uniform", "hybrid"),
     "vlb": Pair("uniform", "vlb"),
 }
-"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both, consistency
-samples in one or two steps. The last two are of the levels of a chain whose reverse variances are
-learned: hybrid makes good samples, vlb good bits/dim."""
+"""The paper's makes good samples, the likelihood's good bits/dim, the mixture both. Consistency and
+second_order go on with a trained model: to samples in one or two steps, and to better bits/dim of
+the flow. The last two are of the levels of a chain whose reverse variances are learned: hybrid
+makes good samples, vlb good bits/dim."""
 OF_VARIANCES = ("hybrid", "vlb")
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde import build, consistency, guidance, losses, variances
+from score_sde import build, consistency, guidance, losses, second_order, variances
 from score_sde.augmentation import augmented
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
@@ -80,7 +80,11 @@ def _in_time(
         every = settings.halve_every or -(-settings.num_steps // consistency.HALVINGS)
         more |= {"times": pair.times, "halvings": state.step // every}
         return consistency.loss(key, model.sde, partial(model.denoised, **options), x0, **more)
-    more |= {"reduce_mean": settings.reduce_mean, "loss": pair}
+    more |= {"reduce_mean": settings.reduce_mean}
+    if pair.weight == "second_order":
+        score = partial(model, **options | {"reverse_only": False})
+        return second_order.loss(key, model.sde, score, x0, times=pair.times, **more)
+    more |= {"loss": pair}
     score, error = partial(model, **options), partial(model.error, **options)
     return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 

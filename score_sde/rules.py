@@ -190,8 +190,8 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
     if config.model.condition == "log_snr":
         yield "model.condition", f"time, log_sigma, {why}"
     pair = build.loss_pair(config)
-    infinite = {"times": ("log_snr", "alternate"), "weight": ("likelihood", "consistency")}
-    for name, values in infinite.items():
+    weights = ("likelihood", "consistency", "second_order")
+    for name, values in {"times": ("log_snr", "alternate"), "weight": weights}.items():
         if getattr(pair, name) in values:  # the range of the log-SNR is
             key = f"training.{name}" if config.training[name] else "training.loss"
             yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"

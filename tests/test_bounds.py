@@ -14,7 +14,7 @@ from score_sde.likelihood import log_likelihood
 from score_sde.score import Model
 from score_sde.sde import SDE, VPSDE
 from score_sde.spaces import Pixels
-from tests.cases import PUBLISHED, overlapping_mixture
+from tests.cases import EVERY, PROCESSES, PUBLISHED, overlapping_mixture
 
 DIMS, T_MIN = 4, 1e-3
 VARIANCES = np.asarray([0.02, 0.1, 0.5, 2.0])
@@ -68,11 +68,11 @@ def gaussian():
     return oracle.gaussian(jnp.asarray(MEAN, jnp.float32), jnp.diag(jnp.asarray(VARIANCES, "f4")))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_gaussians_bound_is_its_density_and_the_two_ends(name, gaussian):
     """The gap in closed form, within 4 standard errors of 1024 items: of their times and noise
     alone, as item and closed form share x0."""
-    sde = PUBLISHED[name]
+    sde = PROCESSES[name]
     x0 = gaussian.sample(jax.random.key(0), 1024)
     found = likelihood_bound(
         jax.random.key(1), sde, gaussian.score(sde), x0, num_times=400, t_min=T_MIN

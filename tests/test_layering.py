@@ -56,6 +56,7 @@ ROOMS = {
     # 2: methods. None knows another: what two of them need lives on floor 1.
     "score_sde.losses": Room(2, (0, 1), ("jax",)),
     "score_sde.consistency": Room(2, (0, 1), ("jax",), neighbours=("score_sde.losses",)),
+    "score_sde.second_order": Room(2, (0, 1), ("jax",), neighbours=("score_sde.losses",)),
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.likelihood": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.bounds": Room(2, (0, 1), ("jax",)),

@@ -206,7 +206,7 @@ def test_the_likelihoods_weight_is_one_integral_by_any_times(times):
     np.testing.assert_allclose(found, exact, rtol=5e-3)
 
 
-@pytest.mark.parametrize("weight", [each for each in WEIGHTS if each != "consistency"])
+@pytest.mark.parametrize("weight", [w for w in WEIGHTS if w not in ("consistency", "second_order")])
 def test_a_weight_is_its_factor_of_the_noises_error(weight):
     """From nu = sigma / alpha, for a network of any output."""
     sde, x0 = PROCESSES["vp"], jax.random.normal(jax.random.key(1), (64, 3))

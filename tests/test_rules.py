@@ -246,6 +246,7 @@ CONTRADICTIONS = [
     ),
     (NO_DATA_LEFT | {"model.condition": "log_snr"}, "model.condition", "time, log_sigma, as"),
     (NO_DATA_LEFT | {"training.loss": "mixture"}, "training.loss", "paper, edm, flow, as"),
+    (NO_DATA_LEFT | {"training.loss": "second_order"}, "training.loss", "paper, edm, flow, as"),
     (
         NO_DATA_LEFT | {"training.weight": "likelihood"},
         *("training.weight", "others, as alpha(T) = 0 of Cosine"),
@@ -300,6 +301,7 @@ CONTRADICTIONS = [
         {"sampling.method": "ddim", "sampling.num_steps": 100, "model.num_levels": 100},
         *("sampling.num_steps", "1 to 99 with num_levels = 100"),
     ),
+    (CHAIN | {"sde.name": "edm"}, "sampling.faithful", "False with T = 80, as the original"),
     (CHAIN | {"sampling.num_steps": 20}, "sampling.num_steps", "above beta_max = 20"),
     (
         {"sde.name": "subvp", "likelihood.dequantization": "truncated_normal"},

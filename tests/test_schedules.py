@@ -12,7 +12,7 @@ from score_sde.likelihood import log_likelihood
 from score_sde.samplers import SAMPLERS, ProbabilityFlow
 from score_sde.schedules import EDM, Cosine, Flow, Shifted, Sigmoid
 from score_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
-from tests.cases import AnyProcess, overlapping_mixture
+from tests.cases import PROCESSES, AnyProcess, overlapping_mixture
 
 TIMES = np.concatenate([np.geomspace(1e-5, 0.5, 30), 1.0 - np.geomspace(0.4, 1e-3, 20)])
 
@@ -205,7 +205,7 @@ def test_the_velocity_is_the_flow_of_the_score():
 
 SIZES = [
     pytest.param(name, dims, marks=[pytest.mark.slow] if (name, dims) != ("flow", 2) else [])
-    for name in ("cosine", "sigmoid", "flow", "edm", "vp, shifted")
+    for name in ("cosine", "sigmoid", "flow", "edm", "vp, shifted", "learned")
     for dims in (2, 16, 256)
 ]
 
@@ -214,7 +214,8 @@ SIZES = [
 def test_log_density(name, dims):
     """With p_T itself at the end, which is the prior where there are no data left: what is left is
     the solver, 1e-3 nats/dim by design at the default tolerance."""
-    sde, mixture = {**EACH, "sigmoid": Sigmoid(0.999)}[name], overlapping_mixture(dims)
+    others = {"sigmoid": Sigmoid(0.999), "learned": PROCESSES["learned"]}
+    sde, mixture = {**EACH, **others}[name], overlapping_mixture(dims)
     x0 = mixture.sample(jax.random.key(0), 64 if dims < 256 else 2)  # 256: as many tangents each
     exact = mixture.log_prob(sde, x0, jnp.full(len(x0), 1e-5)) / dims
     end = None if name in ("cosine", "flow") else Partial(_end, mixture, sde)

@@ -242,6 +242,9 @@ class PredictorCorrector(GridSampler):
 
     def check(self, sde: SDE) -> None:
         super().check(sde)
+        if self.faithful and isinstance(sde.T, int | float):  # else it may be a tracer
+            allowed = f"False with T = {sde.T:g}, as the original's steps are 1 / num_steps"
+            require(sde.T <= 1, "faithful", True, allowed)
         # All steps use the chain's coefficients, except Euler and Maruyama's.
         if self.faithful and (self.corrections or self._predictor not in (euler_maruyama, None)):
             check_steps(sde, self.num_steps)
