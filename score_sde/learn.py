@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import best, build, networks, objectives, paths, pictures, rules, workdirs
+from score_sde import (
+    best,
+    build,
+    networks,
+    objectives,
+    paths,
+    pictures,
+    rules,
+    uncertainty,
+    workdirs,
+)
 from score_sde.batches import batch_size
 from score_sde.config import changed, flat, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
@@ -223,7 +234,7 @@ def _fit(
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
     apply, params = networks.init(make, key)
     if source:
-        step, params = restore_ema(source / "checkpoints", params, replicated(mesh))
+        step, params = _weights_of(source, config, params, mesh)
         print(f"weights: the averages of {source}, step {step}")
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     feed, place = _feed(config, arrays, mesh)
@@ -265,6 +276,20 @@ def _source(config: ConfigDict) -> Path:
         there = f"it has config.{name} = {was!r}, this config {now[name]!r}"
         raise UserError(f"{key} = '{found}': {there}")
     return found
+
+
+def _weights_of(source: Path, config: ConfigDict, params: Any, mesh: Mesh) -> tuple[int, Any]:
+    """The step and the averages of a run, in place of the initial `params`; the network's alone
+    where one of the two learns the uncertainty, and the other does not."""
+    learns, did = config.training.uncertainty, workdirs.load(source).training.uncertainty
+    read = partial(restore_ema, source / "checkpoints", sharding=replicated(mesh))
+    if learns == did:
+        return read(params)
+    if learns:
+        step, network = read(params["network"])
+        return step, {**params, "network": network}
+    step, found = read({"network": params, "constants": uncertainty.initial()})
+    return step, found["network"]
 
 
 def _data(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde import build, consistency, guidance, losses
+from score_sde import build, consistency, guidance, losses, uncertainty
 from score_sde.augmentation import augmented
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
@@ -30,6 +30,11 @@ def loss(
     where, names = build.space(config, info), build.condition_names(config, info)
     settings = config.training
 
+    def log_size(model: Model) -> losses.LogSize | None:
+        if not settings.uncertainty:
+            return None
+        return partial(uncertainty.log_size, model.params["constants"][uncertainty.NAME])
+
     def continuous(key: Array, model: Model, x0: Array, state: Any, **options: Any) -> Array:
         if constants(model.sde):
             return variational_loss(key, model, x0, **options)
@@ -39,7 +44,7 @@ def loss(
             every = settings.halve_every or -(-settings.num_steps // consistency.HALVINGS)
             more |= {"times": pair.times, "halvings": state.step // every}
             return consistency.loss(key, model.sde, partial(model.denoised, **options), x0, **more)
-        more |= {"reduce_mean": settings.reduce_mean, "loss": pair}
+        more |= {"reduce_mean": settings.reduce_mean, "loss": pair, "log_size": log_size(model)}
         score, error = partial(model, **options), partial(model.error, **options)
         return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 
@@ -49,7 +54,8 @@ def loss(
         def score(x: Array, level: Array) -> Array:
             return model.score_at(x, model.at_level(level), **options)
 
-        return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=mean)
+        more: Any = {"reduce_mean": mean, "log_size": log_size(model)}
+        return losses.discrete_score_matching(key, chain, score, x0, **more)
 
     def loss_of(params: Any, state: Any, batch: Mapping[str, Any], key: Array) -> Array:
         *keys, dropout_key, key_loss, key_label = jax.random.split(key, 5)

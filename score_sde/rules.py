@@ -129,8 +129,11 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
-    if not config.training.reduce_mean and build.loss_pair(config).weight == "consistency":
-        yield "training.reduce_mean", "True with the weight consistency"
+    if build.loss_pair(config).weight == "consistency":
+        if not config.training.reduce_mean:
+            yield "training.reduce_mean", "True with the weight consistency"
+        if config.training.uncertainty:
+            yield "training.uncertainty", "False with the weight consistency"
     every, kept = config.training.checkpoint_every, config.training.keep_every
     if kept % every:
         yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
@@ -144,7 +147,7 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
         needs |= {"model.condition": ("log_sigma", "log_snr"), "sde.shift": (1.0,)}
-        needs |= {"training.loss": ("likelihood",)} | OWN_LOSS
+        needs |= {"training.loss": ("likelihood",), "training.uncertainty": (False,)} | OWN_LOSS
     values = flat(config)
     for key, allowed in needs.items():
         if values[key] not in allowed:

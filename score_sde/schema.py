@@ -178,6 +178,8 @@ _ROWS = (
     Row("training.times_std", None, POSITIVE, "their standard deviation; unset: 1.2 and 1", float),
     Row("training.halve_every", None, COUNT,
         "updates between halvings of consistency's gap; unset: an eighth of num_steps", int),
+    Row("training.uncertainty", False, SWITCH,
+        "learn how large the loss is at each noise level, and divide by it"),
     Row("training.reduce_mean", True, SWITCH, "mean over an example, else half the sum"),
     Row("training.label_dropout", 0.0, FRACTION,
         "probability of training an example without its class; above 0 guidance is possible"),

@@ -335,6 +335,19 @@ CONTRADICTIONS = [
         *("sde.shift", "1.0 with", "vp_learned"),
     ),
     (
+        {"training.loss": "consistency", "training.uncertainty": True},
+        *("training.uncertainty", "False with the weight consistency"),
+    ),
+    (
+        LEARNED
+        | {
+            "model.condition": "log_snr",
+            "training.loss": "likelihood",
+            "training.uncertainty": True,
+        },
+        *("training.uncertainty", "False with", "vp_learned"),
+    ),
+    (
         LEARNED
         | {
             "model.condition": "log_snr",
