@@ -44,6 +44,7 @@ from jax import Array
 from score_sde import uncertainty
 from score_sde.discrete import Chain
 from score_sde.errors import require
+from score_sde.pairing import PAIRINGS
 from score_sde.sde import SDE, ScoreFn, expand
 from score_sde.spaces import item_keys
 
@@ -304,6 +305,7 @@ def denoising_score_matching(
     reduce_mean: bool = True,
     error: Callable[[Array, Array, Array, str], Array] | None = None,
     log_size: LogSize | None = None,
+    pairing: str = "independent",
     **settings: float,
 ) -> Array:
     """A Monte Carlo estimate of the loss for each example of a batch, (B,), by one time and one
@@ -320,11 +322,12 @@ def denoising_score_matching(
         error: of the prediction of a target, (x0, t, z, target) -> (B, *shape), `Model.error`: for
             the weights that are infinite where alpha is 0.
         log_size: u of `uncertainty`, which weights the loss by its size.
+        pairing: a name of `pairing.PAIRINGS`.
         settings: ``times_mean`` and ``times_std`` of the normal ones.
     """
     key_t, key_z = jax.random.split(key)
     t, weight = sample_times(key_t, sde, len(x0), loss, t_min, x0.dtype, **settings)
-    z = jax.random.normal(key_z, x0.shape, x0.dtype)
+    z = PAIRINGS[pairing](x0, jax.random.normal(key_z, x0.shape, x0.dtype))
     if loss.weight in FACTORS:
         found = weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
     elif error is None:

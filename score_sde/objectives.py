@@ -45,6 +45,7 @@ def loss(
             more |= {"times": pair.times, "halvings": state.step // every}
             return consistency.loss(key, model.sde, partial(model.denoised, **options), x0, **more)
         more |= {"reduce_mean": settings.reduce_mean, "loss": pair, "log_size": log_size(model)}
+        more["pairing"] = settings.pairing
         score, error = partial(model, **options), partial(model.error, **options)
         return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 

@@ -82,6 +82,11 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "data.augment", f"0 with config.model.name = {settings.name!r}"
     elif config.data.augment and "conditional" in reads and not settings.conditional:
         yield "data.augment", "0 with config.model.conditional = False"
+    if config.training.pairing != "independent" and (
+        build.condition_names(config, info) or config.data.augment
+    ):
+        # The noise would depend on the condition, too, and samples begin with any noise.
+        yield "training.pairing", "independent for a model with classes, conditions or augmentation"
     if config.training.evaluate_every and info.levels is None:
         yield "training.evaluate_every", f"0: {info.name} are vectors"
     by_classes = config.training.evaluate_every and config.eval.features == "classifier"
@@ -110,6 +115,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         yield "sampling.classifier_scale", f"0, as alpha(T) = 0 of {type(process).__name__}"
     if process.ends_in_noise:
         yield from _rules_of_pure_noise(config, process)
+    if config.training.pairing != "independent":
+        yield from _rules_of_pairs(config, process)
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
         yield "sampling.guidance", f"1 (none), {why}"
@@ -171,6 +178,15 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
         if getattr(pair, name) in values:  # the range of the log-SNR is
             key = f"training.{name}" if config.training[name] else "training.loss"
             yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"
+
+
+def _rules_of_pairs(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that wants noise independent of the data."""
+    if config.model.num_levels or not process.ends_in_noise:
+        why = f"as some of the data are left at T of {type(process).__name__}"
+        yield "training.pairing", f"independent, {why}"
+    if getattr(build.sampler(config), "eta", 0):
+        yield "sampling.eta", f"0 with config.training.pairing = {config.training.pairing!r}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

@@ -76,6 +76,7 @@ IMPOSSIBLE = {
     "training.times_mean": float("inf"),
     "training.times_std": 0.0,
     "training.label_dropout": 1.0,
+    "training.pairing": "sinkhorn",
     "training.t_min": 0.0,
     "training.checkpoint_every": 0,
     "training.keep": 0,
@@ -167,6 +168,7 @@ CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor
 LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
 NO_DATA_LEFT = {"sde.name": "cosine", "model.parameterization": "velocity"}
+PAIRED = {"sde.name": "flow", "model.parameterization": "velocity", "training.pairing": "ot"}
 OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
 
 # Values, the key that is named, and what is said of the allowed values.
@@ -252,6 +254,20 @@ CONTRADICTIONS = [
     ),
     ({"sde.name": "cosine", "sde.t_max": 1e-3}, "sde.t_max", "times above 0.001, up to 1"),
     ({"sde.name": "edm", "sde.t_max": 0.001}, "sde.t_max", "times above 0.002, up to 1e+06"),
+    ({"training.pairing": "ot"}, "training.pairing", "independent, as some of the data", "VPSDE"),
+    (
+        PAIRED | {"sde.t_max": 0.99},
+        *("training.pairing", "independent, as some of the data are left at T of Flow"),
+    ),
+    (
+        PAIRED | {"model.class_conditional": True},
+        *("training.pairing", "independent for a model with classes, conditions or augm"),
+    ),
+    (PAIRED | {"data.augment": 0.1}, "training.pairing", "independent for a model with classes"),
+    (
+        PAIRED | {"sampling.method": "ddim", "sampling.eta": 0.5},
+        *("sampling.eta", "0 with config.training.pairing = 'ot'"),
+    ),
     ({"restore.label": 10}, "restore.label", "classes below 10, those of digits"),
     ({"data.image_size": 16}, "data.image_size", "0 (its own 8 pixels) for digits"),
     ({"data.condition": ("a",)}, "data.condition", "vectors"),
