@@ -38,11 +38,12 @@ from score_sde.run import Run, assembled, info_of
 from score_sde.samplers import DDIM
 from score_sde.samplers.base import from_prior
 from score_sde.score import Logits
-from score_sde.training import loop
+from score_sde.training import averages, loop
 from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, newest_step, restore_ema
 from score_sde.training.feed import Batches, default_workers, in_memory, streaming
 from score_sde.training.logs import FILE, logged
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed, replicated
+from score_sde.training.powers import LENGTHS
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import LossFn, make_train_step
 from score_sde.validation import validate
@@ -137,6 +138,7 @@ def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
     if not info.num_classes:
         raise refuse("data.name", info.name, "sets with classes for a classifier")
     make = build.network(config, info, logits=info.num_classes)
+    config = changed(config, {"training.average_every": 0, "sampling.average": 0.0})
     if constants(build.sde(config)):
         allowed = "processes that are not learned, for a classifier"
         raise refuse("sde.name", config.sde.name, allowed)
@@ -170,6 +172,8 @@ def _train(
     config: ConfigDict, workdir: Path | None, given: tuple[DatasetInfo, Arrays] | None, mesh: Mesh
 ) -> Run:
     settings = config.training
+    if config.sampling.average:
+        raise refuse("sampling.average", config.sampling.average, "0 for --mode train")
     info, arrays = _data(config, given)
     begins = not (workdir and newest_step(workdir / "checkpoints"))
     source = _source(config) if begins and settings["from"] else None
@@ -182,6 +186,8 @@ def _train(
         if workdir and settings.sample_every:
             look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
             yield settings.sample_every, look
+        if workdir and settings.average_every:
+            yield settings.average_every, averages.keeper(workdir / averages.FOLDER)
         if workdir and settings.evaluate_every:
             score = best.scorer(config, info, apply, arrays, workdir, mesh)
             yield settings.evaluate_every, score
@@ -208,7 +214,7 @@ def _keep_earlier(workdir: Path) -> None:
     taken for its own, or replaced."""
     if newest_step(workdir / "checkpoints"):
         return
-    there = [workdir / name for name in (BEST, RECORD)]
+    there = [workdir / name for name in (BEST, RECORD, averages.FOLDER)]
     if (log := workdir / FILE).is_file() and log.stat().st_size:
         there.append(log)
     if any((workdir / PICTURES).glob("step_*.png")):
@@ -243,10 +249,11 @@ def _fit(
     print(f"data: {len(arrays.x)} {kind} of {config.data.name}{place}; parameters: {size:,}")
     optimizer = build.optimizer(config)
     kept = {"keep": settings.keep, "keep_every": settings.keep_every}
+    num_powers = len(LENGTHS) if settings.average_every else 0
     metrics: list[dict[str, float]] = []
     try:
         state = loop.train(
-            create(params, optimizer, mesh),
+            create(params, optimizer, mesh, num_powers=num_powers),
             make_train_step(loss(apply), optimizer, settings.ema_rate, mesh),
             feed,
             [*hooks(apply)],

@@ -136,14 +136,7 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
-    if build.loss_pair(config).weight == "consistency":
-        if not config.training.reduce_mean:
-            yield "training.reduce_mean", "True with the weight consistency"
-        if config.training.uncertainty:
-            yield "training.uncertainty", "False with the weight consistency"
-    every, kept = config.training.checkpoint_every, config.training.keep_every
-    if kept % every:
-        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
+    yield from _rules_of_training(config)
     needs: dict[str, tuple[Any, ...]] = {}
     if settings.num_levels:
         given = f"with config.model.num_levels = {settings.num_levels}"
@@ -160,6 +153,22 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         if values[key] not in allowed:
             words = ("unset" if each is None else f"{each}" for each in allowed)
             yield key, f"{', '.join(words)} {given}"
+
+
+def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts another one of the training."""
+    if build.loss_pair(config).weight == "consistency":
+        if not config.training.reduce_mean:
+            yield "training.reduce_mean", "True with the weight consistency"
+        if config.training.uncertainty:
+            yield "training.uncertainty", "False with the weight consistency"
+    every = config.training.checkpoint_every
+    for name in ("keep_every", "average_every"):
+        if config.training[name] % every:
+            yield f"training.{name}", f"0, multiples of config.training.checkpoint_every = {every}"
+    if config.sampling.average and not config.training.average_every:
+        why = "as the model is trained with config.training.average_every = 0"
+        yield "sampling.average", f"0, {why}"
 
 
 def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:

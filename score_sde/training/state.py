@@ -24,24 +24,29 @@ class TrainState:
         params: the parameters, float32, as the loss takes them.
         opt_state: the optimizer's state.
         ema: the averaged parameters, a tree like ``params``; what sampling and evaluation use.
+        powers: two more averages, trees like ``params`` (`powers`); () of a run without them.
     """
 
     step: Array
     params: PyTree
     opt_state: PyTree
     ema: PyTree
+    powers: tuple[PyTree, ...] = ()
 
 
-def create(params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first update, replicated over the mesh.
+def create(
+    params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh, *, num_powers: int = 0
+) -> TrainState:
+    """The state before the first update, replicated over the mesh; with so many averages more.
 
     Parameters and averages are copies: the train step donates its state, and neither the two trees
     nor the caller's ``params`` may share memory with it.
     """
 
     def start(params: PyTree) -> TrainState:
-        copy, ema = (jax.tree.map(jnp.copy, params) for _ in range(2))
-        return TrainState(jnp.zeros((), jnp.int32), copy, optimizer.init(params), ema)
+        copy, ema, *powers = (jax.tree.map(jnp.copy, params) for _ in range(2 + num_powers))
+        opt_state = optimizer.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), copy, opt_state, ema, tuple(powers))
 
     # One compilation, where eager zeros_like and copies compile once for every shape.
     return jax.jit(start, out_shardings=replicated(mesh))(params)
