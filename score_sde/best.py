@@ -97,7 +97,7 @@ def _keep(workdir: Path, step: int, state: TrainState, record: dict[str, Any] | 
 
 def _sampling(config: ConfigDict) -> dict[str, Any]:
     """The settings of the samples that are scored, as JSON gives them back."""
-    of_files = {"sampling.num_samples", "sampling.gif", "sampling.png"}
+    of_files = {"sampling.num_samples", "sampling.gif", "sampling.png", "sampling.average"}
     if not build.sampler(config).coupled:  # then an item does not depend on those drawn with it
         of_files.add("sampling.batch_size")
     values = {key: value for key, value in flat(config).items() if key.startswith("sampling.")}

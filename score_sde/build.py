@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data, guidance, losses, networks
+from score_sde import data, guidance, losses, networks, uncertainty
 from score_sde.augmentation import PARAMETERS
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
@@ -133,7 +133,9 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
     )
     with errors_of("model"):
         made = partial(make, make.Spec(**given))
-    learned = constants(sde(config))
+    learned = constants(sde(config)) or (
+        uncertainty.initial() if config.training.uncertainty else {}
+    )
     return partial(networks.Beside, made, learned) if learned and not logits else made
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import best, build, networks, objectives, paths, pictures, rules, workdirs
+from score_sde import (
+    best,
+    build,
+    networks,
+    objectives,
+    paths,
+    pictures,
+    rules,
+    uncertainty,
+    workdirs,
+)
 from score_sde.batches import batch_size
 from score_sde.config import changed, flat, refuse, resolve
 from score_sde.data import Arrays, Dataset, DatasetInfo, Streamed, describe, load, own
@@ -27,18 +38,19 @@ from score_sde.run import Run, assembled, info_of
 from score_sde.samplers import DDIM
 from score_sde.samplers.base import from_prior
 from score_sde.score import Logits
-from score_sde.training import loop
+from score_sde.training import averages, loop
 from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, newest_step, restore_ema
 from score_sde.training.feed import Batches, default_workers, in_memory, streaming
 from score_sde.training.logs import FILE, logged
 from score_sde.training.mesh import along_data, data_mesh, is_writer, on_host, placed, replicated
+from score_sde.training.powers import LENGTHS
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import LossFn, make_train_step
 from score_sde.validation import validate
 
-# The grids drawn on the way are a look, not a result: few steps and few images. With eta = 1 it is
-# ancestral sampling; unlike the predictor of that name it begins where alpha(T) = 0, too.
-LOOK = DDIM(num_steps=100, eta=1.0, grid="uniform")
+# The grids drawn on the way are a look, not a result: few steps and few images.
+# DDIM begins at alpha(T) = 0, too, and follows the flow whatever the noise is paired with.
+LOOK = DDIM(num_steps=100)
 LOOK_IMAGES, LOOK_VECTORS = 16, 1024
 PICTURES = "samples"  # the folder of these
 # What a config says of data that are given as arrays.
@@ -126,6 +138,7 @@ def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
     if not info.num_classes:
         raise refuse("data.name", info.name, "sets with classes for a classifier")
     make = build.network(config, info, logits=info.num_classes)
+    config = changed(config, {"training.average_every": 0, "sampling.average": 0.0})
     if constants(build.sde(config)):
         allowed = "processes that are not learned, for a classifier"
         raise refuse("sde.name", config.sde.name, allowed)
@@ -159,6 +172,8 @@ def _train(
     config: ConfigDict, workdir: Path | None, given: tuple[DatasetInfo, Arrays] | None, mesh: Mesh
 ) -> Run:
     settings = config.training
+    if config.sampling.average:
+        raise refuse("sampling.average", config.sampling.average, "0 for --mode train")
     info, arrays = _data(config, given)
     begins = not (workdir and newest_step(workdir / "checkpoints"))
     source = _source(config) if begins and settings["from"] else None
@@ -171,6 +186,8 @@ def _train(
         if workdir and settings.sample_every:
             look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
             yield settings.sample_every, look
+        if workdir and settings.average_every:
+            yield settings.average_every, averages.keeper(workdir / averages.FOLDER)
         if workdir and settings.evaluate_every:
             score = best.scorer(config, info, apply, arrays, workdir, mesh)
             yield settings.evaluate_every, score
@@ -198,7 +215,7 @@ def _keep_earlier(workdir: Path) -> None:
     taken for its own, or replaced."""
     if newest_step(workdir / "checkpoints"):
         return
-    there = [workdir / name for name in (BEST, RECORD)]
+    there = [workdir / name for name in (BEST, RECORD, averages.FOLDER)]
     if (log := workdir / FILE).is_file() and log.stat().st_size:
         there.append(log)
     if any((workdir / PICTURES).glob("step_*.png")):
@@ -226,7 +243,7 @@ def _fit(
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
     apply, params = networks.init(make, key)
     if source:
-        step, params = restore_ema(source / "checkpoints", params, replicated(mesh))
+        step, params = _weights_of(source, config, params, mesh)
         print(f"weights: the averages of {source}, step {step}")
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     feed, place = _feed(config, arrays, mesh)
@@ -234,10 +251,11 @@ def _fit(
     print(f"data: {len(arrays.x)} {kind} of {config.data.name}{place}; parameters: {size:,}")
     optimizer = build.optimizer(config)
     kept = {"keep": settings.keep, "keep_every": settings.keep_every}
+    num_powers = len(LENGTHS) if settings.average_every else 0
     metrics: list[dict[str, float]] = []
     try:
         state = loop.train(
-            create(params, optimizer, mesh, history),
+            create(params, optimizer, mesh, history, num_powers=num_powers),
             make_train_step(loss(apply), optimizer, settings.ema_rate, mesh),
             feed,
             [*hooks(apply)],
@@ -268,6 +286,20 @@ def _source(config: ConfigDict) -> Path:
         there = f"it has config.{name} = {was!r}, this config {now[name]!r}"
         raise UserError(f"{key} = '{found}': {there}")
     return found
+
+
+def _weights_of(source: Path, config: ConfigDict, params: Any, mesh: Mesh) -> tuple[int, Any]:
+    """The step and the averages of a run, in place of the initial `params`; the network's alone
+    where one of the two learns the uncertainty, and the other does not."""
+    learns, did = config.training.uncertainty, workdirs.load(source).training.uncertainty
+    read = partial(restore_ema, source / "checkpoints", sharding=replicated(mesh))
+    if learns == did:
+        return read(params)
+    if learns:
+        step, network = read(params["network"])
+        return step, {**params, "network": network}
+    step, found = read({"network": params, "constants": uncertainty.initial()})
+    return step, found["network"]
 
 
 def _data(

@@ -44,11 +44,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde import uncertainty
 from score_sde.discrete import Chain
 from score_sde.errors import require
+from score_sde.pairing import PAIRINGS
 from score_sde.sde import SDE, ScoreFn, expand
 from score_sde.spaces import item_keys
 
+LogSize = Callable[[Array], Array]
+"""Log-SNRs (B,) -> u (B,)."""
 MIN_SNR_GAMMA = 5.0
 
 
@@ -321,6 +325,8 @@ def denoising_score_matching(
     t_min: float = 1e-5,
     reduce_mean: bool = True,
     error: Callable[[Array, Array, Array, str], Array] | None = None,
+    log_size: LogSize | None = None,
+    pairing: str = "independent",
     **settings: float,
 ) -> Array:
     """A Monte Carlo estimate of the loss for each example of a batch, (B,), by one time and one
@@ -336,17 +342,21 @@ def denoising_score_matching(
         reduce_mean: the mean over an example's dimensions; else half their sum.
         error: of the prediction of a target, (x0, t, z, target) -> (B, *shape), `Model.error`: for
             the weights that are infinite where alpha is 0.
+        log_size: u of `uncertainty`, which weights the loss by its size.
+        pairing: a name of `pairing.PAIRINGS`.
         settings: ``times_mean`` and ``times_std`` of the normal ones.
     """
     key_t, key_z = jax.random.split(key)
     t, weight = sample_times(key_t, sde, len(x0), loss, t_min, x0.dtype, **settings)
-    z = jax.random.normal(key_z, x0.shape, x0.dtype)
+    z = PAIRINGS[pairing](x0, jax.random.normal(key_z, x0.shape, x0.dtype))
     if loss.weight in FACTORS:
-        return weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
-    if error is None:
+        found = weighted_error(sde, score, x0, t, z, weight, reduce_mean=reduce_mean)
+    elif error is None:
         allowed = f"{', '.join(FACTORS)} for a score without the errors of targets"
         raise ValueError(f"weight = {loss.weight!r}: allowed are {allowed}")
-    return _squared(error(x0, t, z, loss.weight), reduce_mean)
+    else:
+        found = _squared(error(x0, t, z, loss.weight), reduce_mean)
+    return found if log_size is None else uncertainty.weighted(found, log_size(sde.log_snr(t)))
 
 
 def cross_entropy(
@@ -378,7 +388,13 @@ def cross_entropy(
 
 
 def discrete_score_matching(
-    key: Array, chain: Chain, score: ScoreFn, x0: Array, *, reduce_mean: bool = True
+    key: Array,
+    chain: Chain,
+    score: ScoreFn,
+    x0: Array,
+    *,
+    reduce_mean: bool = True,
+    log_size: LogSize | None = None,
 ) -> Array:
     """A Monte Carlo estimate of `level_error` for each example of a batch, (B,): one level, drawn
     uniformly, and one noise for each.
@@ -389,6 +405,7 @@ def discrete_score_matching(
         score: the score function, (x (B, *shape), level int32 (B,)) -> (B, *shape).
         x0: data (B, *shape), float32 in the model's range.
         reduce_mean: the mean over an example's dimensions; else half their sum.
+        log_size: as of `denoising_score_matching`.
     """
     key_level, key_z = jax.random.split(key)
     num_levels = len(chain.sigma)
@@ -396,4 +413,7 @@ def discrete_score_matching(
     level = (low_discrepancy(key_level, len(x0)) * num_levels).astype(jnp.int32)
     level = jnp.minimum(level, num_levels - 1)
     z = jax.random.normal(key_z, x0.shape, x0.dtype)
-    return level_error(chain, score, x0, level, z, reduce_mean=reduce_mean)
+    found = level_error(chain, score, x0, level, z, reduce_mean=reduce_mean)
+    if log_size is None:
+        return found
+    return uncertainty.weighted(found, log_size(chain.log_snr()[level].astype(x0.dtype)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde import build, consistency, guidance, losses, second_order, variances
+from score_sde import build, consistency, guidance, losses, second_order, uncertainty, variances
 from score_sde.augmentation import augmented
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
@@ -84,7 +84,7 @@ def _in_time(
     if pair.weight == "second_order":
         score = partial(model, **options | {"reverse_only": False})
         return second_order.loss(key, model.sde, score, x0, times=pair.times, **more)
-    more |= {"loss": pair}
+    more |= {"loss": pair, "log_size": _log_size(config, model), "pairing": settings.pairing}
     score, error = partial(model, **options), partial(model.error, **options)
     return losses.denoising_score_matching(key, model.sde, score, x0, error=error, **more)
 
@@ -105,12 +105,20 @@ def _on_levels(
         return variances.hybrid_loss(key, model, x0, data, where, **options)
     if weight == "vlb":
         return variances.vlb_loss(key, model, x0, data, where, state.history, **options)
-    chain, mean = discretization(model.sde).chain(model.num_levels), config.training.reduce_mean
+    chain = discretization(model.sde).chain(model.num_levels)
 
     def score(x: Array, level: Array) -> Array:
         return model.score_at(x, model.at_level(level), **options)
 
-    return losses.discrete_score_matching(key, chain, score, x0, reduce_mean=mean)
+    more: Any = {"reduce_mean": config.training.reduce_mean, "log_size": _log_size(config, model)}
+    return losses.discrete_score_matching(key, chain, score, x0, **more)
+
+
+def _log_size(config: ConfigDict, model: Model) -> losses.LogSize | None:
+    """The learned logarithm of the loss by noise level; None where none is learned."""
+    if not config.training.uncertainty:
+        return None
+    return partial(uncertainty.log_size, model.params["constants"][uncertainty.NAME])
 
 
 def classifier_loss(

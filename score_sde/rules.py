@@ -88,6 +88,11 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "data.augment", f"0 with config.model.name = {settings.name!r}"
     elif config.data.augment and "conditional" in reads and not settings.conditional:
         yield "data.augment", "0 with config.model.conditional = False"
+    if config.training.pairing != "independent" and (
+        build.condition_names(config, info) or config.data.augment
+    ):
+        # The noise would depend on the condition, too, and samples begin with any noise.
+        yield "training.pairing", "independent for a model with classes, conditions or augmentation"
     if config.training.evaluate_every and info.levels is None:
         yield "training.evaluate_every", f"0: {info.name} are vectors"
     by_classes = config.training.evaluate_every and config.eval.features == "classifier"
@@ -116,6 +121,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         yield "sampling.classifier_scale", f"0, as alpha(T) = 0 of {type(process).__name__}"
     if process.ends_in_noise:
         yield from _rules_of_pure_noise(config, process)
+    if config.training.pairing != "independent":
+        yield from _rules_of_pairs(config, process)
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
         yield "sampling.guidance", f"1 (none), {why}"
@@ -135,15 +142,10 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
             f"'truncated_normal' under {type(process).__name__}, as sigma is next to float32's "
             "rounding before",
         )
-    weight = build.loss_pair(config).weight
-    if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
-        yield "training.reduce_mean", f"True with the weight {weight}"
     if settings.learned_variance and not settings.num_levels:
         yield "model.learned_variance", "False with config.model.num_levels = 0"
     yield from _rules_of_variances(config)
-    every, kept = config.training.checkpoint_every, config.training.keep_every
-    if kept % every:
-        yield "training.keep_every", f"0, multiples of config.training.checkpoint_every = {every}"
+    yield from _rules_of_training(config)
     needs: dict[str, tuple[Any, ...]] = {}
     if settings.num_levels:
         given = f"with config.model.num_levels = {settings.num_levels}"
@@ -155,7 +157,7 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
         needs |= {"model.condition": ("log_sigma", "log_snr"), "sde.shift": (1.0,)}
-        needs |= {"training.loss": ("likelihood",)} | OWN_LOSS
+        needs |= {"training.loss": ("likelihood",), "training.uncertainty": (False,)} | OWN_LOSS
     values = flat(config)
     for key, allowed in needs.items():
         if values[key] not in allowed:
@@ -179,6 +181,22 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
         yield "likelihood.variance", f"large, small {without}"
 
 
+def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that contradicts another one of the training."""
+    weight = build.loss_pair(config).weight
+    if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
+        yield "training.reduce_mean", f"True with the weight {weight}"
+    if config.training.uncertainty and weight in ("consistency", "second_order", *OF_VARIANCES):
+        yield "training.uncertainty", f"False with the weight {weight}"
+    every = config.training.checkpoint_every
+    for name in ("keep_every", "average_every"):
+        if config.training[name] % every:
+            yield f"training.{name}", f"0, multiples of config.training.checkpoint_every = {every}"
+    if config.sampling.average and not config.training.average_every:
+        why = "as the model is trained with config.training.average_every = 0"
+        yield "sampling.average", f"0, {why}"
+
+
 def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that wants some of the data at T."""
     why = f"as alpha(T) = 0 of {type(process).__name__}"
@@ -195,6 +213,15 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
         if getattr(pair, name) in values:  # the range of the log-SNR is
             key = f"training.{name}" if config.training[name] else "training.loss"
             yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"
+
+
+def _rules_of_pairs(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
+    """Yield (key, allowed values) for every key that wants noise independent of the data."""
+    if config.model.num_levels or not process.ends_in_noise:
+        why = f"as some of the data are left at T of {type(process).__name__}"
+        yield "training.pairing", f"independent, {why}"
+    if getattr(build.sampler(config), "eta", 0):
+        yield "sampling.eta", f"0 with config.training.pairing = {config.training.pairing!r}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

@@ -29,7 +29,7 @@ from score_sde.schema import SCHEMA
 from score_sde.score import Logits, Model
 from score_sde.sde import SDE, expand
 from score_sde.spaces import Space
-from score_sde.training import checkpoints
+from score_sde.training import averages, checkpoints
 from score_sde.training.logs import logged
 from score_sde.training.mesh import along_data, data_mesh, placed, replicated
 from score_sde.validation import validate
@@ -198,6 +198,9 @@ class Run:
                 raise refuse(key, value, "those of sampling and likelihood for a trained model")
         config = changed(self.config, values)
         validate(config)
+        if (length := config.sampling.average) != self.config.sampling.average:
+            allowed = f"{self.config.sampling.average}, as the run was loaded with those weights"
+            raise refuse("sampling.average", length, allowed)
         rules.check(config, self.info)
         parts = self.step, self.score.apply, self.score.params, self.info, self.mesh
         return dataclasses.replace(
@@ -361,7 +364,12 @@ def load(
     mesh = data_mesh() if mesh is None else mesh
     apply, params = networks.abstract(build.network(config, info))
     folder = checkpoints.folder_of(workdir, step)
-    step, ema = checkpoints.restore_ema(folder, params, replicated(mesh), step)
+    place, length = replicated(mesh), config.sampling.average
+    if length:
+        kept = workdir / averages.FOLDER
+        step, ema = averages.restore(folder, kept, params, length, place, step)
+    else:
+        step, ema = checkpoints.restore_ema(folder, params, place, step)
     metrics = [values for _, values in logged(workdir) if values["step"] <= step]
     run = assembled(config, step, apply, ema, info, mesh, metrics)
     if not config.sampling.classifier_scale:

@@ -50,6 +50,8 @@ ROOMS = {
     "score_sde.learned": Room(
         1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")
     ),
+    "score_sde.uncertainty": Room(1, (), ("jax",)),
+    "score_sde.pairing": Room(1, (), ("jax", "optax")),
     "score_sde.integrate": Room(
         1, (0,), ("jax", "diffrax", "equinox"), neighbours=("score_sde.sde",)
     ),

@@ -79,16 +79,19 @@ IMPOSSIBLE = {
     "training.times_mean": float("inf"),
     "training.times_std": 0.0,
     "training.label_dropout": 1.0,
+    "training.pairing": "sinkhorn",
     "training.t_min": 0.0,
     "training.checkpoint_every": 0,
     "training.keep": 0,
     "training.keep_every": -1,
+    "training.average_every": -1,
     "training.evaluate_every": -1,
     "training.log_every": 0,
     "training.sample_every": -1,
     "sampling.seed": 2**32,
     "sampling.method": "hmc",
     "sampling.num_samples": 0,
+    "sampling.average": 0.3,
     "sampling.batch_size": 0,
     "sampling.num_steps": 0,
     "sampling.predictor": "heun",
@@ -171,6 +174,7 @@ CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor
 LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
 NO_DATA_LEFT = {"sde.name": "cosine", "model.parameterization": "velocity"}
+PAIRED = {"sde.name": "flow", "model.parameterization": "velocity", "training.pairing": "ot"}
 OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
 
 # Values, the key that is named, and what is said of the allowed values.
@@ -257,6 +261,20 @@ CONTRADICTIONS = [
     ),
     ({"sde.name": "cosine", "sde.t_max": 1e-3}, "sde.t_max", "times above 0.001, up to 1"),
     ({"sde.name": "edm", "sde.t_max": 0.001}, "sde.t_max", "times above 0.002, up to 1e+06"),
+    ({"training.pairing": "ot"}, "training.pairing", "independent, as some of the data", "VPSDE"),
+    (
+        PAIRED | {"sde.t_max": 0.99},
+        *("training.pairing", "independent, as some of the data are left at T of Flow"),
+    ),
+    (
+        PAIRED | {"model.class_conditional": True},
+        *("training.pairing", "independent for a model with classes, conditions or augm"),
+    ),
+    (PAIRED | {"data.augment": 0.1}, "training.pairing", "independent for a model with classes"),
+    (
+        PAIRED | {"sampling.method": "ddim", "sampling.eta": 0.5},
+        *("sampling.eta", "0 with config.training.pairing = 'ot'"),
+    ),
     ({"restore.label": 10}, "restore.label", "classes below 10, those of digits"),
     ({"data.image_size": 16}, "data.image_size", "0 (its own 8 pixels) for digits"),
     ({"data.condition": ("a",)}, "data.condition", "vectors"),
@@ -365,6 +383,11 @@ CONTRADICTIONS = [
     (DISCRETE | {"training.loss": "mixture"}, "training.loss", "paper with", "num_levels = 1000"),
     (DISCRETE | {"training.times": "log_snr"}, "training.times", "unset with", "num_levels = 1000"),
     (DISCRETE | {"training.weight": "flow"}, "training.weight", "unset with", "num_levels = 1000"),
+    ({"training.average_every": 7}, "training.average_every", "0, multiples of", "every = 5000"),
+    (
+        {"sampling.average": 0.1},
+        *("sampling.average", "0, as the model is trained with config.training.average_every = 0"),
+    ),
     ({"training.keep_every": 7}, "training.keep_every", "0, multiples of", "checkpoint_every = 5"),
     ({"training.batch_size": 1501}, "training.batch_size", "1 to 1500, the training", "digits"),
     (LEARNED, "model.condition", "log_sigma, log_snr with", "sde.name = 'vp_learned'"),
@@ -376,6 +399,19 @@ CONTRADICTIONS = [
     (
         LEARNED | {"model.condition": "log_snr", "training.loss": "likelihood", "sde.shift": 2.0},
         *("sde.shift", "1.0 with", "vp_learned"),
+    ),
+    (
+        {"training.loss": "consistency", "training.uncertainty": True},
+        *("training.uncertainty", "False with the weight consistency"),
+    ),
+    (
+        LEARNED
+        | {
+            "model.condition": "log_snr",
+            "training.loss": "likelihood",
+            "training.uncertainty": True,
+        },
+        *("training.uncertainty", "False with", "vp_learned"),
     ),
     (
         LEARNED

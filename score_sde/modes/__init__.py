@@ -153,7 +153,7 @@ def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
         f"config.{key}"
         for key, value in sorted(flat(config).items())
         if workdirs.is_free(key, ("sampling.", "likelihood."))
-        and key not in read
+        and key not in {*read, "sampling.average"}
         and value not in (usual[key], begun[key])
     ]
     if unread:

@@ -107,6 +107,8 @@ def _check(trained: Run, task: str, mask: str, degrade: bool) -> None:
     conditional, without = config.model.class_conditional, config.training.label_dropout > 0
     if trained.info.levels is None:
         raise UserError("--mode restore: allowed are runs of images")
+    if (pairing := config.training.pairing) != "independent":
+        raise refuse("training.pairing", pairing, "independent for --mode restore")
     if task not in TASKS:
         raise UserError(f"--task = {task!r}: allowed are {', '.join(TASKS)}")
     if mask and task != "inpaint":

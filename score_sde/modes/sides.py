@@ -49,8 +49,9 @@ def drawn(trained: Run, workdir: Path, output: Path) -> Side:
     sample.draw(dataclasses.replace(trained, config=wanted), workdir, output)
     path = output / sample.VALUES
     with path.open("rb") as opened, np.load(opened) as file:
+        averages = trained.config.sampling.average or "ema"
         about = sample.GUIDED | json.loads(str(file["depends"]))
-        about |= {"n": number, "nfe": float(file["nfe"][:number].mean()), "averages": "ema"}
+        about |= {"n": number, "nfe": float(file["nfe"][:number].mean()), "averages": averages}
         about["made_by"] = json.loads(str(file["made_by"])) if "made_by" in file else []
         levels = _levels(file)
     first = of_npz(path, "images").at(np.arange(number))

@@ -33,12 +33,21 @@ NOT = {"sampling.num_samples", "sampling.gif", "sampling.png"}  # of which evalu
 ALLOWED = "KEY=VALUE,VALUE;KEY=VALUE of keys of sampling that evaluation reads, and step"
 
 
+Weights = tuple[int | None, float]
+"""The step, and the length of the average."""
+
+
 class Setting(NamedTuple):
     """One setting of a sweep: its values by their keys, the config with them, and the step."""
 
     values: dict[str, Any]
     config: ConfigDict
     step: int | None
+
+    @property
+    def weights(self) -> Weights:
+        """Which weights it takes."""
+        return self.step, self.config.sampling.average
 
     @property
     def name(self) -> str:
@@ -129,12 +138,12 @@ def _evaluate(
     check_room(config, workdir, folders[0])
     # All steps at once: beside a training they may soon be gone.
     runs = {
-        at: _loaded(settings, workdir, at)
-        for at in dict.fromkeys(setting.step for setting in settings)
+        at: _loaded([each for each in settings if each.weights == at], workdir)
+        for at in dict.fromkeys(setting.weights for setting in settings)
     }
     judge = Judge.of(config, workdir, output, reference)
     distance = judge.extractor.distance_of(config.eval.num_samples)
-    depends = [_depends(setting, judge, runs[setting.step]) for setting in settings]
+    depends = [_depends(setting, judge, runs[setting.weights]) for setting in settings]
     facts = [_done(read(folder), distance) for folder in folders]
     _keep_other(output, _rows(settings, facts, depends))
     for number, setting in enumerate(settings):
@@ -151,19 +160,19 @@ def _evaluate(
     print(f"result: {output / JSON}, {output / CSV}, {output / PICTURE}")
 
 
-def _loaded(settings: Sequence[Setting], workdir: Path, step: int | None) -> Run:
-    """The run after a step, with its classifier if one of the settings has it."""
+def _loaded(settings: Sequence[Setting], workdir: Path) -> Run:
+    """The run of settings with the same weights, and its classifier if one of them has it."""
     configs = [each.config for each in settings]
     guided = [config for config in configs if config.sampling.classifier_scale]
-    run = load(workdir, [*guided, *configs][0], step=step)
+    run = load(workdir, [*guided, *configs][0], step=settings[0].step)
     for config in configs:
         rules.check(config, run.info)
     return run
 
 
-def _of(setting: Setting, runs: Mapping[int | None, Run]) -> Run:
+def _of(setting: Setting, runs: Mapping[Weights, Run]) -> Run:
     """The run with a setting."""
-    run, config = runs[setting.step], setting.config
+    run, config = runs[setting.weights], setting.config
     parts = config, run.step, run.score.apply, run.score.params, run.info, run.mesh, run.metrics
     classifier = run.classifier if config.sampling.classifier_scale else None
     return dataclasses.replace(assembled(*parts), classifier=classifier)

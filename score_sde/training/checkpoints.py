@@ -46,11 +46,11 @@ class Checkpoints:
 
     Args:
         directory: the place of the checkpoints, created if absent.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; None: all.
         keep_every: those of its multiples stay, too; 0: none.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, keep_every: int = 0):
+    def __init__(self, directory: Path, *, keep: int | None = 2, keep_every: int = 0):
         self._kept = {"max_to_keep": keep, "keep_period": keep_every or None}
         self._directory = absolute(directory)  # Orbax takes no relative paths
         with written(self._directory):
@@ -83,9 +83,9 @@ class Checkpoints:
             sync_global_devices("set aside")
         return _from_dict(target, stored)
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Saves the state after ``step`` updates; returns when it has been copied, before it is
-        written. An error of the writing is raised by the next call or on leaving.
+    def save(self, state: PyTree, step: int) -> None:
+        """Saves the state after ``step`` updates, or a part of it; returns when it has been copied,
+        before it is written. An error of the writing is raised by the next call or on leaving.
 
         Raises:
             UserError: a checkpoint cannot be written, as on a full disk. Those before it are whole.
@@ -127,7 +127,12 @@ class Checkpoints:
 
 
 def restore_ema(
-    directory: Path, ema: PyTree, sharding: Sharding | None = None, step: int | None = None
+    directory: Path,
+    ema: PyTree,
+    sharding: Sharding | None = None,
+    step: int | None = None,
+    *,
+    name: str = "ema",
 ) -> tuple[int, PyTree]:
     """The averaged parameters of a checkpoint, and their step; writes nothing.
 
@@ -136,13 +141,14 @@ def restore_ema(
         ema: a tree of the shapes and dtypes, e.g. of ShapeDtypeStructs.
         sharding: where every leaf goes; the first device by default.
         step: of the checkpoint; by default the newest that can be read.
+        name: of the averages in the state.
 
     Raises:
         UserError: no checkpoint, none that can be read, one of other shapes, or weights that are
             not finite.
     """
     place = sharding or SingleDeviceSharding(jax.local_devices()[0])
-    target = {"ema": ema, "step": jax.ShapeDtypeStruct((), "int32")}
+    target = {name: ema, "step": jax.ShapeDtypeStruct((), "int32")}
     target = jax.tree.map(lambda leaf: _abstract(leaf, place), target)
     found = _read_newest(absolute(directory), _to_dict(target), step)
     if found is None:
@@ -150,7 +156,7 @@ def restore_ema(
             raise UserError(f"step = {step}: not in {directory}; allowed are {there}")
         raise UserError(f"{directory}: no checkpoint there; train first (--mode train)")
     restored = _from_dict(target, found[0])
-    step, ema = int(restored["step"]), restored["ema"]
+    step, ema = int(restored["step"]), restored[name]
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(ema)):
         raise UserError(f"{directory}: the averaged weights of step {step} are not finite numbers")
     return step, ema

@@ -25,6 +25,7 @@ class TrainState:
         opt_state: the optimizer's state.
         ema: the averaged parameters, a tree like ``params``; what sampling and evaluation use.
         history: what the loss keeps of the steps before; None where it keeps nothing.
+        powers: two more averages, trees like ``params`` (`powers`); () of a run without them.
     """
 
     step: Array
@@ -32,21 +33,27 @@ class TrainState:
     opt_state: PyTree
     ema: PyTree
     history: PyTree = None
+    powers: tuple[PyTree, ...] = ()
 
 
 def create(
-    params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh, history: PyTree = None
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    history: PyTree = None,
+    *,
+    num_powers: int = 0,
 ) -> TrainState:
-    """The state before the first update, replicated over the mesh.
+    """The state before the first update, replicated over the mesh; with so many averages more.
 
     Parameters, averages and history are copies: the train step donates its state, and neither the
     two trees nor the caller's arrays may share memory with it.
     """
 
     def start(params: PyTree, history: PyTree) -> TrainState:
-        copy, ema = (jax.tree.map(jnp.copy, params) for _ in range(2))
-        first = jax.tree.map(jnp.copy, history)
-        return TrainState(jnp.zeros((), jnp.int32), copy, optimizer.init(params), ema, first)
+        copy, ema, *powers = (jax.tree.map(jnp.copy, params) for _ in range(2 + num_powers))
+        step, first = jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, history)
+        return TrainState(step, copy, optimizer.init(params), ema, first, tuple(powers))
 
     # One compilation, where eager zeros_like and copies compile once for every shape.
     return jax.jit(start, out_shardings=replicated(mesh))(params, history)

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from score_sde.training import powers
 from score_sde.training.mesh import along_data, replicated
 from score_sde.training.state import TrainState
 
@@ -82,11 +83,12 @@ def update(
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     ema = averaged(state.ema, params, ema_rate, step)
+    means = powers.averaged(state.powers, params, step) if state.powers else ()
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
     learning_rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
     if learning_rate is not None:
         metrics["learning_rate"] = learning_rate
-    return TrainState(step, params, opt_state, ema, history), metrics
+    return TrainState(step, params, opt_state, ema, history, means), metrics
 
 
 def make_train_step(

@@ -28,7 +28,7 @@ class TinyRun:
     def __init__(
         self, num_steps: int = 12, learning_rate: float = 1e-2, workers: int | None = None
     ):
-        self.num_steps, self.workers = num_steps, workers
+        self.num_steps, self.workers, self.num_powers = num_steps, workers, 0
         self.traces = 0
         self.mesh = data_mesh()
         self.optimizer = optimizer(
@@ -47,7 +47,7 @@ class TinyRun:
         normal = np.random.default_rng(1).normal
         shapes = {"in": (9, 16), "labels": (10, 16), "out": (16, 9)}
         params = {k: jnp.asarray(normal(0, 0.3, s), jnp.float32) for k, s in shapes.items()}
-        return create(params, self.optimizer, self.mesh)
+        return create(params, self.optimizer, self.mesh, num_powers=self.num_powers)
 
     def batches(self, first_step: int):
         options = {"batch_size": 8, "seed": 5, "mesh": self.mesh}
