@@ -1,4 +1,4 @@
-"""Adam as the paper trains with it: warm-up, global-norm clipping; also cosine decay and AdamW.
+"""Adam as the paper trains with it: warm-up, global-norm clipping; also cosine decay, AdamW, Muon.
 
 One update on the gradient g, in the order of the chain below (Kingma and Ba 2015,
 arXiv:1412.6980, algorithm 1; the decay of Loshchilov and Hutter 2019, arXiv:1711.05101):
@@ -8,6 +8,16 @@ arXiv:1412.6980, algorithm 1; the decay of Loshchilov and Hutter 2019, arXiv:171
     params <- params - lr(n) (m / (1 - b1^n') / (sqrt(v / (1 - b2^n')) + eps) + decay params)
 
 with n updates made before this one and n' = n + 1. b1 is 0.9, eps 1e-8.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025,
+arXiv:2502.16982) takes this step for biases, scales and other vectors alone. Of a matrix, (inputs,
+outputs), or of a convolution's kernel with all axes but the last for inputs, it is
+
+    m <- 0.95 m + g
+    params <- params - lr(n) (0.2 sqrt(max(inputs, outputs)) orthogonal(g + 0.95 m) + decay params)
+
+where `orthogonal` makes all singular values nearly 1, so that no direction is left behind. The
+factor makes its steps as long as Adam's, and one learning rate does for both.
 """
 
 from typing import Literal, NamedTuple
@@ -20,6 +30,8 @@ from jax import Array
 from score_sde.errors import require
 
 EPS = 1e-8
+MOMENTUM = 0.95  # Muon's
+ITERATION = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz, tuned by Jordan et al.
 
 
 class LearningRateState(NamedTuple):
@@ -64,6 +76,7 @@ def optimizer(
     learning_rate: float,
     *,
     num_steps: int,
+    optimizer: Literal["adam", "muon"] = "adam",
     warmup_steps: int = 0,
     schedule: Literal["constant", "cosine"] = "constant",
     schedule_steps: int | None = None,
@@ -76,6 +89,7 @@ def optimizer(
     Args:
         learning_rate: the largest, reached after the warm-up.
         num_steps: updates of the whole run.
+        optimizer: "adam", or "muon" for matrices and kernels.
         warmup_steps: updates over which the rate grows linearly from 0; 0 for none.
         schedule: what follows the warm-up, "constant" or "cosine".
         schedule_steps: where the cosine ends; None is ``num_steps``.
@@ -91,9 +105,10 @@ def optimizer(
         schedule_steps=schedule_steps,
     )
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
-    chain = optax.chain(
-        _clip(gradient_clip), optax.scale_by_adam(0.9, beta2, EPS), *decay, _descend(rate)
-    )
+    direction = optax.scale_by_adam(0.9, beta2, EPS)
+    if optimizer == "muon":
+        direction = optax.partition({True: _muon(), False: direction}, _are_matrices)
+    chain = optax.chain(_clip(gradient_clip), direction, *decay, _descend(rate))
 
     def update(updates, state, params=None):
         # optax raises a Python float to an integer power, which strict promotion refuses.
@@ -101,6 +116,32 @@ def optimizer(
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _are_matrices(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _muon() -> optax.GradientTransformation:
+    def spread(update):
+        matrix = update.reshape(-1, update.shape[-1])
+        return (0.2 * max(matrix.shape) ** 0.5 * orthogonal(matrix)).reshape(update.shape)
+
+    orthogonalized = optax.stateless(lambda updates, params: jax.tree.map(spread, updates))
+    return optax.chain(optax.trace(MOMENTUM, nesterov=True), orthogonalized)
+
+
+def orthogonal(matrix: Array) -> Array:
+    """A matrix with the same singular vectors, whose singular values lie between 0.7 and 1.2, by
+    five iterations of a polynomial. Those below 1e-3 of the Frobenius norm become smaller ones."""
+    a, b, c = ITERATION
+    is_high = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_high else matrix
+    x = x / (jnp.linalg.norm(x) + EPS)
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if is_high else x
 
 
 def _clip(largest_norm: float) -> optax.GradientTransformation:
