@@ -201,8 +201,8 @@ def _state(
     place = state.step.sharding
     # The schedule goes by all steps; Adam's bias correction by those that its moments are of.
     known = {"num_updates": jnp.int32(foreign.step)}
-    has_moments = foreign.mu is not None and foreign.nu is not None
-    if has_moments and config.training.optimizer == "adam":
+    is_adam = config.training.optimizer == "adam"
+    if is_adam and foreign.mu is not None and foreign.nu is not None:
         # What is not trained has no moments there: they stay 0.
         zeros = {name: 0 * leaf for name, leaf in convert.flattened(params).items()}
         frozen = {name: zero for name, zero in zeros.items() if name.endswith("/frequencies")}
