@@ -142,7 +142,7 @@ class PredictorCorrector(SteppedSampler):
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
             and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral`.
-        faithful: as the original code (see above).
+        faithful: as the original code (see above). Not for processes with T above 1.
     """
 
     num_steps: int = 1000
