@@ -195,7 +195,7 @@ class PredictorCorrector(GridSampler):
         snr: signal-to-noise ratio of a corrector step.
         probability_flow: predict by the probability flow instead of the reverse SDE: half the score
             and no noise (Song et al. 2021, eq. 13 and 48). Not for `ancestral` and its kin.
-        faithful: as the original code (see above).
+        faithful: as the original code (see above). Not for processes with T above 1.
         clip: the predictor cuts the denoised data to [-clip, clip], as DDPM's codes do; 0: not.
         grid: the times, one of ``grids.GRIDS``; None: uniform in t, also between a chain's levels.
         rho, steps_offset, num_levels: of the grid.
