@@ -37,6 +37,7 @@ from score_sde import SDE, VESDE, VPSDE, SubVPSDE, inverse, oracle
 from score_sde.samplers import DDIM
 
 DRAWS, MODES = 1000, 4
+TICKS = (10, 30, 100, 300, 1000, 3000)  # evaluations, in the picture
 FIELDS = ("data", "dims", "rank", "sigma_y", "process", "method", "steps")
 ERRORS = ("nfe", "mean", "covariance", "modes", "wasserstein", "seconds")
 STILL = VESDE(1e-4, 50.0), 1e-5  # a process and a time of nearly no noise
@@ -286,9 +287,11 @@ def picture(path, lines):
             panel.set(title=f"{data}: {name}", xscale="log")
             if (data, name) != ("gaussian", "modes"):
                 panel.set(yscale="log")
-            panel.xaxis.set_minor_formatter(NullFormatter())  # their labels overlap
     panels[0, 2].clear()  # one component has no weights to miss
     panels[0, 2].set_axis_off()
+    for panel in panels.flat:  # last: clearing one resets the others, as they share the axis
+        panel.set_xticks(TICKS, TICKS)
+        panel.xaxis.set_minor_formatter(NullFormatter())
     panels[0, 2].legend(*panels[1, 0].get_legend_handles_labels(), ncols=2, loc="center")
     figure.supxlabel("passes through the network; dashed: as many exact draws")
     figure.savefig(path, dpi=70)
