@@ -76,6 +76,21 @@ def test_the_formula_and_its_one_evaluation(model):
     assert shapes == [(8, 8)]
 
 
+def test_autoguidance_is_away_from_the_worse_model():
+    """Of N(0, 1 / 2) by N(0, 1): both scores are -x / v, and the denoised data alpha c x / v."""
+    good, worse = (oracle.gaussian(jnp.zeros(2), c * jnp.eye(2)).score(SDE) for c in (0.5, 1.0))
+    x, t = states()
+    for weight in (0.0, 3.0):
+        guided = guidance.autoguidance(SDE, good, worse, weight)
+        alpha, sigma = (np.asarray(of(t), np.float64)[:, None] for of in (SDE.alpha, SDE.sigma))
+        v = [c * alpha**2 + sigma**2 for c in (0.5, 1.0)]
+        score = -np.asarray(x, np.float64) * (weight / v[0] + (1.0 - weight) / v[1])
+        # float32 of numbers up to 20.
+        np.testing.assert_allclose(guided(x, t), score, rtol=1e-4, atol=1e-4)
+        denoised = (x + sigma**2 * score) / alpha
+        np.testing.assert_allclose(guided.denoised(x, t), denoised, rtol=1e-4, atol=1e-4)
+
+
 def test_an_interval_is_plain_sampling_outside_it(model):
     """nu = sigma / alpha from 0.3 to 1: some of the samples are in it, all, or none."""
     given = model.given({"labels": LABELS})

@@ -229,24 +229,33 @@ def test_two_devices(tiny_run, tmp_path, inputs, run_python):
 def test_mistakes(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    Image.new("LA", (8, 8)).save(tmp_path / "erased.png")  # transparent
     for arguments, line in (
         (("--task=inpaint",), "error: --input: missing; --mode restore needs it"),
         (("--input", inputs), "error: --task: missing"),
         (("--input", inputs, "--task=denoise"), "error: --task = 'denoise': allowed are inpaint, "),
         (("--input", inputs, "--task=colorize"), "error: --task = 'colorize': allowed are others"),
         (("--input", "wide.png", "--task=inpaint"), "8 x 9 pixels; allowed are 8 x 8, or --resize"),
-        (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "wide.png: has 8 x 9 pixels"),
+        (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "'wide.png': has 8 x 9 pixels"),
         (
             ("--input", inputs, "--task=inpaint", "--mask=wide.png", "--resize"),
-            "wide.png: has 8 x 9 pixels; allowed are 8 x 8, or --resize, which takes the middle "
-            "and resizes it, and a mask of the input's size",
+            "error: --mask = 'wide.png': has 8 x 9 pixels; allowed are 8 x 8, or with --resize the "
+            "size of the input, if all inputs have one",
         ),
         (
             ("--input", inputs, "--task=inpaint", "--mask=none.png"),
             "--mask = 'none.png': allowed are half",
         ),
+        (
+            ("--input", inputs, "--task=inpaint", "--mask=erased.png"),
+            "error: --mask = 'erased.png': all pixels are white; allowed are pictures that are",
+        ),
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),
+        (
+            ("--input", inputs, "--task=super_resolve"),
+            "a.png: has the size of the model's images; allowed are 4 x 4 pixels, or --degrade",
+        ),
         (("--input", inputs, "--task=inpaint", *NO_NOISE), "positive numbers with mmps"),
         (("--input", inputs, "--task=relabel"), "'relabel': allowed are others, as the model has"),
         (("--input", inputs, "--task=edit", "--degrade"), "--degrade: goes with --task inpaint, "),
