@@ -57,7 +57,7 @@ def test_weights_0_and_1_are_the_scores_themselves(model):
 
 def test_the_formula_and_its_one_evaluation(model):
     x, t = states()
-    guided = guidance.classifier_free(model, {"labels": LABELS}, 3.0)
+    guided = guidance.classifier_free(model, {"labels": LABELS.tolist()}, 3.0)
     given = model.given({"labels": LABELS})
     plain = model.given({"labels": jnp.full(4, -1, jnp.int32)})
     for at in ("__call__", "denoised"):
@@ -256,6 +256,7 @@ def test_another_weight_and_other_labels_run_the_same_program(model):
             r"weight = -1.0: allowed are numbers",
         ),
         (lambda m: guidance.classifier_free(m, {"vector": 0}, 2.0), "condition = .*with labels"),
+        (lambda m: guidance.classifier_free(m, 3, 2.0), r"labels.shape = \(\): allowed are \(B,\)"),
         (lambda m: guidance.classifier_free(m, LABELS, 2.0, (2.0, 1.0)), "interval = .* rising"),
         (lambda m: guidance.classifier(SDE, m, m, LABELS, -1.0), "scale = -1.0"),
     ],
