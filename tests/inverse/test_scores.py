@@ -206,6 +206,8 @@ def test_mistakes():
         inverse.pigdm(sde, score, jnp.negative, x[0], 0.1)(x, TIMES)
     with pytest.raises(ValueError, match=r"operator: .*allowed are linear ones, except with dps"):
         inverse.pigdm(sde, score, jnp.sin, x, 0.1)(x, TIMES)
+    with pytest.raises(ValueError, match=r"project = None: allowed are projections, such as"):
+        inverse.RePaint(3).sample(jax.random.key(0), sde, score, shape=(5, 2))
     posterior = inverse.mmps(sde, score, jnp.negative, x, 0.1)
     with pytest.raises(ValueError, match=r"score: the approximate score of a posterior"):
         log_likelihood(jax.random.key(0), sde, posterior, x)
