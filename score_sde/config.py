@@ -14,8 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from score_sde.allowed import Names
 from score_sde.errors import UserError, one_line
-from score_sde.schema import SCHEMA, SECTIONS, Names
+from score_sde.schema import SCHEMA, SECTIONS
 
 
 def default() -> ConfigDict:

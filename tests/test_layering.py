@@ -85,8 +85,11 @@ ROOMS = {
     ),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
     # `validation` knows `rules`, which import JAX, within a function.
-    "score_sde.schema": Room(5, (0,)),  # what a path is
-    "score_sde.config": Room(5, (0,), ("ml_collections",), neighbours=("score_sde.schema",)),
+    "score_sde.allowed": Room(5, (0,)),  # what a path is
+    "score_sde.schema": Room(5, (), neighbours=("score_sde.allowed",)),
+    "score_sde.config": Room(
+        5, (0,), ("ml_collections",), neighbours=("score_sde.allowed", "score_sde.schema")
+    ),
     "score_sde.validation": Room(
         5,
         (0,),

@@ -3,9 +3,10 @@
 import pytest
 
 from score_sde import rules
+from score_sde.allowed import SWEEP, SWITCH, TEXT
 from score_sde.config import changed, flat
 from score_sde.errors import UserError
-from score_sde.schema import SCHEMA, SWEEP, SWITCH, TEXT
+from score_sde.schema import SCHEMA
 from score_sde.validation import validate
 from tests.refusals import checked, refusal, valid
 
