@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from score_sde.errors import require
 from score_sde.score import Condition, as_pytree, denoise, evaluations, pytree
@@ -38,7 +39,7 @@ Interval = tuple[float, float]
 
 
 def classifier_free(
-    model: Any, condition: Condition | Array, weight: float, interval: Interval | None = None
+    model: Any, condition: Condition | ArrayLike, weight: float, interval: Interval | None = None
 ) -> ScoreFn:
     """Classifier-free guidance (Ho, Salimans 2022, eq. 6), one evaluation of 2 B states.
 
@@ -54,13 +55,16 @@ def classifier_free(
         a score function of these B samples, a pytree.
 
     Raises:
-        ValueError: a condition without labels, a weight or an interval that is not allowed.
+        ValueError: a condition without labels, labels of another shape, a weight or an interval
+            that is not allowed.
     """
-    known = condition if isinstance(condition, Mapping) else {"labels": condition}
-    labels = known.get("labels")
-    require(labels is not None, "condition", (*known,), "conditions with labels")
-    without = {**known, "labels": jnp.full_like(jnp.asarray(labels), NO_LABEL)}
-    pair = _OneBatch(model, (dict(known), without))
+    known: dict[str, Any] = (
+        dict(condition) if isinstance(condition, Mapping) else {"labels": condition}
+    )
+    require("labels" in known, "condition", (*known,), "conditions with labels")
+    known["labels"] = _each_sample(known["labels"])
+    without = {**known, "labels": jnp.full_like(known["labels"], NO_LABEL)}
+    pair = _OneBatch(model, (known, without))
     return _guided(pair, weight, interval, getattr(model, "sde", None))
 
 
@@ -87,7 +91,7 @@ def classifier(
     sde: SDE,
     score: ScoreFn,
     log_prob: Callable[[Array, Array], Array],
-    labels: Array,
+    labels: ArrayLike,
     scale: float = 1.0,
 ) -> ScoreFn:
     """Classifier guidance (Dhariwal, Nichol 2021, section 4): score + scale grad log p(label | x).
@@ -102,11 +106,19 @@ def classifier(
         scale: of the gradient. 1 is the score given the label.
 
     Raises:
-        ValueError: a negative scale, or a process with alpha(T) = 0.
+        ValueError: a negative scale, labels of another shape, or a process with alpha(T) = 0.
     """
     require(not _is_number(scale) or scale >= 0, "scale", scale, "numbers of at least 0")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
+    labels = _each_sample(labels)
     return _ByClassifier(sde, as_pytree(score), as_pytree(log_prob), labels, scale)
+
+
+def _each_sample(labels: ArrayLike) -> Array:
+    """Labels (B,); ValueError for those of another shape."""
+    found = jnp.asarray(labels)
+    require(found.ndim == 1, "labels.shape", found.shape, "(B,), a label for each sample")
+    return found
 
 
 def _guided(pair: Any, weight: float, interval: Interval | None, sde: SDE | None) -> ScoreFn:

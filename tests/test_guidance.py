@@ -78,7 +78,7 @@ def test_learned_variances_are_those_of_the_guided_model(model):
 
 def test_the_formula_and_its_one_evaluation(model):
     x, t = states()
-    guided = guidance.classifier_free(model, {"labels": LABELS}, 3.0)
+    guided = guidance.classifier_free(model, {"labels": LABELS.tolist()}, 3.0)
     given = model.given({"labels": LABELS})
     plain = model.given({"labels": jnp.full(4, -1, jnp.int32)})
     for at in ("__call__", "denoised"):
@@ -95,6 +95,21 @@ def test_the_formula_and_its_one_evaluation(model):
 
     guidance.classifier_free(dataclasses.replace(model, apply=seen), LABELS, 3.0)(x, t)
     assert shapes == [(8, 8)]
+
+
+def test_autoguidance_is_away_from_the_worse_model():
+    """Of N(0, 1 / 2) by N(0, 1): both scores are -x / v, and the denoised data alpha c x / v."""
+    good, worse = (oracle.gaussian(jnp.zeros(2), c * jnp.eye(2)).score(SDE) for c in (0.5, 1.0))
+    x, t = states()
+    for weight in (0.0, 3.0):
+        guided = guidance.autoguidance(SDE, good, worse, weight)
+        alpha, sigma = (np.asarray(of(t), np.float64)[:, None] for of in (SDE.alpha, SDE.sigma))
+        v = [c * alpha**2 + sigma**2 for c in (0.5, 1.0)]
+        score = -np.asarray(x, np.float64) * (weight / v[0] + (1.0 - weight) / v[1])
+        # float32 of numbers up to 20.
+        np.testing.assert_allclose(guided(x, t), score, rtol=1e-4, atol=1e-4)
+        denoised = (x + sigma**2 * score) / alpha
+        np.testing.assert_allclose(guided.denoised(x, t), denoised, rtol=1e-4, atol=1e-4)
 
 
 def test_an_interval_is_plain_sampling_outside_it(model):
@@ -262,6 +277,7 @@ def test_another_weight_and_other_labels_run_the_same_program(model):
             r"weight = -1.0: allowed are numbers",
         ),
         (lambda m: guidance.classifier_free(m, {"vector": 0}, 2.0), "condition = .*with labels"),
+        (lambda m: guidance.classifier_free(m, 3, 2.0), r"labels.shape = \(\): allowed are \(B,\)"),
         (lambda m: guidance.classifier_free(m, LABELS, 2.0, (2.0, 1.0)), "interval = .* rising"),
         (lambda m: guidance.classifier(SDE, m, m, LABELS, -1.0), "scale = -1.0"),
     ],

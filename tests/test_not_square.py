@@ -71,6 +71,24 @@ def test_restorations(trained):
     assert Image.open(workdir / "restored.png").size == pixels(5, 1)
 
 
+def test_colours_of_a_grey_image(trained):
+    """DiffPIR without noise sets the grey of the denoised data, up to the rounding of each channel.
+    What the range of pixels cuts off is left out."""
+    folder, workdir = trained
+    grey = np.random.default_rng(1).integers(100, 150, (HEIGHT, WIDTH), np.uint8)
+    Image.fromarray(grey).save(folder / "grey.png")
+    exact = ("--config.restore.method=diffpir", "--config.restore.sigma_y=0.0")
+    few = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
+    succeed("--mode=restore", "--input=grey.png", "--task=colorize", *exact, *few, cwd=folder)
+    drawn = arrays(workdir / "restored.npz")["images"][0].astype(int)
+    whole = ((drawn > 0) & (drawn < 255)).all(axis=-1)
+    assert whole.any()
+    assert np.abs(drawn.mean(axis=-1) - grey)[whole].max() <= 1
+    sheet = np.asarray(Image.open(workdir / "restored.png"))
+    first = sheet[::SCALE, : WIDTH * SCALE : SCALE]
+    np.testing.assert_array_equal(first, np.repeat(grey[..., None], 3, axis=-1))
+
+
 def test_an_export_and_back(trained):
     folder, workdir = trained
     succeed("--mode=export", "--target=out", cwd=folder)

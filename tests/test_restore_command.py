@@ -1,18 +1,24 @@
 """`--mode restore`: each task, its files, going on, and the mistakes."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import score_sde
 from score_sde.data import load
+from score_sde.errors import UserError
 from score_sde.modes import given
+from score_sde.modes import restore as restoration
+from score_sde.schedules import Cosine
 from tests.commands import command, succeed
 
 TINY_STRENGTH = "--config.restore.strength=0.001"
 FAITHFUL = ("--config.sampling.method=pc", "--config.sampling.faithful")
 NO_NOISE = ("--config.restore.method=mmps", "--config.restore.sigma_y=0")
+BY_FLOW = ("--config.restore.method=replacement", "--config.sampling.method=ode")
 FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
 
 
@@ -229,25 +235,38 @@ def test_two_devices(tiny_run, tmp_path, inputs, run_python):
 def test_mistakes(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    Image.new("LA", (8, 8)).save(tmp_path / "erased.png")  # transparent
     for arguments, line in (
         (("--task=inpaint",), "error: --input: missing; --mode restore needs it"),
         (("--input", inputs), "error: --task: missing"),
         (("--input", inputs, "--task=denoise"), "error: --task = 'denoise': allowed are inpaint, "),
         (("--input", inputs, "--task=colorize"), "error: --task = 'colorize': allowed are others"),
         (("--input", "wide.png", "--task=inpaint"), "8 x 9 pixels; allowed are 8 x 8, or --resize"),
-        (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "wide.png: has 8 x 9 pixels"),
+        (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "'wide.png': has 8 x 9 pixels"),
         (
             ("--input", inputs, "--task=inpaint", "--mask=wide.png", "--resize"),
-            "wide.png: has 8 x 9 pixels; allowed are 8 x 8, or --resize, which takes the middle "
-            "and resizes it, and a mask of the input's size",
+            "error: --mask = 'wide.png': has 8 x 9 pixels; allowed are 8 x 8, or with --resize the "
+            "size of the input, if all inputs have one",
         ),
         (
             ("--input", inputs, "--task=inpaint", "--mask=none.png"),
             "--mask = 'none.png': allowed are half",
         ),
+        (
+            ("--input", inputs, "--task=inpaint", "--mask=erased.png"),
+            "error: --mask = 'erased.png': all pixels are white; allowed are pictures that are",
+        ),
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),
+        (
+            ("--input", inputs, "--task=super_resolve"),
+            "a.png: has the size of the model's images; allowed are 4 x 4 pixels, or --degrade",
+        ),
         (("--input", inputs, "--task=inpaint", *NO_NOISE), "positive numbers with mmps"),
+        (
+            ("--input", inputs, "--task=inpaint", *BY_FLOW),
+            "config.restore.method = 'replacement': allowed are others with config.sampling.method",
+        ),
         (("--input", inputs, "--task=relabel"), "'relabel': allowed are others, as the model has"),
         (("--input", inputs, "--task=edit", "--degrade"), "--degrade: goes with --task inpaint, "),
         (("--input", inputs, "--task=edit", "--mask=half"), "goes with --task inpaint only"),
@@ -258,3 +277,11 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert line in done.stderr.splitlines()[-1]
     assert not (tmp_path / "runs" / "vp_digits" / "restored.npz").exists()
+
+
+def test_a_process_that_ends_in_noise_has_no_score_of_a_measurement(tiny_run, tmp_path):
+    run = dataclasses.replace(score_sde.load(tiny_run("classes", tmp_path)), sde=Cosine())
+    with pytest.raises(UserError, match=r"--task = 'inpaint': allowed are edit, relabel, as alpha"):
+        restoration._check(run, "inpaint", "half", False)
+    for task in ("edit", "relabel"):
+        restoration._check(run, task, "", False)

@@ -41,6 +41,8 @@ def mmps(
         ValueError: sigma_y or iterations not above 0, an operator that is not linear, a process
             with alpha(T) = 0.
     """
+    without_noise = isinstance(sigma_y, int | float) and sigma_y == 0
+    require(not without_noise, "sigma_y", sigma_y, "numbers above 0")
     require(iterations > 0, "iterations", iterations, "integers of at least 1")
     return _MMPS(*measured(sde, score, operator, y, sigma_y), iterations)
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.samplers.base import require_positive
+from score_sde.errors import require
+from score_sde.samplers.base import Progress, Samples, Start, require_positive
 from score_sde.samplers.exponential import DDIM
 from score_sde.samplers.stepped import PROJECTION, Context
 from score_sde.sde import expand
@@ -32,6 +33,13 @@ class RePaint(DDIM):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(resamplings=self.resamplings)
+
+    def _draw(
+        self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
+    ) -> Samples:
+        ok = start.project is not None
+        require(ok, "project", None, "projections, such as that of inverse.replacement")
+        return super()._draw(start, shape, keep, progress)
 
     def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
         once, s = super().step, c.t(i + 1)

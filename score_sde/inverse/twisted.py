@@ -53,6 +53,8 @@ class TwistedSMC(GridSampler):
         super().check_start(sde, score)
         kind = type(score).__name__
         require(hasattr(score, "twisted"), "score", kind, "those of inverse.pigdm")
+        one = (1, *score.y.shape[1:])  # particles take each other's places
+        require(score.y.shape == one, "y.shape", score.y.shape, f"{one}, one for all particles")
 
     def tables(self, sde: SDE, times: Array) -> tuple[Array, ...]:
         posterior_std = sde.reverse_step(times[1:], times[:-1]).posterior_std

@@ -58,6 +58,9 @@ def given(
         return Given(names, np.asarray(trained.space.to_model(jnp.asarray(images))), None, None)
     sizes = {_size(path) for path in files} if resize else set()
     operator, seen = _operator(trained.config, shape, task, mask, sizes)
+    if not (degrade or resize) and seen != shape and _size(files[0]) == shape[:2]:
+        wanted = f"{seen[0]} x {seen[1]} pixels, or --degrade, which makes such"
+        raise UserError(f"{files[0]}: has the size of the model's images; allowed are {wanted}")
     names, images = _read(files, levels, seen if not degrade else shape, resize)
     y = _measured(trained, operator, images, task, degrade, key)
     return Given(names, y, operator, images if degrade else None)
@@ -104,9 +107,21 @@ def _mask(mask: str, shape: tuple[int, ...], task: str, sizes: set[tuple[int, in
         path = local(mask, "--mask")
         if not path.is_file():
             raise UserError(f"--mask = {mask!r}: allowed are {', '.join(MASKS)}, a picture's file")
-        resize = sizes == {_size(path)} != {(height, width)}
+        size = _size(path)
+        resize = sizes == {size} != {(height, width)}
+        if not resize and size != (height, width):
+            raise UserError(
+                f"--mask = {mask!r}: has {size[0]} x {size[1]} pixels; allowed are {height} x "
+                f"{width}, or with --resize the size of the input, if all inputs have one"
+            )
         white = WHITE if resize else 127
         known = (_image(path, (height, width, 1), resize)[..., 0] > white).astype(float)
+        if known.min() == known.max():  # a transparent picture is white
+            share = "all" if known.all() else "no"
+            raise UserError(
+                f"--mask = {mask!r}: {share} pixels are white; allowed are pictures that are white "
+                "where pixels are known, and black where not"
+            )
     return known
 
 

@@ -24,6 +24,7 @@ from score_sde.modes.given import EDITED, MEASURED, Given, given
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.paths import whole
 from score_sde.run import Run, load
+from score_sde.samplers import ProbabilityFlow
 from score_sde.samplers.base import Samples, from_prior
 
 VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
@@ -130,8 +131,24 @@ def _check(trained: Run, task: str, mask: str, degrade: bool) -> None:
             "--mode restore: allowed are models without classes, or with training.label_dropout: "
             "the classes of the images are not known"
         )
-    if task in MEASURED and config.restore.method == "mmps" and not config.restore.sigma_y:
-        raise refuse("restore.sigma_y", config.restore.sigma_y, "positive numbers with mmps")
+    if task == "relabel":
+        with build.errors_of("sde"):
+            trained.sde.check_flow(trained.smooth_score)
+    if task in MEASURED:
+        _check_method(trained, task)
+
+
+def _check_method(trained: Run, task: str) -> None:
+    """Raise UserError for a method that another setting, or the process, does not go with."""
+    settings, sampler = trained.config.restore, build.sampler(trained.config)
+    if not trained.sde.keeps_data():
+        why = f"as alpha(T) = 0 of {type(trained.sde).__name__}"
+        raise UserError(f"--task = {task!r}: allowed are {', '.join(EDITED)}, {why}")
+    if settings.method == "mmps" and not settings.sigma_y:
+        raise refuse("restore.sigma_y", settings.sigma_y, "positive numbers with mmps")
+    if settings.method == "replacement" and isinstance(sampler, ProbabilityFlow):
+        by_flow = f"others with config.sampling.method = {trained.config.sampling.method!r}"
+        raise refuse("restore.method", settings.method, f"{by_flow}, which has no fixed steps")
 
 
 def _sampler(config: ConfigDict, task: str) -> Any:

@@ -198,12 +198,16 @@ def test_mistakes():
     score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(np.ones((5, 2)))
     with pytest.raises(ValueError, match=r"sigma_y = -0.1: allowed are numbers from 0 on"):
         inverse.mmps(sde, score, jnp.negative, x, -0.1)
+    with pytest.raises(ValueError, match=r"sigma_y = 0: allowed are numbers above 0"):
+        inverse.mmps(sde, score, jnp.negative, x, 0)
     with pytest.raises(ValueError, match=r"sigma_y = 0.*numbers above 0 for zeta = None"):
         inverse.dps(sde, score, jnp.negative, x, 0, zeta=None)
     with pytest.raises(ValueError, match=r"y.shape = \(2,\): allowed are \(5, 2\).*\(1, 2\)"):
         inverse.pigdm(sde, score, jnp.negative, x[0], 0.1)(x, TIMES)
     with pytest.raises(ValueError, match=r"operator: .*allowed are linear ones, except with dps"):
         inverse.pigdm(sde, score, jnp.sin, x, 0.1)(x, TIMES)
+    with pytest.raises(ValueError, match=r"project = None: allowed are projections, such as"):
+        inverse.RePaint(3).sample(jax.random.key(0), sde, score, shape=(5, 2))
     posterior = inverse.mmps(sde, score, jnp.negative, x, 0.1)
     with pytest.raises(ValueError, match=r"score: the approximate score of a posterior"):
         log_likelihood(jax.random.key(0), sde, posterior, x)

@@ -57,5 +57,8 @@ def test_another_score_is_refused():
     sde = VPSDE()
     with pytest.raises(ValueError, match=r"score = .MixtureScore.: .* of inverse.pigdm"):
         inverse.TwistedSMC(3).sample(jax.random.key(0), sde, MIXTURE.score(sde), shape=(2, 2))
+    many = inverse.pigdm(sde, MIXTURE.score(sde), operator, jnp.tile(Y, (2, 1)), SIGMA_Y)
+    with pytest.raises(ValueError, match=r"y.shape = \(2, 1\): allowed are \(1, 1\), one for all"):
+        inverse.TwistedSMC(3).sample(jax.random.key(0), sde, many, shape=(2, 2))
     with pytest.raises(ValueError, match=r"threshold = 1.5: allowed are numbers from 0 to 1"):
         inverse.TwistedSMC(3, threshold=1.5)
