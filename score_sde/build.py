@@ -29,6 +29,7 @@ from score_sde.schema import SCHEMA
 from score_sde.score import Logits, Model
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Pixels, Space, Vectors
+from score_sde.times import TIMES
 from score_sde.training import optimizers
 
 EXACT_UP_TO = 16  # columns
@@ -332,4 +333,4 @@ def loss_pair(config: ConfigDict) -> losses.Pair:
 
 def times_keys(config: ConfigDict) -> set[str]:
     """Return the keys of the section `training` that the times of its loss read."""
-    return {"times_mean", "times_std"} & takes(losses.TIMES[loss_pair(config).times]).keys()
+    return {"times_mean", "times_std"} & takes(TIMES[loss_pair(config).times]).keys()

@@ -42,7 +42,7 @@ def loss(
             dropout, has to be the same in both calls.
         x0: data (B, *shape), float32 in the model's range.
         halvings: of the gap so far.
-        times: a name of ``losses.TIMES``, by which nu is drawn.
+        times: a name of ``times.TIMES``, by which nu is drawn.
         t_min: the smallest time. Below its level nu' is 0, which is the data.
         settings: ``times_mean`` and ``times_std`` of the normal ones.
     """

@@ -51,7 +51,7 @@ def loss(
         sde: the process, with alpha(T) > 0.
         score: the score function, (x (B, *shape), t (B,)) -> (B, *shape), with a forward mode.
         x0: data (B, *shape), float32 in the model's range.
-        times: a name of ``losses.TIMES``.
+        times: a name of ``times.TIMES``.
         t_min: the smallest time.
         reduce_mean: the mean over an example's dimensions; else half their sum.
         settings: ``times_mean`` and ``times_std`` of the normal ones.

@@ -22,10 +22,10 @@ from jax import Array
 
 from score_sde.bounds import decoder_loss, decoder_std, levels_of, step_kl
 from score_sde.discrete import discretization
-from score_sde.losses import low_discrepancy
 from score_sde.score import Model
 from score_sde.sde import expand
 from score_sde.spaces import Space
+from score_sde.times import low_discrepancy
 
 VLB_WEIGHT = 0.001
 KEPT = 10  # losses of each level

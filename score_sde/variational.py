@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.learned import ByGamma, LearnedVP
-from score_sde.losses import low_discrepancy
 from score_sde.score import Model
 from score_sde.sde import expand
+from score_sde.times import low_discrepancy
 
 ENDS = ("gamma_min", "gamma_max")
 Gamma = tuple[Array, Array]

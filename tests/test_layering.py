@@ -50,6 +50,7 @@ ROOMS = {
     "score_sde.learned": Room(
         1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")
     ),
+    "score_sde.times": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
     "score_sde.uncertainty": Room(1, (), ("jax",)),
     "score_sde.pairing": Room(1, (), ("jax", "optax")),
     "score_sde.integrate": Room(
@@ -62,12 +63,9 @@ ROOMS = {
     "score_sde.samplers": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.likelihood": Room(2, (0, 1), ("jax", "diffrax")),
     "score_sde.bounds": Room(2, (0, 1), ("jax",)),
-    # Its times are spread as those of the other losses.
-    "score_sde.variational": Room(2, (0, 1), ("jax",), neighbours=("score_sde.losses",)),
-    # It trains by the terms of a bound, at levels that are spread as those of the other losses.
-    "score_sde.variances": Room(
-        2, (0, 1), ("jax",), neighbours=("score_sde.losses", "score_sde.bounds")
-    ),
+    "score_sde.variational": Room(2, (0, 1), ("jax",)),
+    # It trains by the terms of a bound.
+    "score_sde.variances": Room(2, (0, 1), ("jax",), neighbours=("score_sde.bounds",)),
     "score_sde.guidance": Room(2, (0, 1), ("jax",)),
     # Twisted SMC is a sampler.
     "score_sde.inverse": Room(2, (0, 1), ("jax",), neighbours=("score_sde.samplers",)),

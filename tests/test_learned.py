@@ -12,9 +12,9 @@ import pytest
 import score_sde
 from score_sde.bounds import chain_bound, likelihood_bound
 from score_sde.learned import LearnedVP, constants
-from score_sde.losses import low_discrepancy
 from score_sde.score import Model
 from score_sde.sde import SDE, expand
+from score_sde.times import low_discrepancy
 from score_sde.variational import ENDS, variational_loss
 from tests.commands import DIGITS, FEW, ROOT, TINY, as_users_have_it, succeed
 

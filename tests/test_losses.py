@@ -8,7 +8,6 @@ import pytest
 from score_sde.discrete import discretization
 from score_sde.losses import (
     LOSSES,
-    TIMES,
     WEIGHTS,
     Pair,
     correct_by_time,
@@ -17,13 +16,13 @@ from score_sde.losses import (
     discrete_score_matching,
     error_by_time,
     level_error,
-    low_discrepancy,
     sample_times,
     weighted_error,
 )
 from score_sde.schedules import EDM, Flow
 from score_sde.score import PARAMETERIZATIONS, Model, converted
 from score_sde.sde import expand
+from score_sde.times import TIMES, low_discrepancy
 from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
 
 

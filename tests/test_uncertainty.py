@@ -13,12 +13,12 @@ from score_sde.losses import (
     Pair,
     denoising_score_matching,
     discrete_score_matching,
-    low_discrepancy,
     sample_times,
 )
 from score_sde.schedules import EDM, Flow
 from score_sde.score import Model
 from score_sde.sde import VPSDE, expand
+from score_sde.times import low_discrepancy
 from score_sde.uncertainty import NAME, NUM_FEATURES, initial, log_size
 from tests.commands import DIGITS, FEW, TINY, as_users_have_it, refused, succeed
 
