@@ -92,11 +92,15 @@ SECOND_ORDER = {
     "training.learning_rate": 6e-4,  # a tenth
 }
 
+MUON = {"training.optimizer": "muon"}
+
 SYSTEMS = {
     "vp": System([Stage("vp")], SAMPLERS),
+    "muon": System([Stage("vp", MUON)], SAMPLERS),
     "subvp": System([Stage("subvp")], SAMPLERS),
     "ve": System([Stage("ve")], SAMPLERS),
     "edm": System([Stage("edm")], SAMPLERS),
+    "edm_muon": System([Stage("edm", MUON)], SAMPLERS),
     "flow": System([Stage("vp", FLOW)], SAMPLERS, ["ode"]),
     "flow_logit_normal": System(
         [Stage("vp", {**FLOW, "training.times": "logit_normal"})], SAMPLERS, ["ode"]
