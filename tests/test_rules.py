@@ -206,7 +206,7 @@ CONTRADICTIONS = [
     ),
     (
         {"training.loss": "hybrid"},
-        *("training.loss", "paper, likelihood", "consistency with", "learned_variance = False"),
+        *("training.loss", "paper, likelihood", "second_order with", "learned_variance = False"),
     ),
     (
         {"likelihood.variance": "learned"},
