@@ -13,8 +13,9 @@ number of updates. Where it begins with the weights of another training, both sh
 
 steps, seconds      updates, and how long they took by the run's log, without compilation
 bits/dim            of held-out images: by the probability flow (`ode`), exact up to solver and
-                    probe; and the variational `bound`. None of consistency models, which have no
-                    score, and no bound where alpha(T) = 0
+                    probe; the variational `bound` in continuous time; and `vlb`, that of a chain,
+                    of pixels as they are. None of consistency models, which have no score, and no
+                    bound where alpha(T) = 0
 confidence, near, covered   of drawn images, as in digits_judge.py; near is a precision
 """
 
@@ -71,6 +72,15 @@ SAMPLERS = {
     "adaptive flow": {"method": "ode", "rtol": 1e-4, "atol": 1e-4},
     "SDE": {"method": "dpmpp", "eta": 1.0, "num_steps": 30},
 }
+CHAIN_SAMPLERS = {
+    "adaptive flow": SAMPLERS["adaptive flow"],
+    "50 learned steps": {
+        "method": "pc",
+        "predictor": "ancestral_learned",
+        "grid": "linspace",
+        "num_steps": 50,
+    },
+}
 FEW = {
     "1 evaluation": {"method": "consistency", "num_steps": 1},
     "2 evaluations": {"method": "consistency", "num_steps": 2},
@@ -113,6 +123,8 @@ SYSTEMS = {
         [Stage("vp", {"training.loss": "paper", "training.weight": "min_snr"})], SAMPLERS
     ),
     "vdm": System([Stage("vdm")], SAMPLERS),
+    "iddpm": System([Stage("iddpm")], CHAIN_SAMPLERS, ["vlb"]),
+    "iddpm_vlb": System([Stage("iddpm", {"training.loss": "vlb"})], CHAIN_SAMPLERS, ["vlb"]),
     "likelihood": System([Stage("vp", LIKELIHOOD)], SAMPLERS),
     "i_dode": System([Stage("vp", LIKELIHOOD, 0.7), Stage("vp", SECOND_ORDER, 0.3)], SAMPLERS),
     "ect": System([Stage("edm", share=0.6), Stage("ect", share=0.4)], FEW, []),
@@ -120,8 +132,10 @@ SYSTEMS = {
 # Images that are drawn and judged, and held-out ones whose bits/dim are computed; 0: all.
 NUMBERS = {"digits": (900, 0), "fashion_mnist": (300, 100)}
 REAL = "held-out real images"
+METHODS = {"ode": "o", "bound": "|", "vlb": "x"}  # of likelihoods, and their marks
 FIELDS = (
-    *("system", "steps", "seconds", "ode", "ode_error", "bound", "bound_error"),
+    *("system", "steps", "seconds"),
+    *("ode", "ode_error", "bound", "bound_error", "vlb", "vlb_error"),
     *("sampler", "nfe", "confidence", "near", "covered"),
 )
 TRIAL = {"training.num_steps": 60, "training.log_every": 10}
@@ -272,11 +286,11 @@ def compare(place: Place, names: Sequence[str]) -> list[Row]:
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table."""
     head = [field for field in FIELDS if not field.endswith("_error")]
-    titles = {"ode": "bits/dim, ode", "bound": "bits/dim, bound", "nfe": "NFE"}
+    titles = {method: f"bits/dim, {method}" for method in METHODS} | {"nfe": "NFE"}
     lines = [[titles.get(field, field) for field in head], ["---"] * len(head)]
     for row in rows:
         values = {field: row.get(field) or "–" for field in FIELDS}
-        for method in ("ode", "bound"):
+        for method in METHODS:
             if row.get(method):
                 values[method] += f" ± {row[f'{method}_error']}"
         lines.append([values[field] for field in head])
@@ -293,7 +307,7 @@ def picture(file: Path, rows: Sequence[Row]) -> None:
     figure, panels = pyplot.subplots(
         1, 3, figsize=(11.0, 1.4 + 0.35 * len(names)), sharey=True, layout="constrained"
     )
-    for method, style in (("ode", "o"), ("bound", "|")):
+    for method, style in METHODS.items():
         if not (of := {row["system"]: row for row in rows if row.get(method)}):
             continue
         panels[0].errorbar(

@@ -139,6 +139,10 @@ def test_a_file_becomes_a_run_that_samples(tmp_path):
     few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
     out = succeed("--mode", "sample", "--workdir", "run", *ddim, *few, cwd=tmp_path)
     assert "3 images, NFE 2" in out
+    learned = ("--config.sampling.predictor=ancestral_learned", "--config.sampling.grid=linspace")
+    pc = ("--config.sampling.method=pc", *learned, "--config.sampling.clip=1")
+    out = succeed("--mode", "sample", "--workdir", "run", *pc, *few, cwd=tmp_path)
+    assert "3 images, NFE 2" in out
 
 
 PRESET = ("--config", CONFIGS / "vp_digits.py")
