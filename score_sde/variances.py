@@ -29,9 +29,7 @@ from score_sde.times import low_discrepancy
 
 VLB_WEIGHT = 0.001
 KEPT = 10  # losses of each level
-UNIFORM = (
-    0.001  # share of the levels that is drawn uniformly all the same, as in the published code
-)
+UNIFORM = 0.001  # share of the levels that is drawn uniformly, as in the published code
 
 
 class History(NamedTuple):
