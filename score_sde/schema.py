@@ -169,7 +169,7 @@ _ROWS = (
     Row("training.num_steps", 100_000, COUNT, "updates"),
     Row("training.batch_size", 128, COUNT, "examples of an update"),
     Row("training.optimizer", "adam", words("adam muon"),
-        "muon: orthogonal steps of matrices and kernels, fewer of which do; adam for the rest"),
+        "muon: orthogonal steps for kernels and matrices, Adam's for the rest; fewer updates do"),
     Row("training.learning_rate", 2e-4, POSITIVE, "the largest, after the warm-up"),
     Row("training.warmup_steps", 5000, at_least(0), "updates over which the rate grows linearly"),
     Row("training.schedule", "constant", words("constant cosine"), "the rate after the warm-up"),

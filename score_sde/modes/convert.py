@@ -78,7 +78,7 @@ def run(
             checkpoints.save(state, foreign.step)
         path = workdirs.save(config, workdir, info)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
-    trained = "with" if foreign.mu else "without"
+    trained = "with" if foreign.mu and config.training.optimizer == "adam" else "without"
     kind = f"{weights or 'averaged'} weights after {foreign.step} steps"
     if not foreign.step and foreign.params is None and not weights:
         kind = "the only weights there, which do not say their steps"
