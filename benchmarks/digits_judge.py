@@ -64,5 +64,17 @@ class Judge:
         )
 
 
+def outside(images: np.ndarray) -> float:
+    """Mean top probability of a machine with a narrower kernel, which knows all 1797 digits.
+
+    C = 10, gamma = 0.48 for pixels in [0, 1]. Real digits have 0.987, noise 0.174.
+    """
+    both = [data.load("digits", split) for split in ("train", "test")]
+    real = np.concatenate([_flat(np.asarray(part.x)) for part in both]) / 16.0
+    labels = np.concatenate([np.asarray(part.condition["labels"]) for part in both])
+    machine = SVC(kernel="rbf", C=10.0, gamma=0.48, probability=True, random_state=0)
+    return float(machine.fit(real, labels).predict_proba(_flat(images) / 16.0).max(1).mean())
+
+
 def _flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float64)

@@ -17,6 +17,7 @@ bits/dim            of held-out images: by the probability flow (`ode`), exact u
                     of pixels as they are. None of consistency models, which have no score, and no
                     bound where alpha(T) = 0
 confidence, near, covered   of drawn images, as in digits_judge.py; near is a precision
+outside             of drawn digits, the same file's second judge
 """
 
 import argparse
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from digits_judge import Judge
+from digits_judge import Judge, outside
 
 from score_sde import data, presets
 from score_sde.training.logs import logged
@@ -72,8 +73,9 @@ SAMPLERS = {
     "adaptive flow": {"method": "ode", "rtol": 1e-4, "atol": 1e-4},
     "SDE": {"method": "dpmpp", "eta": 1.0, "num_steps": 30},
 }
+FLOW_SAMPLERS = {"adaptive flow": SAMPLERS["adaptive flow"]}
 CHAIN_SAMPLERS = {
-    "adaptive flow": SAMPLERS["adaptive flow"],
+    **FLOW_SAMPLERS,
     "50 learned steps": {
         "method": "pc",
         "predictor": "ancestral_learned",
@@ -92,6 +94,8 @@ FLOW = {
     "model.fourier_scale": 0.06,  # half of the range of log-SNRs, so twice that of vp
     "training.loss": "flow",
 }
+# Paired noise makes a flow without a score, so it has no SDE: score_sde/pairing.py.
+OT = {**FLOW, "training.pairing": "ot", "sampling.method": "unipc", "sampling.eta": 0.0}
 # The log-SNR that the network reads is finite before T.
 COSINE = {"sde.name": "cosine", "sde.t_max": 0.999}
 
@@ -102,16 +106,19 @@ SECOND_ORDER = {
     "training.learning_rate": 6e-4,  # a tenth
 }
 
-MUON = {"training.optimizer": "muon"}
+ADAM = {"training.optimizer": "adam"}
+PLAIN = {"data.augment": 0.0}
 
 SYSTEMS = {
     "vp": System([Stage("vp")], SAMPLERS),
-    "muon": System([Stage("vp", MUON)], SAMPLERS),
+    "adam": System([Stage("vp", ADAM)], SAMPLERS),
     "subvp": System([Stage("subvp")], SAMPLERS),
     "ve": System([Stage("ve")], SAMPLERS),
     "edm": System([Stage("edm")], SAMPLERS),
-    "edm_muon": System([Stage("edm", MUON)], SAMPLERS),
+    "edm_plain": System([Stage("edm", PLAIN)], SAMPLERS),
+    "edm_uncertainty": System([Stage("edm", {**PLAIN, "training.uncertainty": True})], SAMPLERS),
     "flow": System([Stage("vp", FLOW)], SAMPLERS, ["ode"]),
+    "flow_ot": System([Stage("vp", OT)], FLOW_SAMPLERS, ["ode"]),
     "flow_logit_normal": System(
         [Stage("vp", {**FLOW, "training.times": "logit_normal"})], SAMPLERS, ["ode"]
     ),
@@ -136,7 +143,7 @@ METHODS = {"ode": "o", "bound": "|", "vlb": "x"}  # of likelihoods, and their ma
 FIELDS = (
     *("system", "steps", "seconds"),
     *("ode", "ode_error", "bound", "bound_error", "vlb", "vlb_error"),
-    *("sampler", "nfe", "confidence", "near", "covered"),
+    *("sampler", "nfe", "confidence", "near", "covered", "outside"),
 )
 TRIAL = {"training.num_steps": 60, "training.log_every": 10}
 Row = dict[str, str]
@@ -237,10 +244,12 @@ def likelihoods(place: Place, workdir: Path, methods: Sequence[str]) -> Row:
     return found
 
 
-def judged(judge: Judge, images: np.ndarray) -> Row:
-    """What the judge says."""
+def judged(place: Place, judge: Judge, images: np.ndarray) -> Row:
+    """What the judges say."""
     said = judge.verdict(images)._asdict()
-    return {field: f"{said[field]:.3f}" for field in ("confidence", "near", "covered")}
+    if place.data == "digits":
+        said["outside"] = outside(images)
+    return {field: f"{value:.3f}" for field, value in said.items() if field in FIELDS}
 
 
 def samples(
@@ -252,7 +261,7 @@ def samples(
     main_py("sample", "--workdir", str(workdir), "--output", str(output), *flags)
     with np.load(output / "samples.npz") as file:
         images, nfe = file["images"], file["nfe"]
-    return {"sampler": sampler, "nfe": f"{nfe.mean():.0f}", **judged(judge, images)}
+    return {"sampler": sampler, "nfe": f"{nfe.mean():.0f}", **judged(place, judge, images)}
 
 
 def compare(place: Place, names: Sequence[str]) -> list[Row]:
@@ -280,7 +289,7 @@ def compare(place: Place, names: Sequence[str]) -> list[Row]:
             writer.writerows(rows)
         partial_file.replace(file)
     held_out = data.load(place.data, "test", place.data_dir).x
-    return [*rows, {"system": REAL, **judged(judge, np.asarray(held_out[:1000]))}]
+    return [*rows, {"system": REAL, **judged(place, judge, np.asarray(held_out[:1000]))}]
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     training = config.training
     training.num_steps = 4000
     training.batch_size = 64
+    training.optimizer = "muon"
     training.learning_rate = 6e-3
     training.warmup_steps = 100
     training.schedule = "cosine"

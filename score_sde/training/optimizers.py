@@ -133,14 +133,25 @@ def _muon() -> optax.GradientTransformation:
 
 def orthogonal(matrix: Array) -> Array:
     """A matrix with the same singular vectors, whose singular values lie between 0.7 and 1.2, by
-    five iterations of a polynomial. Those below 1e-3 of the Frobenius norm become smaller ones."""
+    five iterations of a polynomial. Those below 1e-3 of the Frobenius norm become smaller ones.
+
+    An iteration is X <- f(X X^T) X with f(G) = a + b G + c G². All f commute, so G alone goes
+    through the iterations, and X is multiplied once by their product: of a kernel with nine times
+    as many inputs as outputs, which is most of them, this takes a third of the time.
+    """
     a, b, c = ITERATION
     is_high = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_high else matrix
     x = x / (jnp.linalg.norm(x) + EPS)
-    for _ in range(5):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+    gram, eye = x @ x.T, jnp.eye(len(x), dtype=x.dtype)
+
+    def iteration(_: int, carried: tuple[Array, Array]) -> tuple[Array, Array]:
+        gram, product = carried
+        factor = a * eye + b * gram + c * gram @ gram
+        return factor @ gram @ factor, factor @ product
+
+    _, product = jax.lax.fori_loop(0, 5, iteration, (gram, eye))
+    x = product @ x
     return x.T if is_high else x
 
 

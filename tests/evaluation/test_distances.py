@@ -139,7 +139,8 @@ def test_sliced_wasserstein_of_a_shift():
     found = sliced_wasserstein(x, x + shift, num_projections=2048)
     # The mean of 2048 squares of normal numbers is good to sqrt(2 / 2048) = 3 %, its root to half.
     assert found == pytest.approx(exact, rel=4 * 0.016)
-    assert sliced_wasserstein(x, x[::-1]) == 0.0
+    # The order of the rows moves a product by rounding at most: 192 terms of up to 200 in float64.
+    assert sliced_wasserstein(x, x[::-1]) < 192 * 200 * 2.2e-16
 
 
 def test_sliced_wasserstein_in_one_dimension():
