@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.input_frequencies = (17.0,)  # a period is one of the 17 bins: where its edges are
 
     training = config.training
-    training.num_steps = 4000
+    training.num_steps = 4500
     training.batch_size = 64
     training.optimizer = "muon"
     training.learning_rate = 6e-3
