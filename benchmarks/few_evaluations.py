@@ -19,12 +19,12 @@ training            seconds of updates of that run, by its log and without compi
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
 import image_rows
 import jax
+import lines
 import matplotlib
 import numpy as np
 from digits_judge import Judge, Verdict
@@ -82,17 +82,9 @@ def row(model: str, sampler: str, verdict: Verdict, *other: float) -> Row:
     return dict(zip(COLUMNS, (model, sampler, nfe, *judged, *seconds), strict=True))
 
 
-def read(path: Path) -> list[Row]:
-    """The lines of the CSV; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def measure(path: Path, workdirs: dict[str, Path], runs: dict[str, Run], number: int) -> None:
     """Append the lines that the CSV lacks, each as soon as it is known."""
-    there = {(line["model"], line["sampler"]) for line in read(path)}
+    there = {(line["model"], line["sampler"]) for line in lines.read(path)}
     any_run = runs[TEACHER]
     name, folder = any_run.info.name, any_run.config.data.dir
     judge = Judge(name, folder)
@@ -101,43 +93,27 @@ def measure(path: Path, workdirs: dict[str, Path], runs: dict[str, Run], number:
         for model, run in runs.items()
     }
 
-    def write(line: Row) -> None:
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
-
     for (model, sampler), run in methods(runs).items():
         if (model, sampler) not in there:
             images, nfe, seconds = drawn(run, number)
             verdict = judge.verdict(images)
-            write(row(model, sampler, verdict, nfe, seconds, training[model]))
+            lines.append(path, row(model, sampler, verdict, nfe, seconds, training[model]))
     if ("", REAL) not in there:
         held_out = np.asarray(data.load(name, "test", folder).x[:number])
-        write(row("", REAL, judge.verdict(held_out)))
+        lines.append(path, row("", REAL, judge.verdict(held_out)))
 
 
-def markdown(lines: list[Row]) -> str:
-    """The lines as a table."""
-    table = [COLUMNS, ["---"] * len(COLUMNS)]
-    table += [[line[column] or "–" for column in COLUMNS] for line in lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-
-
-def picture(path: Path, lines: list[Row]) -> None:
+def picture(path: Path, table: list[Row]) -> None:
     """A panel for each of ``PANELS`` against evaluations; dashed: held-out real images."""
     matplotlib.use("Agg")
     from matplotlib import pyplot  # after the choice of what draws
 
     curves = {
-        STUDENT: ([line for line in lines if line["model"] == STUDENT], "o-"),
-        "teacher, UniPC": ([line for line in lines if line["sampler"] in UNIPC], "s--"),
-        f"teacher, {OWN}": ([line for line in lines if line["sampler"] == OWN], "^"),
+        STUDENT: ([line for line in table if line["model"] == STUDENT], "o-"),
+        "teacher, UniPC": ([line for line in table if line["sampler"] in UNIPC], "s--"),
+        f"teacher, {OWN}": ([line for line in table if line["sampler"] == OWN], "^"),
     }
-    real = [line for line in lines if line["sampler"] == REAL]
+    real = [line for line in table if line["sampler"] == REAL]
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(11.0, 3.4), layout="constrained")
     for panel, name in zip(panels, PANELS, strict=True):
         for label, (of, style) in curves.items():
@@ -145,7 +121,7 @@ def picture(path: Path, lines: list[Row]) -> None:
             panel.semilogx(evaluations, values, style, label=label)
         for line in real:
             panel.axhline(float(line[name]), color="black", linestyle="--", linewidth=1, label=REAL)
-        ticks = sorted({float(line["nfe"]) for line in lines if line["nfe"]})
+        ticks = sorted({float(line["nfe"]) for line in table if line["nfe"]})
         panel.set(title=name, xlabel="evaluations")
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
@@ -186,9 +162,9 @@ def main() -> None:
     if not chosen.table:
         measure(path, workdirs, runs, chosen.number)
         sheet(chosen.rows / f"few_evaluations_{name}.png", runs)
-    lines = read(path)
-    picture(path.with_suffix(".png"), lines)
-    print(f"\n{markdown(lines)}")
+    table = lines.read(path)
+    picture(path.with_suffix(".png"), table)
+    print(f"\n{lines.markdown(table)}")
 
 
 if __name__ == "__main__":

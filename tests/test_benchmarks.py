@@ -7,9 +7,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+import score_sde
 from score_sde import overrides, presets
+from score_sde.augmentation import OPERATIONS
 from tests.commands import CONFIGS, FAST, ROOT, as_users_have_it, succeed
 from tests.refusals import checked
 
@@ -112,3 +116,64 @@ def test_few_evaluations_of_tiny_runs(tmp_path, capsys):
         benchmark("few_evaluations", tmp_path / "ect", tmp_path / "edm")
     assert ended.value.code == 2
     assert "training.loss = edm; allowed are digits and consistency" in capsys.readouterr().err
+
+
+def test_turned_and_mirrored_digits_are_told():
+    """Real ones, which are changed as numpy changes them."""
+    augmentation = module("augmentation")
+    judge, (x, labels) = augmentation.Judge(), augmentation.real("test")
+    by_numpy = {
+        "as they are": x,
+        "half turns": x[:, ::-1, ::-1],
+        "mirrored": x[:, :, ::-1],
+        "upside down": x[:, ::-1],
+    }
+    for name, (values, kind, digits) in augmentation.CHANGES.items():
+        images = augmentation.changed(x, values)
+        if name in by_numpy:
+            np.testing.assert_array_equal(images, by_numpy[name])
+        said = judge.says(images)
+        # Chance is a third.
+        assert np.mean((said == kind)[np.isin(labels, digits)]) > 0.8, name
+    quarter = augmentation.changed(x, augmentation.CHANGES["quarter turns"].values)
+    np.testing.assert_array_equal(quarter[::2], np.rot90(x[::2], -1, (1, 2)))
+    np.testing.assert_array_equal(quarter[1::2], np.rot90(x[1::2], 1, (1, 2)))
+
+
+def test_every_operation_is_in_the_picture_of_augmentation():
+    labels = module("augmentation").STRENGTHS
+    assert tuple(label.partition(":")[0] for label in labels) == OPERATIONS
+
+
+@pytest.mark.slow
+def test_augmentation_of_tiny_runs(tmp_path, capsys):
+    preset = f"--config={CONFIGS / 'edm_digits.py'}"
+    every = "--config.data.augmentations=('flip_x','flip_y','scale','rotate','stretch','move')"
+    for name, more in {"all": (every,), "some": ()}.items():
+        succeed("--mode=train", preset, *TINY, *more, f"--workdir={name}", cwd=tmp_path)
+    arguments = ("--number=20", "--output", tmp_path)
+    benchmark("augmentation", tmp_path / "all", tmp_path / "some", *arguments)
+    lines = lines_of(tmp_path / "augmentation.csv")
+    assert [line["number"] for line in lines] == ["297"] * 5 + ["20"] * 6
+    assert all(
+        sum(float(line[kind]) for kind in ("upright", "turned", "mirrored"))
+        == pytest.approx(1.0, abs=2e-3)  # three numbers of three digits
+        for line in lines
+    )
+    assert [bool(line["told"]) for line in lines] == [True] * 5 + [False] * 6
+    assert (tmp_path / "augmentation.png").exists()
+    # The control without a change is the run's own sample. Another program rounds otherwise, which
+    # moves a number that lies within some 1e-5 of half a level: one in 1e4 of 1280.
+    run, augmentation = score_sde.load(tmp_path / "all"), module("augmentation")
+    own = run.changed({"sampling.batch_size": 20}).sample(jax.random.key(0), 20).images
+    with as_users_have_it():
+        same, turned = (augmentation.of_run(run, [each], 20) for each in ({}, {"angle": 1.0}))
+    assert (same != own).mean() < 0.01 < (turned != own).mean()
+    for wrong, said in {
+        (tmp_path / "some",): "allowed are two",
+        (tmp_path / "some", tmp_path / "all"): "allowed are runs with data.augment and all",
+    }.items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            benchmark("augmentation", *wrong, *arguments)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
