@@ -177,3 +177,17 @@ def test_augmentation_of_tiny_runs(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             benchmark("augmentation", *wrong, *arguments)
         assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_respaced_sampling_of_a_tiny_run(tmp_path):
+    preset, levels = f"--config={CONFIGS / 'iddpm_digits.py'}", "--config.model.num_levels=20"
+    few = "--config.sampling.num_steps=5"
+    succeed("--mode=train", preset, *TINY, levels, few, "--workdir=run", cwd=tmp_path)
+    benchmark("respaced", tmp_path / "run", "--number=20", "--output", tmp_path, "--steps", 5, 20)
+    lines = lines_of(tmp_path / "respaced_digits.csv")
+    found = [(line["variance"], line["steps"], line["nfe"]) for line in lines]
+    assert found == [
+        *((name, n, n) for name in ("learned", "large", "small") for n in ("5", "20")),
+        ("held-out real digits", "", "0"),
+    ]
+    assert (tmp_path / "respaced_digits.png").exists()
