@@ -6,15 +6,16 @@
 Ancestral sampling of improved DDPM (Nichol and Dhariwal 2021, section 4) with K of the chain's N
 levels, evenly spread, by the learned variances and by DDPM's two fixed ones. Writes
 `respaced_digits.csv` and `respaced_digits.png` beside this file, and prints a Markdown table.
-digits_judge.py explains the columns; the last row is the held-out real digits.
+Lines that the CSV has are not measured again: delete it for another run. digits_judge.py explains
+the columns; one row is the held-out real digits.
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
 import jax
+import lines
 import matplotlib
 from digits_judge import Judge, Verdict
 
@@ -30,6 +31,7 @@ PREDICTORS = {
 }
 STEPS = (5, 10, 25, 50, 100, 1000)
 COLUMNS = ("variance", "steps", "nfe", *Verdict._fields, "seconds")
+REAL = "held-out real digits"
 SHOWN = ("near", "covered", "confidence")
 Row = dict[str, str]
 
@@ -41,11 +43,14 @@ def row(variance: str, steps: int, nfe: float, verdict: Verdict, seconds: float)
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def measured(run: Run, judge: Judge, number: int, steps: list[int]) -> list[Row]:
-    """The lines of the run, printed as they come."""
-    found = []
+def measure(path: Path, run: Run, number: int, steps: list[int]) -> None:
+    """Append the lines that the CSV lacks, each as soon as it is known."""
+    there = {(line["variance"], line["steps"]) for line in lines.read(path)}
+    judge = Judge()
     for variance, predictor in PREDICTORS.items():
         for count in steps:
+            if (variance, f"{count}") in there:
+                continue
             begin = time.perf_counter()
             settings = {
                 "sampling.method": "pc",
@@ -58,28 +63,25 @@ def measured(run: Run, judge: Judge, number: int, steps: list[int]) -> list[Row]
             drawn = run.changed(settings).sample(jax.random.key(0), number)
             seconds = time.perf_counter() - begin
             verdict = judge.verdict(drawn.images)
-            found.append(row(variance, count, drawn.nfe.mean(), verdict, seconds))
-            print(markdown(found[-1]), flush=True)
-    return found
+            lines.append(path, row(variance, count, drawn.nfe.mean(), verdict, seconds))
+    if (REAL, "") not in there:
+        lines.append(path, row(REAL, 0, 0, judge.verdict(data.load("digits", "test", "").x), 0))
 
 
-def markdown(line: Row) -> str:
-    """A line of the table in Markdown."""
-    return f"| {' | '.join(line[column] for column in COLUMNS)} |"
-
-
-def picture(path: Path, lines: list[Row], real: Row) -> None:
+def picture(path: Path, table: list[Row]) -> None:
     """A panel for each of ``SHOWN`` against the number of steps; dashed: held-out real digits."""
     matplotlib.use("Agg")
     from matplotlib import pyplot  # after the choice of what draws
 
+    [real] = [line for line in table if line["variance"] == REAL]
     figure, panels = pyplot.subplots(1, len(SHOWN), figsize=(11.0, 3.4), layout="constrained")
     for panel, name in zip(panels, SHOWN, strict=True):
         for variance, style in zip(PREDICTORS, ("o-", "s--", "^:"), strict=True):
-            of = [line for line in lines if line["variance"] == variance]
-            steps, values = ([float(line[key]) for line in of] for key in ("steps", name))
+            of = [line for line in table if line["variance"] == variance]
+            points = sorted((float(line["steps"]), float(line[name])) for line in of)
+            steps, values = zip(*points, strict=True)
             panel.semilogx(steps, values, style, label=f"{variance} variances")
-        panel.axhline(float(real[name]), color="black", linestyle="--", linewidth=1)
+        panel.axhline(float(real[name]), color="black", linestyle="--", linewidth=1, label=REAL)
         panel.set(title=name, xlabel="steps, of the chain's levels")
         panel.set_xticks(steps, [f"{count:g}" for count in steps])
         panel.minorticks_off()
@@ -97,16 +99,11 @@ def main() -> None:
     parser.add_argument("--output", default=Path(__file__).parent, type=Path)
     chosen = parser.parse_args()
     start(chosen.number)
-    run, judge = score_sde.load(chosen.workdir), Judge()
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    lines = measured(run, judge, chosen.number, chosen.steps)
-    real = row("held-out real digits", 0, 0, judge.verdict(data.load("digits", "test", "").x), 0)
-    print(markdown(real))
-    with (chosen.output / "respaced_digits.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows([*lines, real])
-    picture(chosen.output / "respaced_digits.png", lines, real)
+    path = chosen.output / "respaced_digits.csv"
+    measure(path, score_sde.load(chosen.workdir), chosen.number, chosen.steps)
+    table = lines.read(path)
+    picture(path.with_suffix(".png"), table)
+    print(f"\n{lines.markdown(table)}")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,16 @@ def steps(place: Place, name: str, stages: Sequence[Stage]) -> list[int]:
     return found
 
 
+def trained(workdir: Path, batch: int) -> float:
+    """The seconds that the updates of a run took, by its log; batch: examples of an update."""
+    seconds, last = 0.0, 0
+    for _, line in logged(workdir):
+        if "images_per_second" in line:
+            images = (line["step"] - last) * batch
+            seconds, last = seconds + images / line["images_per_second"], line["step"]
+    return seconds
+
+
 def train(place: Place, name: str, stages: Sequence[Stage]) -> tuple[Path, Row]:
     """Train a system; return its workdir and what the table says of the training."""
     numbers, seconds, workdir, source = steps(place, name, stages), 0.0, place.folder, []
@@ -221,11 +231,8 @@ def train(place: Place, name: str, stages: Sequence[Stage]) -> tuple[Path, Row]:
         workdir = place.folder / (name if index == len(stages) else f"{name}-{index}")
         flags = [*place.flags(stage), *typed({"training.num_steps": number}), *source]
         main_py("train", *flags, "--workdir", str(workdir))
-        source, last = typed({"training.from": workdir}), 0
-        for _, line in logged(workdir):
-            if "images_per_second" in line:
-                images = (line["step"] - last) * place.batch(stage)
-                seconds, last = seconds + images / line["images_per_second"], line["step"]
+        source = typed({"training.from": workdir})
+        seconds += trained(workdir, place.batch(stage))
     return workdir, {"steps": " + ".join(map(str, numbers)), "seconds": f"{seconds:.0f}"}
 
 

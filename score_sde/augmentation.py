@@ -44,6 +44,16 @@ def augmented(
         standard deviations.
     """
     values = drawn(key, len(x), probability, operations, x.dtype)
+    return transformed(x, values), parameters(values)
+
+
+def transformed(x: Array, values: dict[str, Array]) -> Array:
+    """The images (B, H, W, C) changed by the values of `drawn`."""
+    return jax.vmap(_resampled)(x, *transformation(values))
+
+
+def parameters(values: dict[str, Array]) -> Array:
+    """What the network is given of the values of `drawn`, (B, 9)."""
     angle, stretch, twice = values["angle"], values["stretch"], 2.0 * values["along"]
     given = [
         values["flip_x"],
@@ -56,7 +66,7 @@ def augmented(
         values["move_x"],
         values["move_y"],
     ]
-    return jax.vmap(_resampled)(x, *transformation(values)), jnp.stack(given, axis=1)
+    return jnp.stack(given, axis=1)
 
 
 def drawn(

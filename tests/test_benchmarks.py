@@ -1,22 +1,47 @@
-"""What the benchmarks' commands take, without running one."""
+"""What the benchmarks' commands take, and what those of a few minutes make of tiny runs."""
 
+import csv
 import importlib
+import json
 import runpy
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+import score_sde
 from score_sde import overrides, presets
-from tests.commands import ROOT
+from score_sde.augmentation import OPERATIONS
+from tests.commands import CONFIGS, FAST, ROOT, as_users_have_it, succeed
 from tests.refusals import checked
+
+TINY = (*FAST, "--config.model.name=tests.tiny:Tiny")
+
+
+def module(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module(name)
+
+
+def benchmark(name, *arguments):
+    """Run one as `python -m benchmarks NAME`."""
+    with pytest.MonkeyPatch.context() as patch, as_users_have_it():
+        patch.setattr(sys, "argv", ["benchmarks", name, *map(str, arguments)])
+        patch.setattr(sys, "path", [*sys.path])
+        runpy.run_path(str(ROOT / "benchmarks" / "__main__.py"), run_name="__main__")
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def systems():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("systems")
+    return module("systems")
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
@@ -42,7 +67,127 @@ def test_the_table_has_what_was_measured(systems):
     assert real.startswith(f"| {systems.REAL} | – |")
 
 
-def test_a_benchmark_has_a_name(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
+def test_the_seconds_of_a_training_are_those_of_its_log(systems, tmp_path):
+    log = [
+        {"step": 10, "loss": 1.0, "images_per_second": 100.0},
+        {"step": 10, "quality": 3.0},
+        {"step": 30, "loss": 1.0, "images_per_second": 50.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+    assert systems.trained(tmp_path, 5) == pytest.approx(10 * 5 / 100 + 20 * 5 / 50)
+
+
+def test_a_benchmark_has_a_name():
     with pytest.raises(SystemExit, match=r"'speed': allowed are .*digits, .*systems"):
-        runpy.run_path(str(ROOT / "benchmarks" / "__main__.py"), run_name="__main__")
+        benchmark("speed")
+
+
+@pytest.mark.slow
+def test_few_evaluations_of_tiny_runs(tmp_path, capsys):
+    """Its lines, and that a second command measures nothing again."""
+    edm, ect = (f"--config={CONFIGS / name}_digits.py" for name in ("edm", "ect"))
+    succeed("--mode=train", edm, *TINY, "--workdir=edm", cwd=tmp_path)
+    source = f"--config.training.from={tmp_path / 'edm'}"
+    succeed("--mode=train", ect, *TINY, source, "--workdir=ect", cwd=tmp_path)
+    folders = ("--output", tmp_path, "--rows", tmp_path / "rows")
+    (tmp_path / "rows").mkdir()
+    arguments = (tmp_path / "edm", tmp_path / "ect", "--number=20", *folders)
+    benchmark("few_evaluations", *arguments)
+    file = tmp_path / "few_evaluations_digits.csv"
+    lines = lines_of(file)
+    found = {(line["model"], line["sampler"]): line["nfe"] for line in lines}
+    assert found == {
+        ("ECT", "1 evaluation"): "1",
+        ("ECT", "2 evaluations"): "2",
+        **{("teacher", f"UniPC, {nfe}"): f"{nfe}" for nfe in (5, 10, 15)},
+        ("teacher", "its own sampler"): "35",  # 17 steps of Heun's method, and the last
+        ("", "held-out real images"): "",
+    }
+    times = [line["training"] for line in lines]
+    assert times[0] == times[1] and times[2] == times[5] and float(times[0]) > 0 < float(times[2])
+    before = file.read_bytes()
+    for path in (file.with_suffix(".png"), tmp_path / "rows" / file.with_suffix(".png").name):
+        path.unlink()
+    capsys.readouterr()
+    benchmark("few_evaluations", *arguments, "--table")
+    assert file.read_bytes() == before and file.with_suffix(".png").exists()
+    assert "| teacher | UniPC, 10 | 10 | " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        benchmark("few_evaluations", tmp_path / "ect", tmp_path / "edm")
+    assert ended.value.code == 2
+    assert "training.loss = edm; allowed are digits and consistency" in capsys.readouterr().err
+
+
+def test_turned_and_mirrored_digits_are_told():
+    """Real ones, which are changed as numpy changes them."""
+    augmentation = module("augmentation")
+    judge, (x, labels) = augmentation.Judge(), augmentation.real("test")
+    by_numpy = {
+        "as they are": x,
+        "half turns": x[:, ::-1, ::-1],
+        "mirrored": x[:, :, ::-1],
+        "upside down": x[:, ::-1],
+    }
+    for name, (values, kind, digits) in augmentation.CHANGES.items():
+        images = augmentation.changed(x, values)
+        if name in by_numpy:
+            np.testing.assert_array_equal(images, by_numpy[name])
+        said = judge.says(images)
+        # Chance is a third.
+        assert np.mean((said == kind)[np.isin(labels, digits)]) > 0.8, name
+    quarter = augmentation.changed(x, augmentation.CHANGES["quarter turns"].values)
+    np.testing.assert_array_equal(quarter[::2], np.rot90(x[::2], -1, (1, 2)))
+    np.testing.assert_array_equal(quarter[1::2], np.rot90(x[1::2], 1, (1, 2)))
+
+
+def test_every_operation_is_in_the_picture_of_augmentation():
+    labels = module("augmentation").STRENGTHS
+    assert tuple(label.partition(":")[0] for label in labels) == OPERATIONS
+
+
+@pytest.mark.slow
+def test_augmentation_of_tiny_runs(tmp_path, capsys):
+    preset = f"--config={CONFIGS / 'edm_digits.py'}"
+    every = "--config.data.augmentations=('flip_x','flip_y','scale','rotate','stretch','move')"
+    for name, more in {"all": (every,), "some": ()}.items():
+        succeed("--mode=train", preset, *TINY, *more, f"--workdir={name}", cwd=tmp_path)
+    arguments = ("--number=20", "--output", tmp_path)
+    benchmark("augmentation", tmp_path / "all", tmp_path / "some", *arguments)
+    lines = lines_of(tmp_path / "augmentation.csv")
+    assert [line["number"] for line in lines] == ["297"] * 5 + ["20"] * 6
+    assert all(
+        sum(float(line[kind]) for kind in ("upright", "turned", "mirrored"))
+        == pytest.approx(1.0, abs=2e-3)  # three numbers of three digits
+        for line in lines
+    )
+    assert [bool(line["told"]) for line in lines] == [True] * 5 + [False] * 6
+    assert (tmp_path / "augmentation.png").exists()
+    # The control without a change is the run's own sample. Another program rounds otherwise, which
+    # moves a number that lies within some 1e-5 of half a level: one in 1e4 of 1280.
+    run, augmentation = score_sde.load(tmp_path / "all"), module("augmentation")
+    own = run.changed({"sampling.batch_size": 20}).sample(jax.random.key(0), 20).images
+    with as_users_have_it():
+        same, turned = (augmentation.of_run(run, [each], 20) for each in ({}, {"angle": 1.0}))
+    assert (same != own).mean() < 0.01 < (turned != own).mean()
+    for wrong, said in {
+        (tmp_path / "some",): "allowed are two",
+        (tmp_path / "some", tmp_path / "all"): "allowed are runs with data.augment and all",
+    }.items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            benchmark("augmentation", *wrong, *arguments)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_respaced_sampling_of_a_tiny_run(tmp_path):
+    preset, levels = f"--config={CONFIGS / 'iddpm_digits.py'}", "--config.model.num_levels=20"
+    few = "--config.sampling.num_steps=5"
+    succeed("--mode=train", preset, *TINY, levels, few, "--workdir=run", cwd=tmp_path)
+    benchmark("respaced", tmp_path / "run", "--number=20", "--output", tmp_path, "--steps", 5, 20)
+    lines = lines_of(tmp_path / "respaced_digits.csv")
+    found = [(line["variance"], line["steps"], line["nfe"]) for line in lines]
+    assert found == [
+        *((name, n, n) for name in ("learned", "large", "small") for n in ("5", "20")),
+        ("held-out real digits", "", "0"),
+    ]
+    assert (tmp_path / "respaced_digits.png").exists()
