@@ -1,13 +1,15 @@
 """Held-out images restored by every method: how near their means are, and how right their spread.
 
     python benchmarks/restoration.py runs/vp_digits
+    python benchmarks/restoration.py runs/edm --draws 4 --steps 15 --only pigdm "mmps 1"
     python benchmarks/restoration.py runs/vp_digits --table
 
 100 held-out images, 20 draws of each, by the run's own sampler, sigma_y = 0.05. A line of the CSV
-beside this file, named by the data set, is written as soon as it is known, and lines that are there
-are not computed again. The table (Markdown) has `psnr` of the mean of the draws, in dB, the average
-over the images with its standard error, and `coverage`, the share of the pixels whose truth lies in
-the draws' intervals of 50 and 90 % (`inverse.coverage`).
+beside this file, named by the data set, is written as soon as it is known. Lines that are there are
+not computed again, so a table can be made in parts (`--only`). All lines have the same numbers of
+images, draws and steps. The table (Markdown) has `psnr` of the mean of the draws, in dB, the
+average over the images with its standard error, and `coverage`, the share of the pixels whose truth
+lies in the draws' intervals of 50 and 90 % (`inverse.coverage`).
 """
 
 import argparse
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +44,9 @@ METHODS = {
     "replacement": partial(inverse.replacement, iterations=8),
     "repaint 5": partial(inverse.replacement, iterations=8),
 }
-FIELDS = ("task", "method", "nfe", "psnr", "error", "coverage_50", "coverage_90", "seconds")
+SETTINGS = ("images", "draws", "steps")  # the same for all lines of a file
+FOUND = ("nfe", "psnr", "error", "coverage_50", "coverage_90", "seconds")
+FIELDS = ("task", "method", *SETTINGS, *FOUND)
 
 
 def tasks(shape: tuple[int, ...]) -> dict[str, Callable]:
@@ -104,17 +109,22 @@ def measured(operator: Callable, x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def measure(chosen: argparse.Namespace, path: Path, run: Run) -> None:
-    """Write the lines that the CSV lacks."""
-    there = {(line["task"], line["method"]) for line in read(path)}
+    """Write the lines of the chosen methods that the CSV lacks."""
+    settings = (chosen.images, chosen.draws, build.sampler(run.config).num_steps)
+    lines = read(path)
+    for line in lines:
+        if (kept := tuple(int(line[name]) for name in SETTINGS)) != settings:
+            raise SystemExit(f"{path}: {SETTINGS} are {kept}; allowed are those, or --output")
+    there = {(line["task"], line["method"]) for line in lines}
     images = np.asarray(data.load(run.info.name, "test", run.config.data.dir).x[: chosen.images])
     for task, operator in tasks(run.info.shape).items():
-        for method in METHODS:
+        for method in chosen.only:
             if (task, method) in there:
                 continue
             begin = time.perf_counter()
             found = restored(run, method, operator, images, chosen.draws)
             numbers = (f"{value:.4g}" for value in (*found, time.perf_counter() - begin))
-            line = dict(zip(FIELDS, (task, method, *numbers), strict=True))
+            line = dict(zip(FIELDS, (task, method, *settings, *numbers), strict=True))
             new = not path.exists()
             with path.open("a", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS)
@@ -133,13 +143,16 @@ def table(lines: list[dict[str, str]]) -> None:
     """A line for each method: PSNR and the two coverages of each task."""
     names = list(dict.fromkeys(line["task"] for line in lines))
     print(f"\n| method | NFE | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}")
-    for method in dict.fromkeys(line["method"] for line in lines):
+    for method in METHODS:
         of = {line["task"]: line for line in lines if line["method"] == method}
+        if not of:
+            continue
         cells = [
             f"{float(line['psnr']):.1f} ± {float(line['error']):.1f}; "
             f"{float(line['coverage_50']):.0%}, {float(line['coverage_90']):.0%}"
-            for line in map(of.get, names)
             if line
+            else ""
+            for line in map(of.get, names)
         ]
         nfe = next(iter(of.values()))["nfe"]
         print(f"| {method} | {nfe} | {' | '.join(cells)} |")
@@ -151,13 +164,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("workdir", type=Path, help="of a run of images")
     parser.add_argument("--images", default=100, type=int)
-    parser.add_argument("--draws", default=20, type=int, help="of each image")
+    parser.add_argument("--draws", default=20, type=int, help="of each image, at least 2")
+    parser.add_argument("--steps", type=int, help="in place of the run's sampling.num_steps")
+    only: dict[str, Any] = {"nargs": "+", "choices": METHODS, "metavar": "METHOD"}
+    parser.add_argument("--only", default=list(METHODS), help=", ".join(METHODS), **only)
     parser.add_argument("--batch", default=100, type=int, help="images at a time")
     parser.add_argument("--output", default=Path(__file__).parent, type=Path)
     parser.add_argument("--table", action="store_true", help="of the lines that are there")
     chosen = parser.parse_args()
     start(chosen.batch)
-    run = score_sde.load(chosen.workdir).changed({"sampling.batch_size": chosen.batch})
+    settings = {"sampling.batch_size": chosen.batch}
+    if chosen.steps:
+        settings["sampling.num_steps"] = chosen.steps
+    run = score_sde.load(chosen.workdir).changed(settings)
     path = chosen.output / f"restoration_{run.info.name}.csv"
     if not chosen.table:
         measure(chosen, path, run)
