@@ -150,13 +150,19 @@ def network_class(config: ConfigDict) -> Any:
 
 
 def model(
-    config: ConfigDict, apply: Callable[..., Array], params: Any, *, levels: str = "smooth"
+    config: ConfigDict,
+    apply: Callable[..., Array],
+    params: Any,
+    *,
+    levels: str = "smooth",
+    num_classes: int = 0,
 ) -> Model:
-    """Return the network `apply` with its parameters as a score function; `levels` as of
-    `score.Model`."""
+    """Return the network `apply` with its parameters as a score function; `levels` and
+    `num_classes` as of `score.Model`."""
     settings = config.model
     fixed = ("num_levels", "learned_variance", "sigma_data")
-    static: Any = {name: settings[name] for name in fixed} | {"levels": levels}
+    static: Any = {name: settings[name] for name in fixed}
+    static |= {"levels": levels, "num_classes": num_classes}
     names = settings.parameterization, settings.condition
     return Model(params, with_constants(sde(config), params), apply, *names, **static)
 
