@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data, guidance, losses, networks, uncertainty
+from score_sde import data, guidance, inverse, losses, networks, uncertainty
 from score_sde.augmentation import PARAMETERS
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
@@ -33,6 +33,18 @@ from score_sde.times import TIMES
 from score_sde.training import optimizers
 
 EXACT_UP_TO = 16  # columns
+# Methods of restorations that are samplers. RePaint's steps have DDPM's noise, as in its paper.
+RESTORERS: dict[str, Callable[..., Sampler]] = {
+    "repaint": partial(inverse.RePaint, eta=1.0),
+    "twisted": inverse.TwistedSMC,
+}
+# The key that a method of restorations has for itself.
+OF_METHODS = {
+    "mmps": "iterations",
+    "dps": "zeta",
+    "repaint": "resamplings",
+    "twisted": "particles",
+}
 
 # --- From the names in a config to objects --------------------------------------------------------
 
@@ -150,13 +162,19 @@ def network_class(config: ConfigDict) -> Any:
 
 
 def model(
-    config: ConfigDict, apply: Callable[..., Array], params: Any, *, levels: str = "smooth"
+    config: ConfigDict,
+    apply: Callable[..., Array],
+    params: Any,
+    *,
+    levels: str = "smooth",
+    num_classes: int = 0,
 ) -> Model:
-    """Return the network `apply` with its parameters as a score function; `levels` as of
-    `score.Model`."""
+    """Return the network `apply` with its parameters as a score function; `levels` and
+    `num_classes` as of `score.Model`."""
     settings = config.model
     fixed = ("num_levels", "learned_variance", "sigma_data")
-    static: Any = {name: settings[name] for name in fixed} | {"levels": levels}
+    static: Any = {name: settings[name] for name in fixed}
+    static |= {"levels": levels, "num_classes": num_classes}
     names = settings.parameterization, settings.condition
     return Model(params, with_constants(sde(config), params), apply, *names, **static)
 
@@ -246,10 +264,27 @@ def guided(
     return guidance.classifier(model.sde, score, logits.given(vector), labels, scale)
 
 
+def guidance_keys(config: ConfigDict) -> set[str]:
+    """Return the keys of the section `sampling` that `guided` reads, given the others."""
+    interval = {"guidance_interval"} if config.sampling.guidance != 1 else set()
+    return {"labels", "guidance", "classifier_scale"} | interval
+
+
 def sampler(config: ConfigDict, *, of_levels: bool = True) -> Sampler:
     """Return the sampler. With `of_levels` its times are levels of the network's chain, if any."""
     levels = config.model.num_levels if of_levels else 0
     chosen: Sampler = _made("sampling.method", config, num_levels=levels)
+    return chosen
+
+
+def restorer(config: ConfigDict) -> Sampler:
+    """Return the sampler of restorations: that of `restore.method`, where it has one of its own."""
+    make = RESTORERS.get(config.restore.method)
+    if make is None:
+        return sampler(config)
+    own = {"num_levels": config.model.num_levels, "resamplings": config.restore.resamplings}
+    with errors_of("sampling"):
+        chosen: Sampler = make(**_settings("sampling.method", make, config, **own))
     return chosen
 
 
@@ -270,9 +305,9 @@ def divergence(config: ConfigDict, info: DatasetInfo) -> str:
 def keys_read(config: ConfigDict, chosen: Sampler | None = None) -> set[str]:
     """Return the keys of the section `sampling` that the config's sampler reads, or another."""
     make = resolve("sampling.method", config.sampling.method)
-    if isinstance(chosen, ProbabilityFlow):
-        make = ProbabilityFlow
     chosen = chosen or sampler(config)
+    for other in (ProbabilityFlow, *RESTORERS.values()):
+        make = other if type(other()) is type(chosen) else make
     return (takes(make).keys() & set(config.sampling)) - chosen.without_effect
 
 
@@ -305,9 +340,10 @@ def unused(config: ConfigDict) -> set[str]:
         "data.skip_corrupt": dataset.files,
         "data.augmentations": config.data.augment,
         "sampling.labels": has_classes(config),
-        "sampling.guidance_interval": config.sampling.guidance != 1,
+        "sampling.guidance_interval": "guidance_interval" in guidance_keys(config),
         "training.halve_every": loss_pair(config).weight == "consistency",
         "training.schedule_steps": config.training.schedule == "cosine",
+        **{f"restore.{key}": config.restore.method == name for name, key in OF_METHODS.items()},
     }
     keys |= {key for key, when in read.items() if not when}
     return keys & SCHEMA.keys()

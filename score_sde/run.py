@@ -387,6 +387,7 @@ def assembled(
     metrics: Sequence[Mapping[str, float]],
 ) -> Run:
     """Return the run of a network `apply` and its averaged weights."""
-    score = build.model(config, apply, ema, levels=build.sampler(config).levels)
-    smooth = build.model(config, apply, ema)
+    classes = info.num_classes if config.model.class_conditional else 0
+    smooth = build.model(config, apply, ema, num_classes=classes)
+    score = dataclasses.replace(smooth, levels=build.sampler(config).levels)
     return Run(config, step, score.sde, score, smooth, info, mesh, metrics)

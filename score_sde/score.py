@@ -205,6 +205,7 @@ class Model:
         sigma_data: the data's standard deviation, by which `velocity` and `flow` scale them.
         learned_variance: the second half of the network's output says the variances of reverse
             steps (see above).
+        num_classes: of the network's labels; 0 where it has none or they are not known.
         condition: what the network is given beside x and t.
 
     Raises:
@@ -220,6 +221,7 @@ class Model:
     levels: str = field(default="smooth", metadata={"static": True})
     sigma_data: float = field(default=1.0, metadata={"static": True})
     learned_variance: bool = field(default=False, metadata={"static": True})
+    num_classes: int = field(default=0, metadata={"static": True})
     condition: Condition = field(default_factory=dict, repr=False)
 
     def given(self, condition: Condition) -> "Model":

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde
 from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
@@ -49,6 +50,10 @@ def test_a_classifier_is_trained_gone_on_with_and_followed(tiny_run, tmp_path):
         # Two steps and the denoising, each a pass of the model, and one of the classifier and back.
         assert arrays["nfe"].tolist() == [9, 9, 9]
         assert not np.array_equal(arrays["images"], before)
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "a.png")
+    restore = ("--mode=restore", "--workdir", workdir, "--input=a.png", "--task=inpaint")
+    told = succeed(*restore, *FEW[:1], "--config.restore.num_draws=2", *GUIDED, cwd=tmp_path)
+    assert "1 images, 2 draws each, NFE 18\n" in told  # for pigdm all of it back, too
     run = score_sde.load(workdir)
     assert run.classifier is None
     with pytest.raises(score_sde.UserError, match="0 for a run loaded without a classifier"):

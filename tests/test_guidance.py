@@ -284,10 +284,24 @@ def test_another_weight_and_other_labels_run_the_same_program(model):
         ),
         (lambda m: guidance.classifier_free(m, {"vector": 0}, 2.0), "condition = .*with labels"),
         (lambda m: guidance.classifier_free(m, 3, 2.0), r"labels.shape = \(\): allowed are \(B,\)"),
+        (
+            lambda m: guidance.classifier_free(m, [0, 3, -1, -2], 2.0),
+            r"labels = \[3, -2\]: allowed are 0 to 2, and -1 for none",
+        ),
         (lambda m: guidance.classifier_free(m, LABELS, 2.0, (2.0, 1.0)), "interval = .* rising"),
         (lambda m: guidance.classifier(SDE, m, m, LABELS, -1.0), "scale = -1.0"),
     ],
 )
 def test_mistakes(model, make, line):
     with pytest.raises(ValueError, match=line):
-        make(model)
+        make(dataclasses.replace(model, num_classes=3))
+
+
+def test_labels_are_checked_where_they_are_known(model):
+    """Compiled code knows none, and a model of no known number of classes takes all."""
+    x, t = states()
+    beyond = guidance.classifier_free(model, LABELS + 1, 2.0)(x, t)
+    known = dataclasses.replace(model, num_classes=3)
+    guided = jax.jit(lambda labels: guidance.classifier_free(known, labels, 2.0)(x, t))
+    # Compiled as a whole, sums may round differently.
+    np.testing.assert_allclose(guided(LABELS + 1), beyond, rtol=1e-5, atol=1e-5)

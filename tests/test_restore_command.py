@@ -10,8 +10,7 @@ from PIL import Image
 import score_sde
 from score_sde.data import load
 from score_sde.errors import UserError
-from score_sde.modes import given
-from score_sde.modes import restore as restoration
+from score_sde.modes import given, restoring
 from score_sde.schedules import Cosine
 from tests.commands import command, succeed
 
@@ -19,6 +18,7 @@ TINY_STRENGTH = "--config.restore.strength=0.001"
 FAITHFUL = ("--config.sampling.method=pc", "--config.sampling.faithful")
 NO_NOISE = ("--config.restore.method=mmps", "--config.restore.sigma_y=0")
 BY_FLOW = ("--config.restore.method=replacement", "--config.sampling.method=ode")
+TWISTED = ("--config.restore.method=twisted", "--config.restore.particles=4")
 FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
 
 
@@ -167,7 +167,8 @@ def test_classes_change_by_the_flow_or_by_noise(tiny_run, tmp_path, inputs):
     assert drawn.shape == (2, 3, 8, 8, 1)
     assert np.abs(drawn[:, 0] - real).max() <= 1  # tolerances of 1e-3, and the rounding
     assert not np.array_equal(drawn[:, 1], drawn[:, 0])
-    assert "not read with these settings: config.sampling.num_steps\n" in told
+    unread = "config.restore.num_draws, config.sampling.num_steps"
+    assert f"not read with these settings: {unread}\n" in told
     guided = ("--config.sampling.guidance=2.0", "--config.sampling.labels=5")
     told = restore(tmp_path, inputs, "--task=edit", *guided)
     assert "2 images, 2 draws each, NFE 6" in told and "not read" not in told
@@ -191,10 +192,11 @@ main({arguments})
 """
 
 
-def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python):
+@pytest.mark.parametrize("own", [("--config.sampling.batch_size=1",), TWISTED], ids=["", "twisted"])
+def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, own):
     """The image that was saved is not made again, and the numbers are those of one that ran on."""
     workdir = tiny_run("digits", tmp_path)
-    settings = ("--task=inpaint", "--degrade", "--config.sampling.batch_size=1")
+    settings = ("--task=inpaint", "--degrade", *own)
     arguments = ["--mode=restore", f"--workdir={workdir}", f"--input={inputs}", *FEW, *settings]
     assert run_python(KILLED.format(arguments=arguments), check=False).returncode == -9
     with np.load(workdir / "restored.npz") as arrays:
@@ -214,14 +216,20 @@ def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python):
     assert summaries[0].read_text() == summaries[1].read_text()
 
 
-def test_two_devices(tiny_run, tmp_path, inputs, run_python):
-    """An image on each; the numbers are those of one device."""
+@pytest.mark.parametrize(
+    "own", [(), pytest.param(TWISTED, marks=pytest.mark.slow)], ids=["", "twisted"]
+)
+def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):
+    """An image on each, or half of the particles; the numbers are those of one device."""
     workdir = tiny_run("digits", tmp_path)
-    settings = ("--task=super_resolve", "--degrade", *FEW)
+    settings = ("--task=super_resolve", "--degrade", *FEW, *own)
     arguments = ["--mode=restore", f"--workdir={workdir}", f"--input={inputs}", *settings]
-    code = f"from score_sde.cli import main\nmain({arguments})"
+    wrong = [*arguments, *TWISTED, "--config.restore.particles=3"]
+    code = f"from score_sde.cli import main\nmain({arguments})\nmain({wrong})"
     done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
     assert "devices: 2 x" in done.stdout
+    said = "config.restore.particles = 3: allowed are multiples of the 2 devices"
+    assert said in done.stderr
     restore(tmp_path, inputs, *settings, "--output=one")
     with (
         np.load(workdir / "restored.npz") as two,
@@ -282,6 +290,6 @@ def test_mistakes(tiny_run, tmp_path, inputs):
 def test_a_process_that_ends_in_noise_has_no_score_of_a_measurement(tiny_run, tmp_path):
     run = dataclasses.replace(score_sde.load(tiny_run("classes", tmp_path)), sde=Cosine())
     with pytest.raises(UserError, match=r"--task = 'inpaint': allowed are edit, relabel, as alpha"):
-        restoration._check(run, "inpaint", "half", False)
+        restoring.check(run, "inpaint", "half", False)
     for task in ("edit", "relabel"):
-        restoration._check(run, task, "", False)
+        restoring.check(run, task, "", False)

@@ -43,7 +43,9 @@ def dps(
     Raises:
         ValueError: a negative sigma_y, or 0 where zeta is None; a process with alpha(T) = 0.
     """
-    require(zeta is not None or sigma_y != 0, "sigma_y", sigma_y, "numbers above 0 for zeta = None")
+    without_noise = isinstance(sigma_y, int | float) and sigma_y == 0  # traced ones are not known
+    ok = zeta is not None or not without_noise
+    require(ok, "sigma_y", sigma_y, "numbers above 0 for zeta = None")
     return _DPS(*measured(sde, score, operator, y, sigma_y), zeta)
 
 

@@ -142,8 +142,13 @@ def _tell_once_of_damage(folder: Path) -> Callable[..., None]:
     return show
 
 
-def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
-    """Print the settings for sampling and likelihood that were changed and have no effect."""
+def tell_unread(
+    config: ConfigDict,
+    workdir: Path,
+    read: set[str],
+    sections: tuple[str, ...] = ("sampling.", "likelihood."),
+) -> None:
+    """Print the settings of these sections that were changed and have no effect."""
     saved = workdirs.load(workdir)
     # A sampler other than the saved one begins with its own settings.
     begun = flat(changed(saved, {"sampling.method": config.sampling.method}))
@@ -152,7 +157,7 @@ def tell_unread(config: ConfigDict, workdir: Path, read: set[str]) -> None:
     unread = [
         f"config.{key}"
         for key, value in sorted(flat(config).items())
-        if workdirs.is_free(key, ("sampling.", "likelihood."))
+        if workdirs.is_free(key, sections)
         and key not in {*read, "sampling.average"}
         and value not in (usual[key], begun[key])
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from score_sde import build
-from score_sde.config import flat
+from score_sde.config import flat, kind_keys
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import listing
 
@@ -26,8 +26,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 print()
             mark = ("*" if values[key] != row.default else " ") + ("-" if key in unused else " ")
             print(_entry(mark, key, values[key], f"{row.help} ({row.allowed.words})"))
+    if config.restore.method in build.RESTORERS:
+        print(f"\n{_not_by_restorer(config)}")
     if there := listing(workdir):
         print("\ncheckpoints: step, date, loss", *there, sep="\n")
+
+
+def _not_by_restorer(config: ConfigDict) -> str:
+    """What `--mode restore` does not read of the samplers' keys, as its method has steps of its
+    own. The other modes do."""
+    method, read = config.restore.method, build.keys_read(config, build.restorer(config))
+    unread = (kind_keys("sampling.method") & set(config.sampling) | {"method"}) - read
+    unread |= {"batch_size"} if method == "twisted" else set()
+    text = f"--mode restore by {method} does not read sampling's {', '.join(sorted(unread))}"
+    return "\n".join(textwrap.wrap(text, COLUMNS, break_on_hyphens=False))
 
 
 def _entry(mark: str, key: str, value: object, text: str) -> str:

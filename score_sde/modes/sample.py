@@ -54,7 +54,8 @@ def draw(trained: Run, workdir: Path, output: Path) -> None:
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
-    read = {f"sampling.{key}" for key in build.keys_read(config) | READ | GUIDED.keys()}
+    keys = build.keys_read(config) | READ | build.guidance_keys(config)
+    read = {f"sampling.{key}" for key in keys}
     contours, picture = _shows_density(trained), output / PICTURE
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")

@@ -4,6 +4,7 @@ Every sample has its own key, folded from the caller's key and the sample's inde
 depend on how many are drawn at a time. The score is always evaluated on the whole batch.
 """
 
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -148,11 +149,15 @@ class Sampler(ABC):
         Raises:
             ValueError: neither x_init nor shape, or both and they differ; a trajectory of one
                 state; a setting that does not fit the process; a process or score with which the
-                sampler cannot start; ``project`` with the adaptive flow.
+                sampler cannot start; ``project`` with the adaptive flow; a score or projection of
+                other arguments, such as one in place of the other.
             RuntimeError: with the reason, if an adaptive solve did not succeed. Within a jitted
                 function nothing is raised: the samples of such a solve are nan.
         """
         self.check(sde)
+        _check_arguments("score", score, "x, t")
+        if project is not None:
+            _check_arguments("project", project, "x, t, keys")
         self.check_start(sde, score)
         shape = batch_shape(x_init, shape)
         keep = ALL if trajectory is True else int(trajectory)
@@ -192,6 +197,19 @@ def normal(keys: Array, step: Array | int, shape: tuple[int, ...], dtype: Any = 
         return jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
 
     return jax.vmap(draw)(keys)
+
+
+def _check_arguments(name: str, function: Callable[..., Any], arguments: str) -> None:
+    """Raise ValueError for a function that cannot be called with these arguments."""
+    try:
+        takes = inspect.signature(function)
+    except (TypeError, ValueError):  # not every callable tells
+        return
+    try:
+        takes.bind(*arguments.split(", "))
+    except TypeError:
+        kind = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(f"{name} = {kind}: allowed are functions of ({arguments})") from None
 
 
 def batch_shape(x_init: Array | None, shape: tuple[int, ...] | None) -> tuple[int, ...]:

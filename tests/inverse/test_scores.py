@@ -153,6 +153,19 @@ def test_the_published_step_of_dps():
     np.testing.assert_allclose(found, -0.5 * step, atol=1e-4)
 
 
+def test_noise_that_is_traced():
+    """The theorem's dps among them, whose noise must not be 0 where it is known."""
+    sde, (mean, covariance, *_) = PROCESSES["vp"], problem(2)
+    score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(np.ones((5, 2)))
+    for method, make in METHODS.items():
+        by = jax.jit(
+            lambda sigma_y, make=make: make(sde, score, jnp.negative, x, sigma_y)(x, TIMES)
+        )
+        expected = make(sde, score, jnp.negative, x, 0.3)(x, TIMES)
+        # Compiled as a whole, solves round differently.
+        np.testing.assert_allclose(by(0.3), expected, rtol=1e-3, atol=1e-3, err_msg=method)
+
+
 def test_draws_of_mmps_have_the_posteriors_moments():
     """Of 2000 draws; a step's own bias is below 1 per cent with 40 steps of DDIM's noise."""
     sde, (mean, covariance, matrix, y, _) = PROCESSES["vp"], problem(2)

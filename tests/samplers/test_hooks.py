@@ -1,12 +1,14 @@
 """What is done around the steps: projections, progress, the count of evaluations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import oracle
-from score_sde.samplers import SAMPLERS, PredictorCorrector, ProbabilityFlow
+from score_sde import inverse, oracle
+from score_sde.samplers import DDIM, SAMPLERS, PredictorCorrector, ProbabilityFlow
 from score_sde.sde import VPSDE
 
 SDE = VPSDE()
@@ -45,6 +47,23 @@ def test_the_noise_of_projections_is_each_samples_own():
     ]
     np.testing.assert_array_equal(drawn[0][2:], drawn[1])
     assert len(np.unique(np.asarray(drawn[0]))) == 8
+
+
+def test_a_score_and_a_projection_in_each_others_place_are_refused():
+    """By their arguments; what can be called with them is allowed, whatever it is."""
+    key, options = jax.random.key(0), {"shape": (2, 2)}
+    y = jnp.zeros((1, 2))
+    project = inverse.replacement(SDE, SCORE, jnp.negative, y)
+    posterior = inverse.pigdm(SDE, SCORE, jnp.negative, y, 0.1)
+    with pytest.raises(ValueError, match=r"score = Replacement: allowed are functions of \(x, t\)"):
+        DDIM(2).sample(key, SDE, project, **options)
+    with pytest.raises(ValueError, match=r"project = PiGDM: allowed .* of \(x, t, keys\)"):
+        DDIM(2).sample(key, SDE, posterior, project=posterior, **options)
+    with pytest.raises(ValueError, match=r"project = <lambda>: allowed"):
+        DDIM(2).sample(key, SDE, SCORE, project=jax.jit(lambda x: x), **options)
+    late = functools.partial(lambda scale, x, t, *more: -scale * x, 1.0)
+    found = DDIM(2).sample(key, SDE, late, project=lambda *given: given[0], **options)
+    assert found.x.shape == (2, 2)
 
 
 def test_the_adaptive_flow_refuses_projections():
