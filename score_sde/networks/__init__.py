@@ -26,15 +26,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from score_sde.networks.edm2 import EDM2, EDM2Spec
 from score_sde.networks.mlp import MLP, MLPSpec
 from score_sde.networks.spec import UNetSpec
 from score_sde.networks.unet import UNet
 
-__all__ = ["EDM2", "MLP", "NETWORKS", "Apply", "Beside", "EDM2Spec", "MLPSpec", "UNet", "UNetSpec"]
+__all__ = ["MLP", "NETWORKS", "Apply", "Beside", "MLPSpec", "UNet", "UNetSpec"]
 __all__ += ["abstract", "init", "split"]
 
-NETWORKS: dict[str, Any] = {"unet": UNet, "edm2": EDM2, "mlp": MLP}
+NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": MLP}
 
 
 class Constants(nnx.Module):

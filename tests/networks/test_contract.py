@@ -37,11 +37,6 @@ SMALL = {
         | {"attention_resolutions": ()},
         (4, 4, 2),
     ),
-    "edm2": (
-        {"image_size": 4, "channels": 2, "width": 8, "multipliers": (1,), "num_blocks": 1}
-        | {"attention_resolutions": ()},
-        (4, 4, 2),
-    ),
     "mlp": ({"features": 3, "width": 16, "depth": 1}, (3,)),
     "own": ({"channels": 3}, (3,)),
 }
