@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,22 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # Most programs run once: to optimize their code takes longer than it saves. A number moves by
 # rounding at most, and every tolerance has room for that. Monte Carlo asks for more.
-# On a GPU the same program gives the same bits only by the second flag.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true"
-)
+FLAGS = [
+    "--xla_backend_optimization_level=0",
+    # On a GPU the same program gives the same bits only so.
+    "--xla_gpu_deterministic_ops=true",
+]
+# XLA ends a process whose flags it does not know, so these are for the version they were tried on.
+if version("jaxlib").startswith("0.10."):
+    FLAGS += [
+        # Of two ways to make a CPU's code of fused operations, the one that takes a third of the
+        # time.
+        "--xla_cpu_use_fusion_emitters=false",
+        # In one piece, not in up to 32 for as many threads: it is loaded sooner, and mapped in
+        # fewer parts (MOST_MAPS).
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 # Each test process on a core to itself: two that share the cores wait for each other's threads.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")

@@ -6,7 +6,7 @@ import pytest
 
 from score_sde.data import DATASETS
 from score_sde.networks import NETWORKS
-from score_sde.plots import points
+from score_sde.plots import films, points
 from score_sde.samplers import CORRECTORS, PREDICTORS, SAMPLERS
 from score_sde.sde import PROCESSES
 from tests import notebooks
@@ -42,6 +42,7 @@ def test_the_reduced_form_runs(path, tmp_path, monkeypatch, capsys, tables_as_th
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(points, "GRID", 12)  # densities at 144 points in place of 4096
+    monkeypatch.setattr(films, "MOST_FRAMES", 3)
     saved = notebooks.read(path)
     with as_users_have_it():
         notebooks.run_quickly(saved, path.name)

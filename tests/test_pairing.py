@@ -87,8 +87,7 @@ spread = jax.jit(transported, in_shardings=(along_data(mesh),) * 2)(x0, z)
 assert len(spread.sharding.device_set) == 4
 np.testing.assert_array_equal(spread, whole)
 """
-    flags = "--xla_force_host_platform_device_count=4"
-    run_python(code, {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
+    run_python(code, {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"})
 
 
 FLOW = (

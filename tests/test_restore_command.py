@@ -226,7 +226,7 @@ def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):
     arguments = ["--mode=restore", f"--workdir={workdir}", f"--input={inputs}", *settings]
     wrong = [*arguments, *TWISTED, "--config.restore.particles=3"]
     code = f"from score_sde.cli import main\nmain({arguments})\nmain({wrong})"
-    done = run_python(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    done = run_python(code, {"JAX_NUM_CPU_DEVICES": "2"})
     assert "devices: 2 x" in done.stdout
     said = "config.restore.particles = 3: allowed are multiples of the 2 devices"
     assert said in done.stderr
@@ -235,7 +235,7 @@ def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):
         np.load(workdir / "restored.npz") as two,
         np.load(tmp_path / "one" / "restored.npz") as one,
     ):
-        # Rounding differs with the code of another optimization: at the edge of a pixel's bin.
+        # Rounding differs with the batch's shape: at the edge of a pixel's bin.
         assert np.abs(two["images"].astype(int) - one["images"]).max() <= 1
         np.testing.assert_allclose(two["psnr"], one["psnr"], atol=1e-3)
 

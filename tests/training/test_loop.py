@@ -126,7 +126,7 @@ def test_killed_runs_end_as_the_unbroken_one(tmp_path):
     assert f"after step {step} of {num_steps}" in told
     assert newest < step < num_steps
     resumed = run.train(tmp_path)
-    assert_same(resumed, run.train(tmp_path / "unbroken"))
+    assert_same(resumed, run.train(tmp_path / "unbroken", checkpoint_every=num_steps))
     assert run.traces == 1
     written = [line["step"] for line in lines(tmp_path)]
     assert written == sorted(set(written)) and written[-1] == num_steps

@@ -53,9 +53,7 @@ assert run.mesh.size == 4 and run.traces == 1, (run.mesh, run.traces)
 parts = next(run.batches(3))["x"].addressable_shards
 assert [part.data.shape for part in parts] == [(2, 3, 3, 1)] * 4, parts
 """
-    run_python(
-        code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    )
+    run_python(code, {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"})
     run = TinyRun()
     halfway = Checkpoints(tmp_path / "checkpoints").restore(run.state())
     assert halfway is not None and int(halfway.step) == 8
