@@ -14,7 +14,7 @@ from score_sde.batches import leading
 from score_sde.display import eight_bits
 from score_sde.modes import sample, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
-from score_sde.modes.given import Given, given
+from score_sde.modes.given import MEASURED, Given, given
 from score_sde.modes.restoring import INTERVALS, batch_size, check, keys_read, restored, sampler_of
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.paths import whole
@@ -23,9 +23,12 @@ from score_sde.run import Run, load
 VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 SHOWN, SHOWN_DRAWS = 40, 10  # rows of the picture, at most, and draws in each
 # Settings that older files lack, and their values then.
-YOUNGER = {
-    **sample.GUIDED,
-    **{"strength": 0.5, "label": None, "iterations": 3, "zeta": 1.0, "resamplings": 10},
+YOUNGER = sample.GUIDED | {
+    "strength": 0.5,
+    "label": None,
+    "iterations": 3,
+    "zeta": 1.0,
+    "resamplings": 10,
     "particles": 64,
 }
 
@@ -101,6 +104,8 @@ def _tell_settings(config: ConfigDict, workdir: Path, task: str, degrade: bool) 
 def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str, Any]) -> Table:
     config = trained.config
     facts = {"step": trained.step, "sampler": str(sampler_of(config, task)), "task": task}
+    if task in MEASURED:
+        facts["method"] = config.restore.method
     depends = {
         **facts,
         **config.restore.to_dict(),

@@ -33,8 +33,6 @@ TASKS = (*MEASURED, *EDITED)
 INTERVALS = {"coverage_50": 0.5, "coverage_90": 0.9}  # columns of rows whose truth is known
 # The key of the section `restore` that a task has for itself.
 OF_TASKS = {"super_resolve": "factor", "deblur": "blur", "edit": "strength", "relabel": "label"}
-# Those that need steps at known times. Only the first takes the sampler's.
-STEPPED = ("replacement", "repaint", "twisted")
 
 
 def check(trained: Run, task: str, mask: str, degrade: bool) -> None:
@@ -85,7 +83,7 @@ def _check_method(trained: Run, task: str) -> None:
         raise UserError(f"--task = {task!r}: allowed are {', '.join(EDITED)}, {why}")
     if method in ("mmps", "twisted") and not settings.sigma_y:
         raise refuse("restore.sigma_y", settings.sigma_y, f"positive numbers with {method}")
-    if method in STEPPED and isinstance(build.sampler(config), ProbabilityFlow):
+    if method == "replacement" and isinstance(build.sampler(config), ProbabilityFlow):
         by_flow = f"others with config.sampling.method = {config.sampling.method!r}"
         raise refuse("restore.method", method, f"{by_flow}, which has no fixed steps")
     devices = trained.mesh.size
