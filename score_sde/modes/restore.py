@@ -19,6 +19,7 @@ from score_sde.modes.restoring import INTERVALS, batch_size, check, keys_read, r
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.paths import whole
 from score_sde.run import Run, load
+from score_sde.schema import SCHEMA
 
 VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 SHOWN, SHOWN_DRAWS = 40, 10  # rows of the picture, at most, and draws in each
@@ -106,9 +107,14 @@ def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str
     facts = {"step": trained.step, "sampler": str(sampler_of(config, task)), "task": task}
     if task in MEASURED:
         facts["method"] = config.restore.method
+    read = keys_read(config, task, flags["degrade"])
     depends = {
         **facts,
-        **config.restore.to_dict(),
+        # A key without effect is as good as unset.
+        **{
+            key: value if f"restore.{key}" in read else SCHEMA[f"restore.{key}"].default
+            for key, value in config.restore.items()
+        },
         **{key: config.sampling[key] for key in sample.GUIDED},
         **{"seed": config.sampling.seed, **flags, "version": __version__},
         **({"intervals": INTERVALS} if flags["degrade"] else {}),
