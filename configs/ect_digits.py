@@ -5,6 +5,9 @@ a run of `edm_digits`.
     python main.py --config configs/ect_digits.py --mode train \\
         --config.training.from=runs/edm_digits
     python main.py --mode sample --workdir runs/ect_digits --config.sampling.num_steps=1
+
+After 1000 steps from a teacher of 3000: near .972 and covered .975 by one evaluation, where the
+teacher has .981 and .974 by UniPC with 5 (benchmarks/README.md).
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,9 @@
 
 Its process, preconditioning, loss, augmentation and sampler: sigma = t, the velocity of data of
 size sigma_data, log-normal noise levels, images that are scaled, stretched and moved, 18 steps of
-Heun's method. Not trained to its end yet: without augmentation samples read as digits after 370
-steps.
+Heun's method.
+After 3000 steps: of 900 digits by the preset's sampler 98 % lie as near to real digits as these to
+each other, and so do 98 % of the real ones to them (`near`, `covered` of benchmarks/README.md).
 Cost: as `vp_digits`.
 """
 
