@@ -278,7 +278,7 @@ def sampler(config: ConfigDict, *, of_levels: bool = True) -> Sampler:
 
 
 def restorer(config: ConfigDict) -> Sampler:
-    """Return the sampler of restorations: that of `restore.method`, where it has one of its own."""
+    """Return the sampler of restorations: the one of `restore.method`, or the config's."""
     make = RESTORERS.get(config.restore.method)
     if make is None:
         return sampler(config)

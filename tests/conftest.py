@@ -104,6 +104,20 @@ def forget_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder with two digits as PNGs of 0 to 255."""
+    from PIL import Image
+
+    from score_sde.data import load
+
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for name, image in zip("ab", load("digits", "test", "").x[:2, ..., 0], strict=True):
+        Image.fromarray((image * (255 / 16)).round().astype("uint8")).save(folder / f"{name}.png")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Function that puts a copy of a tiny run's workdir into a folder, where a command without

@@ -22,16 +22,6 @@ TWISTED = ("--config.restore.method=twisted", "--config.restore.particles=4")
 FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
 
 
-@pytest.fixture
-def inputs(tmp_path):
-    """Two digits as PNGs of 0 to 255."""
-    folder = tmp_path / "inputs"
-    folder.mkdir()
-    for name, image in zip("ab", load("digits", "test", "").x[:2, ..., 0], strict=True):
-        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(folder / f"{name}.png")
-    return folder
-
-
 def restore(folder, inputs, *arguments):
     return succeed("--mode=restore", "--input", inputs, *FEW, *arguments, cwd=folder)
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import score_sde
 from score_sde import guidance, inverse
@@ -24,16 +23,6 @@ STEPS, DRAWS, SIGMA_Y = 2, 2, 0.05
 FEW = (f"--config.sampling.num_steps={STEPS}", f"--config.restore.num_draws={DRAWS}")
 KEY = jax.random.key(0)
 OWN_KEYS = ("iterations", "zeta", "resamplings", "particles")
-
-
-@pytest.fixture
-def inputs(tmp_path):
-    """Two digits as PNGs of 0 to 255."""
-    folder = tmp_path / "inputs"
-    folder.mkdir()
-    for name, image in zip("ab", load("digits", "test", "").x[:2, ..., 0], strict=True):
-        Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(folder / f"{name}.png")
-    return folder
 
 
 def restore(folder, inputs, *arguments):

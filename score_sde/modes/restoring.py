@@ -1,9 +1,9 @@
 """What `--mode restore` draws: the sampler and the keys of a task and a method, and the draws.
 
 An image's row has all its draws. The noise of a draw depends on the seed and on its number among
-all draws, not on the batch. Twisted SMC is made for one measurement. So each of its draws is a
-run by itself, with particles of its own, of which it is one at random: draws of one run would share
-ancestors, and be too alike. Its `nfe` counts the evaluations of all the particles.
+all draws, not on the batch. Twisted SMC takes one measurement at a time. Each draw is a run with
+particles of its own, and takes one of them at random: draws of one run would share ancestors, and
+be too alike. Its `nfe` counts the evaluations of all the particles.
 """
 
 import dataclasses
@@ -182,7 +182,7 @@ def _drawn(trained: Run, operator: Any, key: Array, y: Array, labels: Array, fir
 def _drawn_by_particles(
     trained: Run, operator: Any, key: Array, y: Array, labels: Array, first: int
 ) -> Samples:
-    """Draws of what was measured, (B, *measured), each of particles of its own."""
+    """Draws of what was measured, (B, *measured). Each draw has its own particles."""
     config, sde, sampler = trained.config, trained.sde, build.restorer(trained.config)
     number, spread = config.restore.particles, along_data(trained.mesh)
     x, nfe = [], []

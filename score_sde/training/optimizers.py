@@ -137,7 +137,7 @@ def orthogonal(matrix: Array) -> Array:
 
     An iteration is X <- f(X X^T) X with f(G) = a + b G + c G². All f commute, so G alone goes
     through the iterations, and X is multiplied once by their product: of a kernel with nine times
-    as many inputs as outputs, which is most of them, this takes a third of the time.
+    as many inputs as outputs, which is most of them, this takes a third of the products.
     """
     a, b, c = ITERATION
     is_high = matrix.shape[0] > matrix.shape[1]
