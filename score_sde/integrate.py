@@ -14,8 +14,6 @@ mode, except with fixed steps.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,13 +25,13 @@ from score_sde.sde import expand
 Field = Callable[[Array, Any], Any]
 """dy/dt of a batch: (t (B,), y with leaves (B, ...)) -> a tree like y."""
 
-# Their tableaus: Tsitouras 2011, 5(4); Dormand, Prince 1980, 5(4); Prince, Dormand 1981, 8(7);
-# Heun, 2(1). `euler` has no error estimate: its steps are fixed.
-SOLVERS: dict[str, Any] = {
-    "tsit5": diffrax.Tsit5(),
-    "dopri5": diffrax.Dopri5(),
-    "dopri8": diffrax.Dopri8(),
-    "heun": diffrax.Heun(),
+# Their tableaus, by Diffrax's names: Tsitouras 2011, 5(4); Dormand, Prince 1980, 5(4); Prince,
+# Dormand 1981, 8(7); Heun, 2(1). `euler` has no error estimate: its steps are fixed.
+SOLVERS: dict[str, str | None] = {
+    "tsit5": "Tsit5",
+    "dopri5": "Dopri5",
+    "dopri8": "Dopri8",
+    "heun": "Heun",
     "euler": None,
 }
 STEP_CONTROLS = ("sample", "batch")
@@ -127,9 +125,11 @@ def integrate(
     if num_steps is not None:
         return _euler(field, y, start, end, num_steps, times)
     ends, times = (jnp.sqrt(start), jnp.sqrt(end)), None if times is None else jnp.sqrt(times)
-    method, together = _Method.of(SOLVERS[solver], dtype), step_control == "batch"
+    method, together = _Method.of(solver, dtype), step_control == "batch"
     solve = _Adaptive(field, method, *ends, rtol, atol, together, times)
-    state = eqxi.while_loop(
+    import equinox.internal  # beside Diffrax, as late
+
+    state = equinox.internal.while_loop(
         lambda state: jnp.any(solve.active(state)),
         solve.step,
         solve.begin(y),
@@ -163,7 +163,12 @@ class _Method(NamedTuple):
     order: int
 
     @classmethod
-    def of(cls, solver: Any, dtype: Any) -> "_Method":
+    def of(cls, name: str, dtype: Any) -> "_Method":
+        """That of a key of ``SOLVERS`` with step control."""
+        # Here, as importing it takes a fifth of a command's start, and few commands need it.
+        import diffrax
+
+        solver = getattr(diffrax, str(SOLVERS[name]))()
         tableau = solver.tableau
         rows = [*tableau.a_lower, *([] if tableau.fsal else [tableau.b_sol])]
         n = len(rows) + 1

@@ -206,6 +206,7 @@ class Model:
         learned_variance: the second half of the network's output says the variances of reverse
             steps (see above).
         num_classes: of the network's labels; 0 where it has none or they are not known.
+        reverse_only: by the fast gradients of convolutions, which have no forward mode (`jax.jvp`).
         condition: what the network is given beside x and t.
 
     Raises:
@@ -222,6 +223,7 @@ class Model:
     sigma_data: float = field(default=1.0, metadata={"static": True})
     learned_variance: bool = field(default=False, metadata={"static": True})
     num_classes: int = field(default=0, metadata={"static": True})
+    reverse_only: bool = field(default=False, metadata={"static": True})
     condition: Condition = field(default_factory=dict, repr=False)
 
     def given(self, condition: Condition) -> "Model":
@@ -300,6 +302,8 @@ class Model:
     def output(self, x: Array, noise: Noise, **options: Any) -> Array:
         """What the network returns at given noise levels, with its input scaled by c_in."""
         scaled = expand(self._coefficients(noise).c_in, x) * x
+        if self.reverse_only:
+            options = {"reverse_only": True, **options}
         return self.apply(self.params, scaled, noise.condition, self.condition, **options)
 
     def noise(self, t: Array) -> Noise:
@@ -358,6 +362,16 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     except TypeError:
         return Partial(lambda *arguments: function(*arguments))
     return Partial(function)
+
+
+def reverse_only(score: Any) -> Any:
+    """The score, a pytree, whose models take the fast gradients of convolutions. They have no
+    forward mode (`jax.jvp`). Models that a function closes over stay as they are."""
+
+    def marked(node: Any) -> Any:
+        return dataclasses.replace(node, reverse_only=True) if isinstance(node, Model) else node
+
+    return jax.tree.map(marked, score, is_leaf=lambda node: isinstance(node, Model))
 
 
 def denoise(sde: SDE, score: ScoreFn, x: Array, t: Array) -> Array:
