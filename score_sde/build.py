@@ -4,6 +4,7 @@ a config to make something.
 An object checks its own settings. The few rules that cross objects are in `score_sde.rules`.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -153,11 +154,17 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
 
 
 def network_class(config: ConfigDict) -> Any:
-    """Return the class of the network; UserError for one without a specification."""
+    """Return the class of the network; UserError for one that has no specification, or whose call
+    does not take the options."""
     name = config.model.name
     make = resolve("model.name", name)
     if not hasattr(make, "Spec"):
         raise refuse("model.name", name, "networks that have a Spec (see score_sde.networks)")
+    try:
+        inspect.signature(make.__call__).bind_partial(dropout_key=None, reverse_only=True)
+    except TypeError as error:
+        allowed = f"networks whose call takes dropout_key and reverse_only (this one {error})"
+        raise refuse("model.name", name, allowed) from None
     return make
 
 

@@ -195,7 +195,8 @@ class Model:
         params: the network's parameters.
         sde: the process that the network is trained under.
         apply: ``apply(params, x (B, *shape), noise (B,), condition, **options) -> (B, *shape)``;
-            with ``learned_variance`` its last axis is twice as long.
+            with ``learned_variance`` its last axis is twice as long. The options are those of a
+            network's call: ``reverse_only`` here, ``dropout_key`` in training.
         parameterization: a key of ``PARAMETERIZATIONS``.
         noise_condition: a key of ``NOISE_CONDITIONS``: the number that tells the network the noise
             level. If ``num_levels`` is not 0, the network gets the level instead.
@@ -206,8 +207,8 @@ class Model:
         learned_variance: the second half of the network's output says the variances of reverse
             steps (see above).
         num_classes: of the network's labels; 0 where it has none or they are not known.
-        reverse_only: by the fast gradients of convolutions, which have no forward mode (`jax.jvp`).
         condition: what the network is given beside x and t.
+        reverse_only: by the fast gradients of convolutions, which have no forward mode (`jax.jvp`).
 
     Raises:
         ValueError: a process without a discrete chain, where ``num_levels`` is not 0.
@@ -223,8 +224,8 @@ class Model:
     sigma_data: float = field(default=1.0, metadata={"static": True})
     learned_variance: bool = field(default=False, metadata={"static": True})
     num_classes: int = field(default=0, metadata={"static": True})
-    reverse_only: bool = field(default=False, metadata={"static": True})
     condition: Condition = field(default_factory=dict, repr=False)
+    reverse_only: bool = field(default=False, metadata={"static": True})
 
     def given(self, condition: Condition) -> "Model":
         """The model of samples with this condition: arrays with the batch along their first axis,

@@ -206,6 +206,12 @@ class Mine(VPSDE):
 class NoSpec(nnx.Module):
     pass
 
+class NoOption(NoSpec):
+    Spec = None
+
+    def __call__(self, x, noise, condition=None, *, dropout_key=None):
+        pass
+
 class Plain(nnx.Module):
     @dataclass(frozen=True)
     class Spec:
@@ -248,6 +254,11 @@ def test_a_users_own_object(tmp_path, monkeypatch):
         ("sampling.method", "fractions:Fraction", "derived from score_sde.samplers.base:Sampler"),
         ("model.name", "math:pi", "derived from flax.nnx:Module"),
         ("model.name", "own_of_errors:NoSpec", "networks that have a Spec"),
+        (
+            "model.name",
+            "own_of_errors:NoOption",
+            "and reverse_only (this one got an ",
+        ),
         ("sampling.predictor", "math:pi", "an instance of types:FunctionType"),
         ("sampling.solver", "math:pi", "allowed are tsit5, dopri5"),
     ],

@@ -28,6 +28,7 @@ def restore(folder, inputs, *arguments):
 
 def test_a_folder_is_restored_and_gone_on_with(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
+    (inputs / "._a.png").write_bytes(b"of macOS, hidden")
     told = restore(tmp_path, inputs, "--task=inpaint", "--degrade", "--mask=half")
     # A pass forth and one back, in two steps and for the last denoising.
     assert "2 images, 2 draws each, NFE 6" in told and "PSNR of the mean " in told
@@ -123,6 +124,17 @@ def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
 def arrays_of(folder):
     with np.load(folder / "restored.npz") as arrays:
         return dict(arrays)
+
+
+def test_draws_that_go_far_out_of_the_range_are_told(tiny_run, tmp_path, inputs):
+    tiny_run("digits", tmp_path)
+    hardly = ("--task=edit", "--config.restore.strength=0.002")
+    # Two steps of a network that has learned nothing go far.
+    for arguments, count in ((("--task=inpaint",), 1), (hardly, 0)):
+        typed = ("--input", inputs, *FEW, *arguments)
+        done = command("--mode=restore", *typed, cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.count("of the pixels go far out of the pixels' range") == count
 
 
 def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, inputs):
@@ -253,7 +265,7 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         ),
         (
             ("--input", inputs, "--task=inpaint", "--mask=erased.png"),
-            "error: --mask = 'erased.png': all pixels are white; allowed are pictures that are",
+            "error: --mask = 'erased.png': all pixels are white, as which transparent ones count;",
         ),
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),

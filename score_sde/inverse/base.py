@@ -70,7 +70,8 @@ class Posterior(ABC):
 
     def _denoised_and_pull(self, x: Array, t: Array) -> tuple[Array, Callable[[Array], Array]]:
         """D at x, and v -> (dD/dx)^T v."""
-        x0, pull = jax.vjp(lambda x: denoise(self.sde, self.score, x, t), x)
+        score = reverse_only(self.score)  # most of the time is spent on the way back
+        x0, pull = jax.vjp(lambda x: denoise(self.sde, score, x, t), x)
         return x0, lambda v: pull(v)[0]
 
     def _lift(self, t: Array) -> Array:
@@ -99,8 +100,7 @@ def measured(
     is_number = isinstance(sigma_y, int | float)
     require(not is_number or 0 <= sigma_y < float("inf"), "sigma_y", sigma_y, "numbers from 0 on")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
-    # The methods need the way back alone, and most of their time is spent on it.
-    return sde, reverse_only(as_pytree(score)), as_pytree(operator), jnp.asarray(y), sigma_y
+    return sde, as_pytree(score), as_pytree(operator), jnp.asarray(y), sigma_y
 
 
 def fitting(y: Array, found: Array) -> Array:

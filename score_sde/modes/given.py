@@ -119,18 +119,20 @@ def _mask(mask: str, shape: tuple[int, ...], task: str, sizes: set[tuple[int, in
         if known.min() == known.max():  # a transparent picture is white
             share = "all" if known.all() else "no"
             raise UserError(
-                f"--mask = {mask!r}: {share} pixels are white; allowed are pictures that are white "
-                "where pixels are known, and black where not"
+                f"--mask = {mask!r}: {share} pixels are white, as which transparent ones count; "
+                "allowed are pictures that are white where pixels are known, and black where not"
             )
     return known
 
 
 def _files(source: Path) -> list[Path]:
-    """The images' files: the one given, or those in the folder."""
+    """The images' files: the one given, or those in the folder that are not hidden."""
     files = [source]
     if source.is_dir():
         files = sorted(
-            path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+            path
+            for path in source.iterdir()
+            if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[:1] != "."
         )
     if not files:
         raise UserError(f"--input = '{source}': no images there")

@@ -1,6 +1,7 @@
 """`--mode restore`: draws of what damaged images were, and images edited."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from score_sde.schema import SCHEMA
 
 VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 SHOWN, SHOWN_DRAWS = 40, 10  # rows of the picture, at most, and draws in each
+MOST_FAR = 0.01  # of the pixels, whose draws go far out of the range of pixels without a word
 # Settings that older files lack, and their values then.
 YOUNGER = sample.GUIDED | {
     "strength": 0.5,
@@ -89,7 +91,7 @@ def run(
     if not all((output / name).exists() for name in (SUMMARY, PICTURE)):
         _summarize(table, output / SUMMARY)
         _picture(trained, table.rows, images, task, output / PICTURE)
-    _tell(leading(table.rows, len(names)))
+    _tell(leading(table.rows, len(names)), 2.0 if trained.config.model.centered else 1.0)
     print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
 
 
@@ -159,8 +161,9 @@ def _summarize(table: Table, path: Path) -> None:
         file.write(f"{json.dumps(summary, indent=2)}\n".encode())
 
 
-def _tell(rows: Rows) -> None:
-    """Print what the draws cost, and how near they are where the truth is known."""
+def _tell(rows: Rows, width: float) -> None:
+    """Print what the draws cost, and how near they are where the truth is known; width: of the
+    range of pixels in the model's units."""
     number = rows["images"].shape[1]
     print(f"{len(rows['nfe'])} images, {number} draws each, NFE {rows['nfe'].mean():.0f}")
     if "psnr" in rows:
@@ -169,3 +172,11 @@ def _tell(rows: Rows) -> None:
         if name in rows:
             found = rows[name].mean()
             print(f"{share:.0%} intervals of the draws hold the truth of {found:.1%} of the pixels")
+    # Numbers within the range deviate by half its width at most.
+    far = (rows["std"] > 0.5 * width).mean()
+    if far > MOST_FAR:
+        print(
+            f"note: the draws of {far:.1%} of the pixels go far out of the pixels' range, and are "
+            "cut; take more steps or another method",
+            file=sys.stderr,
+        )
