@@ -30,5 +30,5 @@ def save(path: Path, rows: Mapping[str, Sequence[np.ndarray]]) -> None:
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
         panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, bbox_inches="tight")  # long labels go beyond the layout
     pyplot.close(figure)
