@@ -8,7 +8,9 @@ learned reverse variances.
 
 The network is that of `vp_digits` without Fourier features of the pixels, which have their bins for
 their period; here the pixels are not dequantized. Samples are drawn by 50 of the 1000 levels.
-The preset has not been trained to its end yet. Cost: as `vp_digits`.
+Reached after 1151 steps (five minutes on one core of an x86-64 CPU with AVX2): of 900 digits by
+the preset's sampler 98 % lie as near to real digits as these to each other, and 97 % of the real
+ones to them; the bound is 3.05 bits/dim of the pixels as they are. Cost: as `vp_digits`.
 """
 
 from ml_collections import ConfigDict
