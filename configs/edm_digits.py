@@ -7,7 +7,8 @@ Its process, preconditioning, loss, augmentation and sampler: sigma = t, the vel
 size sigma_data, log-normal noise levels, images that are scaled, stretched and moved, 18 steps of
 Heun's method.
 After 3000 steps: of 900 digits by the preset's sampler 98 % lie as near to real digits as these to
-each other, and so do 98 % of the real ones to them (`near`, `covered` of benchmarks/README.md).
+each other, and so do 98 % of the real ones to them (`near`, `covered` of benchmarks/README.md);
+1.736 +- 0.014 bits/dim of the 297 held-out digits by the flow (NFE 157).
 Cost: as `vp_digits`.
 """
 
