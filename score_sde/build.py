@@ -27,7 +27,7 @@ from score_sde.learned import constants, with_constants
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schedules import Shifted
 from score_sde.schema import SCHEMA
-from score_sde.score import Logits, Model
+from score_sde.score import Logits, Model, reverse_only
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Pixels, Space, Vectors
 from score_sde.times import TIMES
@@ -188,7 +188,7 @@ def model(
 
 def classifier(config: ConfigDict, apply: Callable[..., Array], params: Any) -> Logits:
     """Return a classifier of noisy data, of the network `apply` with its parameters."""
-    return Logits(model(config, apply, params))
+    return Logits(reverse_only(model(config, apply, params)))
 
 
 def condition_names(config: ConfigDict, info: DatasetInfo) -> tuple[str, ...]:

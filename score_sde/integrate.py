@@ -27,13 +27,7 @@ Field = Callable[[Array, Any], Any]
 
 # Their tableaus, by Diffrax's names: Tsitouras 2011, 5(4); Dormand, Prince 1980, 5(4); Prince,
 # Dormand 1981, 8(7); Heun, 2(1). `euler` has no error estimate: its steps are fixed.
-SOLVERS: dict[str, str | None] = {
-    "tsit5": "Tsit5",
-    "dopri5": "Dopri5",
-    "dopri8": "Dopri8",
-    "heun": "Heun",
-    "euler": None,
-}
+SOLVERS = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8", "heun": "Heun", "euler": ""}
 STEP_CONTROLS = ("sample", "batch")
 # A step's length follows from the errors of the last two steps (Soederlind 2002, section 3). In
 # sqrt(t) some 15 steps suffice. The more cautious gains 0.4 and 0.2 took 15 % more evaluations for
@@ -125,10 +119,12 @@ def integrate(
     if num_steps is not None:
         return _euler(field, y, start, end, num_steps, times)
     ends, times = (jnp.sqrt(start), jnp.sqrt(end)), None if times is None else jnp.sqrt(times)
-    method, together = _Method.of(solver, dtype), step_control == "batch"
-    solve = _Adaptive(field, method, *ends, rtol, atol, together, times)
-    import equinox.internal  # beside Diffrax, as late
+    # Imported here, as it takes a fifth of a command's start, and few commands need it.
+    import diffrax
+    import equinox.internal
 
+    method = _Method.of(getattr(diffrax, SOLVERS[solver])(), dtype)
+    solve = _Adaptive(field, method, *ends, rtol, atol, step_control == "batch", times)
     state = equinox.internal.while_loop(
         lambda state: jnp.any(solve.active(state)),
         solve.step,
@@ -163,12 +159,7 @@ class _Method(NamedTuple):
     order: int
 
     @classmethod
-    def of(cls, name: str, dtype: Any) -> "_Method":
-        """That of a key of ``SOLVERS`` with step control."""
-        # Here, as importing it takes a fifth of a command's start, and few commands need it.
-        import diffrax
-
-        solver = getattr(diffrax, str(SOLVERS[name]))()
+    def of(cls, solver: Any, dtype: Any) -> "_Method":
         tableau = solver.tableau
         rows = [*tableau.a_lower, *([] if tableau.fsal else [tableau.b_sol])]
         n = len(rows) + 1

@@ -336,19 +336,15 @@ class Logits:
 
     Attributes:
         model: the network, which returns logits, with what it is given as a score's network is.
-        reverse_only: by the fast gradients of convolutions, which have no forward mode. With False
-            the guided score has a likelihood.
     """
 
     model: Model
-    reverse_only: bool = field(default=True, metadata={"static": True})
 
     def given(self, condition: Condition) -> "Logits":
         """The classifier of samples with this condition, as `Model.given`."""
         return dataclasses.replace(self, model=self.model.given(condition))
 
     def __call__(self, x: Array, t: Array, **options: Any) -> Array:
-        options = {"reverse_only": self.reverse_only, **options}
         return self.model.output(x, self.model.noise(t), **options)
 
 

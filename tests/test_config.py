@@ -254,11 +254,7 @@ def test_a_users_own_object(tmp_path, monkeypatch):
         ("sampling.method", "fractions:Fraction", "derived from score_sde.samplers.base:Sampler"),
         ("model.name", "math:pi", "derived from flax.nnx:Module"),
         ("model.name", "own_of_errors:NoSpec", "networks that have a Spec"),
-        (
-            "model.name",
-            "own_of_errors:NoOption",
-            "and reverse_only (this one got an ",
-        ),
+        ("model.name", "own_of_errors:NoOption", "and reverse_only (this one got an "),
         ("sampling.predictor", "math:pi", "an instance of types:FunctionType"),
         ("sampling.solver", "math:pi", "allowed are tsit5, dopri5"),
     ],

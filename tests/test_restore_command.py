@@ -265,7 +265,7 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         ),
         (
             ("--input", inputs, "--task=inpaint", "--mask=erased.png"),
-            "error: --mask = 'erased.png': all pixels are white, as which transparent ones count;",
+            "error: --mask = 'erased.png': all pixels are white (transparent ones are); allowed",
         ),
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),

@@ -119,8 +119,8 @@ def _mask(mask: str, shape: tuple[int, ...], task: str, sizes: set[tuple[int, in
         if known.min() == known.max():  # a transparent picture is white
             share = "all" if known.all() else "no"
             raise UserError(
-                f"--mask = {mask!r}: {share} pixels are white, as which transparent ones count; "
-                "allowed are pictures that are white where pixels are known, and black where not"
+                f"--mask = {mask!r}: {share} pixels are white (transparent ones are); allowed are "
+                "pictures that are white where pixels are known, and black where not"
             )
     return known
 

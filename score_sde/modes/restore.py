@@ -24,7 +24,7 @@ from score_sde.schema import SCHEMA
 
 VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 SHOWN, SHOWN_DRAWS = 40, 10  # rows of the picture, at most, and draws in each
-MOST_FAR = 0.01  # of the pixels, whose draws go far out of the range of pixels without a word
+MOST_FAR = 0.01  # share of pixels whose draws may go far out of the range without a note
 # Settings that older files lack, and their values then.
 YOUNGER = sample.GUIDED | {
     "strength": 0.5,
