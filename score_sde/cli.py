@@ -14,6 +14,8 @@ again resumes. `python main.py` in a checkout and `python -m score_sde` are the 
   score-sde --mode evaluate --workdir DIR [--samples FOLDER|NPZ] [--reference FOLDER|NPZ]
   score-sde --mode restore --workdir DIR --input FILE|FOLDER --task TASK [--degrade] [--resize]
             [--mask PNG|half|box|random] [--output FOLDER] [--step N]
+            TASK: inpaint, outpaint, colorize, super_resolve, deblur, edit or relabel
+  score-sde --mode train_classifier --workdir DIR
   score-sde --mode report --workdir DIR [--against DIR] [--output FOLDER]
   score-sde --mode data [--config PRESET] [--workdir DIR] [--output FOLDER]
 
