@@ -123,7 +123,7 @@ def price(run: Run, number: int, rounds: int) -> None:
 
 
 def picture(path: Path, lines: list[dict[str, object]]) -> None:
-    """Accuracy, precision and recall by weight; and recall against accuracy."""
+    """Accuracy, precision and recall by weight; and the trade, precision against recall."""
     matplotlib.use("Agg")
     from matplotlib import pyplot  # after the choice of what draws
 
@@ -132,17 +132,20 @@ def picture(path: Path, lines: list[dict[str, object]]) -> None:
     figure, panels = pyplot.subplots(1, number, figsize=(3.7 * number, 3.4), layout="constrained")
     for method, panel, colour in zip(methods, panels, ("tab:blue", "tab:orange"), strict=False):
         of = [line for line in lines if line["method"] == method]
+        accuracy, precision, recall = (
+            [float(line[name]) for line in of] for name in ("accuracy", "precision", "recall")
+        )
         weights = [float(line["weight"]) for line in of]
-        for name, style in (("accuracy", "o-"), ("precision", "s--"), ("recall", "^:")):
-            values = [float(line[name]) for line in of]
-            panel.plot(weights, values, style, label=name)
-            if name != "accuracy":
-                accuracy, label = [float(line["accuracy"]) for line in of], f"{method}: {name}"
-                panels[-1].plot(accuracy, values, style, color=colour, label=label)
+        panel.plot(weights, accuracy, "o-", label="accuracy")
+        panel.plot(weights, precision, "s--", label="precision")
+        panel.plot(weights, recall, "^:", label="recall")
         panel.set(title=f"{method} guidance", xlabel="weight", ylim=(0.0, 1.02))
+        panels[-1].plot(recall, precision, "o-", color=colour, label=method)
+        for line, *place in zip(of, recall, precision, strict=True):
+            panels[-1].annotate(f" {line['weight']}", place, fontsize=7, color=colour)
     panels[0].legend()
-    panels[-1].legend(fontsize=7)
-    panels[-1].set(title="the trade", xlabel="accuracy", ylim=(0.0, 1.02))
+    panels[-1].legend()
+    panels[-1].set(title="the trade, by weight", xlabel="recall", ylabel="precision")
     figure.savefig(path, dpi=80)
 
 
