@@ -374,6 +374,15 @@ def loss_pair(config: ConfigDict) -> losses.Pair:
     return losses.Pair(settings.times or times, settings.weight or weight)
 
 
+def check_score(config: ConfigDict, wanted_by: str) -> None:
+    """Raise UserError for a consistency model: what it denoises to is no mean of the data, so it
+    has no score of theirs."""
+    if loss_pair(config).weight == "consistency":
+        name = "weight" if config.training.weight else "loss"
+        why = f"others for {wanted_by}, which needs a score: a consistency model has none"
+        raise refuse(f"training.{name}", config.training[name], why)
+
+
 def times_keys(config: ConfigDict) -> set[str]:
     """Return the keys of the section `training` that the times of its loss read."""
     return {"times_mean", "times_std"} & takes(TIMES[loss_pair(config).times]).keys()

@@ -92,6 +92,7 @@ class Latents:
         self, x: np.ndarray, condition: Mapping[str, ArrayLike], *, back: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Take states (n, *shape) from t_min to T, or back; also return the evaluations (n,)."""
+        build.check_score(self.config, "the probability flow")
         chosen = build.probability_flow(self.config)
         with build.errors_of("sde"):
             self.sde.check_flow(self.score)

@@ -176,7 +176,8 @@ def _train(
         raise refuse("sampling.average", config.sampling.average, "0 for --mode train")
     info, arrays = _data(config, given)
     begins = not (workdir and newest_step(workdir / "checkpoints"))
-    source = _source(config) if begins and settings["from"] else None
+    tunes = settings["from"] or build.loss_pair(config).weight == "consistency"
+    source = _source(config) if begins and tunes else None
     _begin(config, workdir, info)
 
     def loss(apply: Apply) -> LossFn:
@@ -277,6 +278,9 @@ def _fit(
 def _source(config: ConfigDict) -> Path:
     """The run whose weights a training begins with, of the same model and process."""
     key = "config.training.from"
+    if not config.training["from"]:
+        allowed = "workdirs of trained runs with the loss consistency"
+        raise UserError(f"{key} = '': allowed are {allowed}")
     found = paths.local(config.training["from"], key)
     if not workdirs.is_run(found):
         raise UserError(f"{key} = '{found}': no {workdirs.FILE} there; allowed are runs' workdirs")

@@ -109,6 +109,9 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
 def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another object's."""
     settings, likelihood = config.model, config.likelihood
+    by_consistency = build.loss_pair(config).weight == "consistency"
+    if config.sampling.method == "consistency" and not by_consistency:
+        yield "sampling.method", "others for a model that is not trained by the loss consistency"
     if settings.embedding == "fourier" and settings.condition == "time":
         yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
     if not settings.class_conditional:
@@ -153,6 +156,7 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         needs |= {"model.embedding": ("positional", "vaswani"), "model.condition": ("time",)}
         allowed = ("paper", *OF_VARIANCES) if settings.learned_variance else ("paper",)
         needs |= {"training.loss": allowed} | OWN_LOSS
+        needs |= {"sde.t_max": (None, 1.0)}  # the published chain ends at T = 1
     elif constants(getattr(process, "process", process)):  # of a shifted one, what is shifted
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
@@ -176,7 +180,8 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
     without = "with config.model.learned_variance = False"
     if settings.loss in OF_VARIANCES:
         others = [name for name in LOSSES if name not in OF_VARIANCES]
-        yield "training.loss", f"{', '.join(others)} {without}"
+        allowed = "paper" if config.model.num_levels else ", ".join(others)
+        yield "training.loss", f"{allowed} {without}"
     if config.likelihood.variance == "learned":
         yield "likelihood.variance", f"large, small {without}"
 
@@ -207,6 +212,8 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
         yield "model.parameterization", f"{', '.join(OF_PURE_NOISE)}, {why}"
     if config.model.condition == "log_snr":
         yield "model.condition", f"time, log_sigma, {why}"
+    if config.likelihood.method != "ode":
+        yield "likelihood.method", f"ode, {why}"
     pair = build.loss_pair(config)
     weights = ("likelihood", "consistency", "second_order")
     for name, values in {"times": ("log_snr", "alternate"), "weight": weights}.items():

@@ -302,6 +302,7 @@ class Run:
         """As `log_likelihood`, `likelihood.batch_size` items at a time, in order, from the item of
         index `first` on. Data may be a split's that is streamed, which was checked as it was
         opened."""
+        build.check_score(self.config, "likelihoods")
         with build.errors_of("sde"):
             densities.METHODS[self.config.likelihood.method].check(self.sde, self.smooth_score)
         items = data if isinstance(data, Streamed) else self.space.check(data)

@@ -261,6 +261,14 @@ class Shifted(ToNoise):
         known: bool = self.process.ends_in_noise
         return known
 
+    @property
+    def t_resolved(self) -> Any:  # type: ignore[override]
+        return self.process.t_resolved
+
+    @property
+    def size(self) -> Any:  # type: ignore[override]
+        return self.process.size
+
     def time_steps(self, start: Any, end: Any, num: int) -> Array:
         found: Array = self.process.time_steps(start, end, num)
         return found

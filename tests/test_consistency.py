@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import consistency
+from score_sde import consistency, load
 from score_sde.losses import Pair, sample_times
+from score_sde.modes.levels import loss_by_level
 from score_sde.samplers import Consistency
 from score_sde.schedules import EDM
 from score_sde.score import pytree
@@ -84,7 +85,7 @@ def test_a_consistent_model_samples_the_data(sde, steps):
 TUNED = (*KINDS["digits"], "--config.training.sample_every=0", "--config.training.loss=consistency")
 
 
-def test_a_run_is_tuned_and_sampled(tiny_run, tmp_path):
+def test_a_run_is_tuned_and_sampled(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     source = "--config.training.from=runs/vp_digits"
     tune = ("--mode=train", DIGITS, "--workdir=tuned", *TUNED)
@@ -95,9 +96,20 @@ def test_a_run_is_tuned_and_sampled(tiny_run, tmp_path):
     assert "weights: " not in told
     sample = ("--mode=sample", "--workdir=tuned", "--config.sampling.method=consistency", *FEW)
     assert "NFE 2" in succeed(*sample, cwd=tmp_path)
+    none = "needs a score: a consistency model has none"
+    inpaint = ("restore", f"--input={inputs}", "--task=inpaint", "--mask=half", "--degrade")
+    for mode, *more in (("likelihood",), ("interpolate",), inpaint):
+        done = command(f"--mode={mode}", *more, "--workdir=tuned", cwd=tmp_path)
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith("error: config.training.loss = 'consistency': allowed are others")
+        assert done.returncode == 2 and said.endswith(none)
+    edit = ("--mode=restore", f"--input={inputs}", "--task=edit", *sample[1:])
+    assert "2 images" in succeed(*edit, cwd=tmp_path)  # any sampler edits
+    assert loss_by_level(load(tmp_path / "tuned")) == {}
 
 
 MISTAKES = {
+    "no teacher": ((), "", "'': allowed are workdirs of trained runs with the loss consistency"),
     "no run": ((), "none", "'none': no config.json there; allowed are runs' workdirs"),
     "another process": (
         ("--config.sde.name=ve",),

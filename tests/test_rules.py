@@ -99,6 +99,14 @@ CONTRADICTIONS = [
         NO_DATA_LEFT | {"sampling.method": "ipndm", "sampling.grid": "quadratic"},
         *("sampling.grid", "uniform, paper, angle"),
     ),
+    (
+        PAIRED | {"likelihood.method": "bound"},
+        *("likelihood.method", "ode, as alpha(T) = 0 of Flow, or config.sde.t_max below 1"),
+    ),
+    (
+        {"sampling.method": "consistency"},
+        *("sampling.method", "others for a model that is not trained by the loss consistency"),
+    ),
     ({"sde.name": "cosine", "sde.t_max": 1e-3}, "sde.t_max", "times above 0.001, up to 1"),
     ({"sde.name": "edm", "sde.t_max": 0.001}, "sde.t_max", "times above 0.002, up to 1e+06"),
     ({"training.pairing": "ot"}, "training.pairing", "independent, as some of the data", "VPSDE"),
@@ -182,6 +190,14 @@ CONTRADICTIONS = [
     (
         DISCRETE | {"model.condition": "log_snr"},
         *("model.condition", "time with", "num_levels = 1000"),
+    ),
+    (
+        DISCRETE | {"sde.name": "cosine", "sde.t_max": 0.9},
+        *("sde.t_max", "unset, 1.0 with config.model.num_levels = 1000"),
+    ),
+    (
+        DISCRETE | {"training.loss": "vlb"},
+        *("training.loss", "paper with config.model.learned_variance = False"),
     ),
     ({"model.learned_variance": True}, "model.learned_variance", "False with", "num_levels = 0"),
     (

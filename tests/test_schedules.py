@@ -82,6 +82,11 @@ def test_a_shift_moves_the_log_snr_and_keeps_the_curve(factor):
     flow = Shifted(Flow(), factor)
     np.testing.assert_allclose(flow.sigma(t), factor * t / (1.0 + (factor - 1.0) * t), rtol=1e-5)
     np.testing.assert_allclose(Shifted(EDM(), factor).sigma(t), factor * t, rtol=1e-5)
+    # What is shifted keeps its size, and the time from which float32 resolves it, twice as well.
+    twice = Shifted(Shifted(EDM(), factor), factor)
+    np.testing.assert_allclose(twice.alpha(t), 1.0)
+    np.testing.assert_allclose(twice.sigma(t), factor**2 * t, rtol=1e-5)
+    assert Shifted(SubVPSDE(), factor).t_resolved == SubVPSDE.t_resolved
 
 
 def test_a_shift_is_positive():

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from score_sde import build
 from score_sde.config import flat, kind_keys
+from score_sde.densities import keys_read
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import listing
 
@@ -17,7 +18,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Print the config, and the checkpoints of a run. Nothing is written, and no device is
     started."""
     print(f"{config.name}: * differs from the default, - is not used beside the other values\n")
-    values, unused = flat(config), build.unused(config)
+    values, unused = flat(config), build.unused(config) | _not_by_likelihood(config)
     section = ""
     for key, row in SCHEMA.items():
         if key != "name":
@@ -30,6 +31,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         print(f"\n{_not_by_restorer(config)}")
     if there := listing(workdir):
         print("\ncheckpoints: step, date, loss", *there, sep="\n")
+
+
+def _not_by_likelihood(config: ConfigDict) -> set[str]:
+    """The keys of `likelihood` that its method does not read; none for vectors, of which no more is
+    known before they are read."""
+    info = build.known_info(config)
+    read = keys_read(config, info) if info else set(config.likelihood)
+    return {f"likelihood.{key}" for key in set(config.likelihood) - read}
 
 
 def _not_by_restorer(config: ConfigDict) -> str:

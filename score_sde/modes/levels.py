@@ -30,14 +30,15 @@ Values = Callable[[Array, dict[str, Array], Array, Array], Array]
 def loss_by_level(trained: Run) -> dict[str, Any]:
     """The mean squared error of the noise that the network predicts for images of the test split
     (the integrand of denoising score matching; Ho et al. 2020, eq. 14), at levels that are even in
-    log-SNR from `training.t_min` to T. {} without a test split, and for a network that was trained
-    with noise that depends on the data.
+    log-SNR from `training.t_min` to T. {} without a test split, for a network that was trained with
+    noise that depends on the data, and for a consistency model.
 
     Returns:
         lists `t`, `log_snr`, `loss` and `standard_error` (over images), and what they are of.
     """
     config = trained.config
-    if config.training.pairing != "independent":
+    consistency = build.loss_pair(config).weight == "consistency"
+    if consistency or config.training.pairing != "independent":
         return {}
     key, names = jax.random.key(0), build.condition_names(config, trained.info)
 

@@ -45,6 +45,8 @@ def check(trained: Run, task: str, mask: str, degrade: bool) -> None:
         raise refuse("training.pairing", pairing, "independent for --mode restore")
     if task not in TASKS:
         raise UserError(f"--task = {task!r}: allowed are {', '.join(TASKS)}")
+    if task != "edit":  # which takes any sampler
+        build.check_score(config, f"--task {task}")
     if mask and task != "inpaint":
         raise UserError(f"--mask = {mask!r}: goes with --task inpaint only")
     if degrade and task in EDITED:
