@@ -9,7 +9,8 @@ arXiv:2406.14548) of a run of `edm_fashion_mnist`.
 Reached with a smaller network, 300 steps after a teacher of 1000: of 300 images by one evaluation
 95 % lie as near to real ones as these to each other, and of the teacher's by 35 80 %
 (benchmarks/README.md). The whole preset has not been trained.
-Cost: 600 steps of 32 images, each with two evaluations of the network instead of one.
+Cost: 600 steps of 32 images, each about as long as one of the teacher: its second evaluation has no
+gradient.
 """
 
 from ml_collections import ConfigDict
