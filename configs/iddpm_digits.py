@@ -6,11 +6,12 @@ learned reverse variances.
     python main.py --config configs/iddpm_digits.py --mode sample
     python main.py --config configs/iddpm_digits.py --mode likelihood  # the bound, term by term
 
-The network is that of `vp_digits` without Fourier features of the pixels, which have their bins for
-their period; here the pixels are not dequantized. Samples are drawn by 50 of the 1000 levels.
-Reached after 1151 steps (five minutes on one core of an x86-64 CPU with AVX2): of 900 digits by
-the preset's sampler 98 % lie as near to real digits as these to each other, and 97 % of the real
-ones to them; the bound is 3.05 bits/dim of the pixels as they are. Cost: as `vp_digits`.
+The network is that of `vp_digits`. A period of its Fourier features of the pixels is one level, as
+the pixels are not dequantized here. Samples are drawn by 50 of the 1000 levels.
+Reached after 1151 steps (six minutes on one core of an x86-64 CPU with AVX2): of 900 digits by the
+preset's sampler 98 % lie as near to real digits as these to each other, and so do 97 % of the real
+ones to them; the bound is 1.935 +- 0.013 bits/dim of the pixels as they are. Without these features
+it is 3.05, as the network misses the nearest level at low noise. Cost: as `vp_digits`.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.condition = "time"
     model.num_levels = 1000
     model.learned_variance = True
-    model.input_frequencies = ()
+    model.input_frequencies = (16.0,)  # a period is from a level to the next
 
     config.training.loss = variant or "hybrid"
     config.training.dequantize = False

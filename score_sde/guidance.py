@@ -107,11 +107,17 @@ def classifier(
         scale: of the gradient. 1 is the score given the label.
 
     Raises:
-        ValueError: a negative scale, labels of another shape, or a process with alpha(T) = 0.
+        ValueError: a scale that is negative or infinite, labels of another shape, below 0 or beyond
+            a network's classes, or a process with alpha(T) = 0.
     """
-    require(not _is_number(scale) or scale >= 0, "scale", scale, "numbers of at least 0")
+    ok = not _is_number(scale) or 0 <= scale < float("inf")
+    require(ok, "scale", scale, "numbers of at least 0")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
     labels = _each_sample(labels)
+    if not isinstance(labels, jax.core.Tracer):
+        number = getattr(getattr(log_prob, "model", None), "num_classes", 0)
+        wrong = [each for each in labels.tolist() if each < 0 or (number and each >= number)]
+        require(not wrong, "labels", wrong, f"0 to {number - 1}" if number else "0 and above")
     return _ByClassifier(sde, as_pytree(score), as_pytree(log_prob), labels, scale)
 
 

@@ -292,6 +292,15 @@ def test_another_weight_and_other_labels_run_the_same_program(model):
         ),
         (lambda m: guidance.classifier_free(m, LABELS, 2.0, (2.0, 1.0)), "interval = .* rising"),
         (lambda m: guidance.classifier(SDE, m, m, LABELS, -1.0), "scale = -1.0"),
+        (lambda m: guidance.classifier(SDE, m, m, LABELS, float("inf")), "scale = inf"),
+        (
+            lambda m: guidance.classifier(SDE, m, m, [0, -1]),
+            r"labels = \[-1\]: allowed are 0 and above",
+        ),
+        (
+            lambda m: guidance.classifier(SDE, m, Logits(m), [0, 3, -1]),
+            r"labels = \[3, -1\]: allowed are 0 to 2",
+        ),
     ],
 )
 def test_mistakes(model, make, line):

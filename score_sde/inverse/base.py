@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from score_sde.errors import require
@@ -97,8 +98,9 @@ def measured(
     Raises:
         ValueError: a negative sigma_y, or a process with alpha(T) = 0.
     """
-    is_number = isinstance(sigma_y, int | float)
-    require(not is_number or 0 <= sigma_y < float("inf"), "sigma_y", sigma_y, "numbers from 0 on")
+    known = not isinstance(sigma_y, jax.core.Tracer)
+    ok = not known or bool(np.all((np.asarray(sigma_y) >= 0) & np.isfinite(sigma_y)))
+    require(ok, "sigma_y", sigma_y, "numbers from 0 on")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
     return sde, as_pytree(score), as_pytree(operator), jnp.asarray(y), sigma_y
 

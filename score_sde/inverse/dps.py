@@ -61,7 +61,7 @@ class _DPS(Posterior):
         if self.zeta is None:
             return x0, -pull(pull_offset(offset / self._noise_variance(offset))[0])
         norm = jnp.sqrt(jnp.sum(jnp.square(offset), axis=range(1, offset.ndim)))
-        # Of reverse diffusion, whose step adds g^2 / STEPS times the score.
-        size = self.zeta * STEPS / jnp.square(self.sde.diffusion(t))
+        # Of reverse diffusion, whose step adds g^2 T / STEPS times the score.
+        size = self.zeta * STEPS / (self.sde.T * jnp.square(self.sde.diffusion(t)))
         unit = expand(size / jnp.where(norm > 0, norm, 1), offset) * offset
         return x0, -pull(pull_offset(unit)[0])

@@ -270,7 +270,7 @@ def _rows(trained: Run, drawn: Samples, number: int, truth: Array | None) -> dic
         "images": space.from_model(x),
         "mean": space.from_model(mean),
         "std": std,
-        "nfe": drawn.nfe.reshape(-1, number)[:, 0],
+        "nfe": jnp.mean(drawn.nfe.reshape(-1, number), axis=1),
         "finite": jnp.isfinite(x).reshape(len(x), -1).all(axis=1),
     }
     if truth is not None:

@@ -15,6 +15,7 @@ from score_sde import guidance, inverse, oracle
 from score_sde.inverse.base import conjugate_gradients
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers import DDIM, ProbabilityFlow
+from score_sde.schedules import EDM
 from score_sde.score import Model
 from tests.cases import EVERY, PROCESSES, process_of
 
@@ -138,9 +139,10 @@ def test_pigdm_is_exact_for_its_own_gaussian():
     np.testing.assert_allclose(posterior.denoised(x, TIMES), exact.denoised(x, TIMES), atol=1e-4)
 
 
-def test_the_published_step_of_dps():
+@pytest.mark.parametrize("sde", [PROCESSES["vp"], EDM()], ids=["vp", "edm"])
+def test_the_published_step_of_dps(sde):
     """x - zeta grad |y - A(D)| in each of 1000 steps, for an operator that is not linear."""
-    sde, (mean, covariance, _, _, x) = PROCESSES["vp"], problem(2)
+    mean, covariance, _, _, x = problem(2)
     score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(x)
     y = jnp.asarray([[0.3, 0.2]])
 
@@ -149,7 +151,7 @@ def test_the_published_step_of_dps():
 
     step = jax.vmap(jax.grad(distance))(x, TIMES)
     posterior = inverse.dps(sde, score, jnp.sin, y, 0.0, zeta=0.5)
-    beta = jnp.square(sde.diffusion(TIMES))[:, None] / 1000
+    beta = sde.T * jnp.square(sde.diffusion(TIMES))[:, None] / 1000
     found = beta * (posterior(x, TIMES) - score(x, TIMES))
     np.testing.assert_allclose(found, -0.5 * step, atol=1e-4)
 
@@ -234,6 +236,9 @@ def test_mistakes():
     score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(np.ones((5, 2)))
     with pytest.raises(ValueError, match=r"sigma_y = -0.1: allowed are numbers from 0 on"):
         inverse.mmps(sde, score, jnp.negative, x, -0.1)
+    for negative in (np.float32(-1.0), jnp.float32(-1.0), np.nan):
+        with pytest.raises(ValueError, match=r"sigma_y = .*: allowed are numbers from 0 on"):
+            inverse.pigdm(sde, score, jnp.negative, x, negative)
     with pytest.raises(ValueError, match=r"sigma_y = 0: allowed are numbers above 0"):
         inverse.mmps(sde, score, jnp.negative, x, 0)
     with pytest.raises(ValueError, match=r"sigma_y = 0.*numbers above 0 for zeta = None"):
