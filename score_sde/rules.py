@@ -109,9 +109,6 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
 def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another object's."""
     settings, likelihood = config.model, config.likelihood
-    by_consistency = build.loss_pair(config).weight == "consistency"
-    if config.sampling.method == "consistency" and not by_consistency:
-        yield "sampling.method", "others for a model that is not trained by the loss consistency"
     if settings.embedding == "fourier" and settings.condition == "time":
         yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
     if not settings.class_conditional:
@@ -189,6 +186,8 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
 def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another one of the training."""
     weight = build.loss_pair(config).weight
+    if config.sampling.method == "consistency" and weight != "consistency":
+        yield "sampling.method", "others for a model that is not trained by the loss consistency"
     if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
         yield "training.reduce_mean", f"True with the weight {weight}"
     if config.training.uncertainty and weight in ("consistency", "second_order", *OF_VARIANCES):
