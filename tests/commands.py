@@ -149,7 +149,10 @@ def small_files(size):
     """A limit on a file's bytes, which stands for a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    # Python would keep the bytecode of a module that is imported here, cut off, without a word.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = before
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
