@@ -1,9 +1,9 @@
 """What `--mode restore` draws: the sampler and the keys of a task and a method, and the draws.
 
 An image's row has all its draws. The noise of a draw depends on the seed and on its number among
-all draws, not on the batch. Twisted SMC takes one measurement at a time. Each draw is a run with
-particles of its own, and takes one of them at random: draws of one run would share ancestors, and
-be too alike. Its `nfe` counts the evaluations of all the particles.
+all draws, not on the batch. Twisted SMC takes one measurement at a time. Each draw is a particle,
+taken at random, of a run of its own. Particles of one run share ancestors, and are too alike. The
+`nfe` of a draw counts the evaluations of all particles of its run.
 """
 
 import dataclasses
