@@ -68,8 +68,9 @@ def by_score(make, *arguments):
 
 def by_replacement(make, key, sde, prior, operator, y, sigma_y, steps):
     """Draw by the projection."""
-    project = inverse.replacement(sde, None, operator, y, sigma_y, iterations=8)
-    shape = (DRAWS, prior.means.shape[1])
+    dims = prior.means.shape[1]
+    project = inverse.replacement(sde, None, operator, y, sigma_y, iterations=min(dims, 8))
+    shape = (DRAWS, dims)
     return make(steps).sample(key, sde, prior.score(sde), shape=shape, project=project)
 
 

@@ -38,7 +38,8 @@ def test_a_folder_is_restored_and_gone_on_with(tiny_run, tmp_path, inputs):
     assert not np.array_equal(first["images"][:, 0], first["images"][:, 1])
     summary = json.loads((workdir / "restored.json").read_text())
     assert summary["complete"] and summary["num_images"] == summary["num_draws"] == 2
-    assert summary["method"] == "pigdm"
+    assert summary["method"] == "pigdm" and summary["restore.sigma_y"] == 0.05
+    assert summary["sampling.seed"] == 0 and "restore.zeta" not in summary
     for name in ("nfe", "psnr", "coverage_50", "coverage_90"):
         assert summary[name] == pytest.approx(first[name].mean(), rel=1e-6)  # of float32
     assert 0 <= summary["coverage_50"] <= summary["coverage_90"] <= 1

@@ -1,6 +1,7 @@
 """`--mode restore` by each method: the same bits as from Python, its keys and what it costs."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from score_sde.data import load
 from score_sde.errors import UserError
 from score_sde.inverse import operators
 from score_sde.modes import restoring
-from score_sde.samplers import ExponentialMultistep
+from score_sde.samplers import ExponentialMultistep, PredictorCorrector
 from score_sde.samplers.base import from_prior
 from tests.commands import as_users_have_it, command, succeed
 
@@ -82,6 +83,23 @@ def test_repaint_is_the_one_from_python(tiny_run, tmp_path, inputs):
         told = restore(tmp_path, inputs, *by, *other, FEW[0])
         assert "nothing to compute" in told
         assert f"not read with these settings: {unread}\n" in told
+
+
+def test_the_originals_inpainter_begins_with_the_known_part(tiny_run, tmp_path, inputs):
+    workdir = tiny_run("digits", tmp_path)
+    faithful = ("--config.sampling.method=pc", "--config.sampling.faithful")
+    restore(tmp_path, inputs, *faithful, "--config.restore.method=replacement")
+    with as_users_have_it():
+        problem = Problem(workdir)
+        project = inverse.replacement(*problem.arguments(), iterations=8)
+        known = problem.operator(jnp.ones((1, 8, 8, 1)))
+        begin = known * problem.y + (1 - known) * problem.noise
+        sampler, given = PredictorCorrector(STEPS, faithful=True), (problem.run.score, begin)
+        drawn = sampler.sample(KEY, problem.sde, *given, project=project)
+    assert "faithful=True" in json.loads((workdir / "restored.json").read_text())["sampler"]
+    found, expected = arrays_of(workdir)["images"], problem.as_rows(drawn.x)[0]
+    # Roundings in another order, and pixels are whole numbers from 0 to 16.
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
 
 
 def test_twisted_smc_takes_a_particle_of_its_own_run_for_each_draw(tiny_run, tmp_path, inputs):

@@ -6,7 +6,8 @@ approximation of grad log p(y | x_t), the posterior at time t has
     score      score(x_t) + g,          denoised      D + (sigma^2 / alpha) g.
 
 An operator A is a function of the whole batch, (B, *shape) to (B, *measured). Its transpose comes
-from ``jax.linear_transpose``.
+from ``jax.linear_transpose``. A linear operator may add a constant, A(x) = L x + b, as from one
+range of pixels to another: A^T is L^T then, and what multiplies it is L.
 """
 
 from abc import ABC, abstractmethod
@@ -86,6 +87,9 @@ class Posterior(ABC):
     def _transpose(self, v: Array, like: Array) -> Array:
         return transpose(self.operator, v, like)
 
+    def _multiply(self, u: Array) -> Array:
+        return multiply(self.operator, u)
+
     def _noise_variance(self, v: Array) -> Array:
         return jnp.square(jnp.asarray(self.sigma_y, v.dtype))
 
@@ -114,15 +118,23 @@ def fitting(y: Array, found: Array) -> Array:
 
 
 def transpose(operator: Operator, v: Array, like: Array) -> Array:
-    """A^T v of shape (B, *shape), for v (B, *measured) and any states like x.
+    """L^T v of shape (B, *shape), for v (B, *measured) and any states like x.
 
     Raises:
         ValueError: an operator that is not linear.
     """
+    jax.eval_shape(operator, like)  # the operator's own errors are its user's to read
     try:
         found: Array = jax.linear_transpose(operator, like)(v)[0]
-    except NotImplementedError as error:
-        raise ValueError(f"operator: {error}; allowed are linear ones, except with dps") from error
+    except (NotImplementedError, AssertionError, RuntimeError) as error:
+        why = f"{type(error).__name__} by jax.linear_transpose"
+        raise ValueError(f"operator: {why}; allowed are linear ones, except with dps") from error
+    return found
+
+
+def multiply(operator: Operator, u: Array) -> Array:
+    """L u of shape (B, *measured), for u (B, *shape)."""
+    found: Array = jax.jvp(operator, (u,), (u,))[1]
     return found
 
 

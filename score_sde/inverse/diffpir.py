@@ -62,7 +62,7 @@ class _DiffPIR(Posterior):
         r2 = jnp.square(self.sde.sigma(t) / self.sde.alpha(t)) / self.strength
 
         def apply(v: Array) -> Array:
-            spread = expand(r2, v) * self.operator(self._transpose(v, x0))
+            spread = expand(r2, v) * self._multiply(self._transpose(v, x0))
             return spread + self._noise_variance(v) * v
 
         solved = conjugate_gradients(apply, self._offset(x0), self.iterations)

@@ -60,7 +60,7 @@ class _MMPS(Posterior):
         lift = expand(self._lift(t), x)
 
         def apply(v: Array) -> Array:
-            spread = self.operator(lift * pull(self._transpose(v, x0)))
+            spread = self._multiply(lift * pull(self._transpose(v, x0)))
             return spread + self._noise_variance(v) * v
 
         offset = self._offset(x0)

@@ -59,7 +59,10 @@ def super_resolve(factor: int) -> Operator:
 
 
 def deblur(kernel: Array) -> Operator:
-    """The correlation with a kernel (h, w), h and w odd; zeros beyond the edges: (B, H, W, C)."""
+    """The correlation with a kernel (h, w), h and w odd: (B, H, W, C) to the same.
+
+    Beyond its edges the image goes on as its mirror image, so that an even image stays even.
+    """
     kernel = jnp.asarray(kernel)
     ok = kernel.ndim == 2 and kernel.shape[0] % 2 == kernel.shape[1] % 2 == 1
     require(ok, "kernel.shape", kernel.shape, "(h, w), both odd")
@@ -100,11 +103,12 @@ def _grey(x: Array) -> Array:
 
 def _correlated(kernel: Array, x: Array) -> Array:
     depthwise = jnp.broadcast_to(kernel[..., None, None], (*kernel.shape, 1, x.shape[-1]))
+    beyond = [(0, 0), *((side // 2, side // 2) for side in kernel.shape), (0, 0)]
     return jax.lax.conv_general_dilated(
-        x,
+        jnp.pad(x, beyond, mode="symmetric"),
         depthwise.astype(x.dtype),
         window_strides=(1, 1),
-        padding=[(side // 2, side // 2) for side in kernel.shape],
+        padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
         precision="highest",

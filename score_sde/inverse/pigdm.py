@@ -91,7 +91,7 @@ class PiGDM(Posterior):
         offset = self._offset(x0)
 
         def apply(v: Array) -> Array:
-            spread = expand(r2, v) * self.operator(self._transpose(v, x0))
+            spread = expand(r2, v) * self._multiply(self._transpose(v, x0))
             return spread + self._noise_variance(v) * v
 
         return offset, conjugate_gradients(apply, offset, self.iterations)

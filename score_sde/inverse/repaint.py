@@ -2,6 +2,9 @@
 
 After a projection the state is taken back to the noise level that it came from, by a forward step,
 and the step is made again. So the part that is not measured comes to agree with the measured one.
+
+Of noisy measurements, which are not in the paper: at low levels the projection leaves a part of the
+state as it is, and that part alone knows of the measurement then. The forward step leaves it, too.
 """
 
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.errors import require
+from score_sde.inverse.replacement import Replacement
 from score_sde.samplers.base import Progress, Samples, Start, require_positive
 from score_sde.samplers.exponential import DDIM
 from score_sde.samplers.stepped import PROJECTION, Context
@@ -37,8 +41,8 @@ class RePaint(DDIM):
     def _draw(
         self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
     ) -> Samples:
-        ok = start.project is not None
-        require(ok, "project", None, "projections, such as that of inverse.replacement")
+        kind = type(start.project).__name__
+        require(isinstance(start.project, Replacement), "project", kind, "inverse.replacement(...)")
         return super()._draw(start, shape, keep, progress)
 
     def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
@@ -50,7 +54,8 @@ class RePaint(DDIM):
             reached, _ = once(states[0], None, i, own)
             reached = own.projected(reached, s, i)
             z = own.noise(x, len(c.times) + i)  # beyond the steps' own
-            return expand(factor, x) * reached + expand(std, x) * z, reached.astype(x.dtype)
+            back = expand(factor, x) * reached + expand(std, x) * z
+            return c.project.held(back, states[0], s), reached.astype(x.dtype)
 
         _, reached = jax.lax.fori_loop(0, self.resamplings, again, (x, jnp.zeros_like(x)))
         c.score.calls = c.score.calls * self.resamplings

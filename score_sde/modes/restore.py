@@ -67,14 +67,14 @@ def run(
     def save() -> None:
         with signals_wait():
             table.save()
-            _summarize(table, output / SUMMARY)
+            _summarize(table, settings, output / SUMMARY)
             _picture(trained, table.rows, images, task, output / PICTURE)
 
     def save_draws(begin: int, found: np.ndarray) -> None:
         for name, draws in zip(names[begin:], found, strict=False):
             pictures.save_each(output / IMAGES / name, draws, trained.info.levels or 256)
 
-    names = images.names
+    names, settings = images.names, _settings(config, task, degrade)
     with (
         progress(len(names), len(table), "image", "restore") as bar,
         saving(lambda: table.changed, save) as saved,
@@ -89,7 +89,7 @@ def run(
     if not all((output / IMAGES / name).exists() for name in names):
         save_draws(0, table.rows["images"])
     if not all((output / name).exists() for name in (SUMMARY, PICTURE)):
-        _summarize(table, output / SUMMARY)
+        _summarize(table, settings, output / SUMMARY)
         _picture(trained, table.rows, images, task, output / PICTURE)
     _tell(leading(table.rows, len(names)), 2.0 if trained.config.model.centered else 1.0)
     print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
@@ -102,6 +102,16 @@ def _tell_settings(config: ConfigDict, workdir: Path, task: str, degrade: bool) 
     print(f"{how.get(task, settings.method)}, {sampler_of(config, task)}")
     read = keys_read(config, task, degrade)
     tell_unread(config, workdir, read, ("sampling.", "likelihood.", "restore."))
+
+
+def _settings(config: ConfigDict, task: str, degrade: bool) -> dict[str, Any]:
+    """What the summary tells of the settings: those of `restore` that the task reads, the classes,
+    the guidance and the seed."""
+    read = keys_read(config, task, degrade)
+    own = {f"restore.{key}": value for key, value in config.restore.items()}
+    names = ("seed", *sample.GUIDED)
+    own |= {f"sampling.{key}": config.sampling[key] for key in names}
+    return {key: value for key, value in sorted(own.items()) if key in read}
 
 
 def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str, Any]) -> Table:
@@ -146,11 +156,12 @@ def _picture(trained: Run, rows: Rows, images: Given, task: str, path: Path) -> 
     pictures.save_png(path, sheet.reshape(-1, *shape), 256, columns=len(cells))
 
 
-def _summarize(table: Table, path: Path) -> None:
-    """Write what the rows say on average."""
+def _summarize(table: Table, settings: dict[str, Any], path: Path) -> None:
+    """Write what the rows say on average, and by which settings."""
     number, rows = table.rows["images"].shape[1], table.rows
     summary = {
         **table.facts,
+        **settings,
         "complete": len(table) >= table.wanted,
         "num_images": len(table),
         "num_draws": number,

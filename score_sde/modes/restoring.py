@@ -177,6 +177,10 @@ def _drawn(trained: Run, operator: Any, key: Array, y: Array, labels: Array, fir
     found = _posterior(config, sde, score, operator, y)
     noise = from_prior(key, sde, (len(y), *trained.space.shape), first, jnp.float32)
     projects = config.restore.method in ("replacement", "repaint")
+    if getattr(sampler, "faithful", False) and projects:
+        # The original's first state has the data in the measured part.
+        exact = dataclasses.replace(found, sigma_y=0.0)
+        noise = exact.mean(noise, jnp.zeros(len(y)))
     given: Any = (score, noise) if projects else (found, noise)
     return sampler.sample(key, sde, *given, first=first, project=found if projects else None)
 

@@ -231,6 +231,20 @@ def test_two_methods_with_as_many_fields_are_two_programs():
     assert len({float(both(tree, x, TIMES)[0].sum()) for tree in trees}) == 4
 
 
+@pytest.mark.parametrize("name", ["pigdm", "diffpir", "mmps", "dps"])
+def test_an_operator_may_add_a_constant(name):
+    """y = L x + b tells what y - b = L x does, as with pixels in another range."""
+    sde, (mean, covariance, matrix, y, x) = PROCESSES["vp"], problem(4)
+    score = oracle.gaussian(*floats(mean, covariance)).score(sde)
+    matrix, y, x = floats(matrix, y, x)
+    make = getattr(inverse, name)
+    plain = make(sde, score, Partial(product, matrix), y, SIGMA_Y)
+    moved = make(sde, score, Partial(lambda m, x: product(m, x) + 3.0, matrix), y + 3.0, SIGMA_Y)
+    for found, expected in zip(both(moved, x, TIMES), both(plain, x, TIMES), strict=True):
+        # Numbers of size 1, or 1 / sigma, lose three bits where 3 is added and taken away.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_mistakes():
     sde, (mean, covariance, *_) = PROCESSES["vp"], problem(2)
     score, (x,) = oracle.gaussian(*floats(mean, covariance)).score(sde), floats(np.ones((5, 2)))
@@ -245,10 +259,17 @@ def test_mistakes():
         inverse.dps(sde, score, jnp.negative, x, 0, zeta=None)
     with pytest.raises(ValueError, match=r"y.shape = \(2,\): allowed are \(5, 2\).*\(1, 2\)"):
         inverse.pigdm(sde, score, jnp.negative, x[0], 0.1)(x, TIMES)
-    with pytest.raises(ValueError, match=r"operator: .*allowed are linear ones, except with dps"):
-        inverse.pigdm(sde, score, jnp.sin, x, 0.1)(x, TIMES)
-    with pytest.raises(ValueError, match=r"project = None: allowed are projections, such as"):
-        inverse.RePaint(3).sample(jax.random.key(0), sde, score, shape=(5, 2))
+    for curved in (jnp.sin, jnp.square, lambda x: x * x, lambda x: x / jnp.sum(x)):
+        with pytest.raises(ValueError, match=r"operator: .*allowed are linear ones, except with d"):
+            inverse.pigdm(sde, score, curved, x, 0.1)(x, TIMES)
+    with pytest.raises(ZeroDivisionError):  # the operator's own
+        inverse.pigdm(sde, score, lambda x: x * (1 / 0), x, 0.1)(x, TIMES)
+    for project in (None, lambda x, t, keys: x):
+        with pytest.raises(ValueError, match=r"project = .*: allowed are inverse.replacement\("):
+            start = {"shape": (5, 2), "project": project}
+            inverse.RePaint(3).sample(jax.random.key(0), sde, score, **start)
+    with pytest.raises(ValueError, match=r"iterations = 0: allowed are integers of at least 1"):
+        inverse.replacement(sde, score, jnp.negative, x, iterations=0)
     posterior = inverse.mmps(sde, score, jnp.negative, x, 0.1)
     with pytest.raises(ValueError, match=r"score: the approximate score of a posterior"):
         log_likelihood(jax.random.key(0), sde, posterior, x)
