@@ -69,6 +69,21 @@ def test_the_table_has_what_was_measured(systems):
     assert real.startswith(f"| {systems.REAL} | – |")
 
 
+def test_what_is_known_of_a_system_is_not_measured_again(systems, tmp_path, capsys):
+    """Its number of updates, and its rows. (A training goes on as every other does.)"""
+    place = systems.Place(tmp_path, "digits", "", 5.0)
+    (tmp_path / "steps.json").write_text('{"vp": [40]}')
+    assert systems.steps(place, "vp", systems.SYSTEMS["vp"].stages) == [40]
+    row = {"system": "vp", "steps": "40", "ode": "1.7", "ode_error": "0.1", "sampler": "SDE"}
+    with (tmp_path / "systems.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, systems.FIELDS, restval="")
+        writer.writeheader()
+        writer.writerow(row)
+    kept, real = systems.compare(place, ["vp"])
+    assert {name: kept[name] for name in row} == row and real["system"] == systems.REAL
+    assert capsys.readouterr().out == f"vp: in {tmp_path / 'systems.csv'}\n"  # and no command
+
+
 def test_the_seconds_of_a_training_are_those_of_its_log(systems, tmp_path):
     log = [
         {"step": 10, "loss": 1.0, "images_per_second": 100.0},
