@@ -88,14 +88,17 @@ def test_repaint_is_the_one_from_python(tiny_run, tmp_path, inputs):
 def test_the_originals_inpainter_begins_with_the_known_part(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
     faithful = ("--config.sampling.method=pc", "--config.sampling.faithful")
-    restore(tmp_path, inputs, *faithful, "--config.restore.method=replacement")
+    corrected = ("--config.sampling.corrector=langevin", "--config.restore.sigma_y=0")
+    by = ("--config.restore.method=replacement", "--config.sampling.num_steps=25")
+    restore(tmp_path, inputs, *faithful, *corrected, *by)
     with as_users_have_it():
         problem = Problem(workdir)
-        project = inverse.replacement(*problem.arguments(), iterations=8)
+        project = inverse.replacement(*problem.arguments()[:-1], iterations=8)
         known = problem.operator(jnp.ones((1, 8, 8, 1)))
         begin = known * problem.y + (1 - known) * problem.noise
-        sampler, given = PredictorCorrector(STEPS, faithful=True), (problem.run.score, begin)
-        drawn = sampler.sample(KEY, problem.sde, *given, project=project)
+        sampler = PredictorCorrector(25, corrector="langevin", faithful=True)
+        drawn = sampler.sample(KEY, problem.sde, problem.run.score, begin, project=project)
+    np.testing.assert_allclose(restoring._known(project, problem.noise), begin, atol=1e-6)
     assert "faithful=True" in json.loads((workdir / "restored.json").read_text())["sampler"]
     found, expected = arrays_of(workdir)["images"], problem.as_rows(drawn.x)[0]
     # Roundings in another order, and pixels are whole numbers from 0 to 16.

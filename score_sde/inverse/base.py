@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.errors import require
+from score_sde.errors import one_line, require
 from score_sde.score import as_pytree, denoise, evaluations, reverse_only
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -110,7 +110,10 @@ def measured(
 
 
 def fitting(y: Array, found: Array) -> Array:
-    """The measurements, if they have the shape of operator(x); otherwise ValueError."""
+    """The measurements, if they have the shape of operator(x), and are real; otherwise
+    ValueError."""
+    real = not (jnp.iscomplexobj(found) or jnp.iscomplexobj(y))
+    require(real, "operator", f"{found.dtype}", "real numbers, such as real and imaginary parts")
     one_for_all = (1, *found.shape[1:])
     allowed = f"{found.shape}, as of operator(x), and {one_for_all}"
     require(y.shape in (found.shape, one_for_all), "y.shape", y.shape, allowed)
@@ -126,8 +129,10 @@ def transpose(operator: Operator, v: Array, like: Array) -> Array:
     jax.eval_shape(operator, like)  # the operator's own errors are its user's to read
     try:
         found: Array = jax.linear_transpose(operator, like)(v)[0]
+    except jax.errors.JaxRuntimeError:  # of the device, such as no memory
+        raise
     except (NotImplementedError, AssertionError, RuntimeError) as error:
-        why = f"{type(error).__name__} by jax.linear_transpose"
+        why = one_line(error) or "jax.linear_transpose has no rule for it"
         raise ValueError(f"operator: {why}; allowed are linear ones, except with dps") from error
     return found
 

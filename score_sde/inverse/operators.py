@@ -61,7 +61,7 @@ def super_resolve(factor: int) -> Operator:
 def deblur(kernel: Array) -> Operator:
     """The correlation with a kernel (h, w), h and w odd: (B, H, W, C) to the same.
 
-    Beyond its edges the image goes on as its mirror image, so that an even image stays even.
+    Beyond its edges the image goes on as its mirror image, so that a uniform image stays as it is.
     """
     kernel = jnp.asarray(kernel)
     ok = kernel.ndim == 2 and kernel.shape[0] % 2 == kernel.shape[1] % 2 == 1

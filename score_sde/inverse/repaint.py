@@ -3,8 +3,8 @@
 After a projection the state is taken back to the noise level that it came from, by a forward step,
 and the step is made again. So the part that is not measured comes to agree with the measured one.
 
-Of noisy measurements, which are not in the paper: at low levels the projection leaves a part of the
-state as it is, and that part alone knows of the measurement then. The forward step leaves it, too.
+Noisy measurements are not in the paper. At low levels the projection leaves a part of the state as
+it is, and all that is known of the measurement is in that part. So the forward step leaves it, too.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.errors import require
-from score_sde.inverse.replacement import Replacement
 from score_sde.samplers.base import Progress, Samples, Start, require_positive
 from score_sde.samplers.exponential import DDIM
 from score_sde.samplers.stepped import PROJECTION, Context
@@ -41,8 +40,8 @@ class RePaint(DDIM):
     def _draw(
         self, start: Start, shape: tuple[int, ...], keep: int, progress: Progress | None
     ) -> Samples:
-        kind = type(start.project).__name__
-        require(isinstance(start.project, Replacement), "project", kind, "inverse.replacement(...)")
+        ok = start.project is not None
+        require(ok, "project", None, "projections, such as that of inverse.replacement")
         return super()._draw(start, shape, keep, progress)
 
     def step(self, x: Array, memory: None, i: Array, c: Context) -> tuple[Array, None]:
@@ -55,7 +54,9 @@ class RePaint(DDIM):
             reached = own.projected(reached, s, i)
             z = own.noise(x, len(c.times) + i)  # beyond the steps' own
             back = expand(factor, x) * reached + expand(std, x) * z
-            return c.project.held(back, states[0], s), reached.astype(x.dtype)
+            if hasattr(c.project, "held"):
+                back = c.project.held(back, states[0], s)
+            return back, reached.astype(x.dtype)
 
         _, reached = jax.lax.fori_loop(0, self.resamplings, again, (x, jnp.zeros_like(x)))
         c.score.calls = c.score.calls * self.resamplings

@@ -15,12 +15,13 @@ singular value s its variance is (alpha sigma_y / s)^2. So noise of the variance
     sigma^2 - (alpha sigma_y / s)^2
 
 is added there, and the sum has that of the state. Where this is below 0 the measurement tells less
-than the state has, and the state stays as it is (Kawar et al. 2022, arXiv:2201.11793, do so by the
-singular value decomposition). No decomposition is formed: Lanczos' iterations find the functions of
-A^T A that are needed.
+than the state has, and the state stays as it is. (So do Kawar et al. 2022, arXiv:2201.11793, by the
+singular value decomposition, with both their etas 1.) Here Lanczos' iterations find the functions
+of A^T A that are needed.
 
-By `PredictorCorrector(faithful=True)` it is the original code's algorithm: see there. What is
-returned then has no noise in the measured part, and the noise of t_min in the rest. By any other
+By `PredictorCorrector(faithful=True)` it is the original code's algorithm, which is for exact
+measurements: see there. What is returned then has no noise in the measured part, and the noise of
+t_min in the rest. By any other
 sampler with fixed steps the projection acts once after each step, at the time reached, and the last
 denoising is that of the whole state.
 """
@@ -59,7 +60,8 @@ def replacement(
         sigma_y: standard deviation of their noise.
         iterations: of Lanczos. One is exact for masks, grey images and means over blocks, where
             A A^T is a multiple of a projection. In exact arithmetic as many are enough as A has
-            different singular values. Fewer are like fewer of conjugate gradients.
+            different singular values. With fewer, neighbouring ones count as one, and the noise
+            along them may be too little. Each keeps an array of the size of x.
 
     Raises:
         ValueError: a negative sigma_y, iterations below 1, an operator that is not linear, a
@@ -90,26 +92,27 @@ class Replacement:
         return self.mean(x, t) + self._filtered(self._squared(z), std, t)
 
     def mean(self, x: Array, t: Array) -> Array:
-        """The states with a measured part without noise."""
+        """The states with a measured part to which no noise is added. What the measurement tells
+        less of than the state stays as it is."""
         alpha, found = self.sde.alpha(t), self.operator(x)
         missing = expand(alpha, found) * fitting(self.y, found) - found
         constant = self.operator(jnp.zeros_like(x))  # 0, unless the operator adds one
         missing += expand(1 - alpha, found) * constant
         apart = transpose(self.operator, missing, x)
-        return x + self._filtered(apart, lambda found, left: jnp.where(left >= 0, 1 / found, 0), t)
+        return x + self._filtered(apart, lambda value, left: jnp.where(left >= 0, 1 / value, 0), t)
 
     def held(self, x: Array, before: Array, t: Array) -> Array:
-        """The states x with the part of the states before that only they know of: the measured one
-        that the projection at t leaves as it is."""
+        """The states x, with the components of those before along which the projection at t
+        changes nothing."""
         apart = self._squared(before - x)
-        return x + self._filtered(apart, lambda found, left: jnp.where(left < 0, 1 / found, 0), t)
+        return x + self._filtered(apart, lambda value, left: jnp.where(left < 0, 1 / value, 0), t)
 
     def _squared(self, u: Array) -> Array:
         """A^T A u, for u (B, *shape)."""
         return transpose(self.operator, multiply(self.operator, u), u)
 
     def _filtered(self, b: Array, function: Callable[[Array, Array], Array], t: Array) -> Array:
-        """f(A^T A) b for b (B, *shape) in the range of A^T. The function has eigenvalues above 0,
+        """f(A^T A) b for b (B, *shape) in the range of A^T. The function takes eigenvalues above 0,
         and the variance of the noise to be added along their eigenvectors."""
         alpha, sigma = self.sde.alpha(t)[:, None], self.sde.sigma(t)[:, None]
 
@@ -128,7 +131,7 @@ def _lanczos(
     """f(M) b for each row of b (B, *shape), for a symmetric M by its product with such rows
     (Lanczos 1950; Golub, Van Loan, Matrix Computations, section 10.1).
 
-    M is seen on the Krylov space of b alone. ``function`` has eigenvalues, (B, iterations). With
+    M is seen on the Krylov space of b alone. ``function`` takes eigenvalues, (B, iterations). With
     f = 1 / x the result is that of as many conjugate gradients.
     """
     rounding = 100 * jnp.finfo(b.dtype).eps

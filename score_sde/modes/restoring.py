@@ -179,10 +179,16 @@ def _drawn(trained: Run, operator: Any, key: Array, y: Array, labels: Array, fir
     projects = config.restore.method in ("replacement", "repaint")
     if getattr(sampler, "faithful", False) and projects:
         # The original's first state has the data in the measured part.
-        exact = dataclasses.replace(found, sigma_y=0.0)
-        noise = exact.mean(noise, jnp.zeros(len(y)))
+        noise = _known(dataclasses.replace(found, sigma_y=0.0), noise)
     given: Any = (score, noise) if projects else (found, noise)
     return sampler.sample(key, sde, *given, first=first, project=found if projects else None)
+
+
+@jax.jit
+def _known(exact: Any, x: Array) -> Array:
+    """The states with the measured part of the data."""
+    found: Array = exact.mean(x, jnp.zeros(len(x), x.dtype))
+    return found
 
 
 def _drawn_by_particles(

@@ -264,10 +264,12 @@ def test_mistakes():
             inverse.pigdm(sde, score, curved, x, 0.1)(x, TIMES)
     with pytest.raises(ZeroDivisionError):  # the operator's own
         inverse.pigdm(sde, score, lambda x: x * (1 / 0), x, 0.1)(x, TIMES)
-    for project in (None, lambda x, t, keys: x):
-        with pytest.raises(ValueError, match=r"project = .*: allowed are inverse.replacement\("):
-            start = {"shape": (5, 2), "project": project}
-            inverse.RePaint(3).sample(jax.random.key(0), sde, score, **start)
+    fourier, parts = jnp.fft.fft(x), lambda x: jnp.real(jnp.fft.fft(x))
+    with pytest.raises(ValueError, match=r"operator = 'complex64': allowed are real numbers"):
+        inverse.pigdm(sde, score, jnp.fft.fft, fourier, 0.1)(x, TIMES)
+    assert inverse.pigdm(sde, score, parts, parts(x), 0.1)(x, TIMES).shape == x.shape
+    with pytest.raises(ValueError, match=r"project = None: allowed are projections, such as"):
+        inverse.RePaint(3).sample(jax.random.key(0), sde, score, shape=(5, 2))
     with pytest.raises(ValueError, match=r"iterations = 0: allowed are integers of at least 1"):
         inverse.replacement(sde, score, jnp.negative, x, iterations=0)
     posterior = inverse.mmps(sde, score, jnp.negative, x, 0.1)
