@@ -51,6 +51,7 @@ def edit(
     Raises:
         ValueError: a strength that is not allowed, or ``faithful``; as ``Sampler.sample``.
     """
+    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0.dtype", f"{x0.dtype}", "floats")
     time, last = strength * sde.T, sampler.last_time(sde)
     ok = last < time <= sde.T
     require(ok, "strength", strength, f"numbers above {last / sde.T:g}, up to 1")

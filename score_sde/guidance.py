@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -138,10 +139,10 @@ def _check_range(labels: Array, number: int) -> None:
 
 def _guided(pair: Any, weight: float, interval: Interval | None, sde: SDE | None) -> ScoreFn:
     ok = not _is_number(weight) or 0 <= weight < float("inf")
-    require(ok, "weight", weight, "numbers of at least 0")
+    require(ok, "weight", weight, "finite numbers of at least 0")
     if interval is not None:
-        low, high = interval
-        ok = not (_is_number(low) and _is_number(high)) or 0 <= low < high
+        numbers = all(map(_is_number, interval))
+        ok = len(interval) == 2 and (not numbers or 0 <= interval[0] < interval[1])
         require(ok, "interval", interval, "two noise levels sigma / alpha from 0 on, rising")
         require(sde is not None, "interval", interval, "None for a model without a process")
     if _is_number(weight) and weight == 1:
@@ -152,7 +153,7 @@ def _guided(pair: Any, weight: float, interval: Interval | None, sde: SDE | None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)  # known before compilation
+    return isinstance(value, int | float | np.number)  # known before compilation
 
 
 SHARED = "score_and_share"  # the method of a score whose model has learned variances
@@ -238,6 +239,8 @@ class _OneBatch:
         def pairs(a: Array, b: Array) -> Array:
             return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
 
+        for number in {len(leaf) for leaf in jax.tree.leaves(self.conditions)} - {len(x)}:
+            require(False, "condition", f"of {number} samples", f"those of the {len(x)} states")
         model = self.model.given(jax.tree.map(pairs, *self.conditions))
         found = _call(model, what, pairs(x, x), pairs(t, t))
         first, second = (jax.tree.map(lambda both, n=n: both[n::2], found) for n in (0, 1))
@@ -305,7 +308,10 @@ class _ByClassifier:
     def _gradient(self, x: Array, t: Array) -> Array:
         def log_prob(x: Array) -> Array:
             rows = jax.nn.log_softmax(self.log_prob(x, t), axis=-1)
-            return jnp.sum(jnp.take_along_axis(rows, self.labels[:, None], axis=1))
+            # Its gradient is NaN for a label beyond the classes, and never 0.
+            beyond = jnp.where(self.labels < rows.shape[1], 0.0, jnp.nan)
+            at = jnp.take_along_axis(rows, self.labels[:, None], axis=1)[:, 0]
+            return jnp.sum(at + beyond * jnp.sum(rows, axis=1))
 
         gradient = jax.grad(log_prob)(x)
         return jnp.asarray(self.scale, gradient.dtype) * gradient

@@ -125,6 +125,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         yield from _rules_of_pairs(config, process)
     if config.sampling.guidance != 1 and not config.training.label_dropout:
         why = "as the model is trained with config.training.label_dropout = 0"
+        if not settings.class_conditional:
+            why = "as the model has no classes (config.model.class_conditional = False)"
         yield "sampling.guidance", f"1 (none), {why}"
     for key, t_min in (
         ("training.t_min", config.training.t_min),

@@ -64,7 +64,7 @@ def variational_loss(key: Array, model: Model, x0: Array, **options: Any) -> Arr
         at = dataclasses.replace(model, params=params, sde=_At(level), condition=condition)
         mean, std = at.sde.marginal(x0, t)
         error = expand(std, z) * at(mean + expand(std, z) * z, t, **(options | arrays)) + z
-        return 0.5 * slope * jnp.mean(jnp.square(error).reshape(len(x0), -1), axis=-1)
+        return 0.5 * process.T * slope * jnp.mean(jnp.square(error).reshape(len(x0), -1), axis=-1)
 
     by_bound, by_variance = (_held(process, part) for part in (_inside(process), ENDS))
     gamma, again = ((each.gamma(t), each.slope(t)) for each in (by_bound, by_variance))

@@ -282,7 +282,16 @@ def test_another_weight_and_other_labels_run_the_same_program(model):
     [
         (
             lambda m: guidance.classifier_free(m, LABELS, -1.0),
-            r"weight = -1.0: allowed are numbers",
+            r"weight = -1.0: allowed are finite numbers",
+        ),
+        (
+            lambda m: guidance.classifier_free(m, LABELS, np.float32(-1)),
+            r"weight = .*-1.0.*: allowed are finite numbers",
+        ),
+        (lambda m: guidance.classifier_free(m, LABELS, 2.0, (1.0,)), "interval = .*two noise lev"),
+        (
+            lambda m: guidance.classifier_free(m, LABELS[:3], 2.0)(*states()),
+            "condition = 'of 3 samples': allowed are those of the 4 states",
         ),
         (lambda m: guidance.classifier_free(m, {"vector": 0}, 2.0), "condition = .*with labels"),
         (lambda m: guidance.classifier_free(m, 3, 2.0), r"labels.shape = \(\): allowed are \(B,\)"),
@@ -306,6 +315,15 @@ def test_another_weight_and_other_labels_run_the_same_program(model):
 def test_mistakes(model, make, line):
     with pytest.raises(ValueError, match=line):
         make(dataclasses.replace(model, num_classes=3))
+
+
+def test_a_label_beyond_a_plain_classifier_is_not_left_unguided():
+    """A function tells its number of classes only when it is called."""
+    x, t = states()
+    score = oracle.gaussian(jnp.zeros(2), jnp.eye(2)).score(SDE)
+    guided = guidance.classifier(SDE, score, lambda x, t: x[:, :2], [0, 1, 2, 0])
+    found = np.isfinite(np.asarray(guided(x, t))).all(axis=1)
+    assert found.tolist() == [True, True, False, True]
 
 
 def test_labels_are_checked_where_they_are_known(model):

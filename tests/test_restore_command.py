@@ -131,11 +131,12 @@ def test_draws_that_go_far_out_of_the_range_are_told(tiny_run, tmp_path, inputs)
     tiny_run("digits", tmp_path)
     hardly = ("--task=edit", "--config.restore.strength=0.002")
     # Two steps of a network that has learned nothing go far.
-    for arguments, count in ((("--task=inpaint",), 1), (hardly, 0)):
+    alone = ("--task=inpaint", "--config.restore.num_draws=1")
+    for arguments, count in ((("--task=inpaint",), 1), (alone, 1), (hardly, 0)):
         typed = ("--input", inputs, *FEW, *arguments)
         done = command("--mode=restore", *typed, cwd=tmp_path)
         assert done.returncode == 0
-        assert done.stderr.count("of the pixels go far out of the pixels' range") == count
+        assert done.stderr.count("pixels lie far out of the pixels' range") == count
 
 
 def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, inputs):
@@ -267,6 +268,10 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         (
             ("--input", inputs, "--task=inpaint", "--mask=erased.png"),
             "error: --mask = 'erased.png': all pixels are white (transparent ones are); allowed",
+        ),
+        (
+            ("--input", inputs, "--task=inpaint", *FAITHFUL, "--config.restore.method=replacement"),
+            "config.restore.sigma_y = 0.05: allowed are 0 with config.sampling.faithful",
         ),
         (("--input", inputs, "--task=deblur", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=super_resolve", "--config.restore.factor=3"), "factor = 3"),

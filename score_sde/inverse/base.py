@@ -82,7 +82,7 @@ class Posterior(ABC):
 
     def _offset(self, x0: Array) -> Array:
         """y - A(x0), (B, *measured)."""
-        return fitting(self.y, found := self.operator(x0)) - found
+        return fitting(self.y, found := self.operator(x0), x0) - found
 
     def _transpose(self, v: Array, like: Array) -> Array:
         return transpose(self.operator, v, like)
@@ -103,17 +103,30 @@ def measured(
         ValueError: a negative sigma_y, or a process with alpha(T) = 0.
     """
     known = not isinstance(sigma_y, jax.core.Tracer)
-    ok = not known or bool(np.all((np.asarray(sigma_y) >= 0) & np.isfinite(sigma_y)))
+    ok = not known or (np.ndim(sigma_y) == 0 and bool(0 <= np.asarray(sigma_y) < np.inf))
     require(ok, "sigma_y", sigma_y, "numbers from 0 on")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
     return sde, as_pytree(score), as_pytree(operator), jnp.asarray(y), sigma_y
 
 
-def fitting(y: Array, found: Array) -> Array:
-    """The measurements, if they have the shape of operator(x), and are real; otherwise
+def require_above(**given: Any) -> None:
+    """Raise ValueError for numbers that are not above 0, where they are known before
+    compilation."""
+    for name, value in given.items():
+        known = not isinstance(value, jax.core.Tracer)
+        ok = not known or bool(np.all((np.asarray(value) > 0) & np.isfinite(value)))
+        require(ok, name, value, "numbers above 0")
+
+
+def fitting(y: Array, found: Array, x: Array) -> Array:
+    """The measurements, if they are real and have the shape of operator(x); otherwise
     ValueError."""
-    real = not (jnp.iscomplexobj(found) or jnp.iscomplexobj(y))
-    require(real, "operator", f"{found.dtype}", "real numbers, such as real and imaginary parts")
+    real = "real numbers, such as real and imaginary parts"
+    is_array = isinstance(found, jax.Array) and found.shape[:1] == x.shape[:1]
+    kind = f"{found.dtype} {found.shape}" if isinstance(found, jax.Array) else type(found).__name__
+    ok = is_array and jnp.issubdtype(found.dtype, jnp.floating)
+    require(ok, "operator(x)", kind, f"arrays ({len(x)}, ...) of {real}")
+    require(not jnp.iscomplexobj(y), "y.dtype", f"{y.dtype}", real)
     one_for_all = (1, *found.shape[1:])
     allowed = f"{found.shape}, as of operator(x), and {one_for_all}"
     require(y.shape in (found.shape, one_for_all), "y.shape", y.shape, allowed)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.errors import require
-from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured, require_above
 from score_sde.score import denoise, pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -43,10 +43,11 @@ def diffpir(
         iterations: of conjugate gradients. They do not evaluate the network.
 
     Raises:
-        ValueError: a negative sigma_y, a strength not above 0, an operator that is not linear, a
-            process with alpha(T) = 0.
+        ValueError: a negative sigma_y, a strength or iterations not above 0, an operator that is
+            not linear, a process with alpha(T) = 0.
     """
-    require(strength > 0, "strength", strength, "numbers above 0")
+    require(iterations > 0, "iterations", iterations, "integers of at least 1")
+    require_above(strength=strength)
     return _DiffPIR(*measured(sde, score, operator, y, sigma_y), strength, iterations)
 
 

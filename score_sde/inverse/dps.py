@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.errors import require
-from score_sde.inverse.base import Operator, Posterior, measured
+from score_sde.inverse.base import Operator, Posterior, measured, require_above
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -41,12 +40,12 @@ def dps(
             must be shorter than about sigma_y^2.
 
     Raises:
-        ValueError: a negative sigma_y, or 0 where zeta is None; a process with alpha(T) = 0.
+        ValueError: a negative sigma_y, or 0 where zeta is None; a zeta not above 0; a process with
+            alpha(T) = 0.
     """
-    without_noise = isinstance(sigma_y, int | float) and sigma_y == 0  # traced ones are not known
-    ok = zeta is not None or not without_noise
-    require(ok, "sigma_y", sigma_y, "numbers above 0 for zeta = None")
-    return _DPS(*measured(sde, score, operator, y, sigma_y), zeta)
+    fields = measured(sde, score, operator, y, sigma_y)
+    require_above(**({"sigma_y": sigma_y} if zeta is None else {"zeta": zeta}))
+    return _DPS(*fields, zeta)
 
 
 @pytree

@@ -13,7 +13,7 @@ from dataclasses import field
 from jax import Array
 
 from score_sde.errors import require
-from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured, require_above
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -41,10 +41,10 @@ def mmps(
         ValueError: sigma_y or iterations not above 0, an operator that is not linear, a process
             with alpha(T) = 0.
     """
-    without_noise = isinstance(sigma_y, int | float) and sigma_y == 0
-    require(not without_noise, "sigma_y", sigma_y, "numbers above 0")
     require(iterations > 0, "iterations", iterations, "integers of at least 1")
-    return _MMPS(*measured(sde, score, operator, y, sigma_y), iterations)
+    fields = measured(sde, score, operator, y, sigma_y)
+    require_above(sigma_y=sigma_y)
+    return _MMPS(*fields, iterations)
 
 
 @pytree

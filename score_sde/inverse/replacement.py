@@ -95,7 +95,7 @@ class Replacement:
         """The states with a measured part to which no noise is added. What the measurement tells
         less of than the state stays as it is."""
         alpha, found = self.sde.alpha(t), self.operator(x)
-        missing = expand(alpha, found) * fitting(self.y, found) - found
+        missing = expand(alpha, found) * fitting(self.y, found, x) - found
         constant = self.operator(jnp.zeros_like(x))  # 0, unless the operator adds one
         missing += expand(1 - alpha, found) * constant
         apart = transpose(self.operator, missing, x)

@@ -16,7 +16,15 @@ from score_sde.display import eight_bits
 from score_sde.modes import sample, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.given import MEASURED, Given, given
-from score_sde.modes.restoring import INTERVALS, batch_size, check, keys_read, restored, sampler_of
+from score_sde.modes.restoring import (
+    FAR,
+    INTERVALS,
+    batch_size,
+    check,
+    keys_read,
+    restored,
+    sampler_of,
+)
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.paths import whole
 from score_sde.run import Run, load
@@ -24,7 +32,7 @@ from score_sde.schema import SCHEMA
 
 VALUES, SUMMARY, PICTURE, IMAGES = "restored.npz", "restored.json", "restored.png", "restored"
 SHOWN, SHOWN_DRAWS = 40, 10  # rows of the picture, at most, and draws in each
-MOST_FAR = 0.01  # share of pixels whose draws may go far out of the range without a note
+MOST_FAR = 0.01  # share of pixels that may lie far out of the range without a note
 # Settings that older files lack, and their values then.
 YOUNGER = sample.GUIDED | {
     "strength": 0.5,
@@ -91,7 +99,7 @@ def run(
     if not all((output / name).exists() for name in (SUMMARY, PICTURE)):
         _summarize(table, settings, output / SUMMARY)
         _picture(trained, table.rows, images, task, output / PICTURE)
-    _tell(leading(table.rows, len(names)), 2.0 if trained.config.model.centered else 1.0)
+    _tell(leading(table.rows, len(names)))
     print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
 
 
@@ -130,6 +138,7 @@ def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str
         **{key: config.sampling[key] for key in sample.GUIDED},
         **{"seed": config.sampling.seed, **flags, "version": __version__},
         **({"intervals": INTERVALS} if flags["degrade"] else {}),
+        "far": FAR,  # older files lack this column
         "names": images.names,
         "images": digest((images.y, *jax.tree.leaves(images.operator))),
         "weights": digest(jax.tree.leaves((trained.score, trained.classifier))),
@@ -172,9 +181,8 @@ def _summarize(table: Table, settings: dict[str, Any], path: Path) -> None:
         file.write(f"{json.dumps(summary, indent=2)}\n".encode())
 
 
-def _tell(rows: Rows, width: float) -> None:
-    """Print what the draws cost, and how near they are where the truth is known; width: of the
-    range of pixels in the model's units."""
+def _tell(rows: Rows) -> None:
+    """Print what the draws cost, and how near they are where the truth is known."""
     number = rows["images"].shape[1]
     print(f"{len(rows['nfe'])} images, {number} draws each, NFE {rows['nfe'].mean():.0f}")
     if "psnr" in rows:
@@ -183,11 +191,9 @@ def _tell(rows: Rows, width: float) -> None:
         if name in rows:
             found = rows[name].mean()
             print(f"{share:.0%} intervals of the draws hold the truth of {found:.1%} of the pixels")
-    # Numbers within the range deviate by half its width at most.
-    far = (rows["std"] > 0.5 * width).mean()
-    if far > MOST_FAR:
+    if (far := rows["far"].mean()) > MOST_FAR:
         print(
-            f"note: the draws of {far:.1%} of the pixels go far out of the pixels' range, and are "
-            "cut; take more steps or another method",
+            f"note: {far:.1%} of the draws' pixels lie far out of the pixels' range, and are cut; "
+            "take more steps or another method",
             file=sys.stderr,
         )

@@ -30,6 +30,7 @@ from score_sde.sde import SDE, ScoreFn
 from score_sde.training.mesh import along_data, on_host, placed
 
 TASKS = (*MEASURED, *EDITED)
+FAR = 0.25  # of the width of the pixels' range, beyond it
 INTERVALS = {"coverage_50": 0.5, "coverage_90": 0.9}  # columns of rows whose truth is known
 # The key of the section `restore` that a task has for itself.
 OF_TASKS = {"super_resolve": "factor", "deblur": "blur", "edit": "strength", "relabel": "label"}
@@ -91,7 +92,10 @@ def _check_method(trained: Run, task: str) -> None:
     devices = trained.mesh.size
     if method == "twisted" and settings.particles % devices:
         raise refuse("restore.particles", settings.particles, f"multiples of the {devices} devices")
-    build.restorer(config)  # whose steps may not be those of the config's sampler
+    sampler = build.restorer(config)  # whose steps may not be those of the config's sampler
+    if method == "replacement" and settings.sigma_y and getattr(sampler, "faithful", False):
+        exact = "0 with config.sampling.faithful, which takes exact measurements"
+        raise refuse("restore.sigma_y", settings.sigma_y, exact)
 
 
 def sampler_of(config: ConfigDict, task: str) -> Sampler:
@@ -178,16 +182,15 @@ def _drawn(trained: Run, operator: Any, key: Array, y: Array, labels: Array, fir
     noise = from_prior(key, sde, (len(y), *trained.space.shape), first, jnp.float32)
     projects = config.restore.method in ("replacement", "repaint")
     if getattr(sampler, "faithful", False) and projects:
-        # The original's first state has the data in the measured part.
-        noise = _known(dataclasses.replace(found, sigma_y=0.0), noise)
+        noise = _known(found, noise)  # the original's first state
     given: Any = (score, noise) if projects else (found, noise)
     return sampler.sample(key, sde, *given, first=first, project=found if projects else None)
 
 
 @jax.jit
-def _known(exact: Any, x: Array) -> Array:
-    """The states with the measured part of the data."""
-    found: Array = exact.mean(x, jnp.zeros(len(x), x.dtype))
+def _known(projection: Any, x: Array) -> Array:
+    """The states with the measured part of the data; of exact measurements."""
+    found: Array = projection.mean(x, jnp.zeros(len(x), x.dtype))
     return found
 
 
@@ -276,18 +279,20 @@ def _rows(trained: Run, drawn: Samples, number: int, truth: Array | None) -> dic
     space = trained.space
     x = drawn.x.reshape(-1, number, *space.shape)
     mean, std = jnp.mean(x, axis=1), jnp.std(x, axis=1)
+    low, high = (-1.0, 1.0) if trained.config.model.centered else (0.0, 1.0)
+    beyond = jnp.maximum(low - x, x - high) > FAR * (high - low)
     rows = {
         "images": space.from_model(x),
         "mean": space.from_model(mean),
         "std": std,
         "nfe": jnp.mean(drawn.nfe.reshape(-1, number), axis=1),
+        "far": jnp.mean(beyond, axis=(1, 2, 3, 4), dtype=jnp.float32),
         "finite": jnp.isfinite(x).reshape(len(x), -1).all(axis=1),
     }
     if truth is not None:
         real = space.to_model(truth)
         error = jnp.mean(jnp.square(mean - real), axis=(1, 2, 3))
-        wide = 2.0 if trained.config.model.centered else 1.0
-        rows["psnr"] = -10.0 * jnp.log10(error / wide**2)
+        rows["psnr"] = -10.0 * jnp.log10(error / (high - low) ** 2)
         if number > 1:
             rows |= {name: inverse.coverage(x, real, p) for name, p in INTERVALS.items()}
     return rows

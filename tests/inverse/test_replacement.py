@@ -1,7 +1,7 @@
 """Replacement: the original's inpainter and colorizer written once more, and the projection.
 
 The original is score_sde's controllable_generation.py (Song et al. 2021, appendix I), with the
-samplers of its VP and VE configurations: reverse diffusion and Langevin.
+samplers of its VP and VE configurations: reverse diffusion or Euler-Maruyama, and Langevin.
 """
 
 from dataclasses import replace
@@ -31,8 +31,9 @@ M[:, 0] = np.sqrt(1 / 3)
 class Original:
     """The sampler's level in float64, from the formulas; for data N(0.3, 0.5^2)."""
 
-    def __init__(self, name):
-        self.name, self.times = name, np.linspace(1.0, 1e-5 if name == "ve" else 1e-3, N)
+    def __init__(self, name, predictor):
+        self.name, self.predictor = name, predictor
+        self.times = np.linspace(1.0, 1e-5 if name == "ve" else 1e-3, N)
         self.betas = np.linspace(0.1 / N, 20.0 / N, N)  # of VP's chain
         self.sigmas = np.exp(np.linspace(np.log(0.01), np.log(50.0), N))  # of VE's
 
@@ -64,6 +65,12 @@ class Original:
     def predicted(self, x, i, z):
         """The next state and its mean."""
         factor, G, _ = self.step(i)
+        if self.predictor == "euler_maruyama":
+            t = self.times[i]
+            beta = 0.1 + 19.9 * t
+            factor = 1.0 if self.name == "ve" else 1.0 + 0.5 * beta / N
+            g2 = 2.0 * np.log(5000.0) * self.marginal(t)[1] ** 2 if self.name == "ve" else beta
+            G = np.sqrt(g2 / N)
         mean = factor * x + G**2 * self.score(x, self.times[i])
         return mean + G * z, mean
 
@@ -82,9 +89,9 @@ def draw_of_projection(index):
     return np.asarray(jax.vmap(one)(item_keys(KEY, SHAPE[0], 0)))
 
 
-def original(name, data, mask, x, decouple, couple):
+def original(name, predictor, data, mask, x, decouple, couple):
     """Known is where the mask is 1, after the change of colours."""
-    level = Original(name)
+    level = Original(name, predictor)
 
     def known(x, mean, t, z):
         """The state and its mean with the known part. (The mean takes its rest from the state.)"""
@@ -103,8 +110,15 @@ def original(name, data, mask, x, decouple, couple):
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
-@pytest.mark.parametrize("task", ["inpaint", "colorize"])
-def test_faithful_is_the_originals_algorithm(name, task):
+@pytest.mark.parametrize(
+    ("task", "predictor"),
+    [
+        ("inpaint", "reverse_diffusion"),
+        ("inpaint", "euler_maruyama"),
+        ("colorize", "reverse_diffusion"),
+    ],
+)
+def test_faithful_is_the_originals_algorithm(name, task, predictor):
     """In float64, with the same noise. The original draws the noise of grey in the changed colours,
     which is the same in law."""
     with as_users_have_it(), jax.enable_x64(True):
@@ -125,7 +139,7 @@ def test_faithful_is_the_originals_algorithm(name, task):
             x_init = changes[1](
                 changes[0](data) * mask + changes[0](start * (1 - np.asarray([1.0, 0, 0])))
             )
-        expected = original(name, data, mask, x_init, *changes)
+        expected = original(name, predictor, data, mask, x_init, *changes)
         y = operator(jnp.asarray(data))
 
         def score(x, t):
@@ -135,7 +149,7 @@ def test_faithful_is_the_originals_algorithm(name, task):
         project = inverse.replacement(sde, score, operator, y)
         for denoise, truth in zip((False, True), expected, strict=True):
             sampler = PredictorCorrector(
-                N, "reverse_diffusion", "langevin", snr=SNR, faithful=True, denoise=denoise
+                N, predictor, "langevin", snr=SNR, faithful=True, denoise=denoise
             )
             drawn = sampler.sample(KEY, sde, score, jnp.asarray(x_init), project=project)
             # The states of VE are of size 50.

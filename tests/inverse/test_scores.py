@@ -253,10 +253,21 @@ def test_mistakes():
     for negative in (np.float32(-1.0), jnp.float32(-1.0), np.nan):
         with pytest.raises(ValueError, match=r"sigma_y = .*: allowed are numbers from 0 on"):
             inverse.pigdm(sde, score, jnp.negative, x, negative)
+    with pytest.raises(ValueError, match=r"sigma_y = .*0.*: allowed are numbers above 0"):
+        inverse.mmps(sde, score, jnp.negative, x, np.float32(0))
     with pytest.raises(ValueError, match=r"sigma_y = 0: allowed are numbers above 0"):
-        inverse.mmps(sde, score, jnp.negative, x, 0)
-    with pytest.raises(ValueError, match=r"sigma_y = 0.*numbers above 0 for zeta = None"):
         inverse.dps(sde, score, jnp.negative, x, 0, zeta=None)
+    for make, name, value in (
+        (inverse.dps, "zeta", -1.0),
+        (inverse.pigdm, "data_std", 0.0),
+        (inverse.pigdm, "iterations", 0),
+        (inverse.diffpir, "iterations", 0),
+        (inverse.diffpir, "strength", 0.0),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} = {value}: allowed are "):
+            make(sde, score, jnp.negative, x, 0.1, **{name: value})
+    with pytest.raises(ValueError, match=r"sigma_y = .*: allowed are numbers from 0 on"):
+        inverse.pigdm(sde, score, jnp.negative, x, np.ones(5))
     with pytest.raises(ValueError, match=r"y.shape = \(2,\): allowed are \(5, 2\).*\(1, 2\)"):
         inverse.pigdm(sde, score, jnp.negative, x[0], 0.1)(x, TIMES)
     for curved in (jnp.sin, jnp.square, lambda x: x * x, lambda x: x / jnp.sum(x)):
@@ -265,8 +276,13 @@ def test_mistakes():
     with pytest.raises(ZeroDivisionError):  # the operator's own
         inverse.pigdm(sde, score, lambda x: x * (1 / 0), x, 0.1)(x, TIMES)
     fourier, parts = jnp.fft.fft(x), lambda x: jnp.real(jnp.fft.fft(x))
-    with pytest.raises(ValueError, match=r"operator = 'complex64': allowed are real numbers"):
+    with pytest.raises(ValueError, match=r"operator\(x\) = 'complex64 .*real and imaginary parts"):
         inverse.pigdm(sde, score, jnp.fft.fft, fourier, 0.1)(x, TIMES)
+    with pytest.raises(ValueError, match=r"y.dtype = 'complex64': allowed are real numbers"):
+        inverse.pigdm(sde, score, jnp.negative, fourier, 0.1)(x, TIMES)
+    for wrong in (lambda x: (x, x), lambda x: x.astype(int), lambda x: x[0], jnp.sum):
+        with pytest.raises(ValueError, match=r"operator\(x\) = .*: allowed are arrays \(5, ...\)"):
+            inverse.pigdm(sde, score, wrong, x, 0.1)(x, TIMES)
     assert inverse.pigdm(sde, score, parts, parts(x), 0.1)(x, TIMES).shape == x.shape
     with pytest.raises(ValueError, match=r"project = None: allowed are projections, such as"):
         inverse.RePaint(3).sample(jax.random.key(0), sde, score, shape=(5, 2))

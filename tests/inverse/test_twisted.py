@@ -60,5 +60,8 @@ def test_another_score_is_refused():
     many = inverse.pigdm(sde, MIXTURE.score(sde), operator, jnp.tile(Y, (2, 1)), SIGMA_Y)
     with pytest.raises(ValueError, match=r"y.shape = \(2, 1\): allowed are \(1, 1\), one for all"):
         inverse.TwistedSMC(3).sample(jax.random.key(0), sde, many, shape=(2, 2))
+    exact = inverse.pigdm(sde, MIXTURE.score(sde), operator, Y, 0.0)
+    with pytest.raises(ValueError, match=r"sigma_y = 0.0: allowed are numbers above 0"):
+        inverse.TwistedSMC(3).sample(jax.random.key(0), sde, exact, shape=(2, 2))
     with pytest.raises(ValueError, match=r"threshold = 1.5: allowed are numbers from 0 to 1"):
         inverse.TwistedSMC(3, threshold=1.5)
