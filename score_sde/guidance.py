@@ -306,12 +306,11 @@ class _ByClassifier:
         return evaluations(self.score, t) + 2
 
     def _gradient(self, x: Array, t: Array) -> Array:
-        def log_prob(x: Array) -> Array:
+        def log_prob(x: Array) -> tuple[Array, Array]:
             rows = jax.nn.log_softmax(self.log_prob(x, t), axis=-1)
-            # Its gradient is NaN for a label beyond the classes, and never 0.
-            beyond = jnp.where(self.labels < rows.shape[1], 0.0, jnp.nan)
-            at = jnp.take_along_axis(rows, self.labels[:, None], axis=1)[:, 0]
-            return jnp.sum(at + beyond * jnp.sum(rows, axis=1))
+            return jnp.sum(jnp.take_along_axis(rows, self.labels[:, None], axis=1)), rows
 
-        gradient = jax.grad(log_prob)(x)
-        return jnp.asarray(self.scale, gradient.dtype) * gradient
+        gradient, rows = jax.grad(log_prob, has_aux=True)(x)
+        # That of a label beyond the classes would be 0, and leave the sample unguided.
+        known = expand(self.labels < rows.shape[1], x)
+        return jnp.where(known, jnp.asarray(self.scale, gradient.dtype) * gradient, jnp.nan)

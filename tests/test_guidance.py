@@ -209,27 +209,41 @@ def test_logits_of_a_network_guide_as_any_function(fast):
 
 
 FEW = ("ode", "unipc", "pc")
-# Langevin steps alone amplify rounding until the two draws have nothing in common.
-NOT = (*FEW, "none+langevin")
+LANGEVIN = "none+langevin"  # amplifies rounding until two draws have nothing in common
+NOT = (*FEW, LANGEVIN)
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in SAMPLER_CASES if name not in NOT]
+
+
+def drawn_by_both(name, number):
+    """Draws guided by the exact class posterior, and by the class's own score; the same noise."""
+    mixture, alone = classes()
+    labels = jnp.full(number, 1, jnp.int32)
+
+    def log_prob(x: Array, t: Array) -> Array:
+        return mixture._components(SDE, x, t)[0]  # probabilities would be 0 far away
+
+    guided = guidance.classifier(SDE, mixture.score(SDE), log_prob, labels)
+    sampler = SAMPLER_CASES[name].make(num_steps=25)
+    return [
+        np.asarray(sampler.sample(jax.random.key(0), SDE, score, shape=(number, 2)).x)
+        for score in (guided, alone.score(SDE))
+    ]
 
 
 @pytest.mark.parametrize("name", [*FEW, *OTHERS])
 def test_a_guided_sampler_draws_the_class(name):
-    mixture, alone = classes()
-    labels = jnp.full(64, 1, jnp.int32)
+    # Scores that are the same up to rounding.
+    np.testing.assert_allclose(*drawn_by_both(name, 64), atol=5e-3)
 
-    def log_prob(x: Array, t: Array) -> Array:
-        return jnp.log(mixture.posterior(SDE, x, t))
 
-    guided = guidance.classifier(SDE, mixture.score(SDE), log_prob, labels)
-    sampler = SAMPLER_CASES[name].make(num_steps=25)
-    # The same noise, and scores that are the same up to rounding.
-    drawn = [
-        sampler.sample(jax.random.key(0), SDE, score, shape=(64, 2)).x
-        for score in (guided, alone.score(SDE))
-    ]
-    np.testing.assert_allclose(*drawn, atol=5e-3)
+def test_guided_langevin_steps_have_the_law_of_the_class():
+    """Mean and covariance of 1000 draws, within 4 standard errors of their difference."""
+    both = drawn_by_both(LANGEVIN, 1000)
+    products = [x[:, :, None] * x[:, None, :] for x in both]
+    for guided, alone in (both, products):
+        error = np.sqrt((guided.var(axis=0) + alone.var(axis=0)) / 1000)
+        assert np.all(np.abs(guided.mean(axis=0) - alone.mean(axis=0)) < 4 * error)
+        assert np.all(error < 0.1)
 
 
 def test_densities():
