@@ -126,10 +126,10 @@ def test_the_conditional_variants_train_and_are_guided(tmp_path, name, settings)
     assert (workdir / "samples.png").exists()
 
 
-def test_guidance_needs_label_dropout(tiny_run, tmp_path):
+def test_guidance_needs_classes(tiny_run, tmp_path):
     tiny_run("digits", tmp_path)
     line = refused("--mode=sample", "--config.sampling.guidance=2.0", cwd=tmp_path)
     assert line == (
-        "error: config.sampling.guidance = 2.0: allowed are 1 (none), as the model is trained with "
-        "config.training.label_dropout = 0"
+        "error: config.sampling.guidance = 2.0: allowed are 1 (none), as the model has no classes "
+        "(config.model.class_conditional = False)"
     )
