@@ -49,7 +49,8 @@ def edit(
         first: index of the first sample, for those that are drawn in parts.
 
     Raises:
-        ValueError: a strength that is not allowed, or ``faithful``; as ``Sampler.sample``.
+        ValueError: data that are no floats, a strength that is not allowed, or ``faithful``; as
+            ``Sampler.sample``.
     """
     require(jnp.issubdtype(x0.dtype, jnp.floating), "x0.dtype", f"{x0.dtype}", "floats")
     time, last = strength * sde.T, sampler.last_time(sde)

@@ -239,8 +239,9 @@ class _OneBatch:
         def pairs(a: Array, b: Array) -> Array:
             return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
 
-        for number in {len(leaf) for leaf in jax.tree.leaves(self.conditions)} - {len(x)}:
-            require(False, "condition", f"of {number} samples", f"those of the {len(x)} states")
+        others = {len(leaf) for leaf in jax.tree.leaves(self.conditions)} - {len(x)}
+        allowed = f"those of the {len(x)} states"
+        require(not others, "condition", f"of {min(others, default=0)} samples", allowed)
         model = self.model.given(jax.tree.map(pairs, *self.conditions))
         found = _call(model, what, pairs(x, x), pairs(t, t))
         first, second = (jax.tree.map(lambda both, n=n: both[n::2], found) for n in (0, 1))
@@ -311,6 +312,6 @@ class _ByClassifier:
             return jnp.sum(jnp.take_along_axis(rows, self.labels[:, None], axis=1)), rows
 
         gradient, rows = jax.grad(log_prob, has_aux=True)(x)
-        # That of a label beyond the classes would be 0, and leave the sample unguided.
-        known = expand(self.labels < rows.shape[1], x)
+        # Another label would leave the sample unguided, or take it to the last class.
+        known = expand((self.labels >= 0) & (self.labels < rows.shape[1]), x)
         return jnp.where(known, jnp.asarray(self.scale, gradient.dtype) * gradient, jnp.nan)

@@ -3,7 +3,7 @@ arXiv:2107.00630).
 
 At a time t, uniform in [0, T], and a noise z an example's bound is estimated by
 
-    prior + 1/2 gamma'(t) |sigma score(alpha x0 + sigma z, t) + z|^2 + reconstruction
+    prior + T/2 gamma'(t) |sigma score(alpha x0 + sigma z, t) + z|^2 + reconstruction
 
 (`score_sde.bounds`), here in nats per dimension. Two gradients come from one backward pass
 (ibid., appendix D): the network and the ends of gamma descend the bound. What is between the ends

@@ -124,3 +124,8 @@ def test_another_class_is_the_affine_map_between_their_gaussians(name):
 def test_mistakes(sampler, strength, line):
     with pytest.raises(ValueError, match=line):
         editing.edit(KEY, SDE, DATA.score(SDE), sampler, X0, strength)
+
+
+def test_pixels_in_place_of_the_models_range_are_refused():
+    with pytest.raises(ValueError, match=r"x0.dtype = 'uint8': allowed are floats"):
+        editing.edit(KEY, SDE, DATA.score(SDE), DDIM(3), jnp.zeros((2, 2), jnp.uint8), 0.5)

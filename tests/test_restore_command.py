@@ -19,6 +19,7 @@ FAITHFUL = ("--config.sampling.method=pc", "--config.sampling.faithful")
 NO_NOISE = ("--config.restore.method=mmps", "--config.restore.sigma_y=0")
 BY_FLOW = ("--config.restore.method=replacement", "--config.sampling.method=ode")
 TWISTED = ("--config.restore.method=twisted", "--config.restore.particles=4")
+REPAINT = ("--config.restore.method=repaint", "--config.restore.resamplings=2")
 FEW = ("--config.sampling.num_steps=2", "--config.restore.num_draws=2")
 
 
@@ -222,7 +223,9 @@ def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, ow
 
 
 @pytest.mark.parametrize(
-    "own", [(), pytest.param(TWISTED, marks=pytest.mark.slow)], ids=["", "twisted"]
+    "own",
+    [(), *(pytest.param(own, marks=pytest.mark.slow) for own in (TWISTED, REPAINT))],
+    ids=["", "twisted", "repaint"],
 )
 def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):
     """An image on each, or half of the particles; the numbers are those of one device."""

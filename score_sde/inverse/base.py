@@ -100,22 +100,14 @@ def measured(
     """The first fields of a `Posterior`, checked.
 
     Raises:
-        ValueError: a negative sigma_y, or a process with alpha(T) = 0.
+        ValueError: a sigma_y that is negative, infinite or no single number, or a process with
+            alpha(T) = 0.
     """
     known = not isinstance(sigma_y, jax.core.Tracer)
     ok = not known or (np.ndim(sigma_y) == 0 and bool(0 <= np.asarray(sigma_y) < np.inf))
     require(ok, "sigma_y", sigma_y, "numbers from 0 on")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
     return sde, as_pytree(score), as_pytree(operator), jnp.asarray(y), sigma_y
-
-
-def require_above(**given: Any) -> None:
-    """Raise ValueError for numbers that are not above 0, where they are known before
-    compilation."""
-    for name, value in given.items():
-        known = not isinstance(value, jax.core.Tracer)
-        ok = not known or bool(np.all((np.asarray(value) > 0) & np.isfinite(value)))
-        require(ok, name, value, "numbers above 0")
 
 
 def fitting(y: Array, found: Array, x: Array) -> Array:
@@ -142,9 +134,9 @@ def transpose(operator: Operator, v: Array, like: Array) -> Array:
     jax.eval_shape(operator, like)  # the operator's own errors are its user's to read
     try:
         found: Array = jax.linear_transpose(operator, like)(v)[0]
-    except jax.errors.JaxRuntimeError:  # of the device, such as no memory
+    except (jax.errors.JaxRuntimeError, RecursionError):  # of the device, or of Python
         raise
-    except (NotImplementedError, AssertionError, RuntimeError) as error:
+    except (RuntimeError, AssertionError) as error:
         why = one_line(error) or "jax.linear_transpose has no rule for it"
         raise ValueError(f"operator: {why}; allowed are linear ones, except with dps") from error
     return found

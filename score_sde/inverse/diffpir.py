@@ -15,8 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.errors import require
-from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured, require_above
+from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.samplers.base import require_positive
 from score_sde.score import denoise, pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -46,8 +46,7 @@ def diffpir(
         ValueError: a negative sigma_y, a strength or iterations not above 0, an operator that is
             not linear, a process with alpha(T) = 0.
     """
-    require(iterations > 0, "iterations", iterations, "integers of at least 1")
-    require_above(strength=strength)
+    require_positive(iterations=iterations, strength=strength)
     return _DiffPIR(*measured(sde, score, operator, y, sigma_y), strength, iterations)
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.inverse.base import Operator, Posterior, measured, require_above
+from score_sde.inverse.base import Operator, Posterior, measured
+from score_sde.samplers.base import require_positive
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -44,7 +45,7 @@ def dps(
             alpha(T) = 0.
     """
     fields = measured(sde, score, operator, y, sigma_y)
-    require_above(**({"sigma_y": sigma_y} if zeta is None else {"zeta": zeta}))
+    require_positive(**({"sigma_y": sigma_y} if zeta is None else {"zeta": zeta}))
     return _DPS(*fields, zeta)
 
 

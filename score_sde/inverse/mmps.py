@@ -12,8 +12,8 @@ from dataclasses import field
 
 from jax import Array
 
-from score_sde.errors import require
-from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured, require_above
+from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.samplers.base import require_positive
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -41,9 +41,9 @@ def mmps(
         ValueError: sigma_y or iterations not above 0, an operator that is not linear, a process
             with alpha(T) = 0.
     """
-    require(iterations > 0, "iterations", iterations, "integers of at least 1")
+    require_positive(iterations=iterations)
     fields = measured(sde, score, operator, y, sigma_y)
-    require_above(sigma_y=sigma_y)
+    require_positive(sigma_y=sigma_y)
     return _MMPS(*fields, iterations)
 
 

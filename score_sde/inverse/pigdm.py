@@ -14,14 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.errors import require
-from score_sde.inverse.base import (
-    Operator,
-    Posterior,
-    conjugate_gradients,
-    measured,
-    require_above,
-)
+from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.samplers.base import require_positive
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -52,8 +46,7 @@ def pigdm(
         ValueError: a negative sigma_y, a data_std or iterations not above 0, an operator that is
             not linear, a process with alpha(T) = 0.
     """
-    require(iterations > 0, "iterations", iterations, "integers of at least 1")
-    require_above(data_std=data_std)
+    require_positive(iterations=iterations, data_std=data_std)
     return PiGDM(*measured(sde, score, operator, y, sigma_y), data_std, iterations)
 
 

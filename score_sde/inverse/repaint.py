@@ -3,8 +3,9 @@
 After a projection the state is taken back to the noise level that it came from, by a forward step,
 and the step is made again. So the part that is not measured comes to agree with the measured one.
 
-Noisy measurements are not in the paper. At low levels the projection leaves a part of the state as
-it is, and all that is known of the measurement is in that part. So the forward step leaves it, too.
+Noisy measurements are not in the paper. At low levels the projection leaves components of the state
+as they are. The state alone then knows what was measured of them. So the forward step leaves them,
+too.
 """
 
 from dataclasses import dataclass

@@ -21,9 +21,8 @@ of A^T A that are needed.
 
 By `PredictorCorrector(faithful=True)` it is the original code's algorithm, which is for exact
 measurements: see there. What is returned then has no noise in the measured part, and the noise of
-t_min in the rest. By any other
-sampler with fixed steps the projection acts once after each step, at the time reached, and the last
-denoising is that of the whole state.
+t_min in the rest. By any other sampler with fixed steps the projection acts once after each step,
+at the time reached, and the last denoising is that of the whole state.
 """
 
 from collections.abc import Callable
@@ -35,8 +34,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.errors import require
 from score_sde.inverse.base import Operator, fitting, measured, multiply, transpose
+from score_sde.samplers.base import require_positive
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -60,14 +59,14 @@ def replacement(
         sigma_y: standard deviation of their noise.
         iterations: of Lanczos. One is exact for masks, grey images and means over blocks, where
             A A^T is a multiple of a projection. In exact arithmetic as many are enough as A has
-            different singular values. With fewer, neighbouring ones count as one, and the noise
-            along them may be too little. Each keeps an array of the size of x.
+            different singular values. With fewer, near singular values count as one, and too
+            little noise may be added there. Each iteration keeps an array of the size of x.
 
     Raises:
         ValueError: a negative sigma_y, iterations below 1, an operator that is not linear, a
             process with alpha(T) = 0.
     """
-    require(iterations > 0, "iterations", iterations, "integers of at least 1")
+    require_positive(iterations=iterations)
     sde, _, operator, y, sigma_y = measured(sde, score, operator, y, sigma_y)
     return Replacement(sde, operator, y, sigma_y, iterations)
 
@@ -92,10 +91,11 @@ class Replacement:
         return self.mean(x, t) + self._filtered(self._squared(z), std, t)
 
     def mean(self, x: Array, t: Array) -> Array:
-        """The states with a measured part to which no noise is added. What the measurement tells
-        less of than the state stays as it is."""
+        """The states with the measured part alpha y, without the noise that is added to it.
+        Components that the projection leaves stay as they are."""
         alpha, found = self.sde.alpha(t), self.operator(x)
-        missing = expand(alpha, found) * fitting(self.y, found, x) - found
+        y = fitting(self.y, found, x)
+        missing = expand(alpha, found) * y - found
         constant = self.operator(jnp.zeros_like(x))  # 0, unless the operator adds one
         missing += expand(1 - alpha, found) * constant
         apart = transpose(self.operator, missing, x)
@@ -115,11 +115,12 @@ class Replacement:
         """f(A^T A) b for b (B, *shape) in the range of A^T. The function takes eigenvalues above 0,
         and the variance of the noise to be added along their eigenvectors."""
         alpha, sigma = self.sde.alpha(t)[:, None], self.sde.sigma(t)[:, None]
+        noise = jnp.asarray(self.sigma_y, b.dtype)
 
         def of_range(eigenvalues: Array) -> Array:
             tiny = 100 * jnp.finfo(b.dtype).eps * jnp.max(eigenvalues, axis=1, keepdims=True)
             known = jnp.where(eigenvalues > tiny, eigenvalues, 1)
-            left = jnp.square(sigma) - jnp.square(alpha * self.sigma_y) / known
+            left = jnp.square(sigma) - jnp.square(alpha * noise) / known
             return jnp.where(eigenvalues > tiny, function(known, left), 0)
 
         return _lanczos(self._squared, b, self.iterations, of_range)

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.errors import require
-from score_sde.inverse.base import require_above
-from score_sde.samplers.base import require_fraction
+from score_sde.samplers.base import require_fraction, require_positive
 from score_sde.samplers.grids import GridSampler
 from score_sde.samplers.stepped import PROJECTION, Context
 from score_sde.sde import SDE
@@ -56,7 +55,7 @@ class TwistedSMC(GridSampler):
         require(hasattr(score, "twisted"), "score", kind, "those of inverse.pigdm")
         one = (1, *score.y.shape[1:])  # particles take each other's places
         require(score.y.shape == one, "y.shape", score.y.shape, f"{one}, one for all particles")
-        require_above(sigma_y=score.sigma_y)  # the weights at the end are of its density
+        require_positive(sigma_y=score.sigma_y)  # the weights at the end are of its density
 
     def tables(self, sde: SDE, times: Array) -> tuple[Array, ...]:
         posterior_std = sde.reverse_step(times[1:], times[:-1]).posterior_std

@@ -17,7 +17,6 @@ from score_sde.modes import sample, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.given import MEASURED, Given, given
 from score_sde.modes.restoring import (
-    FAR,
     INTERVALS,
     batch_size,
     check,
@@ -117,6 +116,8 @@ def _settings(config: ConfigDict, task: str, degrade: bool) -> dict[str, Any]:
     the guidance and the seed."""
     read = keys_read(config, task, degrade)
     own = {f"restore.{key}": value for key, value in config.restore.items()}
+    for fact in ("method", "num_draws"):  # which the summary has in any case
+        del own[f"restore.{fact}"]
     names = ("seed", *sample.GUIDED)
     own |= {f"sampling.{key}": config.sampling[key] for key in names}
     return {key: value for key, value in sorted(own.items()) if key in read}
@@ -138,7 +139,7 @@ def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str
         **{key: config.sampling[key] for key in sample.GUIDED},
         **{"seed": config.sampling.seed, **flags, "version": __version__},
         **({"intervals": INTERVALS} if flags["degrade"] else {}),
-        "far": FAR,  # older files lack this column
+        "form": 2,  # of the file: older ones lack the column `far`
         "names": images.names,
         "images": digest((images.y, *jax.tree.leaves(images.operator))),
         "weights": digest(jax.tree.leaves((trained.score, trained.classifier))),

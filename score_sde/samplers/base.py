@@ -226,10 +226,12 @@ def batch_shape(x_init: Array | None, shape: tuple[int, ...] | None) -> tuple[in
     return tuple(found)
 
 
-def require_positive(**settings: float) -> None:
-    """Raise ValueError, naming the setting, for one that is not above 0."""
+def require_positive(**settings: Any) -> None:
+    """Raise ValueError, naming the setting, for one that is not above 0, where it is known before
+    compilation."""
     for name, value in settings.items():
-        require(value > 0, name, value, "numbers above 0")
+        known = not isinstance(value, jax.core.Tracer)
+        require(not known or bool(value > 0), name, value, "numbers above 0")
 
 
 def require_fraction(**settings: float) -> None:

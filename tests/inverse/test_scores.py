@@ -286,8 +286,11 @@ def test_mistakes():
     assert inverse.pigdm(sde, score, parts, parts(x), 0.1)(x, TIMES).shape == x.shape
     with pytest.raises(ValueError, match=r"project = None: allowed are projections, such as"):
         inverse.RePaint(3).sample(jax.random.key(0), sde, score, shape=(5, 2))
-    with pytest.raises(ValueError, match=r"iterations = 0: allowed are integers of at least 1"):
+    with pytest.raises(ValueError, match=r"iterations = 0: allowed are numbers above 0"):
         inverse.replacement(sde, score, jnp.negative, x, iterations=0)
+    project = inverse.replacement(sde, score, lambda x: (x, x), x)
+    with pytest.raises(ValueError, match=r"operator\(x\) = 'tuple': allowed are arrays"):
+        DDIM(2).sample(jax.random.key(0), sde, score, shape=(5, 2), project=project)
     posterior = inverse.mmps(sde, score, jnp.negative, x, 0.1)
     with pytest.raises(ValueError, match=r"score: the approximate score of a posterior"):
         log_likelihood(jax.random.key(0), sde, posterior, x)
