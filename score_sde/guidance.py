@@ -109,10 +109,11 @@ def classifier(
 
     Raises:
         ValueError: a scale that is negative or infinite, labels of another shape, below 0 or beyond
-            a network's classes, or a process with alpha(T) = 0.
+            a network's classes, or a process with alpha(T) = 0. Where these are only known within
+            a compiled program, another label gives NaN.
     """
     ok = not _is_number(scale) or 0 <= scale < float("inf")
-    require(ok, "scale", scale, "numbers of at least 0")
+    require(ok, "scale", scale, "finite numbers of at least 0")
     require(sde.keeps_data(), "sde", sde, "processes with alpha(T) above 0")
     labels = _each_sample(labels)
     if not isinstance(labels, jax.core.Tracer):

@@ -16,14 +16,7 @@ from score_sde.display import eight_bits
 from score_sde.modes import sample, start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.given import MEASURED, Given, given
-from score_sde.modes.restoring import (
-    INTERVALS,
-    batch_size,
-    check,
-    keys_read,
-    restored,
-    sampler_of,
-)
+from score_sde.modes.restoring import INTERVALS, batch_size, check, keys_read, restored, sampler_of
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.paths import whole
 from score_sde.run import Run, load

@@ -1,9 +1,11 @@
 """What `--mode restore` draws: the sampler and the keys of a task and a method, and the draws.
 
 An image's row has all its draws. The noise of a draw depends on the seed and on its number among
-all draws, not on the batch. Twisted SMC takes one measurement at a time. Each draw is a particle,
-taken at random, of a run of its own. Particles of one run share ancestors, and are too alike. The
-`nfe` of a draw counts the evaluations of all particles of its run.
+all draws, not on the batch.
+
+Twisted SMC takes one measurement at a time. It runs anew for each draw, and one particle is taken
+at random. (Particles of one run share ancestors: they are too alike.) The draw's `nfe` counts the
+evaluations of all particles.
 """
 
 import dataclasses
