@@ -12,7 +12,7 @@ SIZE ?= 1 GB
 PARITY_VENV ?= .venv-parity
 WORKERS ?= 2
 PYTEST_ARGS ?=
-DEMO ?= runs/vp_digits
+DEMO ?= runs/cosine_digits
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@touch $@
 
 demo: env ## train on handwritten digits, sample, compute a likelihood
-	$(BIN)/python main.py --config configs/vp_digits.py --mode train --workdir $(DEMO)
+	$(BIN)/python main.py --config configs/cosine_digits.py --mode train --workdir $(DEMO)
 	$(BIN)/python main.py --mode sample --workdir $(DEMO)
 	$(BIN)/python main.py --mode likelihood --workdir $(DEMO)
 	@echo

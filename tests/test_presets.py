@@ -327,7 +327,7 @@ def test_defaults_and_short_names(alone, variant):
 @pytest.mark.parametrize(
     "name",
     [
-        *("vp_digits", "vp_moons", "vp_fashion_mnist", "vp_cifar10"),
+        *("vp_digits", "vp_moons", "vp_fashion_mnist", "vp_cifar10", "cosine_digits"),
         *("edm_digits", "edm_cifar10", "ect_digits", "ect_fashion_mnist"),
     ],
 )
