@@ -122,7 +122,8 @@ SYSTEMS = {
     "flow_logit_normal": System(
         [Stage("vp", {**FLOW, "training.times": "logit_normal"})], SAMPLERS, ["ode"]
     ),
-    "cosine": System(
+    "cosine": System([Stage("vp", COSINE)], SAMPLERS),
+    "cosine_velocity": System(
         [Stage("vp", {**COSINE, "training.loss": "paper", "training.weight": "velocity"})],
         SAMPLERS,
     ),
