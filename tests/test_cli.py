@@ -16,9 +16,9 @@ def test_help_lists_the_modes(tmp_path):
 
 
 PRESETS = (
-    "ect_digits, ect_fashion_mnist, edm_cifar10, edm_digits, edm_fashion_mnist, iddpm_digits, "
-    "subvp_cifar10, subvp_digits, vdm_digits, ve_1024, ve_256, ve_celeba, ve_cifar10, ve_digits, "
-    "vp_256, vp_cifar10, vp_digits, vp_fashion_mnist, vp_moons"
+    "cosine_digits, ect_digits, ect_fashion_mnist, edm_cifar10, edm_digits, edm_fashion_mnist, "
+    "iddpm_digits, subvp_cifar10, subvp_digits, vdm_digits, ve_1024, ve_256, ve_celeba, "
+    "ve_cifar10, ve_digits, vp_256, vp_cifar10, vp_digits, vp_fashion_mnist, vp_moons"
 )
 MISTAKES = {
     "no mode": (

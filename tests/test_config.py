@@ -20,6 +20,7 @@ from tests.refusals import refusal, valid
 PRESETS = (
     *("vp_digits", "subvp_digits", "ve_digits", "vp_fashion_mnist", "vp_cifar10", "vp_moons"),
     *("edm_digits", "edm_fashion_mnist", "edm_cifar10", "ect_digits", "ect_fashion_mnist"),
+    "cosine_digits",
 )
 
 
