@@ -22,7 +22,7 @@ from score_sde import data, guidance, inverse, losses, networks, uncertainty
 from score_sde.augmentation import PARAMETERS
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError, besides, one_line
 from score_sde.learned import constants, with_constants
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schedules import Shifted
@@ -379,8 +379,9 @@ def check_score(config: ConfigDict, wanted_by: str) -> None:
     has no score of theirs."""
     if loss_pair(config).weight == "consistency":
         name = "weight" if config.training.weight else "loss"
-        why = f"others for {wanted_by}, which needs a score: a consistency model has none"
-        raise refuse(f"training.{name}", config.training[name], why)
+        others = besides(losses.WEIGHTS if config.training.weight else losses.LOSSES, "consistency")
+        why = f"for {wanted_by}, which needs a score: a consistency model has none"
+        raise refuse(f"training.{name}", config.training[name], f"{others} {why}")
 
 
 def times_keys(config: ConfigDict) -> set[str]:

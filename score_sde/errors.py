@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterable
 from json import JSONDecodeError
 from zipfile import BadZipFile
 
@@ -40,6 +41,11 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError for the value of an object's setting, unless it is ok."""
     if not ok:
         raise ValueError(f"{name} = {value!r:.200}: allowed are {allowed}")
+
+
+def besides(table: Iterable[str], *names: str) -> str:
+    """The names of a table that are allowed where these are not."""
+    return ", ".join(name for name in table if name not in names)
 
 
 def one_line(error: BaseException) -> str:

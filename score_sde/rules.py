@@ -9,11 +9,15 @@ from score_sde import build
 from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
+from score_sde.errors import besides, require
 from score_sde.learned import constants
-from score_sde.losses import LOSSES, OF_VARIANCES
+from score_sde.losses import LOSSES, OF_VARIANCES, WEIGHTS
 from score_sde.networks import NETWORKS
+from score_sde.samplers import SAMPLERS
+from score_sde.samplers.predictor_corrector import LEARNED, PREDICTORS
 from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
+from score_sde.times import TIMES
 
 OWN_LOSS = {"training.times": (None,), "training.weight": (None,)}  # it has no halves to choose
 
@@ -37,8 +41,8 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
     with build.errors_of("sampling"):
         sampler = build.sampler(config)
         if sampler.reads_variance and not config.model.learned_variance:
-            given = f"predictor = {config.sampling.predictor!r}"
-            raise ValueError(f"{given}: allowed are others with model.learned_variance = False")
+            allowed = f"{besides(PREDICTORS, *LEARNED)} with model.learned_variance = False"
+            require(False, "predictor", config.sampling.predictor, allowed)
         sampler.check(process)
         if process.ends_in_noise:
             sampler.check_start(process, Model)
@@ -178,8 +182,7 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
         return
     without = "with config.model.learned_variance = False"
     if settings.loss in OF_VARIANCES:
-        others = [name for name in LOSSES if name not in OF_VARIANCES]
-        allowed = "paper" if config.model.num_levels else ", ".join(others)
+        allowed = "paper" if config.model.num_levels else besides(LOSSES, *OF_VARIANCES)
         yield "training.loss", f"{allowed} {without}"
     if config.likelihood.variance == "learned":
         yield "likelihood.variance", f"large, small {without}"
@@ -189,7 +192,7 @@ def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another one of the training."""
     weight = build.loss_pair(config).weight
     if config.sampling.method == "consistency" and weight != "consistency":
-        yield "sampling.method", "others for a model that is not trained by the loss consistency"
+        yield "sampling.method", f"{besides(SAMPLERS, 'consistency')}, as the loss is another"
     if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
         yield "training.reduce_mean", f"True with the weight {weight}"
     if config.training.uncertainty and weight in ("consistency", "second_order", *OF_VARIANCES):
@@ -217,10 +220,12 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
         yield "likelihood.method", f"ode, {why}"
     pair = build.loss_pair(config)
     weights = ("likelihood", "consistency", "second_order")
-    for name, values in {"times": ("log_snr", "alternate"), "weight": weights}.items():
+    ranges = ("times", TIMES, ("log_snr", "alternate")), ("weight", WEIGHTS, weights)
+    for name, table, values in ranges:
         if getattr(pair, name) in values:  # the range of the log-SNR is
-            key = f"training.{name}" if config.training[name] else "training.loss"
-            yield key, f"paper, edm, flow, {why}" if key == "training.loss" else f"others, {why}"
+            set_alone = config.training[name] is not None
+            allowed = besides(table, *values) if set_alone else "paper, edm, flow"
+            yield f"training.{name if set_alone else 'loss'}", f"{allowed}, {why}"
 
 
 def _rules_of_pairs(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:

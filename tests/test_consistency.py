@@ -101,7 +101,9 @@ def test_a_run_is_tuned_and_sampled(tiny_run, tmp_path, inputs):
     for mode, *more in (("likelihood",), ("interpolate",), inpaint):
         done = command(f"--mode={mode}", *more, "--workdir=tuned", cwd=tmp_path)
         said = done.stderr.splitlines()[-1]
-        assert said.startswith("error: config.training.loss = 'consistency': allowed are others")
+        assert said.startswith(
+            "error: config.training.loss = 'consistency': allowed are paper, likelihood"
+        )
         assert done.returncode == 2 and said.endswith(none)
     edit = ("--mode=restore", f"--input={inputs}", "--task=edit", *sample[1:])
     assert "2 images" in succeed(*edit, cwd=tmp_path)  # any sampler edits

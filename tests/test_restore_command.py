@@ -256,7 +256,10 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         (("--task=inpaint",), "error: --input: missing; --mode restore needs it"),
         (("--input", inputs), "error: --task: missing"),
         (("--input", inputs, "--task=denoise"), "error: --task = 'denoise': allowed are inpaint, "),
-        (("--input", inputs, "--task=colorize"), "error: --task = 'colorize': allowed are others"),
+        (
+            ("--input", inputs, "--task=colorize"),
+            "error: --task = 'colorize': allowed are inpaint, ",
+        ),
         (("--input", "wide.png", "--task=inpaint"), "8 x 9 pixels; allowed are 8 x 8, or --resize"),
         (("--input", inputs, "--task=inpaint", "--mask=wide.png"), "'wide.png': has 8 x 9 pixels"),
         (
@@ -285,9 +288,9 @@ def test_mistakes(tiny_run, tmp_path, inputs):
         (("--input", inputs, "--task=inpaint", *NO_NOISE), "positive numbers with mmps"),
         (
             ("--input", inputs, "--task=inpaint", *BY_FLOW),
-            "config.restore.method = 'replacement': allowed are others with config.sampling.method",
+            "config.restore.method = 'replacement': allowed are pigdm, mmps, dps, diffpir, ",
         ),
-        (("--input", inputs, "--task=relabel"), "'relabel': allowed are others, as the model has"),
+        (("--input", inputs, "--task=relabel"), "'relabel': allowed are inpaint, outpaint, "),
         (("--input", inputs, "--task=edit", "--degrade"), "--degrade: goes with --task inpaint, "),
         (("--input", inputs, "--task=edit", "--mask=half"), "goes with --task inpaint only"),
         (("--input", inputs, "--task=edit", TINY_STRENGTH), "config.restore.strength = 0.001: "),

@@ -93,7 +93,7 @@ CONTRADICTIONS = [
     (NO_DATA_LEFT | {"training.loss": "second_order"}, "training.loss", "paper, edm, flow, as"),
     (
         NO_DATA_LEFT | {"training.weight": "likelihood"},
-        *("training.weight", "others, as alpha(T) = 0 of Cosine"),
+        *("training.weight", "epsilon, min_snr, velocity, flow, denoised, as alpha(T) = 0"),
     ),
     (
         NO_DATA_LEFT | {"sampling.method": "ipndm", "sampling.grid": "quadratic"},
@@ -105,7 +105,7 @@ CONTRADICTIONS = [
     ),
     (
         {"sampling.method": "consistency"},
-        *("sampling.method", "others for a model that is not trained by the loss consistency"),
+        *("sampling.method", "pc, ald, ode, ddim, dpmpp, unipc, ipndm, deis, heun, as the loss"),
     ),
     ({"sde.name": "cosine", "sde.t_max": 1e-3}, "sde.t_max", "times above 0.001, up to 1"),
     ({"sde.name": "edm", "sde.t_max": 0.001}, "sde.t_max", "times above 0.002, up to 1e+06"),
@@ -214,7 +214,10 @@ CONTRADICTIONS = [
     ),
     (
         VARIANCES | CHAIN | {"sampling.predictor": "ancestral_learned"},
-        *("sampling.predictor", "others with faithful = True"),
+        *(
+            "sampling.predictor",
+            "euler_maruyama, reverse_diffusion, ancestral, ancestral_large, none with faithful",
+        ),
     ),
     (
         DISCRETE | CHAIN | {"sampling.grid": "linspace"},
@@ -230,7 +233,7 @@ CONTRADICTIONS = [
     ),
     (
         {"sampling.method": "pc", "sampling.predictor": "ancestral_learned"},
-        *("sampling.predictor", "others with model.learned_variance = False"),
+        *("sampling.predictor", "ancestral_large, none with model.learned_variance = False"),
     ),
     (
         {"sampling.method": "pc", "sampling.grid": "linspace"},

@@ -296,5 +296,7 @@ def test_the_process_may_end_in_noise_where_the_levels_do_not():
     assert np.isfinite(drawn.x).all() and drawn.nfe.tolist() == [5, 5, 5]
     with pytest.raises(ValueError, match=r"alpha\(T\) = 0"):
         PredictorCorrector(5).sample(jax.random.key(13), SDE, exact(), shape=(3, len(MEAN)))
-    with pytest.raises(ValueError, match="predictor = 'ancestral_learned': allowed are others"):
+    with pytest.raises(
+        ValueError, match="predictor = 'ancestral_learned': allowed are euler_maruyama, "
+    ):
         sampler.sample(jax.random.key(13), SDE, lambda x, t: -x, shape=(3, len(MEAN)))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from score_sde.config import refuse
 from score_sde.data.decoding import SUFFIXES, CorruptImageError, decode, header
-from score_sde.errors import UserError
+from score_sde.errors import UserError, besides
 from score_sde.inverse import operators
 from score_sde.inverse.base import Operator
 from score_sde.paths import local
@@ -74,7 +74,8 @@ def _operator(
     height, width, channels = shape
     settings = config.restore
     if task == "colorize" and channels == 1:
-        raise UserError("--task = 'colorize': allowed are others, as the model's images are grey")
+        allowed = f"{besides((*MEASURED, *EDITED), task)}, as the model's images are grey"
+        raise UserError(f"--task = 'colorize': allowed are {allowed}")
     if task == "colorize":
         return operators.colorize(), shape
     if task == "deblur":

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from score_sde import build, editing, inverse
 from score_sde.config import refuse
-from score_sde.errors import UserError
+from score_sde.errors import UserError, besides
 from score_sde.guidance import NO_LABEL
 from score_sde.modes.given import EDITED, MEASURED, Given
 from score_sde.run import Run
@@ -55,7 +55,8 @@ def check(trained: Run, task: str, mask: str, degrade: bool) -> None:
     if degrade and task in EDITED:
         raise UserError(f"--degrade: goes with --task {', '.join(MEASURED)} only")
     if task == "relabel" and not conditional:
-        raise UserError("--task = 'relabel': allowed are others, as the model has no classes")
+        allowed = f"{besides(TASKS, 'relabel')}, as the model has no classes"
+        raise UserError(f"--task = 'relabel': allowed are {allowed}")
     if task == "relabel" and config.restore.label is None and not without:
         unknown = "the class of the images, as the model is trained without label_dropout"
         raise refuse("restore.label", None, unknown)
@@ -89,8 +90,9 @@ def _check_method(trained: Run, task: str) -> None:
     if method in ("mmps", "twisted") and not settings.sigma_y:
         raise refuse("restore.sigma_y", settings.sigma_y, f"positive numbers with {method}")
     if method == "replacement" and isinstance(build.sampler(config), ProbabilityFlow):
-        by_flow = f"others with config.sampling.method = {config.sampling.method!r}"
-        raise refuse("restore.method", method, f"{by_flow}, which has no fixed steps")
+        others = besides(SCHEMA["restore.method"].allowed.words.split(", "), method)
+        by_flow = f"with config.sampling.method = {config.sampling.method!r}"
+        raise refuse("restore.method", method, f"{others} {by_flow}, which has no fixed steps")
     devices = trained.mesh.size
     if method == "twisted" and settings.particles % devices:
         raise refuse("restore.particles", settings.particles, f"multiples of the {devices} devices")

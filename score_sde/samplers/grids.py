@@ -36,7 +36,7 @@ import numpy as np
 from jax import Array
 
 from score_sde.discrete import discretization
-from score_sde.errors import require
+from score_sde.errors import besides, require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.stepped import SteppedSampler
 from score_sde.sde import SDE, VPSDE
@@ -76,7 +76,7 @@ class GridSampler(SteppedSampler):
         most = levels if counted else levels - 1
         allowed = f"1 to {most} with num_levels = {levels}, as each time is a level"
         require(not levels or self.num_steps <= most, "num_steps", self.num_steps, allowed)
-        others = ", ".join(grid for grid in GRIDS if grid not in SPACINGS)
+        others = besides(GRIDS, *SPACINGS)
         ok = bool(levels) or self.grid not in SPACINGS
         require(ok, "grid", self.grid, f"{others} for a network without levels (num_levels = 0)")
         if self.grid == "leading":

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.discrete import check_steps, original_step
-from score_sde.errors import require
+from score_sde.errors import besides, require
 from score_sde.samplers.base import require_positive
 from score_sde.samplers.grids import SPACINGS, GridSampler
 from score_sde.samplers.stepped import Context
@@ -165,6 +165,7 @@ CORRECTORS: dict[str, Corrector | None] = {
 }
 
 ANCESTRAL = (ancestral, ancestral_large, ancestral_learned)
+LEARNED = ("ancestral_learned",)
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,9 @@ class PredictorCorrector(GridSampler):
         flows = "euler_maruyama, reverse_diffusion with probability_flow = True"
         ok = not self.probability_flow or self._predictor not in (*ANCESTRAL, None)
         require(ok, "predictor", self.predictor, flows)
-        others = "others with faithful = True, whose steps have one variance"
+        allowed = f"{besides(PREDICTORS, *LEARNED)} with faithful = True, of one variance a step"
         ok = not (self.faithful and self.reads_variance)
-        require(ok, "predictor", self.predictor, others)
+        require(ok, "predictor", self.predictor, allowed)
         require(self.clip >= 0, "clip", self.clip, "0 and positive numbers")
         require_positive(
             num_steps=self.num_steps, corrector_steps=self.corrector_steps, snr=self.snr
@@ -254,7 +255,8 @@ class PredictorCorrector(GridSampler):
             super().check_start(sde, score)
         self.check(sde)
         ok = not self.reads_variance or hasattr(score, "score_and_share")
-        require(ok, "predictor", self.predictor, "others for a score without learned variances")
+        allowed = f"{besides(PREDICTORS, *LEARNED)} for a score without learned variances"
+        require(ok, "predictor", self.predictor, allowed)
 
     @property
     def levels(self) -> str:
