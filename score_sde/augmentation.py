@@ -4,10 +4,12 @@ Each image is flipped, scaled, rotated, stretched and moved at random, and the n
 parameters of what was done. Zeros mean that nothing was done. So a network that is given zeros, or
 nothing, draws images as they are, although most that it saw were changed.
 
-The operations are one geometric transformation, by which the image is resampled once. Two things
+The operations are one geometric transformation, by which the image is resampled once. These things
 differ from the paper. It resamples a filtered image of twice the size; here values between pixels
 are linear. It gives a stretch's direction by its cos and sin, which are the same for a stretch and
-for its inverse; here they are those of twice the angle, which tell the two apart.
+for its inverse; here they are those of twice the angle, which tell the two apart. The network adds
+the parameters to its embedding, not to the features from which that is made. The published code
+stretches half of the images along an axis; here, as in table 6, every direction is random.
 """
 
 from collections.abc import Collection

@@ -3,7 +3,7 @@
 The process turns x0 into x_t = alpha x0 + sigma z. The model starts from the prior and goes back by
 the reverse process, down to the least noise that it knows; there it decodes x0. By Jensen's
 inequality over the path (Song et al. 2021b, arXiv:2101.09258, theorem 3; Kingma et al. 2021,
-arXiv:2107.00630, eq. 12 to 15; Ho et al. 2020, arXiv:2006.11239, eq. 5)
+arXiv:2107.00630, eq. 11; Ho et al. 2020, arXiv:2006.11239, eq. 5)
 
     -log p(x0) <= KL(q(x_T | x0) || prior)                                        prior
                   + 1/2 int E |sigma score + z|^2 d(log SNR)                      diffusion
@@ -146,8 +146,8 @@ def chain_bound(
 
     Of a model that was trained in continuous time the levels are those of K times from t_min to T,
     evenly spread: the loss of a finite number of steps of Kingma et al. 2021, by the smaller
-    variance. The published codes clip the denoised data to the pixels' range; here they are not
-    clipped.
+    variance. The published codes clip the denoised data to the pixels' range, and a pixel's
+    probability at 1e-12; here neither is clipped.
 
     Args:
         key: a jax key.

@@ -3,7 +3,7 @@
 A model is trained on until its denoised data are the end of its flow.
 
 A consistency model's denoised data are the same along each path of the flow (Song et al. 2023,
-arXiv:2303.01469, eq. 4), so one evaluation makes a sample (`samplers.consistency`).
+arXiv:2303.01469, section 3), so one evaluation makes a sample (`samplers.consistency`).
 """
 
 import jax
@@ -13,8 +13,8 @@ from jax import Array
 from score_sde.losses import Pair, sample_times
 from score_sde.sde import SDE, ScoreFn, expand
 
-HALVINGS = 8  # of the gap in a training (Geng et al. 2024, appendix)
-HUBER = 0.00054  # Song, Dhariwal 2023, arXiv:2310.14189, section 3.3
+STAGES = 8  # of a training; from one to the next the gap is halved (Geng et al. 2024, appendix)
+HUBER = 0.00054  # Song, Dhariwal 2023, arXiv:2310.14189, section 3.3; Geng et al. train with 0
 
 
 def loss(
@@ -32,8 +32,9 @@ def loss(
     noise levels of one x0 and one noise, over the difference of the levels.
 
     The gap from nu = sigma / alpha down to nu' is nu (1 + 8 / (1 + e^nu)) / 2^(halvings + 1)
-    (ibid., section 3). At first it reaches to the data at high noise: that is the loss of a
-    diffusion model. Then it shrinks. The gradient is that of the upper level.
+    (ibid., section 3). At first it reaches to the data from all nu below 1.95: there the loss is
+    that of a diffusion model. At high noise it reaches to nu / 2. Then it shrinks. The gradient is
+    that of the upper level. The weight is the first of the paper's, 1 / (nu - nu').
 
     Args:
         key: a jax key for times and noise.

@@ -1,4 +1,4 @@
-"""The schedule that training learns (Kingma et al. 2021, arXiv:2107.00630, sections 3.2 and 5.1).
+"""The schedule that training learns (Kingma et al. 2021, arXiv:2107.00630, sections 3.2, 5.1, 5.3).
 
 A variance-preserving process is its gamma(t) = -log SNR: alpha^2 = sigmoid(-gamma), sigma^2 =
 sigmoid(gamma). The bound on -log p depends on the two ends of gamma, and on nothing between them.

@@ -77,7 +77,7 @@ def _in_time(
     keys = {"t_min"} | build.times_keys(config)
     more: Any = {key: settings[key] for key in keys if settings[key] is not None}
     if pair.weight == "consistency":
-        every = settings.halve_every or -(-settings.num_steps // consistency.HALVINGS)
+        every = settings.halve_every or -(-settings.num_steps // consistency.STAGES)
         more |= {"times": pair.times, "halvings": state.step // every}
         return consistency.loss(key, model.sde, partial(model.denoised, **options), x0, **more)
     more |= {"reduce_mean": settings.reduce_mean}

@@ -230,10 +230,10 @@ class Shifted(ToNoise):
     """A process whose noise levels sigma / alpha are ``shift`` times another's, at the same times:
     its log-SNR is the other's + 2 log(1 / shift).
 
-    An image of d pixels keeps more of its content under the same noise than one of 64, as it can be
-    averaged over (d / 64)^2 pixels: d / 64 is the shift that makes up for it (Hoogeboom et al.
-    2023, section 3.1). Under ``Flow`` this is t -> shift t / (1 + (shift - 1) t) (Esser et al.
-    2024, arXiv:2403.03206, eq. 23).
+    An image of d x d pixels keeps more of its content under the same noise than one of 64 x 64, as
+    it can be averaged over (d / 64)^2 pixels: d / 64 is the shift that makes up for it (Hoogeboom
+    et al. 2023, section 3.1). Under ``Flow`` this is t -> shift t / (1 + (shift - 1) t) (Esser et
+    al. 2024, arXiv:2403.03206, eq. 23).
 
     The pair keeps the other's ``size``: a variance-preserving process stays one.
 

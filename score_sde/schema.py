@@ -117,7 +117,7 @@ _ROWS = (
     Row("sde.betas", (), BETAS, "of the levels of vp_discrete, the least noise first"),
     Row("sde.t_max", None, POSITIVE,
         "last time of cosine, sigmoid and flow (unset: 1, where alpha is 0) and edm (80)", float),
-    Row("sde.shift", 1.0, POSITIVE, "factor of all noise levels; d / 64 for images of d pixels"),
+    Row("sde.shift", 1.0, POSITIVE, "factor of all noise levels; d / 64 for d x d pixels"),
 
     Row("model.name", "unet", NETWORKS, "the network"),
     Row("model.width", 128, FOURS, "channels of the first level, or features of the mlp"),

@@ -103,7 +103,8 @@ def _velocity(alpha: Array, sigma: Array) -> Preconditioning:
 
 
 def _flow(alpha: Array, sigma: Array) -> Preconditioning:
-    """The velocity of flow matching, z - x0 (Lipman et al. 2023), under any process."""
+    """The velocity of flow matching, z - x0 (Lipman et al. 2023), under any process. With a model's
+    sigma_data s it is z - x0 / s."""
     one, total = jnp.ones_like(sigma), alpha + sigma
     estimates = (1.0 / total, alpha / total), (1.0 / total, -sigma / total)
     return Preconditioning(1.0 / total, *estimates, (-one, one))

@@ -4,7 +4,8 @@ uniform       in t
 log_snr       uniform in log-SNR
 alternate     by the one and by the other in turn
 importance    the density of the log-SNR is in proportion to 1 / (1 + nu^2), by which the error
-              of the velocity counts in -log p (Zheng et al. 2023, arXiv:2305.03935, section 4)
+              of the variance-preserving velocity counts in -log p (Zheng et al. 2023,
+              arXiv:2305.03935, section 4)
 log_normal    log(sigma / alpha) is normal (Karras et al. 2022, arXiv:2206.00364, table 1)
 logit_normal  log(t / (T - t)) is normal (Esser et al. 2024, arXiv:2403.03206, section 3.1)
 """

@@ -6,9 +6,10 @@ At a time t, uniform in [0, T], and a noise z an example's bound is estimated by
     prior + T/2 gamma'(t) |sigma score(alpha x0 + sigma z, t) + z|^2 + reconstruction
 
 (`score_sde.bounds`), here in nats per dimension. Two gradients come from one backward pass
-(ibid., appendix D): the network and the ends of gamma descend the bound. What is between the ends
-does not change its mean. It descends the mean square of the middle term, and so the estimate's
-variance: d(l^2) = 2 l dl, so the gradient that reaches gamma(t) and gamma'(t) is multiplied by 2 l.
+(ibid., section 5.3 and appendix I.2): the network and the ends of gamma descend the bound. What is
+between the ends does not change its mean. It descends the mean square of the middle term, and so
+the estimate's variance: d(l^2) = 2 l dl, so the gradient that reaches gamma(t) and gamma'(t) is
+multiplied by 2 l.
 """
 
 import dataclasses
@@ -45,7 +46,8 @@ def variational_loss(key: Array, model: Model, x0: Array, **options: Any) -> Arr
     condition.
 
     The decoder is N(x_t / alpha, (sigma / alpha)^2 I) at t = 0. It needs no network, so the noise
-    of one time is all that is evaluated.
+    of one time is all that is evaluated. It is a density of dequantized pixels. The paper's decoder
+    says the probability of a pixel's 256 values (ibid., eq. 8), so its term is another number.
 
     Args:
         key: a jax key for times and noise.

@@ -67,7 +67,7 @@ def test_a_log_snr_leads_back_to_its_time(name):
 
 @pytest.mark.parametrize("factor", [0.5, 4.0])
 def test_a_shift_moves_the_log_snr_and_keeps_the_curve(factor):
-    """Of an image of 256 pixels by 2 log(64 / 256) (Hoogeboom et al. 2023)."""
+    """Of an image of 256 x 256 pixels by 2 log(64 / 256) (Hoogeboom et al. 2023)."""
     t = jnp.linspace(1e-3, 0.999, 50)
     betas = tuple(np.linspace(0.01, 0.3, 20).tolist())
     for sde in (VPSDE(), SubVPSDE(), VESDE(), DiscreteVPSDE(betas), Cosine(), Flow(), EDM()):

@@ -104,7 +104,7 @@ def positional_features(noise: jax.Array, width: int, *, to_the_end: bool = True
 
 
 def input_features(x: jax.Array, frequencies: Sequence[float]) -> jax.Array:
-    """sin(f pi x) and cos(f pi x) for every f (Kingma et al. 2021, section 5.1).
+    """sin(f pi x) and cos(f pi x) for every f (Kingma et al. 2021, section 3.4, appendix C).
 
     (B, H, W, C) -> (B, H, W, 2 F C), for F frequencies.
     """

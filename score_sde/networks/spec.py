@@ -79,7 +79,7 @@ class UNetSpec:
         learned_variance: the output has twice the images' channels (`score.Model`).
         centered: the input lies in [-1, 1]. False: it lies in [0, 1] and is mapped to [-1, 1].
         input_frequencies: for each f, sin(f pi x) and cos(f pi x) of the input in [-1, 1] are
-            given to the first convolution as further channels (Kingma et al. 2021, section 5.1,
+            given to the first convolution as further channels (Kingma et al. 2021, section 3.4,
             where f = 2^7, 2^8). Unlike there, each is gated by a sigmoid of the embedding: above
             the noise level of a period they are noise, and the network learns to shut them off.
         remat: compute each block again in the backward pass instead of keeping its inner arrays:

@@ -13,7 +13,8 @@ from score_sde.sde import SDE
 class Consistency(GridSampler):
     """Song et al. 2023, Consistency Models, arXiv:2303.01469, algorithm 1: the data are denoised at
     once, then noised anew to the next time, and so on. A step is one evaluation. The samples are
-    the denoised data of the last step.
+    the denoised data of the last step. They are data without noise here, as in Geng et al. 2024, so
+    all of the next time's noise is added to them.
 
     It is for models that were trained so (`consistency.loss`). Those of other models are blurred: a
     step returns their posterior mean.

@@ -3,7 +3,7 @@ algorithm 2).
 
 In y = x / alpha and nu = sigma / alpha the probability flow of every process is the same,
 
-    dy/dnu = (y - D) / nu,     D = E[x0 | x]                                            (eq. 3),
+    dy/dnu = (y - D) / nu,     D = E[x0 | x]                               (eq. 1 with eq. 3),
 
 so the algorithm for alpha = 1 serves them all.
 """
