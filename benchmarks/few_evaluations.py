@@ -43,7 +43,7 @@ UNIPC = {f"UniPC, {nfe}": {"method": "unipc", "num_steps": nfe - 1} for nfe in (
 SAMPLERS: dict[str, dict[str, dict[str, object]]] = {
     STUDENT: {
         "1 evaluation": {"method": "consistency", "num_steps": 1},
-        "2 evaluations": {"method": "consistency", "num_steps": 2},
+        "2 evaluations": {"method": "consistency", "num_steps": 2, "rho": 20.0},
     },
     TEACHER: {**UNIPC, OWN: {}},
 }

@@ -85,7 +85,7 @@ CHAIN_SAMPLERS = {
 }
 FEW = {
     "1 evaluation": {"method": "consistency", "num_steps": 1},
-    "2 evaluations": {"method": "consistency", "num_steps": 2},
+    "2 evaluations": {"method": "consistency", "num_steps": 2, "rho": 20.0},
 }
 FLOW = {
     "sde.name": "flow",

@@ -30,4 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
     training.learning_rate = 5e-4
     training.warmup_steps = 50
     training.checkpoint_every = 200
-    return changed(config, {"sampling.method": "consistency", "sampling.num_steps": 2})
+    # The second evaluation is then at sigma = 0.80; Geng et al. have 0.82 on CIFAR-10.
+    sampling = {"method": "consistency", "num_steps": 2, "rho": 20.0}
+    return changed(config, {f"sampling.{name}": value for name, value in sampling.items()})
