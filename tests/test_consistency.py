@@ -177,10 +177,10 @@ class Level:
     [
         # Karras et al. 2022, eq. 5: halfway between 80 and 0.002 in t^(1/rho).
         ({}, ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7),
-        ({"rho": 3.0}, ((80 ** (1 / 3) + 0.002 ** (1 / 3)) / 2) ** 3),
+        ({"rho": 20.0}, ((80 ** (1 / 20) + 0.002 ** (1 / 20)) / 2) ** 20),  # the presets': 0.80
         ({"grid": "log_snr"}, 0.4),  # the geometric mean
     ],
-    ids=["karras", "rho 3", "log_snr"],
+    ids=["karras", "rho 20", "log_snr"],
 )
 def test_the_second_step_begins_at_the_grid_s_level(settings, level):
     """What is denoised there is the first step's data, here 0, with noise of that level."""
