@@ -217,13 +217,16 @@ def test_scale_and_shift_of_constants():
     spec = UNetSpec(4, 3, width=8, multipliers=(1,), attention_resolutions=(), block="adm")
     spec = replace(spec, scale_shift=True, skip_rescale=False, init_scale=1.0)
     block = ResidualBlock(8, 8, spec, rngs=nnx.Rngs(0))
-    for kernel in (block.conv0.kernel, block.conv1.kernel, block.embedding.kernel):
-        kernel[...] = jnp.zeros(kernel[...].shape)
-    block.conv1.kernel[...] = block.conv1.kernel[...].at[1, 1].set(jnp.eye(8))
-    block.embedding.bias[...] = jnp.repeat(jnp.asarray([0.5, 1.0]), 8)
-    block.norm1.bias[...] = jnp.full(8, 2.0)
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
-    found = block(x, jnp.ones((1, 32)), None, False) - x
+    nothing = np.zeros((3, 3, 8, 8), np.float32)
+    same = nothing.copy()
+    same[1, 1] = np.eye(8)
+    block.conv0.kernel[...], block.conv1.kernel[...] = jnp.asarray(nothing), jnp.asarray(same)
+    block.embedding.kernel[...] = jnp.asarray(np.zeros((32, 16), np.float32))
+    block.embedding.bias[...] = jnp.asarray(np.repeat([0.5, 1.0], 8), jnp.float32)
+    block.norm1.bias[...] = jnp.asarray(np.full(8, 2.0, np.float32))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, 4, 8)))
+    embedding = jnp.asarray(np.ones((2, 32), np.float32))
+    found = np.asarray(block(jnp.asarray(x), embedding, None, False)) - x
     np.testing.assert_allclose(found, np.full(x.shape, 3.928055), rtol=0, atol=2e-6)  # silu(4)
 
 
