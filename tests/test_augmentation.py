@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import stats
 
 import score_sde
 from score_sde import build, objectives, presets
@@ -19,7 +20,9 @@ from score_sde.augmentation import (
     _resampled,
     augmented,
     drawn,
+    parameters,
     transformation,
+    transformed,
 )
 from score_sde.config import changed, default
 from score_sde.data import describe
@@ -86,6 +89,93 @@ def test_a_slope_is_moved_exactly(values, place):
     inside = (np.abs(from_x) <= 3.5) & (np.abs(from_y) <= 3.5)
     assert inside.sum() >= 24
     np.testing.assert_allclose(found[inside], (2.0 * from_x - 3.0 * from_y)[inside], atol=1e-4)
+
+
+MOVED = [
+    {"angle": 0.7, "stretch": 1.5, "along": 0.4},
+    {"angle": -2.1, "stretch": -1.2, "along": -1.1},
+    {"flip_x": 1.0, "angle": 0.5},
+    {"flip_y": 1.0, "angle": 2.6, "scale": -1.0},
+    {"stretch": 2.0, "along": 0.9, "move_x": 1.3, "move_y": -0.6},
+    {"angle": 1.2, "move_x": -0.8, "move_y": 0.9},
+    {
+        **{"flip_x": 1.0, "scale": 1.5, "angle": -0.9, "stretch": 1.0, "along": 2.0},
+        **{"move_x": 0.7, "move_y": 1.1},
+    },
+    dict.fromkeys(NAMES, 0.8) | {"flip_x": 1.0, "flip_y": 1.0},
+]
+
+
+def forward(width, height, v):
+    """Where a point (x, y, 1) of the image goes (Karras et al. 2022, table 6): the operations in
+    their order, each by its own definition, float64 (3, 3)."""
+    cos, sin = np.cos(v["angle"]), np.sin(v["angle"])
+    d = np.asarray([np.cos(v["along"]), np.sin(v["along"])])
+    wider, narrower = 2.0 ** (0.2 * v["stretch"]), 2.0 ** (-0.2 * v["stretch"])
+    steps = [
+        np.diag([(-1.0) ** v["flip_x"], (-1.0) ** v["flip_y"]]),
+        np.eye(2) * 2.0 ** (0.2 * v["scale"]),
+        np.asarray([[cos, -sin], [sin, cos]]),  # from x, to the right, towards y, downwards
+        narrower * np.eye(2) + (wider - narrower) * np.outer(d, d),
+    ]
+    whole = np.eye(3)
+    for step in steps:
+        whole[:2, :2] = step @ whole[:2, :2]
+    whole[:2, 2] = 0.125 * width * v["move_x"], 0.125 * height * v["move_y"]
+    return whole
+
+
+def test_the_operations_are_made_in_the_published_order():
+    """On a slope, as above, in an image that is not square."""
+    height, width = 12, 16
+    x, y = np.meshgrid(np.arange(width) - 7.5, np.arange(height) - 5.5)
+    values = {name: jnp.asarray([v.get(name, 0.0) for v in MOVED], "f4") for name in NAMES}
+    slopes = jnp.asarray(np.tile((2.0 * x - 3.0 * y)[..., None], (len(MOVED), 1, 1, 1)), "f4")
+    found = np.asarray(jax.jit(transformed)(slopes, values))[..., 0]
+    for i, each in enumerate(MOVED):
+        v = dict.fromkeys(NAMES, 0.0) | each
+        points = np.stack([x, y, np.ones_like(x)]).reshape(3, -1)
+        from_x, from_y, _ = np.linalg.solve(forward(width, height, v), points)
+        inside = (np.abs(from_x) <= 7.5) & (np.abs(from_y) <= 5.5)
+        assert inside.sum() >= 60
+        wanted = (2.0 * from_x - 3.0 * from_y)[inside]
+        # Places of up to 10 in float32, some roundings deep, times a slope of 3.
+        np.testing.assert_allclose(found[i].ravel()[inside], wanted, rtol=0, atol=1e-4)
+
+
+def test_what_is_drawn_has_the_published_laws():
+    """The distance of the empirical from the published distribution function: by Dvoretzky,
+    Kiefer and Wolfowitz it exceeds 2.5 / sqrt(n) with probability 2 exp(-12.5) = 7e-6."""
+    num = 20_000
+    draw = partial(drawn, num=num, probability=1.0, operations=OPERATIONS, dtype=jnp.float32)
+    values = {
+        name: np.asarray(each, "f8") for name, each in jax.jit(draw)(jax.random.key(5)).items()
+    }
+
+    def distance(name, cdf):
+        return stats.ks_1samp(values[name], cdf, method="asymp").statistic
+
+    for name in ("scale", "stretch", "move_x", "move_y"):
+        assert distance(name, stats.norm.cdf) < 2.5 / np.sqrt(num)
+    angle = stats.uniform(-np.pi, 2.0 * np.pi).cdf
+    for name in ("angle", "along"):
+        assert distance(name, angle) < 2.5 / np.sqrt(num)
+    for name in ("flip_x", "flip_y"):
+        assert set(values[name]) == {0.0, 1.0}
+        assert abs(values[name].mean() - 0.5) < 5 * 0.5 / np.sqrt(num)
+    # Independent of each other: correlations are normal with a deviation of 1 / sqrt(n).
+    correlations = np.corrcoef([values[name] for name in NAMES]) - np.eye(len(NAMES))
+    assert np.abs(correlations).max() < 5 / np.sqrt(num)
+
+
+def test_what_the_network_is_given_of_one_image():
+    """An angle of 30 degrees, and a stretch along 15: it is told by twice that angle."""
+    one = {"flip_x": 1.0, "flip_y": 0.0, "scale": -0.5, "angle": np.pi / 6, "along": np.pi / 12}
+    one |= {"stretch": 2.0, "move_x": 0.25, "move_y": -1.5}
+    given = parameters({name: jnp.full(1, value, "f4") for name, value in one.items()})
+    root = np.sqrt(3.0)
+    wanted = [1.0, 0.0, -0.5, root / 2 - 1.0, 0.5, root, 1.0, 0.25, -1.5]
+    np.testing.assert_allclose(given[0], wanted, rtol=0, atol=1e-6)  # roundings of numbers up to 2
 
 
 def test_what_is_not_done_is_zero_and_leaves_the_image():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import ndtr
+from scipy.stats import norm
 
 from score_sde import oracle
 from score_sde.bounds import VARIANCES as VARIANCES_OF_STEPS
@@ -237,6 +238,44 @@ def test_the_discretized_decoder_is_a_distribution_over_the_levels():
         seen = exact > 1e-30
         np.testing.assert_allclose(np.exp(log_p)[seen], exact[seen], rtol=1e-3, atol=1e-7)
         assert np.isfinite(log_p).all() and abs(float(jnp.sum(jnp.exp(log_p))) - 1) < 1e-5
+
+
+# Pixels of 256 levels, each with the mean and the deviation of what is decoded.
+DECODED = [(0, -0.99, 0.01), (255, 0.98, 0.02), (0, -1.003, 0.002), (255, 0.9, 0.03)]
+DECODED += [(1, -0.99, 0.005), (128, 0.0, 0.01), (100, -0.2, 0.004), (254, 1.0, 0.01)]
+
+
+def log_bins(pixel, mean, std):
+    """log P of bins of 2 / 255 about 2 pixel / 255 - 1, the ends open (Ho et al. 2020, eq. 13)."""
+    low, high = 2 * pixel / 255 - 1 - 1 / 255, 2 * pixel / 255 - 1 + 1 / 255
+    low, high = np.where(pixel == 0, -np.inf, low), np.where(pixel == 255, np.inf, high)
+    return np.log(norm.cdf(high, mean, std) - norm.cdf(low, mean, std))
+
+
+def test_the_decoder_of_256_levels():
+    space = Pixels((1,), 256, centered=True, dequantize=False)
+    pixel, mean, std = np.asarray(DECODED).T
+    given = (jnp.asarray(each[:, None], jnp.float32) for each in (mean, std))
+    found = jax.jit(space.log_decoded)(jnp.asarray(pixel[:, None], jnp.uint8), *given)
+    # Places near 1 in float32 by a deviation of 0.002: 3e-5 of it, and slopes of some 5.
+    np.testing.assert_allclose(found, log_bins(pixel, mean, std), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("variance", ["large", "small"])
+def test_a_chains_decoder_has_the_small_variance_of_the_second_level(variance):
+    """By either variance, as DDPM's: beta_2 (1 - abar_1) / (1 - abar_2). The data are in one point,
+    beside the pixels, so what is decoded is that point, whatever the noise."""
+    pixel, off = np.asarray([0, 255, 100, 17]), np.asarray([0.006, -0.003, 0.004, -0.012])
+    point = 2 * pixel / 255 - 1 + off
+    model, _ = chained(1000, mean=point, variances=np.zeros(DIMS))
+    space = Pixels((4,), 256, centered=True, dequantize=False)
+    data = jnp.asarray(pixel[None], jnp.uint8)
+    found = chain_bound(jax.random.key(0), model, data, space, variance=variance)
+    beta_1, beta_2 = 1e-4, 1e-4 + (0.02 - 1e-4) / 999
+    std = np.sqrt(beta_2 * beta_1 / (1 - (1 - beta_1) * (1 - beta_2)))
+    # The noise next to the point is of 1e-2: rounded at 1e-5 of it, times slopes of up to 3.
+    wanted = -log_bins(pixel, point, std).sum()
+    np.testing.assert_allclose(found.reconstruction, [wanted], rtol=0, atol=1e-3)
 
 
 def test_a_perfect_model_of_one_image_needs_no_bits():

@@ -6,13 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import consistency, load
+from score_sde import consistency, load, objectives, presets
+from score_sde.config import changed
+from score_sde.data import describe
 from score_sde.losses import Pair, sample_times
 from score_sde.modes.levels import loss_by_level
 from score_sde.samplers import Consistency
 from score_sde.schedules import EDM
 from score_sde.score import pytree
 from score_sde.sde import SDE, VPSDE, expand
+from score_sde.training.state import TrainState
 from tests.commands import DIGITS, FEW, KINDS, command, succeed
 
 KEY = jax.random.key(3)
@@ -56,6 +59,80 @@ def test_the_loss_is_the_paper_s(sde, halvings):
         np.testing.assert_allclose(jax.jacobian(found)(p), gradient, rtol=1e-7)
 
 
+# The lower level r over the upper level t by stages of the training (Geng et al. 2024, section 3):
+# 1 - (1 + 8 / (1 + e^t)) / 2^(stage + 1), and 0 where that is negative.
+RATIOS = [
+    (0, 0.5, 0.0),
+    (0, np.log(7) - 1e-3, 0.0),  # it leaves 0 at ln 7
+    (0, np.log(8), 1 / 18),
+    (0, np.log(15), 1 / 4),
+    (0, np.log(31), 3 / 8),
+    (0, 80.0, 1 / 2),
+    (1, np.log(5 / 3) - 1e-3, 0.0),  # here at ln(5 / 3)
+    (1, np.log(3), 1 / 4),
+    (1, np.log(7), 1 / 2),
+    (1, 80.0, 3 / 4),
+    (2, np.log(3), 5 / 8),
+    (2, 80.0, 7 / 8),
+    (7, np.log(3), 253 / 256),
+    (7, 80.0, 255 / 256),
+]
+
+
+def test_the_lower_level_is_the_paper_s():
+    """Of denoised data c t^2 and data 0 the loss is c (t^2 - r^2) / (t - r) = c (t + r)."""
+    stage, t, ratio = np.asarray(RATIOS).T
+    c = 1e6  # Huber's constant is less than 1e-7 of the distance
+
+    def denoised(x, t):
+        return c * expand(jnp.square(t), x) * jnp.ones_like(x)
+
+    with jax.enable_x64():
+        given = {"times_mean": jnp.log(t), "times_std": 0.0}  # a time for each of the examples
+        x0, stage = jnp.zeros((len(t), 2), jnp.float64), jnp.asarray(stage)
+        loss = jax.jit(lambda: consistency.loss(KEY, EDM(), denoised, x0, stage, **given))
+        found = np.asarray(loss())
+    np.testing.assert_allclose(found / (c * t) - 1.0, ratio, rtol=0, atol=1e-6)
+
+
+def stages_of_loss(config, *steps):
+    """The stages that the two levels of a training's loss show, after so many updates."""
+    batch = {"x": jnp.zeros((64, 8, 8, 1), jnp.uint8), "condition": {}}
+
+    def log_levels(step):
+        told = []
+
+        def apply(params, x, log_sigma, condition, **options):
+            told.append(log_sigma)
+            return jnp.zeros_like(x)
+
+        state = TrainState(step, params=None, opt_state=None, ema=None)
+        objectives.loss(config, apply, describe("digits"))(None, state, batch, KEY)
+        return told
+
+    levels = jax.jit(jax.vmap(log_levels))(jnp.asarray(steps, jnp.int32))
+    lower, upper = sorted(np.exp(np.asarray(levels, np.float64)), key=np.sum)
+    gap = 1.0 - lower / upper
+    stages = np.log2((1.0 + 8.0 / (1.0 + np.exp(upper))) / gap) - 1.0
+    inside = lower > 0.01  # of the others the data take the place
+    found = [np.rint(np.median(row[each])) for row, each in zip(stages, inside, strict=True)]
+    # float32's 1e-6 of a ratio is at most 3e-4 of a gap of 1 / 256.
+    assert np.all(np.abs(stages - np.asarray(found)[:, None])[inside] < 1e-2)
+    return found
+
+
+def test_a_training_has_eight_stages_and_halve_every_sets_their_length():
+    preset = changed(presets.load("ect_digits"), {"data.augment": 0.0})
+    assert preset.training.num_steps == 1600  # 200 for each stage
+    found = stages_of_loss(preset, 0, 199, 200, 1399, 1400, 1599)
+    assert found == [0, 0, 1, 6, 7, 7]
+    # 1500 are not eight equal parts: the last stage is the shorter one, and no ninth follows it.
+    odd = changed(preset, {"training.num_steps": 1500})
+    assert stages_of_loss(odd, 187, 188, 1499) == [0, 1, 7]
+    typed = changed(preset, {"training.halve_every": 10})
+    assert stages_of_loss(typed, 9, 10, 35) == [0, 1, 3]
+
+
 @pytree
 class Consistent:
     """The ends of the flow's paths, where the data are N(0, STD^2)."""
@@ -80,6 +157,40 @@ def test_a_consistent_model_samples_the_data(sde, steps):
     # A sample depends on its index alone.
     part = Consistency(steps).sample(KEY, sde, Consistent(sde), shape=(5, 2), first=7)
     np.testing.assert_allclose(part.x, samples.x[7:12], rtol=1e-5)
+
+
+@pytree
+class Level:
+    """A model whose denoised data are nothing from the level 50 on; below, so many times the level
+    and x."""
+
+    level: float
+    x: float
+
+    def denoised(self, x, t):
+        known = self.level * expand(t, x) + self.x * x
+        return jnp.where(expand(t < 50.0, x), known, jnp.zeros_like(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        # Karras et al. 2022, eq. 5: halfway between 80 and 0.002 in t^(1/rho).
+        ({}, ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7),
+        ({"rho": 20.0}, ((80 ** (1 / 20) + 0.002 ** (1 / 20)) / 2) ** 20),  # the presets': 0.80
+        ({"grid": "log_snr"}, 0.4),  # the geometric mean
+    ],
+    ids=["karras", "rho 20", "log_snr"],
+)
+def test_the_second_step_begins_at_the_grid_s_level(settings, level):
+    """What is denoised there is the first step's data, here 0, with noise of that level."""
+    sampler = Consistency(2, **settings)
+    found = sampler.sample(KEY, EDM(), Level(1.0, 0.0), shape=(4000, 2)).x
+    np.testing.assert_allclose(found, level, rtol=1e-5)  # powers in float32
+    noised = sampler.sample(KEY, EDM(), Level(0.0, 1.0), shape=(4000, 2)).x
+    # 8000 normal numbers: four standard errors of their mean and of their standard deviation.
+    assert abs(noised.mean()) < 4 * level / np.sqrt(8000)
+    np.testing.assert_allclose(noised.std(), level, rtol=4 / np.sqrt(16000))
 
 
 TUNED = (*KINDS["digits"], "--config.training.sample_every=0", "--config.training.loss=consistency")

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from score_sde import build, presets
+from score_sde.config import changed
+from score_sde.data import describe
 from score_sde.discrete import discretization
 from score_sde.losses import (
     LOSSES,
@@ -205,6 +209,58 @@ def test_the_likelihoods_weight_is_one_integral_by_any_times(times):
     np.testing.assert_allclose(found, exact, rtol=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "density", "end"),
+    [
+        # alpha^2 beta / sigma^2 of VP's alpha^2 = exp(-t / 10 - 9.95 t^2).
+        ("vp", lambda t: (0.1 + 19.9 * t) / np.expm1(0.1 * t + 9.95 * t**2), 1.0),
+        ("edm", lambda t: 1.0 / (t * (1.0 + t**2)), 80.0),  # nu = t
+    ],
+)
+def test_importance_draws_times_by_their_share_in_the_likelihood(name, density, end):
+    """1 / (1 + nu^2) in log-SNR is alpha^2 g^2 / sigma^2 in t where alpha^2 + sigma^2 = 1, and
+    2 / (t (1 + t^2)) where nu = t (Zheng et al. 2023, section 4)."""
+    num, t_min, sde = 1000, 0.01, PROCESSES[name]
+    t, _ = sample_times(jax.random.key(0), sde, num, Pair("importance", "epsilon"), t_min)
+    fine = np.geomspace(t_min, end, 20_001)
+    mass = np.diff(fine) * (density(fine[1:]) + density(fine[:-1])) / 2
+    below = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
+    shares = np.sort(np.interp(np.asarray(t, np.float64), fine, below))
+    # Evenly spread: the k-th share is between k / n and (k + 1) / n; float32 and the sum add less.
+    middles = (np.arange(num) + 0.5) / num
+    np.testing.assert_allclose(shares, middles, rtol=0, atol=0.6 / num)
+
+
+@pytest.mark.parametrize(
+    ("own", "published"),
+    [
+        ("epsilon", lambda snr: np.minimum(snr, 5.0) / snr),
+        ("denoised", lambda snr: np.minimum(snr, 5.0)),
+        ("velocity", lambda snr: np.minimum(snr, 5.0) / (snr + 1.0)),
+    ],
+)
+def test_min_snr_has_the_published_weight_for_each_kind_of_network(own, published):
+    """The loss of an output that is 0.1 too large everywhere (Hang et al. 2023, section 3.4)."""
+    told = []
+
+    def apply(params, x, noise, condition):  # of data 0 x is sigma z, and v is alpha z
+        told.append(np.asarray(noise, np.float64) / 999.0)
+        t = (noise / 999.0)[:, None]
+        ratio = 1.0 / jnp.sqrt(jnp.expm1(0.1 * t + 9.95 * t**2))  # alpha / sigma
+        sigma = jnp.sqrt(-jnp.expm1(-0.1 * t - 9.95 * t**2))
+        return {"epsilon": x / sigma, "denoised": 0.0 * x, "velocity": ratio * x}[own] + 0.1
+
+    model = Model(None, PROCESSES["vp"], apply, own, "time")
+    x0, uniform = jnp.zeros((64, 3)), Pair("uniform", "min_snr")
+    found = denoising_score_matching(
+        jax.random.key(0), model.sde, model, x0, loss=uniform, t_min=0.01, error=model.error
+    )
+    snr = 1.0 / np.expm1(0.1 * told[0] + 9.95 * told[0] ** 2)
+    assert snr.min() < 1e-3 and np.sum(snr > 5.0) > 5
+    # At T the error of the noise is 0.1 alpha = 7e-4, of sums that round at 1e-7.
+    np.testing.assert_allclose(found, 0.01 * published(snr), rtol=2e-3)
+
+
 @pytest.mark.parametrize("weight", [w for w in WEIGHTS if w not in ("consistency", "second_order")])
 def test_a_weight_is_its_factor_of_the_noises_error(weight):
     """From nu = sigma / alpha, for a network of any output."""
@@ -259,6 +315,20 @@ def test_edms_loss_is_the_published_one():
     wanted = (sigma**2 + s**2) / (sigma * s) ** 2 * jnp.mean(jnp.square(error), axis=1)
     # D rounds at 1e-7 of x0 where sigma is 0.01 and the error that small, too.
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+def test_edms_networks_get_a_quarter_of_the_logarithm_of_sigma():
+    """c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1), through the preset's whole path."""
+    small = {"model.width": 8, "model.num_blocks": 1, "model.attention_resolutions": ()}
+    config = changed(presets.load("edm_cifar10"), small | {"model.multipliers": (1,)})
+    network = build.network(config, describe("cifar10"))(rngs=nnx.Rngs(0))
+    sigma = jnp.asarray([0.002, 0.5, 1.0, 80.0])
+    noise = build.model(config, lambda *_: None, None).noise(sigma).condition
+    c_noise = jnp.asarray([-1.5536520, -0.1732868, 0.0, 1.0955067])
+    wanted = np.asarray(jax.nn.silu(network.condition(c_noise)))
+    # Sines of such angles, and sums of 32 products of size 1, in float32.
+    np.testing.assert_allclose(network._embedding(noise, {}), wanted, rtol=0, atol=1e-5)
+    assert np.abs(np.diff(wanted, axis=0)).max(axis=1).min() > 0.01  # they tell levels apart
 
 
 def test_the_flows_loss_is_finite_at_pure_noise():

@@ -193,17 +193,19 @@ def test_in_l_hybrid_the_score_has_no_gradient_of_l_vlb(loss, monkeypatch):
 
 
 def warmed_up(losses):
-    """A history of levels whose last losses all are these, (N,)."""
-    table = np.repeat(np.asarray(losses, np.float32)[:, None], KEPT, axis=1)
-    return History(jnp.asarray(table), jnp.full(len(losses), KEPT, jnp.int32))
+    """A history of levels with these last losses, (N, KEPT)."""
+    return History(jnp.asarray(losses, jnp.float32), jnp.full(len(losses), KEPT, jnp.int32))
 
 
 def test_levels_are_drawn_by_their_losses_and_without_bias():
     rng = np.random.default_rng(7)
-    losses, values = np.exp(rng.normal(size=LEVELS)), rng.normal(size=LEVELS)
+    losses, values = np.exp(rng.normal(size=(LEVELS, KEPT))), rng.normal(size=LEVELS)
+    losses[0] = 0.0
+    losses[0, 2] = -3.0  # with a root mean square of 3 / sqrt(10)
     history = warmed_up(losses)
     p = np.asarray(variances.probabilities(history), np.float64)
-    wanted = 0.999 * losses / losses.sum() + 0.001 / LEVELS
+    size = np.sqrt(np.mean(losses**2, axis=1))  # Nichol, Dhariwal 2021, eq. 18
+    wanted = 0.999 * size / size.sum() + 0.001 / LEVELS
     np.testing.assert_allclose(p, wanted, rtol=1e-5)
     # Evenly spread: of 2^20 draws each level has its share to one draw, and float32's sums.
     num = 2**20
@@ -215,7 +217,7 @@ def test_levels_are_drawn_by_their_losses_and_without_bias():
     # Uniform until every level has its ten.
     young = history._replace(seen=history.seen.at[3].set(KEPT - 1))
     np.testing.assert_allclose(variances.probabilities(young), np.full(LEVELS, 1 / LEVELS))
-    none = variances.probabilities(warmed_up(np.zeros(LEVELS)))
+    none = variances.probabilities(warmed_up(np.zeros((LEVELS, KEPT))))
     assert np.isfinite(none).all()
 
 

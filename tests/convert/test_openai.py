@@ -50,6 +50,46 @@ PUBLISHED = {
 }
 
 
+# What no array shows of each published file, by the flags of the two READMEs and the defaults of
+# their commands: pixels, schedule, steps, heads (or channels of a head), whether the network gets
+# the level times 1000 / steps, and the order of the attention's array.
+FLAGS = """
+cifar10_uncond_50M_500K.pt       32  cosine 4000 4 heads     rescaled by_head
+cifar10_uncond_vlb_50M_500K.pt   32  cosine 4000 4 heads     rescaled by_head
+imagenet64_uncond_100M_1500K.pt  64  cosine 4000 4 heads     rescaled by_head
+imagenet64_uncond_vlb_100M_1500K.pt 64 cosine 4000 4 heads   rescaled by_head
+imagenet64_cond_270M_250K.pt     64  cosine 4000 4 heads     as_it_is by_head
+lsun_uncond_100M_1200K_bs128.pt  256 linear 1000 1 heads     as_it_is by_head
+lsun_uncond_100M_2400K_bs64.pt   256 linear 1000 1 heads     as_it_is by_head
+64x64_diffusion.pt               64  cosine 1000 64 channels as_it_is by_kind
+128x128_diffusion.pt             128 linear 1000 4 heads     as_it_is by_head
+256x256_diffusion.pt             256 linear 1000 64 channels as_it_is by_head
+256x256_diffusion_uncond.pt      256 linear 1000 64 channels as_it_is by_head
+512x512_diffusion.pt             512 linear 1000 64 channels as_it_is by_head
+lsun_bedroom.pt                  256 linear 1000 64 channels as_it_is by_head
+lsun_cat.pt                      256 linear 1000 64 channels as_it_is by_head
+lsun_horse.pt                    256 linear 1000 64 channels as_it_is by_head
+lsun_horse_nodropout.pt          256 linear 1000 64 channels as_it_is by_head
+"""
+
+
+def test_the_flags_of_the_published_files():
+    rows = [row.split() for row in FLAGS.strip().splitlines()]
+    assert [row[0] for row in rows] == list(openai.PUBLISHED)
+    for name, size, schedule, steps, number, unit, level, order in rows:
+        says = openai.settings(Path(name), SHAPES, 0)
+        assert says["data.image_size"] == int(size), name
+        assert says["sde.name"] == {"cosine": "cosine", "linear": "vp"}[schedule], name
+        if schedule == "linear":  # betas from 1e-4 to 0.02 in 1000 steps
+            assert (says["sde.beta_min"], says["sde.beta_max"]) == (0.1, 20.0), name
+        assert says["model.num_levels"] == int(steps), name
+        channels = says["model.head_width"]  # 0 where the number of heads counts
+        assert channels == (int(number) if unit == "channels" else 0), name
+        assert channels or says["model.num_heads"] == int(number), name
+        assert says["model.level_scale"] == {"rescaled": 0.25, "as_it_is": 1.0}[level], name
+        assert openai.has_new_order(Path(name)) == (order == "by_kind"), name
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_says_its_network_and_its_process(name):
     """Every array has its place, in a network that the rules of a config accept."""

@@ -211,6 +211,33 @@ def test_a_block_with_scale_and_shift_follows_its_formula(resample):
     assert block.shortcut is None and wide.shortcut is not None
 
 
+def test_scale_and_shift_of_constants():
+    """Of images without contrast the norm leaves its bias, 2: 2 (1 + 1/2) + 1 = 4 is activated. The
+    first half of the embedding is the scale (Dhariwal, Nichol 2021, section 3)."""
+    spec = UNetSpec(4, 3, width=8, multipliers=(1,), attention_resolutions=(), block="adm")
+    spec = replace(spec, scale_shift=True, skip_rescale=False, init_scale=1.0)
+    block = ResidualBlock(8, 8, spec, rngs=nnx.Rngs(0))
+    nothing = np.zeros((3, 3, 8, 8), np.float32)
+    same = nothing.copy()
+    same[1, 1] = np.eye(8)
+    block.conv0.kernel[...], block.conv1.kernel[...] = jnp.asarray(nothing), jnp.asarray(same)
+    block.embedding.kernel[...] = jnp.asarray(np.zeros((32, 16), np.float32))
+    block.embedding.bias[...] = jnp.asarray(np.repeat([0.5, 1.0], 8), jnp.float32)
+    block.norm1.bias[...] = jnp.asarray(np.full(8, 2.0, np.float32))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, 4, 8)))
+    embedding = jnp.asarray(np.ones((2, 32), np.float32))
+    found = np.asarray(block(jnp.asarray(x), embedding, None, False)) - x
+    np.testing.assert_allclose(found, np.full(x.shape, 3.928055), rtol=0, atol=2e-6)  # silu(4)
+
+
+def test_pixels_features_of_one_pixel():
+    """All sines before all cosines, and of each f all channels: of 1/2, -1/3 and f = 1, 4."""
+    found = input_features(jnp.asarray([0.5, -1 / 3], jnp.float32).reshape(1, 1, 1, 2), (1.0, 4.0))
+    root = 0.8660254
+    wanted = [1.0, -root, 0.0, root, 0.0, 0.5, 1.0, -0.5]
+    np.testing.assert_allclose(found.ravel(), wanted, rtol=0, atol=2e-6)  # angles of up to 2 pi
+
+
 def test_embeddings_follow_their_formulas():
     noise = np.asarray([[0.0], [0.5], [999.0]])
     half = 3
