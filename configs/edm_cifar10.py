@@ -8,9 +8,9 @@ the differences that score_sde/augmentation.py names. Gradients longer than 1 ar
 rate after n updates is at most (1 + n) / (10 + n), which is longer than theirs over the first
 13,000. `:conditional` leaves out a tenth of the classes, so that it can be guided.
 Cost: 200 million images, 390 thousand steps of 512: 19 hours on one H200 at the speed measured
-there (bfloat16). The whole training was not run. Reached after 19 minutes of one H200, compilation included:
-FID 20.7 of 10,000 images by the preset's sampler, and 3.370 +- 0.019 bits/dim on 1024 test images
-(9583 steps of 256 images in bfloat16; docs/systems.md has the command and the samples).
+there in bfloat16. The whole training was not run. Reached after 19 minutes of one H200, compilation
+included: FID 20.7 of 10,000 images by the preset's sampler, and 3.370 +- 0.019 bits/dim on 1024
+test images (9583 steps of 256 images in bfloat16; docs/systems.md has the command and the samples).
 """
 
 from ml_collections import ConfigDict
