@@ -201,8 +201,8 @@ TRAINED = (
     *("--config.model.norm_groups=32", "--config.model.norm_eps=1e-5"),
     *("--config.model.embedding=vaswani", "--config.model.condition=time"),
     *("--config.model.skip_rescale=False", "--config.model.parameterization=denoised"),
-    *("--config.training.loss=edm", "--config.training.num_steps=200"),
-    "--config.training.sample_every=0",
+    *("--config.training.loss=edm", "--config.training.num_steps=400"),
+    *("--config.training.ema_rate=0.99", "--config.training.sample_every=0"),
 )
 
 
@@ -228,14 +228,15 @@ def test_a_network_of_predict_xstart_and_of_rescaled_levels(tmp_path):
     assert "(within the bounds of trained networks)" in out
     theirs = score_sde.load(tmp_path / "run").score
     x0 = digits.load("test").x[:64] / np.float32(8.0) - 1
-    t = np.full(len(x0), 0.3, np.float32)
+    t = np.full(len(x0), 0.1, np.float32)
     (alpha,), (sigma,) = ours.sde.alpha(t[:1]), ours.sde.sigma(t[:1])
     x = alpha * x0 + sigma * np.random.default_rng(0).standard_normal(x0.shape, np.float32)
     denoise = jax.jit(lambda model, x, t: model.denoised(x, t))
     found, expected = denoise(theirs, x, t), denoise(ours.score, x, t)
-    # Of the levels 0 to 3999 the time is a level, too, up to one: a quarter of what ours reads.
-    assert rms(found - expected) < 0.02 * rms(x0 - x0.mean())
-    assert rms(found - x0) < 0.6 * rms(x0 - x0.mean())
+    # A level times 0.25 is 999 t up to 0.25. On these digits that makes a difference of 1e-4.
+    assert rms(found - expected) < 1e-3
+    # Of the noise, which is 0.34, 0.20 is left. (The mean pixel would be off by 0.76.)
+    assert rms(found - x0) < 0.75 * sigma / alpha
 
 
 def rms(x):
