@@ -250,15 +250,15 @@ def _print_origins(
 
 def _print_level_scale(config: ConfigDict, source: Path) -> None:
     """Print which of its two scales of levels a network of OpenAI's gets, where they differ."""
-    scales = convert.choices(source, config.model.num_levels).get("model.level_scale", ())
-    scale = config.model.level_scale
-    if scale not in scales or scales[0] == scales[1]:
+    key, scale = "model.level_scale", config.model.level_scale
+    off, on = convert.choices(source, config.model.num_levels).get(key, (scale, scale))
+    if off == on or scale not in (off, on):
         return
-    is_on = scale == scales[1]
+    is_on = scale == on
     print(
-        f"config.model.level_scale = {scale}, as of rescale_timesteps = {is_on}; for {not is_on} "
-        f"type --config.model.level_scale={scales[not is_on]} (improved-diffusion has True by "
-        "default, guided-diffusion False)"
+        f"config.{key} = {scale}, as of rescale_timesteps = {is_on}; for {not is_on} type "
+        f"--config.{key}={off if is_on else on} (improved-diffusion has True by default, "
+        "guided-diffusion False)"
     )
 
 

@@ -13,6 +13,7 @@ from score_sde import commands, convert, networks
 from score_sde.config import changed, default
 from score_sde.convert import openai
 from score_sde.data import digits
+from score_sde.modes import convert as convert_mode
 from score_sde.networks import UNet
 from score_sde.validation import validate
 from tests.commands import CONFIGS, command, succeed
@@ -109,24 +110,30 @@ def test_the_flags_that_leave_a_choice():
         assert openai.choices(Path("a.pt"), levels)["model.level_scale"] == (1.0, 1.0)
 
 
-# The flags, and the scale and the parameterization of the network.
+# Whether blocks resample, the flags, the scale and the parameterization of the network, and the
+# scale that the command names as the other choice.
 TYPED = {
-    "the default": (False, (), (1.0, "epsilon")),
-    "4000 levels": (False, ("num_levels=4000",), (0.25, "epsilon")),
-    "not rescaled": (False, ("num_levels=4000", "level_scale=1.0"), (1.0, "epsilon")),
-    "the denoised images": (False, ("parameterization=denoised",), (1.0, "denoised")),
-    "guided-diffusion": (True, ("num_levels=4000",), (1.0, "epsilon")),
-    "guided-diffusion, rescaled": (True, ("num_levels=4000", "level_scale=.25"), (0.25, "epsilon")),
+    "the default": (False, (), (1.0, "epsilon"), None),
+    "4000 levels": (False, ("num_levels=4000",), (0.25, "epsilon"), 1.0),
+    "not rescaled": (False, ("num_levels=4000", "level_scale=1.0"), (1.0, "epsilon"), 0.25),
+    "another scale": (False, ("num_levels=4000", "level_scale=0.5"), (0.5, "epsilon"), None),
+    "the denoised images": (False, ("parameterization=denoised",), (1.0, "denoised"), None),
+    "resampling blocks": (True, ("num_levels=4000",), (1.0, "epsilon"), 0.25),
+    "rescaled": (True, ("num_levels=4000", "level_scale=.25"), (0.25, "epsilon"), 1.0),
 }
 
 
 @pytest.mark.parametrize("case", TYPED)
-def test_the_default_follows_the_levels_that_are_typed(case, tmp_path):
-    updown, typed, expected = TYPED[case]
+def test_the_default_follows_the_levels_that_are_typed(case, tmp_path, capsys):
+    updown, typed, expected, other = TYPED[case]
     file = save(tmp_path / "a.pt", arrays_of(shapes_of(TINY._replace(updown=updown))))
     flags = [SIZE, *(f"--config.model.{each}" for each in typed)]
     config, _ = commands.of_conversion(file, None, f"{tmp_path / 'run'}", flags)
     assert (config.model.level_scale, config.model.parameterization) == expected
+    convert_mode._print_level_scale(config, file)
+    out = capsys.readouterr().out
+    assert out.count("\n") == (other is not None)
+    assert other is None or f" type --config.model.level_scale={other} (" in out
 
 
 KINDS = {
