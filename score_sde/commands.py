@@ -120,7 +120,9 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
     if preset is None:
         named = source.resolve()
         name = named.stem if named.is_file() else named.name
-        given = changed(default(), {"data.name": "images", "name": name} | convert.likely(source))
+        given = changed(default(), {"data.name": "images", "name": name})
+        levels = overrides.apply(given, typed).model.num_levels
+        given = changed(given, convert.likely(source, levels))
     else:
         given = presets.load(preset)
     says = convert.settings(source, overrides.apply(given, typed).data.image_size)
@@ -134,6 +136,9 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
     for key, value in says.items():
         if now[key] != value:
             raise refuse(key, now[key], f"{value!r}, as {source} says")
+    model = config.model
+    outputs = convert.choices(source, model.num_levels).get("model.parameterization", ())
+    _check_output(model.parameterization, model.sigma_data, outputs, source)
     validate(config)
     if preset is not None:
         before = flat(given)
@@ -145,6 +150,19 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
         if sets:
             print(f"note: {source} sets {', '.join(sets)}", file=sys.stderr)
     return config
+
+
+def _check_output(
+    parameterization: str, sigma_data: float, outputs: Sequence[str], source: Path
+) -> None:
+    """Raise UserError for an output that a source cannot have, of those between which it leaves the
+    choice; () for any."""
+    if outputs and parameterization not in outputs:
+        allowed = f"{', '.join(outputs)}, as {source} is of OpenAI's"
+        raise refuse("model.parameterization", parameterization, allowed)
+    if outputs and parameterization == "denoised" and sigma_data != 1.0:
+        allowed = f"1.0, as a network of OpenAI's returns the denoised images themselves ({source})"
+        raise refuse("model.sigma_data", sigma_data, allowed)
 
 
 def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:

@@ -30,6 +30,7 @@ from score_sde.networks import UNetSpec
 
 __all__ = [
     "Foreign",
+    "choices",
     "diffusers",
     "exported",
     "fit",
@@ -58,11 +59,22 @@ def settings(source: Path, image_size: int | tuple[int, int]) -> dict[str, Any]:
     return openai.settings(source, shapes, image_size) if openai.is_one(shapes) else {}
 
 
-def likely(source: Path) -> dict[str, Any]:
+def likely(source: Path, num_levels: int) -> dict[str, Any]:
     """Return the settings that a source does not say and most likely has, by the keys of a config:
-    of a file of OpenAI's what its code has by default, nothing of another source."""
+    of a file of OpenAI's what its code has by default, nothing of another source.
+
+    Args:
+        source: the checkpoint.
+        num_levels: of its chain, where it is known; 0 for unknown.
+    """
     shapes = _shapes(source)
-    return openai.likely(source, shapes) if openai.is_one(shapes) else {}
+    return openai.likely(source, shapes, num_levels) if openai.is_one(shapes) else {}
+
+
+def choices(source: Path, num_levels: int) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that a source does not say and that have one of two values, by the keys
+    of a config: see `openai.choices`; nothing of another source."""
+    return openai.choices(source, num_levels) if openai.is_one(_shapes(source)) else {}
 
 
 def _shapes(source: Path) -> dict[str, tuple[int, ...]]:

@@ -3,8 +3,9 @@
 
 The shapes of the arrays say most of the network: `settings` returns that. What no array shows was
 given to OpenAI's commands as flags. `PUBLISHED` has those of the published files, by their names;
-`likely` returns the defaults, for other files. One flag is not of the network: in which order the
-arrays of an attention have its queries, keys and values (`from_state`).
+`likely` returns the defaults, for other files, and `choices` the values of two flags. One flag is
+not of the network: in which order the arrays of an attention have its queries, keys and values
+(`from_state`).
 
 A network of these is ours with `decoder_attention = "every"`: with `block = "adm"` where residual
 blocks resample, else with `block = "ddpm"`.
@@ -28,7 +29,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Flags(NamedTuple):
-    """What no array shows, by the names and the defaults of OpenAI's flags; sizes of 0 are unknown.
+    """What no array shows, by the names of OpenAI's flags; sizes of 0 are unknown. The defaults are
+    those of both repositories. Of `rescale_timesteps` it is that of guided-diffusion.
 
     Attributes:
         image_size: height and width.
@@ -37,6 +39,7 @@ class Flags(NamedTuple):
         num_heads: of each attention.
         num_head_channels: channels of a head; 0 for `num_heads` heads.
         rescale_timesteps: the network gets the level times 1000 / diffusion_steps.
+        predict_xstart: the network returns the denoised images, not the noise.
         use_new_attention_order: see `from_state`.
     """
 
@@ -46,6 +49,7 @@ class Flags(NamedTuple):
     num_heads: int = 4
     num_head_channels: int = 0
     rescale_timesteps: bool = False
+    predict_xstart: bool = False
     use_new_attention_order: bool = False
 
     def settings(self) -> dict[str, Any]:
@@ -60,6 +64,7 @@ class Flags(NamedTuple):
             "model.num_heads": self.num_heads,
             "model.head_width": self.num_head_channels,
             "model.level_scale": 1000 / self.diffusion_steps if self.rescale_timesteps else 1.0,
+            "model.parameterization": "denoised" if self.predict_xstart else "epsilon",
         }
 
 
@@ -111,7 +116,6 @@ SETTINGS: dict[str, Any] = {
     "progressive_output": "none",
     "centered": True,
     "input_frequencies": (),
-    "parameterization": "epsilon",
     "condition": "time",
 }
 # The names inside of each kind of block.
@@ -171,13 +175,44 @@ def settings(source: Path, shapes: Shapes, image_size: int | tuple[int, int]) ->
     }
 
 
-def likely(source: Path, shapes: Shapes) -> dict[str, Any]:
+def likely(source: Path, shapes: Shapes, num_levels: int) -> dict[str, Any]:
     """Return the settings that a file of an unknown name most likely has, by their keys in a
-    config: the defaults of OpenAI's commands."""
+    config: the defaults of OpenAI's commands.
+
+    Args:
+        source: the file.
+        shapes: of its arrays.
+        num_levels: of its chain; what is not positive stands for the default.
+    """
     if source.name in PUBLISHED:
         return {}
-    size = IMAGE_SIZES.get(_architecture(source, shapes)["multipliers"], 0)
-    return Flags(size).settings()
+    model = _architecture(source, shapes)
+    flags = Flags(
+        IMAGE_SIZES.get(model["multipliers"], 0),
+        diffusion_steps=num_levels if num_levels > 0 else Flags().diffusion_steps,
+        # Blocks that resample are of guided-diffusion. Networks without them are of either
+        # repository. It is True in improved-diffusion, which has no others.
+        rescale_timesteps=model["block"] == "ddpm",
+    )
+    return flags.settings()
+
+
+def choices(source: Path, num_levels: int) -> dict[str, tuple[Any, Any]]:
+    """Return what `rescale_timesteps` and `predict_xstart` set in a config, by the keys there: the
+    values without the flag and with it. A published file leaves no choice.
+
+    Args:
+        source: the file.
+        num_levels: of its chain; 0 for none, where both scales are 1.
+    """
+    if source.name in PUBLISHED:
+        return {}
+    steps = num_levels or Flags().diffusion_steps
+    without = Flags(diffusion_steps=steps)
+    given = without._replace(rescale_timesteps=True, predict_xstart=True)
+    before, after = without.settings(), given.settings()
+    keys = ("model.level_scale", "model.parameterization")
+    return {key: (before[key], after[key]) for key in keys}
 
 
 def _architecture(source: Path, shapes: Shapes) -> dict[str, Any]:

@@ -34,7 +34,8 @@ UNSEEN = (
     *("model.norm_eps", "model.head_width", "model.num_heads", "model.level_scale"),
     *("model.fir", "model.symmetric_padding"),
 )
-# Of these, the ones that make another function of the same arrays, and the values to try.
+# Of these, the ones that make another function of the same arrays, and the values to try, beside
+# what the source leaves to choose (`convert.choices`).
 TRIED: dict[str, tuple[Any, ...]] = {
     "model.skip_rescale": (False, True),
     "model.norm_groups": (0, 32, 16, 8),
@@ -72,6 +73,7 @@ def run(
     foreign = convert.read(source, make.args[0], new_attention_order)
     _check(config, foreign, weights, source)
     state = _state(config, make, foreign, weights or "averaged", source)
+    _print_level_scale(config, source)
     noise = "" if is_export else _predicts_noise(config, info, make, state.ema, source, force)
     with workdirs.filled("workdir", workdir):
         with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -150,7 +152,7 @@ def _others(
     best first. What the source says itself is not tried."""
     says, values = convert.settings(source, config.data.image_size), flat(config)
     passed: dict[str, float] = {}
-    for key, others in TRIED.items():
+    for key, others in (TRIED | convert.choices(source, config.model.num_levels)).items():
         for value in others if key not in says else ():
             with suppress(UserError):  # it does not go with the other settings
                 other = changed(config, {key: value})
@@ -244,6 +246,20 @@ def _print_origins(
         print(f"taken from the config, as neither arrays nor files show it: {', '.join(unseen)}")
     if foreign.sigmas is None and config.sde.name == "ve" and path is None:
         print("its noise levels are not in the file: sde.sigma_min and sigma_max are the config's")
+
+
+def _print_level_scale(config: ConfigDict, source: Path) -> None:
+    """Print which of its two scales of levels a network of OpenAI's gets, where they differ."""
+    key, scale = "model.level_scale", config.model.level_scale
+    off, on = convert.choices(source, config.model.num_levels).get(key, (scale, scale))
+    if off == on or scale not in (off, on):
+        return
+    is_on = scale == on
+    print(
+        f"config.{key} = {scale}, as of rescale_timesteps = {is_on}; for {not is_on} type "
+        f"--config.{key}={off if is_on else on} (improved-diffusion has True by default, "
+        "guided-diffusion False)"
+    )
 
 
 def _shows_fir(spec: networks.UNetSpec) -> bool:

@@ -1,9 +1,13 @@
 """State dicts of OpenAI's improved-diffusion and guided-diffusion: the names and shapes of their
 arrays, written here by hand (tests/parity has a network in PyTorch)."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from score_sde.convert import openai
+from score_sde.networks import UNetSpec
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -111,3 +115,28 @@ def classifier_of(net: Theirs) -> Shapes:
 def arrays_of(shapes: Shapes) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {name: 0.1 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def state_of(params: Mapping[str, np.ndarray], spec: UNetSpec) -> dict[str, np.ndarray]:
+    """The state dict of our network of one head, from its parameters by their paths."""
+    assert spec.num_heads == 1 and not spec.head_width
+    state: dict[str, np.ndarray] = {}
+    for name, path in openai.names(spec).items():
+        for leaf in ("kernel", "scale", "bias"):
+            if f"{path}/{leaf}" in params:
+                array = np.asarray(params[f"{path}/{leaf}"])
+                state[f"{name}.{'bias' if leaf == 'bias' else 'weight'}"] = _theirs(name, array)
+    first = "time_embed.0.weight"
+    state[first] = np.roll(state[first], spec.embedding_width // 8, axis=1)  # cosines come first
+    for name in [name for name in state if ".qkv.query." in name]:
+        parts = [state.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        state[name.replace(".query", "")] = np.concatenate(parts)
+    return state
+
+
+def _theirs(name: str, array: np.ndarray) -> np.ndarray:
+    """A map's array in their layout."""
+    array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+    if array.ndim == 2 and (".qkv" in name or "proj_out" in name):
+        return array[:, :, None]
+    return array[:, :, None, None] if array.ndim == 2 and "skip_connection" in name else array

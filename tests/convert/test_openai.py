@@ -4,13 +4,16 @@ import math
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import score_sde
-from score_sde import convert, networks
+from score_sde import commands, convert, networks
 from score_sde.config import changed, default
 from score_sde.convert import openai
+from score_sde.data import digits
+from score_sde.modes import convert as convert_mode
 from score_sde.networks import UNet
 from score_sde.validation import validate
 from tests.commands import CONFIGS, command, succeed
@@ -22,6 +25,7 @@ from tests.convert.openai_files import (
     conv,
     layer,
     shapes_of,
+    state_of,
 )
 from tests.convert.originals import spec_of
 from tests.convert.torch_files import save
@@ -97,7 +101,8 @@ def test_a_published_file_says_its_network_and_its_process(name):
     shapes = shapes_of(theirs)
     assert round(sum(map(math.prod, shapes.values())) / 1e6) == millions
     says = openai.settings(Path(name), shapes, 0)
-    assert not openai.likely(Path(name), shapes)
+    assert not openai.likely(Path(name), shapes, 0) and not openai.choices(Path(name), 4000)
+    assert says["model.parameterization"] == "epsilon"
     config = changed(default(), {"data.name": "images", **says})
     validate(config)
     spec, size = spec_of(config), openai.PUBLISHED[name].image_size
@@ -113,7 +118,7 @@ def test_a_published_file_says_its_network_and_its_process(name):
 
 def test_what_no_array_shows_is_openais_default_or_typed():
     path, shapes = Path("ema_0.9999_050000.pt"), shapes_of(_CIFAR)
-    likely = openai.likely(path, shapes)
+    likely = openai.likely(path, shapes, 0)
     assert (likely["data.image_size"], likely["model.num_heads"]) == (32, 4)
     assert (likely["sde.name"], likely["model.num_levels"]) == ("vp", 1000)
     assert not likely.keys() & openai.settings(path, shapes, 0).keys()
@@ -122,6 +127,53 @@ def test_what_no_array_shows_is_openais_default_or_typed():
     assert cosine["model.level_scale"] == 0.25
     with_size = openai.settings(path, shapes, (16, 24))
     assert with_size["model.attention_resolutions"] == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("updown", "levels", "scale"),
+    # improved-diffusion rescales by default, guided-diffusion does not.
+    [(False, 4000, 0.25), (False, 500, 2.0), (False, 0, 1.0), (True, 4000, 1.0), (True, 0, 1.0)],
+)
+def test_levels_are_rescaled_by_default_where_blocks_do_not_resample(updown, levels, scale):
+    shapes = shapes_of(TINY._replace(updown=updown))
+    likely = openai.likely(Path("ema_0.9999_050000.pt"), shapes, levels)
+    assert likely["model.level_scale"] == scale
+    assert likely["model.num_levels"] == (levels or 1000)
+    assert likely["model.parameterization"] == "epsilon"
+
+
+def test_the_flags_that_leave_a_choice():
+    choices = openai.choices(Path("a.pt"), 4000)
+    assert choices["model.level_scale"] == (1.0, 0.25)
+    assert choices["model.parameterization"] == ("epsilon", "denoised")
+    for levels in (0, 1000):  # continuous time, and the number that theirs is scaled to
+        assert openai.choices(Path("a.pt"), levels)["model.level_scale"] == (1.0, 1.0)
+
+
+# Whether blocks resample, the flags, the scale and the parameterization of the network, and the
+# scale that the command names as the other choice.
+TYPED = {
+    "the default": (False, (), (1.0, "epsilon"), None),
+    "4000 levels": (False, ("num_levels=4000",), (0.25, "epsilon"), 1.0),
+    "not rescaled": (False, ("num_levels=4000", "level_scale=1.0"), (1.0, "epsilon"), 0.25),
+    "another scale": (False, ("num_levels=4000", "level_scale=0.5"), (0.5, "epsilon"), None),
+    "the denoised images": (False, ("parameterization=denoised",), (1.0, "denoised"), None),
+    "resampling blocks": (True, ("num_levels=4000",), (1.0, "epsilon"), 0.25),
+    "rescaled": (True, ("num_levels=4000", "level_scale=.25"), (0.25, "epsilon"), 1.0),
+}
+
+
+@pytest.mark.parametrize("case", TYPED)
+def test_the_default_follows_the_levels_that_are_typed(case, tmp_path, capsys):
+    updown, typed, expected, other = TYPED[case]
+    file = save(tmp_path / "a.pt", arrays_of(shapes_of(TINY._replace(updown=updown))))
+    flags = [SIZE, *(f"--config.model.{each}" for each in typed)]
+    config, _ = commands.of_conversion(file, None, f"{tmp_path / 'run'}", flags)
+    assert (config.model.level_scale, config.model.parameterization) == expected
+    convert_mode._print_level_scale(config, file)
+    out = capsys.readouterr().out
+    assert out.count("\n") == (other is not None)
+    assert other is None or f" type --config.model.level_scale={other} (" in out
 
 
 KINDS = {
@@ -171,6 +223,7 @@ def test_a_file_becomes_a_run_that_samples(tmp_path):
     for setting in ("process VPSDE", "data.image_size = 8", "head_width = 16", "num_levels = 1000"):
         assert setting in unseen, unseen
     assert "scale_shift" not in unseen and "activation" not in unseen
+    assert "rescale_timesteps" not in out  # of 1000 levels it changes nothing
     run = score_sde.load(tmp_path / "run")
     settings = run.config.model
     assert (settings.block, settings.scale_shift, settings.learned_variance) == ("ddpm", True, True)
@@ -185,10 +238,62 @@ def test_a_file_becomes_a_run_that_samples(tmp_path):
     assert "3 images, NFE 2" in out
 
 
+SIZE = "--config.data.image_size=8"
+# The network of a tiny file, in a run of ours; its levels are the times 999 t.
+TRAINED = (
+    *("--config", CONFIGS / "vp_digits.py", "--config.model.input_frequencies=()"),
+    *("--config.model.multipliers=1,", "--config.model.attention_resolutions=()"),
+    *("--config.model.block=ddpm", "--config.model.decoder_attention=every"),
+    *("--config.model.symmetric_padding", "--config.model.scale_shift"),
+    *("--config.model.norm_groups=32", "--config.model.norm_eps=1e-5"),
+    *("--config.model.embedding=vaswani", "--config.model.condition=time"),
+    *("--config.model.skip_rescale=False", "--config.model.parameterization=denoised"),
+    *("--config.training.loss=edm", "--config.training.num_steps=400"),
+    *("--config.training.ema_rate=0.99", "--config.training.sample_every=0"),
+)
+
+
+@pytest.mark.slow  # a U-Net, compiled and trained
+def test_a_network_of_predict_xstart_and_of_rescaled_levels(tmp_path):
+    """Digits, under a name that is not published. With one flag wrong it is refused, and the
+    refusal names that flag's other value."""
+    succeed("--mode", "train", *TRAINED, "--workdir", "ours", cwd=tmp_path)
+    ours = score_sde.load(tmp_path / "ours")
+    params = convert.flattened(ours.score.params)
+    save(tmp_path / "model.pt", state_of(params, spec_of(ours.config)))
+    levels = ("--config.model.num_levels=4000", "--config.model.num_heads=1", SIZE)
+    source = ("--source", "model.pt", *levels)
+    denoised = "--config.model.parameterization=denoised"
+    told = line_of(*source, cwd=tmp_path)
+    assert ", or config.model.parameterization = denoised, or --force" in told
+    told = line_of(*source, denoised, "--config.model.level_scale=1.0", cwd=tmp_path)
+    assert ", or config.model.level_scale = 0.25, or --force" in told
+
+    out = succeed("--mode", "convert", "--workdir", "run", *source, denoised, cwd=tmp_path)
+    assert "config.model.level_scale = 0.25, as of rescale_timesteps = True; for False type " in out
+    assert "type --config.model.level_scale=1.0 (" in out
+    assert "(within the bounds of trained networks)" in out
+    theirs = score_sde.load(tmp_path / "run").score
+    x0 = digits.load("test").x[:64] / np.float32(8.0) - 1
+    t = np.full(len(x0), 0.1, np.float32)
+    (alpha,), (sigma,) = ours.sde.alpha(t[:1]), ours.sde.sigma(t[:1])
+    x = alpha * x0 + sigma * np.random.default_rng(0).standard_normal(x0.shape, np.float32)
+    denoise = jax.jit(lambda model, x, t: model.denoised(x, t))
+    found, expected = denoise(theirs, x, t), denoise(ours.score, x, t)
+    # A level times 0.25 is 999 t up to 0.25. On these digits that makes a difference of 1e-4.
+    assert rms(found - expected) < 1e-3
+    # Of the noise, which is 0.34, 0.20 is left. (The mean pixel would be off by 0.76.)
+    assert rms(found - x0) < 0.75 * sigma / alpha
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
 PRESET = ("--config", CONFIGS / "vp_digits.py")
 SHAPES = shapes_of(TINY)
 UPSAMPLER = shapes_of(TINY._replace(channels=6))
-SIZE = "--config.data.image_size=8"
+EDM = "--config.model.sigma_data=0.5"
 # A file's name, its arrays' shapes, flags, and what is said.
 MISTAKES = {
     "a classifier": ("64x64_classifier.pt", classifier_of(TINY), (), "pt: it is a classifier;"),
@@ -221,6 +326,27 @@ MISTAKES = {
     "another chain than the published": (
         *("cifar10_uncond_50M_500K.pt", SHAPES, ("--config.model.num_levels=1000",)),
         "num_levels = 1000: allowed are 4000, as cifar10_uncond_50M_500K.pt says",
+    ),
+    "an output that none has": (
+        *("a.pt", SHAPES, (SIZE, "--config.model.parameterization=velocity")),
+        "parameterization = 'velocity': allowed are epsilon, denoised, as a.pt is of OpenAI's",
+    ),
+    "a preset with an output that none has": (
+        *("a.pt", SHAPES, (*PRESET, SIZE)),
+        "parameterization = 'velocity': allowed are epsilon, denoised, as a.pt is of OpenAI's",
+    ),
+    "another output than the published": (
+        "cifar10_uncond_50M_500K.pt",
+        *(SHAPES, ("--config.model.parameterization=denoised",)),
+        "parameterization = 'denoised': allowed are 'epsilon', as cifar10_uncond_50M_500K.pt says",
+    ),
+    "denoised images in other units": (
+        *("a.pt", SHAPES, (SIZE, "--config.model.parameterization=denoised", EDM)),
+        "config.model.sigma_data = 0.5: allowed are 1.0, as a network of OpenAI's returns",
+    ),
+    "levels that cannot be": (
+        *("a.pt", shapes_of(TINY._replace(updown=False)), (SIZE, "--config.model.num_levels=-5")),
+        "config.model.num_levels = -5: allowed are",
     ),
     "the order of another's attention": (
         *("a.pt", layer("all_modules.0", 3), (*PRESET, "--new_attention_order")),
