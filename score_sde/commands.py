@@ -136,9 +136,10 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
     for key, value in says.items():
         if now[key] != value:
             raise refuse(key, now[key], f"{value!r}, as {source} says")
-    model = config.model
-    outputs = convert.choices(source, model.num_levels).get("model.parameterization", ())
-    _check_output(model.parameterization, model.sigma_data, outputs, source)
+    outputs = convert.choices(source, config.model.num_levels).get("model.parameterization", ())
+    if outputs and (output := config.model.parameterization) not in outputs:
+        allowed = f"{', '.join(outputs)}, as {source} is of OpenAI's"
+        raise refuse("model.parameterization", output, allowed)
     validate(config)
     if preset is not None:
         before = flat(given)
@@ -150,19 +151,6 @@ def _foreign(source: Path, preset: str | None, typed: Sequence[str]) -> ConfigDi
         if sets:
             print(f"note: {source} sets {', '.join(sets)}", file=sys.stderr)
     return config
-
-
-def _check_output(
-    parameterization: str, sigma_data: float, outputs: Sequence[str], source: Path
-) -> None:
-    """Raise UserError for an output that a source cannot have, of those between which it leaves the
-    choice; () for any."""
-    if outputs and parameterization not in outputs:
-        allowed = f"{', '.join(outputs)}, as {source} is of OpenAI's"
-        raise refuse("model.parameterization", parameterization, allowed)
-    if outputs and parameterization == "denoised" and sigma_data != 1.0:
-        allowed = f"1.0, as a network of OpenAI's returns the denoised images themselves ({source})"
-        raise refuse("model.sigma_data", sigma_data, allowed)
 
 
 def _valid(given: ConfigDict, typed: Sequence[str]) -> ConfigDict:

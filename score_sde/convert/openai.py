@@ -117,6 +117,7 @@ SETTINGS: dict[str, Any] = {
     "centered": True,
     "input_frequencies": (),
     "condition": "time",
+    "sigma_data": 1.0,  # the output is of images as they are
 }
 # The names inside of each kind of block.
 PARTS: dict[str, dict[str, str]] = {

@@ -90,6 +90,7 @@ def settings(path: Path) -> dict[str, Any]:
         **_process(get, path),
         "model.parameterization": output,
         "model.condition": "time",
+        "model.sigma_data": 1.0,  # the output is of images as they are
         "training.loss": "paper",  # the one of a chain
     }
 
@@ -203,6 +204,7 @@ def _ve(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "sde.sigma_max": float(high),
         "model.parameterization": "score",
         "model.condition": "log_sigma",
+        "model.sigma_data": 1.0,
         "model.num_levels": 0,
     }
 

@@ -342,7 +342,7 @@ MISTAKES = {
     ),
     "denoised images in other units": (
         *("a.pt", SHAPES, (SIZE, "--config.model.parameterization=denoised", EDM)),
-        "config.model.sigma_data = 0.5: allowed are 1.0, as a network of OpenAI's returns",
+        "config.model.sigma_data = 0.5: allowed are 1.0, as a.pt says",
     ),
     "levels that cannot be": (
         *("a.pt", shapes_of(TINY._replace(updown=False)), (SIZE, "--config.model.num_levels=-5")),
