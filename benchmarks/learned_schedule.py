@@ -121,7 +121,7 @@ def estimates(model: Model, draw: Draw, batches: int) -> Array:
     return jax.lax.map(batch, jax.random.split(jax.random.key(1), batches))
 
 
-def row(data: str, schedule: str, model: Model, draw: Draw, batches: int) -> Row:
+def row(name: str, schedule: str, model: Model, draw: Draw, batches: int) -> Row:
     """A line of the table, without the ratio."""
     found = np.asarray(estimates(model, draw, batches), np.float64).ravel()
     process: Any = model.sde
@@ -129,8 +129,8 @@ def row(data: str, schedule: str, model: Model, draw: Draw, batches: int) -> Row
     error = found.std(ddof=1) / np.sqrt(found.size)
     exact = f"{exact_bound(*ends):.4f}" if draw is gaussian else ""
     numbers = (f"{found.mean():.4f}", f"{error:.4f}", exact, f"{found.var(ddof=1):.3f}", "")
-    names = (data, schedule, *(f"{end:.2f}" for end in ends))
-    return dict(zip(COLUMNS, (*names, *numbers), strict=True))
+    first = (name, schedule, *(f"{end:.2f}" for end in ends))
+    return dict(zip(COLUMNS, (*first, *numbers), strict=True))
 
 
 def with_ratios(table: list[Row]) -> list[Row]:
@@ -165,20 +165,13 @@ def of_the_digits(run: Run, batches: int) -> list[Row]:
         chosen = images[jax.random.randint(key_image, (number,), 0, len(images))]
         return space.to_model(chosen, jax.random.uniform(key_noise, chosen.shape))
 
+    def of(schedule: str, process: Any) -> Row:
+        model = replace(run.score, sde=process)
+        return row(f"digits, {run.step} steps", schedule, model, draw, batches)
+
     learned: Any = run.sde
     straight = between((learned.gamma_min, learned.gamma_max))
-    return with_ratios(
-        [
-            row(
-                f"digits, {run.step} steps",
-                schedule,
-                replace(run.score, sde=process),
-                draw,
-                batches,
-            )
-            for schedule, process in {"learned": learned, "nearly straight": straight}.items()
-        ]
-    )
+    return with_ratios([of("learned", learned), of("nearly straight", straight)])
 
 
 def main() -> None:
