@@ -208,3 +208,32 @@ def test_respaced_sampling_of_a_tiny_run(tmp_path):
         ("held-out real digits", "", "0"),
     ]
     assert (tmp_path / "respaced_digits.png").exists()
+
+
+@pytest.mark.slow  # two schedules, four programs each
+def test_learned_schedule_of_a_tiny_run(tmp_path, capsys):
+    """The ratios are those of its variances, and a run without a learned schedule is refused."""
+    for name in ("vdm", "vp"):
+        preset = f"--config={CONFIGS / f'{name}_digits.py'}"
+        succeed("--mode=train", preset, *TINY, f"--workdir={name}", cwd=tmp_path)
+    few = ("--steps=2", "--batches=1", "--output", tmp_path)
+    benchmark("learned_schedule", tmp_path / "vdm", *few)
+    lines = lines_of(tmp_path / "learned_schedule.csv")
+    same = ["learned", "nearly straight", "straight", "rising late"]
+    others = ["nearly straight"] * 3 + ["the data's entropy"]
+    assert [line["schedule"] for line in lines] == [*same, *others, *same[:2]]
+    for first, *rest in (lines[:4], lines[8:]):
+        assert first["ratio"] == "1.00"
+        for line in rest:
+            assert line["gamma_max"] == first["gamma_max"]
+            ratio = float(line["variance"]) / float(first["variance"])
+            assert float(line["ratio"]) == pytest.approx(ratio, abs=0.01)  # two digits
+    # The Gaussian's means: within 4 errors, which are too large, as times are evenly spread.
+    for line in lines[:7]:
+        error = float(line["mean"]) - float(line["exact"])
+        assert abs(error) < 4 * float(line["error"]) and len(line["exact"]) > 4
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        benchmark("learned_schedule", tmp_path / "vp", *few)
+    assert ended.value.code == 2
+    assert "allowed are runs of digits with sde.name = vp_learned" in capsys.readouterr().err
