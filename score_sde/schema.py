@@ -155,7 +155,7 @@ _ROWS = (
     Row("model.class_conditional", False, SWITCH, "condition the network on the class"),
     Row("model.parameterization", "epsilon", PARAMETERIZATIONS, "what the network's output is"),
     Row("model.sigma_data", 1.0, POSITIVE,
-        "standard deviation of the data, by which denoised, velocity, flow are scaled; EDM's is 0.5"),
+        "standard deviation of the data: scales denoised, velocity, flow, weights; EDM's is 0.5"),
     Row("model.condition", "time", NOISE_CONDITIONS, "what the network reads as the noise level"),
     Row("model.num_levels", 0, LEVELS, "levels of a discretely trained chain; 0: continuous time"),
     Row("model.learned_variance", False, SWITCH,

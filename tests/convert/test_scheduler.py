@@ -27,6 +27,7 @@ def test_linear_betas_are_ddpms_chain(tmp_path: Path):
         "model.num_levels": 1000,
         "model.parameterization": "epsilon",
         "model.condition": "time",
+        "model.sigma_data": 1.0,
         "training.loss": "paper",
     }
     other = settings(tmp_path, beta_start=0.002, beta_end=0.1, num_train_timesteps=50)
