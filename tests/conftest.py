@@ -91,6 +91,13 @@ if version("jax").startswith("0.10."):
 # tests' time goes into looking through them for cycles; what is found, is found later.
 gc.set_threshold(200_000, 20, 100)
 
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: it is looked through no more."""
+    gc.collect()
+    gc.freeze()
+
+
 # A shell starts jobs in the background with SIGINT ignored, and what they start inherits that: the
 # tests that interrupt a command would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
