@@ -41,7 +41,10 @@ def test_the_error_falls_with_the_order(found, solver, process, data):
     """Over 40 to 160 steps (NFE 40 to 160; Heun's 80 to 320), the lower-order finish off."""
     row = found["errors"][f"{process}/{solver}"]
     assert row["nfe"] == [(2 if solver == "heun" else 1) * num for num in NUM_STEPS]
-    assert slope(row[data]) > ORDERS[solver] - 0.3, row[data]
+    # DEIS begins by steps of lower order. Where much of the data is left at T they show, as the
+    # learned schedule's alpha(T) is 0.08: its order falls from 2.5 to 2.2 at 640 steps.
+    order = 2 if (solver, process) == ("deis", "learned") else ORDERS[solver]
+    assert slope(row[data]) > order - 0.3, row[data]
 
 
 @pytest.mark.parametrize("process", EVERY)
@@ -49,9 +52,11 @@ def test_the_error_falls_with_the_order(found, solver, process, data):
 def test_the_weak_order_of_stochastic_solvers(found, solver, process):
     """On a Gaussian and by exact moments. The mean of a run that starts at the right one is exact
     where steps are linear in x and D, as D of a state on the mean's path is the data's mean at all
-    times; Euler's and the chain's reversal know no D."""
+    times; Euler's and the chain's reversal know no D. Euler's is exact where that path is straight
+    in t."""
     row = found["weak"][f"{process}/{solver}"]
-    if solver in ("reverse_diffusion", "pc") and process not in ("ve", "edm"):
+    straight = process in ("ve", "edm") or (solver, process) == ("pc", "flow")
+    if solver in ("reverse_diffusion", "pc") and not straight:
         assert slope(row["mean"]) > WEAK_ORDERS[solver] - 0.3, row["mean"]
     else:
         assert max(row["mean"]) < 1e-12
