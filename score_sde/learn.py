@@ -50,7 +50,7 @@ from score_sde.validation import validate
 
 # The grids drawn on the way are a look, not a result: few steps and few images.
 # DDIM begins at alpha(T) = 0, too, and follows the flow whatever the noise is paired with.
-LOOK = DDIM(num_steps=100)
+LOOK_STEPS = 100
 LOOK_IMAGES, LOOK_VECTORS = 16, 1024
 PICTURES = "samples"  # the folder of these
 # What a config says of data that are given as arrays.
@@ -284,7 +284,10 @@ def _source(config: ConfigDict) -> Path:
     found = paths.local(config.training["from"], key)
     if not workdirs.is_run(found):
         raise UserError(f"{key} = '{found}': no {workdirs.FILE} there; allowed are runs' workdirs")
-    differ = workdirs.changes(workdirs.load(found), config, workdirs.NOT_OF_WEIGHTS)
+    saved = workdirs.load(found)
+    differ = workdirs.changes(saved, config, workdirs.NOT_OF_WEIGHTS)
+    if bool(saved.data.augment) != bool(config.data.augment):  # the network is given what was done
+        differ["data.augment"] = saved.data.augment
     if differ:
         (name, was), now = next(iter(differ.items())), flat(config)
         there = f"it has config.{name} = {was!r}, this config {now[name]!r}"
@@ -375,7 +378,9 @@ def _pictures_of_samples(
     space = build.space(config, info)
     number = LOOK_IMAGES if info.levels else LOOK_VECTORS
     shape = (batch_size(number, number, mesh), *space.shape)
-    given = build.classes_in_turn(config, info, shape[0])
+    given, levels = build.classes_in_turn(config, info, shape[0]), config.model.num_levels
+    chain: Any = {"grid": "linspace", "num_levels": levels} if levels else {}
+    sampler = DDIM(num_steps=min(LOOK_STEPS, levels or LOOK_STEPS), **chain)
     if info.condition:  # the mean of the training data
         given["vector"] = np.zeros((shape[0], len(info.condition)), np.float32)
 
@@ -383,7 +388,7 @@ def _pictures_of_samples(
         key, model = jax.random.key(config.sampling.seed), build.model(config, apply, state.ema)
         noise = from_prior(key, model.sde, shape)
         spread = placed({"noise": noise, "given": given}, along_data(mesh))
-        samples = LOOK.sample(key, model.sde, model.given(spread["given"]), spread["noise"])
+        samples = sampler.sample(key, model.sde, model.given(spread["given"]), spread["noise"])
         x = on_host(space.from_model(samples.x), mesh)
         path = workdir / PICTURES / f"step_{step:06d}.png"
         if is_writer() and info.levels:

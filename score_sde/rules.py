@@ -19,6 +19,7 @@ from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
 from score_sde.times import TIMES
 
+NORMAL = ("log_normal", "logit_normal")  # times
 OWN_LOSS = {"training.times": (None,), "training.weight": (None,)}  # it has no halves to choose
 
 
@@ -132,11 +133,9 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         if not settings.class_conditional:
             why = "as the model has no classes (config.model.class_conditional = False)"
         yield "sampling.guidance", f"1 (none), {why}"
-    for key, t_min in (
-        ("training.t_min", config.training.t_min),
-        ("likelihood.t_min", likelihood.t_min),
-    ):
-        if not t_min < process.T:
+    values = flat(config)
+    for key in ("training.t_min", "likelihood.t_min"):
+        if not values[key] < process.T:
             yield key, f"times below T = {process.T:g} of {type(process).__name__}"
     if likelihood.method == "vlb" and not settings.num_levels and likelihood.num_times < 2:
         yield "likelihood.num_times", "integers of at least 2 with config.likelihood.method = 'vlb'"
@@ -165,7 +164,7 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
         # The network must know the noise, which the time alone does not say. The loss is the bound.
         needs |= {"model.condition": ("log_sigma", "log_snr"), "sde.shift": (1.0,)}
         needs |= {"training.loss": ("likelihood",), "training.uncertainty": (False,)} | OWN_LOSS
-    values = flat(config)
+        needs |= {"training.reduce_mean": (True,)}
     for key, allowed in needs.items():
         if values[key] not in allowed:
             words = ("unset" if each is None else f"{each}" for each in allowed)
@@ -175,6 +174,11 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
 def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that wants variances which the network learns."""
     settings = config.training
+    if config.sde.betas and config.sde.betas[-1] >= 1:
+        of = {"training.loss": OF_VARIANCES, "likelihood.method": ("vlb",)}
+        for key, names in of.items():  # the divergence of the step from pure noise is infinite
+            if (name := flat(config)[key]) in names:
+                yield "sde.betas", f"numbers below 1 with config.{key} = {name!r}"
     if settings.loss in OF_VARIANCES and config.data.augment and not settings.dequantize:
         # L_vlb counts the probability of the pixels as they are stored.
         yield "data.augment", f"0 with config.training.loss = {settings.loss!r}"
@@ -190,7 +194,12 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another one of the training."""
-    weight = build.loss_pair(config).weight
+    times, weight = build.loss_pair(config)
+    if weight == "likelihood" and times in NORMAL:  # they leave out some of the range
+        name = "times" if config.training.times else "weight"
+        table, left_out = (TIMES, NORMAL) if name == "times" else (WEIGHTS, (weight,))
+        with_it = f"the weight {weight}" if name == "times" else f"the times {times}"
+        yield f"training.{name}", f"{besides(table, *left_out)} with {with_it}"
     if config.sampling.method == "consistency" and weight != "consistency":
         yield "sampling.method", f"{besides(SAMPLERS, 'consistency')}, as the loss is another"
     if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
@@ -209,7 +218,9 @@ def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
 def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that wants some of the data at T."""
     why = f"as alpha(T) = 0 of {type(process).__name__}"
-    if config.model.num_levels:  # its times end before T
+    if config.model.num_levels:  # its times end before T, but not those of a bound in time
+        if config.likelihood.method == "bound":
+            yield "likelihood.method", f"vlb, {why}"
         return
     why += ", or config.sde.t_max below 1"
     if config.model.parameterization not in OF_PURE_NOISE:

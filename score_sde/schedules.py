@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from score_sde.errors import require
@@ -32,6 +33,8 @@ from score_sde.sde import (
     derivative,
     expand,
 )
+
+DIVIDE = ("epsilon", "score")  # the parameterizations whose denoised data divide by alpha
 
 
 class ToNoise(SDE):
@@ -44,7 +47,8 @@ class ToNoise(SDE):
         rates = jnp.concatenate([derivative(self.alpha, end), derivative(self.sigma, end)])
         if isinstance(rates, jax.core.Tracer):
             return
-        if not (hasattr(score, "denoised") and bool(jnp.all(jnp.isfinite(rates)))):
+        divides = getattr(score, "parameterization", "") in DIVIDE
+        if divides or not (hasattr(score, "denoised") and bool(jnp.all(jnp.isfinite(rates)))):
             self.check()
 
     def probability_flow(self, score: ScoreFn) -> Callable[[Array, Array], Array]:
@@ -83,7 +87,8 @@ class _Ending(ToNoise):
 
     @property
     def ends_in_noise(self) -> bool:  # type: ignore[override]
-        return isinstance(self.t_max, int | float) and self.t_max >= 1  # else it may be a tracer
+        # Else it may be a tracer. Times are float32, by which 0.99999999 is 1.
+        return isinstance(self.t_max, int | float) and bool(np.float32(self.t_max) >= 1.0)
 
 
 class Cosine(_Ending):

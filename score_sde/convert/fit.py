@@ -56,7 +56,7 @@ def fit(
             f"{f', most likely {likely}' if likely else ''}; {'; '.join(reasons)}. "
             "Allowed are checkpoints of the network that config.model asks for",
         )
-    arrays = {name: np.ascontiguousarray(flat[name], np.float32) for name in wanted}
+    arrays = {name: np.asarray(flat[name], np.float32, order="C") for name in wanted}
     tree: Tree = unflatten_dict(arrays, sep="/")
     return tree
 
