@@ -92,6 +92,13 @@ if version("jax").startswith("0.10."):
 gc.set_threshold(200_000, 20, 100)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests have six times as long as others before they are given up."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def pytest_collection_finish() -> None:
     """What was imported and collected stays: it is looked through no more."""
     gc.collect()

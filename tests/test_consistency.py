@@ -234,6 +234,11 @@ MISTAKES = {
         "runs/vp_digits",
         "it has config.model.parameterization = 'velocity', this config 'epsilon'",
     ),
+    "a network that is not told of the augmentation": (
+        ("--config.data.augment=0.12",),
+        "runs/vp_digits",
+        "it has config.data.augment = 0.0, this config 0.12",
+    ),
 }
 
 

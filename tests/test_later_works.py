@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde
 from score_sde import build, cli
@@ -14,7 +15,7 @@ from score_sde.augmentation import PARAMETERS
 from score_sde.samplers import Heun
 from score_sde.schedules import EDM, Sigmoid
 from score_sde.sde import VPSDE
-from tests.commands import CONFIGS, FAST, FEW, ROOT, TINY, succeed
+from tests.commands import CONFIGS, DIGITS, FAST, FEW, ROOT, TINY, command, succeed
 from tests.refusals import checked
 
 
@@ -39,6 +40,27 @@ def test_a_run_by_another_process_trains_and_samples(tmp_path, flag):
     succeed("--mode=sample", "--workdir=run", *FEW, cwd=tmp_path)
     drawn = np.load(tmp_path / "run" / "samples.npz")
     assert drawn["images"].shape == (3, 8, 8, 1) and drawn["nfe"].tolist() == [3] * 3
+
+
+CHAIN = (
+    "--config.sde.name=cosine",
+    *(f"--config.model.{key}" for key in ("num_levels=40", "parameterization=epsilon")),
+    *(f"--config.model.{key}" for key in ("condition=time", "embedding=positional")),
+    *("--config.training.loss=paper", "--config.training.dequantize=False"),
+)
+
+
+def test_a_chain_of_epsilon_ends_before_pure_noise(tmp_path):
+    """As improved DDPM was published. Its levels have a denoised image, time T has none."""
+    train = ("--mode=train", DIGITS, *TINY, *CHAIN, "--config.training.sample_every=4")
+    succeed(*train, "--workdir=run", cwd=tmp_path)
+    drawn = np.asarray(Image.open(tmp_path / "run" / "samples" / "step_000004.png"))
+    assert drawn.std() > 10  # of a NaN all pixels are black
+    for mode in ("likelihood", "interpolate"):
+        done = command(f"--mode={mode}", "--workdir=run", cwd=tmp_path)
+        assert done.returncode == 2 and "Cosine: alpha(T) = 0" in done.stderr.splitlines()[-1]
+    by_level = ("--config.likelihood.method=vlb", "--config.likelihood.num_images=3")
+    assert "all 40 levels" in succeed("--mode=likelihood", "--workdir=run", *by_level, cwd=tmp_path)
 
 
 EDM_ON = "--config.sde.name=edm"

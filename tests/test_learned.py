@@ -264,5 +264,9 @@ def test_it_is_a_run_like_any_other(tmp_path):
     again = run.decode(run.encode(jax.random.key(1), images))
     # Dequantized: within the bin of a level, up to the solver.
     assert np.abs(np.asarray(again, np.float64) - images).max() <= 1
+    succeed("--mode=export", "--workdir", whole, "--target=out", cwd=tmp_path)
+    succeed("--mode=convert", "--source=out", "--workdir=back", "--force", cwd=tmp_path)
+    for name, value in arrays(score_sde.load(tmp_path / "back").sde).items():
+        np.testing.assert_array_equal(value, getattr(run.sde, name))
     pc = ("--config.sampling.method=pc", "--output", tmp_path / "pc")
     assert "samples.png" in succeed("--mode=sample", "--workdir", whole, *FEW, *pc, cwd=ROOT)

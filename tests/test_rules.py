@@ -13,6 +13,13 @@ VARIANCES = DISCRETE | {"model.learned_variance": True}
 CHAIN = {"sampling.method": "pc", "sampling.faithful": True, "sampling.predictor": "ancestral"}
 LEARNED = {"sde.name": "vp_learned"}
 MLP = {"data.name": "moons", "model.name": "mlp"}
+LAST_IS_NOISE = {
+    "sde.name": "vp_discrete",
+    "sde.betas": (0.1, 0.5, 1.0),
+    "model.num_levels": 3,
+    "sampling.method": "unipc",
+    "sampling.num_steps": 2,
+}
 NO_DATA_LEFT = {"sde.name": "cosine", "model.parameterization": "velocity"}
 PAIRED = {"sde.name": "flow", "model.parameterization": "velocity", "training.pairing": "ot"}
 OWN_SIZE = {"data.name": "celeba", "data.image_size": 12}
@@ -94,6 +101,36 @@ CONTRADICTIONS = [
     (
         NO_DATA_LEFT | {"training.weight": "likelihood"},
         *("training.weight", "epsilon, min_snr, velocity, flow, denoised, as alpha(T) = 0"),
+    ),
+    (
+        {"sde.name": "cosine", "sde.t_max": 0.99999999},  # 1 in float32
+        *("model.parameterization", "velocity, denoised, flow", "alpha(T) = 0 of Cosine"),
+    ),
+    (
+        DISCRETE | NO_DATA_LEFT | {"likelihood.method": "bound"},
+        *("likelihood.method", "vlb, as alpha(T) = 0 of Cosine"),
+    ),
+    (
+        {"training.times": "log_normal", "training.weight": "likelihood"},
+        *("training.times", "uniform, log_snr, alternate, importance with the weight likelihood"),
+    ),
+    (
+        {"training.loss": "edm", "training.weight": "likelihood"},
+        *("training.weight", "epsilon, min_snr, ", " with the times log_normal"),
+    ),
+    (
+        LEARNED
+        | {"model.condition": "log_snr", "training.loss": "likelihood"}
+        | {"training.dequantize": True, "training.reduce_mean": False},
+        *("training.reduce_mean", "True with config.sde.name = 'vp_learned'"),
+    ),
+    (
+        LAST_IS_NOISE | {"likelihood.method": "vlb"},
+        *("sde.betas", "numbers below 1 with config.likelihood.method = 'vlb'"),
+    ),
+    (
+        LAST_IS_NOISE | {"training.loss": "vlb", "model.learned_variance": True},
+        *("sde.betas", "numbers below 1 with config.training.loss = 'vlb'"),
     ),
     (
         NO_DATA_LEFT | {"sampling.method": "ipndm", "sampling.grid": "quadratic"},

@@ -186,6 +186,16 @@ def test_a_count_of_updates_that_is_none_is_never_taken_for_0(count, reference_d
         score_sde_pytorch.from_state(state, spec, path)
 
 
+def test_a_number_stays_one_without_axes():
+    """A learned schedule has such."""
+    expected = {"gamma": np.zeros((), np.float32), "kernel": np.zeros((2, 3), np.float32)}
+    given = {"gamma": np.asarray(2.5), "kernel": np.arange(6.0).reshape(3, 2).T}
+    found = convert.fit(given, expected, "x")
+    assert found["gamma"].shape == () and found["gamma"] == 2.5
+    np.testing.assert_array_equal(found["kernel"], given["kernel"])
+    assert {leaf.dtype for leaf in found.values()} == {np.dtype(np.float32)}
+
+
 def test_names_of_a_source_stay_in_one_line(spec):
     _, expected = networks.abstract(partial(networks.UNet, spec))
     with pytest.raises(UserError) as error:
