@@ -6,8 +6,10 @@ a run of `edm_digits`.
         --config.training.from=runs/edm_digits
     python main.py --mode sample --workdir runs/ect_digits --config.sampling.num_steps=1
 
-After 1000 steps from a teacher of 3000: near .972 and covered .975 by one evaluation, where the
-teacher has .981 and .974 by UniPC with 5 (benchmarks/README.md).
+Reached: near .984 and covered .979 of 900 digits by two evaluations, .968 and .970 by one, where
+the teacher has .986 and .975 by UniPC with 5 (benchmarks/README.md). Geng et al. train with
+dropout, without augmentation and with the plain norm of the difference.
+Cost: 1600 steps, 12 minutes on one core of an x86-64 CPU with AVX2 beside other work.
 """
 
 from ml_collections import ConfigDict

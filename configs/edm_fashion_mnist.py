@@ -3,7 +3,9 @@
     python main.py --config configs/edm_fashion_mnist.py --mode train
 
 Process, preconditioning, loss and sampler are those of `edm_digits`; the augmentation also mirrors.
-A smaller network was trained for 1000 steps (benchmarks/README.md); the whole preset has not been.
+The whole preset has not been trained. A smaller network was, for 1000 steps: 13 minutes on one core
+of an x86-64 CPU with AVX2. Then 80 % of 300 images by the preset's sampler lie as near to real ones
+as these to each other, and 85 % of the real ones to them (benchmarks/README.md).
 Cost: as `vp_fashion_mnist`.
 """
 
