@@ -5,8 +5,8 @@ that training learns, trained by the bound on -log p.
     python main.py --config configs/vdm_digits.py --mode likelihood
     python main.py --config configs/vdm_digits.py --mode likelihood --config.likelihood.method=bound
 
-As in the paper: times that are evenly spread over a batch, a network that reads the log-SNR, Fourier
-features of the pixels. These are `vp_digits`' own: one frequency, where the paper has two.
+As in the paper: times that are evenly spread over a batch, a network that reads the log-SNR,
+Fourier features of the pixels. These are `vp_digits`' own: one frequency, where the paper has two.
 With a small network (`model.width` 8, `model.multipliers` (1,), 11,702 parameters) after 600 steps
 one draw of the bound has a standard deviation of 1.65 nats/dim, and of 3.58 by a nearly straight
 schedule between the same ends (`benchmarks/learned_schedule.py`).
