@@ -379,7 +379,10 @@ def check_score(config: ConfigDict, wanted_by: str) -> None:
     has no score of theirs."""
     if loss_pair(config).weight == "consistency":
         name = "weight" if config.training.weight else "loss"
-        others = besides(losses.WEIGHTS if config.training.weight else losses.LOSSES, "consistency")
+        others = besides(
+            losses.WEIGHTS if config.training.weight else losses.LOSSES,
+            *("consistency", *losses.OF_VARIANCES),
+        )
         why = f"for {wanted_by}, which needs a score: a consistency model has none"
         raise refuse(f"training.{name}", config.training[name], f"{others} {why}")
 

@@ -44,7 +44,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def besides(table: Iterable[str], *names: str) -> str:
-    """The names of a table that are allowed where these are not."""
+    """The names of a table without these, as words."""
     return ", ".join(name for name in table if name not in names)
 
 

@@ -19,7 +19,8 @@ from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
 from score_sde.times import TIMES
 
-NORMAL = ("log_normal", "logit_normal")  # times
+NORMAL = ("log_normal", "logit_normal")  # times, which leave out some of the range
+INTEGRALS = ("likelihood", "second_order")  # weights, which measure all of it
 OWN_LOSS = {"training.times": (None,), "training.weight": (None,)}  # it has no halves to choose
 
 
@@ -195,13 +196,16 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
 def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another one of the training."""
     times, weight = build.loss_pair(config)
-    if weight == "likelihood" and times in NORMAL:  # they leave out some of the range
+    if weight in INTEGRALS and times in NORMAL:
         name = "times" if config.training.times else "weight"
-        table, left_out = (TIMES, NORMAL) if name == "times" else (WEIGHTS, (weight,))
+        table, left_out = (TIMES, NORMAL) if name == "times" else (WEIGHTS, INTEGRALS)
         with_it = f"the weight {weight}" if name == "times" else f"the times {times}"
         yield f"training.{name}", f"{besides(table, *left_out)} with {with_it}"
     if config.sampling.method == "consistency" and weight != "consistency":
-        yield "sampling.method", f"{besides(SAMPLERS, 'consistency')}, as the loss is another"
+        yield (
+            "sampling.method",
+            f"{besides(SAMPLERS, 'consistency')} unless the weight is consistency",
+        )
     if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
         yield "training.reduce_mean", f"True with the weight {weight}"
     if config.training.uncertainty and weight in ("consistency", "second_order", *OF_VARIANCES):

@@ -142,7 +142,7 @@ CONTRADICTIONS = [
     ),
     (
         {"sampling.method": "consistency"},
-        *("sampling.method", "pc, ald, ode, ddim, dpmpp, unipc, ipndm, deis, heun, as the loss"),
+        *("sampling.method", "pc, ald, ode, ddim, dpmpp, unipc, ipndm, deis, heun unless"),
     ),
     ({"sde.name": "cosine", "sde.t_max": 1e-3}, "sde.t_max", "times above 0.001, up to 1"),
     ({"sde.name": "edm", "sde.t_max": 0.001}, "sde.t_max", "times above 0.002, up to 1e+06"),
