@@ -10,8 +10,8 @@ Reached with a smaller network, 300 steps after a teacher of 1000: of 300 images
 95 % lie as near to real ones as these to each other, and of the teacher's by 35 80 %. That took 4
 minutes after the teacher's 13, on one core of an x86-64 CPU with AVX2 (benchmarks/README.md). The
 whole preset has not been trained.
-Cost: 600 steps of 32 images, each about as long as one of the teacher: its second evaluation has no
-gradient.
+Cost: 600 steps of 32 images, each little longer than one of the teacher: its second evaluation has
+no gradient.
 """
 
 from ml_collections import ConfigDict

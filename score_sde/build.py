@@ -381,7 +381,8 @@ def check_score(config: ConfigDict, wanted_by: str) -> None:
         name = "weight" if config.training.weight else "loss"
         others = besides(
             losses.WEIGHTS if config.training.weight else losses.LOSSES,
-            *("consistency", *losses.OF_VARIANCES),
+            "consistency",
+            *losses.OF_VARIANCES,
         )
         why = f"for {wanted_by}, which needs a score: a consistency model has none"
         raise refuse(f"training.{name}", config.training[name], f"{others} {why}")

@@ -224,7 +224,8 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
     why = f"as alpha(T) = 0 of {type(process).__name__}"
     if config.model.num_levels:  # its times end before T, but not those of a bound in time
         if config.likelihood.method == "bound":
-            yield "likelihood.method", f"vlb, {why}"
+            by_flow = "ode, " if config.model.parameterization in OF_PURE_NOISE else ""
+            yield "likelihood.method", f"{by_flow}vlb, {why}"
         return
     why += ", or config.sde.t_max below 1"
     if config.model.parameterization not in OF_PURE_NOISE:

@@ -74,7 +74,9 @@ def _operator(
     height, width, channels = shape
     settings = config.restore
     if task == "colorize" and channels == 1:
-        allowed = f"{besides((*MEASURED, *EDITED), task)}, as the model's images are grey"
+        without = () if config.model.class_conditional else ("relabel",)
+        others = besides((*MEASURED, *EDITED), task, *without)
+        allowed = f"{others}, as the model's images are grey"
         raise UserError(f"--task = 'colorize': allowed are {allowed}")
     if task == "colorize":
         return operators.colorize(), shape

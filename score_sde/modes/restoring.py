@@ -55,7 +55,8 @@ def check(trained: Run, task: str, mask: str, degrade: bool) -> None:
     if degrade and task in EDITED:
         raise UserError(f"--degrade: goes with --task {', '.join(MEASURED)} only")
     if task == "relabel" and not conditional:
-        allowed = f"{besides(TASKS, 'relabel')}, as the model has no classes"
+        grey = ("colorize",) if trained.info.shape[-1] == 1 else ()
+        allowed = f"{besides(TASKS, 'relabel', *grey)}, as the model has no classes"
         raise UserError(f"--task = 'relabel': allowed are {allowed}")
     if task == "relabel" and config.restore.label is None and not without:
         unknown = "the class of the images, as the model is trained without label_dropout"
