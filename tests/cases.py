@@ -190,7 +190,7 @@ SAMPLER_CASES = {
     "consistency": SamplerCase(Consistency, steps=0),
     # Their other settings.
     "reverse_diffusion": _predictor("reverse_diffusion", weak_order=1),
-    # What a network learns lies between these two: test_variances.py.
+    # What a network learns lies between these two: test_against_oracle.py, test_variances.py.
     "ancestral": _predictor("ancestral", weak_order=1),
     "ancestral_large": _predictor("ancestral_large", weak_order=1),
     "probability flow by euler_maruyama": SamplerCase(
