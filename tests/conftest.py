@@ -73,7 +73,16 @@ if jax.devices()[0].platform != "cpu":
 # program. The small programs of the tests take a third less time if those of a thread share one, as
 # they do from JAX 0.11 on. A context keeps its programs' constants, so it is not the same for ever.
 if version("jax").startswith("0.10."):
+    from jax._src import source_info_util
     from jax._src.interpreters import mlir
+
+    # Each operation that is traced would keep the stack of calls that led to it: a fifteenth of the
+    # tests' time. All of them have this one. Only a note that JAX adds to some errors says less.
+    HERE = source_info_util.current().traceback
+    source_info_util.new_source_info = lambda: source_info_util.SourceInfo(
+        HERE, source_info_util.NameStack()
+    )
+    source_info_util._source_info_context = source_info_util._SourceInfoContext()
 
     PROGRAMS_OF_A_CONTEXT = 200
     CONTEXTS = threading.local()
