@@ -8,7 +8,8 @@ size sigma_data, log-normal noise levels, images that are scaled, stretched and 
 Heun's method.
 Reached: of 900 digits by the preset's sampler 99 % lie as near to real digits as these to each
 other, and so do 98 % of the real ones to them (`near`, `covered` of benchmarks/README.md); 1.729 +-
-0.015 bits/dim of the 297 held-out digits by the flow (NFE 159).
+0.015 bits/dim of the 297 held-out digits by the flow (NFE 159). Of 1500 digits of `:conditional` a
+judge takes 98.7 % for their class (docs/control.md).
 Cost: 4500 steps, 18 minutes on one core of an x86-64 CPU with AVX2 beside other work.
 """
 

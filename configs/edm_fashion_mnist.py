@@ -1,12 +1,12 @@
-"""EDM (Karras et al. 2022, arXiv:2206.00364) on Fashion-MNIST: the network of `vp_fashion_mnist`.
+"""EDM (Karras et al. 2022, arXiv:2206.00364) on Fashion-MNIST, with fewer channels than
+`vp_fashion_mnist`.
 
     python main.py --config configs/edm_fashion_mnist.py --mode train
 
 Process, preconditioning, loss and sampler are those of `edm_digits`; the augmentation also mirrors.
-The whole preset has not been trained. A smaller network was, for 1000 steps: 13 minutes on one core
-of an x86-64 CPU with AVX2. Then 80 % of 300 images by the preset's sampler lie as near to real ones
-as these to each other, and 85 % of the real ones to them (benchmarks/README.md).
-Cost: as `vp_fashion_mnist`.
+Reached: of 300 images by the preset's sampler 93 % lie as near to real ones as these to each other,
+and so do 91 % of the real ones to them (benchmarks/README.md).
+Cost: 3000 steps of 32 images, 29 minutes on one core of an x86-64 CPU with AVX2 beside other work.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +23,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.augment = 0.12
     config.data.augmentations = ("flip_x", "scale", "stretch", "move")
     config.sde.name = "edm"
+
+    # With so few channels it is trained in minutes on two cores.
+    config.model.multipliers = (1, 2, 4)
+    config.training.optimizer = "muon"
+    config.training.warmup_steps = 50
+    config.training.num_steps = 3000
 
     config.model.sigma_data = 0.7  # the pixels' standard deviation, in [-1, 1]
     config.model.condition = "log_sigma"

@@ -12,7 +12,7 @@ It predicts the velocity; the published one predicts the noise.
 Reached: of 900 digits by the preset's sampler 99.6 % lie as near to real digits as these to each
 other, and so do 99 % of the real ones to them; the bound is 1.771 +- 0.015 bits/dim of the pixels
 as they are. After 1151 steps it is 1.935, and 3.05 without the features, as the network then misses
-the nearest level at low noise. `:vlb` reaches 1.706 +- 0.015 in 25 minutes.
+the nearest pixel value at low noise. `:vlb` reaches 1.706 +- 0.015 in 25 minutes.
 Cost: 4500 steps, 22 minutes on one core of an x86-64 CPU with AVX2 beside other work.
 """
 
