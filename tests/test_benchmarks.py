@@ -52,7 +52,7 @@ def test_every_system_is_a_config_that_trains_samples_and_has_likelihoods(system
         for stage in system.stages:
             if (preset := place.preset(stage)) not in presets.names():
                 continue
-            config = overrides.apply(presets.load(preset), systems.typed(stage.overrides))
+            config = overrides.apply(presets.load(preset), place.flags(stage)[2:])
             checked(config)
             if stage is not system.stages[-1]:  # the last draws
                 continue
