@@ -103,7 +103,7 @@ COSINE = {"sde.name": "cosine", "sde.t_max": 0.999}
 LIKELIHOOD = {"training.loss": "likelihood", "training.times": "importance"}
 SECOND_ORDER = {
     "training.loss": "second_order",
-    "training.learning_rate": 6e-4,  # a tenth
+    "training.learning_rate": 6e-4,  # a tenth of the digits'
 }
 
 ADAM = {"training.optimizer": "adam"}

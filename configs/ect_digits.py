@@ -5,6 +5,7 @@ a run of `edm_digits`.
     python main.py --config configs/ect_digits.py --mode train \\
         --config.training.from=runs/edm_digits
     python main.py --mode sample --workdir runs/ect_digits --config.sampling.num_steps=1
+    python main.py --config configs/edm_digits.py:conditional --mode train
     python main.py --config configs/ect_digits.py:conditional --mode train \\
         --config.training.from=runs/edm_digits-conditional
 

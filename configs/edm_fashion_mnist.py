@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.augmentations = ("flip_x", "scale", "stretch", "move")
     config.sde.name = "edm"
 
-    # With so few channels it is trained in minutes on two cores.
+    # With so few channels it is trained in half an hour on one core.
     config.model.multipliers = (1, 2, 4)
     config.training.optimizer = "muon"
     config.training.warmup_steps = 50

@@ -76,14 +76,6 @@ if version("jax").startswith("0.10."):
     from jax._src import source_info_util
     from jax._src.interpreters import mlir
 
-    # Each operation that is traced would keep the stack of calls that led to it: a fifteenth of the
-    # tests' time. All of them have this one. Only a note that JAX adds to some errors says less.
-    HERE = source_info_util.current().traceback
-    source_info_util.new_source_info = lambda: source_info_util.SourceInfo(
-        HERE, source_info_util.NameStack()
-    )
-    source_info_util._source_info_context = source_info_util._SourceInfoContext()
-
     PROGRAMS_OF_A_CONTEXT = 200
     CONTEXTS = threading.local()
 
@@ -95,6 +87,15 @@ if version("jax").startswith("0.10."):
         return context
 
     mlir.make_ir_context = shared_context
+
+    # Each operation that is traced would keep the stack of calls that led to it: a fifteenth of the
+    # tests' time. All of them have this one. Where JAX's errors say where an operation
+    # came from, they name this line.
+    HERE = source_info_util.current().traceback
+    source_info_util.new_source_info = lambda: source_info_util.SourceInfo(
+        HERE, source_info_util.NameStack()
+    )
+    source_info_util._source_info_context = source_info_util._SourceInfoContext()
 
 # Traced programs are millions of objects that stay. At Python's own thresholds an eighth of the
 # tests' time goes into looking through them for cycles; what is found, is found later.
