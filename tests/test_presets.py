@@ -328,7 +328,7 @@ def test_defaults_and_short_names(alone, variant):
     "name",
     [
         *("vp_digits", "vp_moons", "vp_fashion_mnist", "vp_cifar10", "cosine_digits"),
-        *("edm_digits", "edm_cifar10", "ect_digits", "ect_fashion_mnist"),
+        *("edm_digits", "edm_fashion_mnist", "edm_cifar10", "ect_digits", "ect_fashion_mnist"),
     ],
 )
 def test_the_conditional_variants(name):
