@@ -32,7 +32,9 @@ def truth(mixture, sde, x0):
     return mixture.log_prob(sde, x0, jnp.full(len(x0), 1e-5))
 
 
-SIZES = [(name, dims) for name in (*PUBLISHED, "own") for dims in (2, 16, 256)]
+SIZES = [(name, dims) for name in (*PUBLISHED, "own") for dims in (2, 16)]
+SIZES += [("vp", 256), ("ve", 256)]
+SIZES += [pytest.param(name, 256, marks=pytest.mark.slow) for name in ("subvp", "own")]
 
 
 @pytest.mark.parametrize(("name", "dims"), SIZES)

@@ -104,7 +104,7 @@ def test_a_run_as_an_object(unet):
         run.sample(jax.random.key(0), 0)
 
 
-@pytest.mark.parametrize("method", ["dpmpp", "unipc", "ode"])
+@pytest.mark.parametrize("method", ["unipc", "ode", pytest.param("dpmpp", marks=pytest.mark.slow)])
 def test_a_networks_images_do_not_depend_on_their_batch(unet, method):
     """To 1e-5 of the pixels' range, which is 2 in the model's units; and their evaluations."""
     settings = {"sampling.method": method, "sampling.num_steps": 5}

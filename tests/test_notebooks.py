@@ -34,7 +34,16 @@ def tables_as_they_were():
         table.update(kept)
 
 
-@FILES
+SLOW = ("02_digits", "04_science")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem)
+        for path in notebooks.FILES
+    ],
+)
 def test_the_reduced_form_runs(path, tmp_path, monkeypatch, capsys, tables_as_they_were):
     """Its figures are others, but the same are there."""
     import matplotlib

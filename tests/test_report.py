@@ -193,7 +193,13 @@ DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"fig
 DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
 
 
-@pytest.mark.parametrize("content", DAMAGE, ids=[f"{each[:12]}" for each in DAMAGE])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(each, marks=pytest.mark.slow if index > 3 else (), id=f"{each[:12]}")
+        for index, each in enumerate(DAMAGE)
+    ],
+)
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
     """In one line for each, and not in Python's words."""
     names = ("samples.npz", "samples.gif", "evaluation.json", "likelihood.json", "sweep.json")

@@ -198,7 +198,11 @@ main({arguments})
 """
 
 
-@pytest.mark.parametrize("own", [("--config.sampling.batch_size=1",), TWISTED], ids=["", "twisted"])
+@pytest.mark.parametrize(
+    "own",
+    [("--config.sampling.batch_size=1",), pytest.param(TWISTED, marks=pytest.mark.slow)],
+    ids=["", "twisted"],
+)
 def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, own):
     """The image that was saved is not made again, and the numbers are those of one that ran on."""
     workdir = tiny_run("digits", tmp_path)
@@ -222,11 +226,8 @@ def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, ow
     assert summaries[0].read_text() == summaries[1].read_text()
 
 
-@pytest.mark.parametrize(
-    "own",
-    [(), *(pytest.param(own, marks=pytest.mark.slow) for own in (TWISTED, REPAINT))],
-    ids=["", "twisted", "repaint"],
-)
+@pytest.mark.slow  # test_step.py has many devices, too
+@pytest.mark.parametrize("own", [(), TWISTED, REPAINT], ids=["", "twisted", "repaint"])
 def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):
     """An image on each, or half of the particles; the numbers are those of one device."""
     workdir = tiny_run("digits", tmp_path)

@@ -191,7 +191,15 @@ def scores_and_losses(original):
     return [float(max(errors)), float(max(raw)), losses(original)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of each process one, and the chain of DDPM. All of them are held in float32 above.
+QUICK = ("vp_ddpmpp_continuous", "subvp_ddpmpp_continuous", "ve_ncsnpp_continuous")
+QUICK += ("vp_ddpm_discrete",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES],
+)
 def test_scores_and_losses_in_float64(name, reference_dir):
     """1e-9 (1e-7 for the Fourier features' hundreds of radians); losses to 1e-7, as recorded times
     are rounded to float32 where there is no `loss_u`."""

@@ -109,7 +109,7 @@ def original(name, predictor, data, mask, x, decouple, couple):
     return x, mean
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("ve", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("task", "predictor"),
     [

@@ -152,7 +152,9 @@ def test_a_classifier_is_the_encoder_and_the_middle(seed):
     assert (out.shape, out.dtype) == ((2, 5), jnp.float32)
 
 
-@pytest.mark.parametrize("seed", RUN)
+@pytest.mark.parametrize(
+    "seed", [*RUN[:2], *(pytest.param(seed, marks=pytest.mark.slow) for seed in RUN[2:])]
+)
 def test_a_drawn_architecture_runs_and_learns_by_the_right_gradient(seed):
     """`reverse_only` convolutions have a gradient of their own; the others plain autodiff."""
     spec = replace(architecture(seed), dropout=0.0, dtype=jnp.float32)
@@ -184,6 +186,7 @@ def test_a_drawn_architecture_runs_and_learns_by_the_right_gradient(seed):
     assert unused == (1 if frozen else 0) + (4 if idle else 0)
 
 
+@pytest.mark.slow  # the drawn architectures above have it, too
 def test_rematerialization_keeps_the_values_and_less_for_the_way_back():
     tiny = UNetSpec(8, 1, width=8, multipliers=(1, 1), num_blocks=1, attention_resolutions=(8,))
     x, noise, key = jnp.ones((4, 8, 8, 1)), jnp.arange(4.0), jax.random.key(0)

@@ -167,18 +167,22 @@ def many(sampler, sde, score):
 
 
 def runs():
-    """(sampler, process): those of few steps under each process, those of hundreds under two. Their
-    bias under each is held without noise, above and by test_convergence.py. Most of those under
-    the later processes are slow."""
+    """(sampler, process): those of few steps under each process, those of hundreds under one, and
+    slow under a second. Their bias under each is held without noise, above and by
+    test_convergence.py. Most of those under the later processes are slow."""
     compared = [which for which, case in SAMPLER_CASES.items() if case.steps]
+    pairs = ("vp", "ve"), ("subvp", "own"), ("ve", "vp"), ("own", "subvp")
     for index, which in enumerate(compared):
-        pair = (("vp", "ve"), ("subvp", "own"))[index % 2]
-        for name in FIRST if SAMPLER_CASES[which].steps < 400 else pair:
+        if SAMPLER_CASES[which].steps < 400:
+            yield from ((which, name) for name in FIRST)
+        else:
+            name, second = pairs[index % 4]
             yield which, name
+            yield pytest.param(which, second, marks=pytest.mark.slow)
         for name in LATER:
             if (which, name) == ("faithful", "edm"):
                 continue  # refused: the original knows no process with T above 1
-            marks = () if which in ("unipc", "ancestral") else pytest.mark.slow
+            marks = () if which == "unipc" else pytest.mark.slow
             yield pytest.param(which, name, marks=marks)
 
 
