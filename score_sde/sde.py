@@ -180,8 +180,8 @@ class SDE:
                 return
         raise ValueError(
             f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; allowed "
-            "are the samplers ddim, dpmpp, unipc, ipndm, deis, and ode where the model's flow is "
-            "finite at T; all else asks for a training with a T a little lower (sde.t_max)"
+            "are the samplers ddim, dpmpp, unipc, ipndm, deis; if the flow of a ToNoise is finite "
+            "also ode and likelihoods by it; all else asks for a T a little lower (sde.t_max)"
         )
 
     def check_flow(self, score: Any) -> None:

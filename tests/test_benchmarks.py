@@ -196,7 +196,7 @@ def test_augmentation_of_tiny_runs(tmp_path, capsys):
         assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a training and six samplings
 def test_respaced_sampling_of_a_tiny_run(tmp_path):
     preset, levels = f"--config={CONFIGS / 'iddpm_digits.py'}", "--config.model.num_levels=20"
     few = "--config.sampling.num_steps=5"

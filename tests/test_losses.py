@@ -1,4 +1,4 @@
-"""The loss: its formula, its times, its weightings (the recorded losses are in tests/networks)."""
+"""The loss: its formula, its times, its weightings (the recorded losses are in tests/convert)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""Notebooks: what is saved, that the reduced form runs and, slow, that the figures come out."""
+"""Notebooks: what is saved, that the reduced form runs (of two, slow) and, slow, that the figures
+come out."""
 
 import copy
 
@@ -35,6 +36,7 @@ def tables_as_they_were():
 
 
 SLOW = ("02_digits", "04_science")
+assert {*SLOW} <= {path.stem for path in notebooks.FILES}
 
 
 @pytest.mark.parametrize(

@@ -226,8 +226,11 @@ def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, ow
     assert summaries[0].read_text() == summaries[1].read_text()
 
 
-@pytest.mark.slow  # test_step.py has many devices, too
-@pytest.mark.parametrize("own", [(), TWISTED, REPAINT], ids=["", "twisted", "repaint"])
+@pytest.mark.parametrize(
+    "own",
+    [(), *(pytest.param(own, marks=pytest.mark.slow) for own in (TWISTED, REPAINT))],
+    ids=["", "twisted", "repaint"],
+)
 def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):
     """An image on each, or half of the particles; the numbers are those of one device."""
     workdir = tiny_run("digits", tmp_path)

@@ -85,7 +85,7 @@ def test_a_converted_workdir_is_a_run_like_any_other(converted):
     assert done.stderr.startswith("error: config.data.name = 'celeba': ")
 
 
-@pytest.mark.slow  # test_recorded.py holds this score, too
+@pytest.mark.slow  # test_recorded.py holds this score, without a workdir
 def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_path):
     """From Python, of a network trained on discrete levels. (Called without jit, as in
     test_modes.py, its operations would be a program each.)"""

@@ -191,7 +191,8 @@ def scores_and_losses(original):
     return [float(max(errors)), float(max(raw)), losses(original)]
 
 
-# Of each process one, and the chain of DDPM. All of them are held in float32 above.
+# Of each process one, and the chain of DDPM. The scores of all are held in float32 above, and
+# SMLD's loss by tests/test_losses.py.
 QUICK = ("vp_ddpmpp_continuous", "subvp_ddpmpp_continuous", "ve_ncsnpp_continuous")
 QUICK += ("vp_ddpm_discrete",)
 

@@ -168,21 +168,24 @@ def many(sampler, sde, score):
 
 def runs():
     """(sampler, process): those of few steps under each process, those of hundreds under one, and
-    slow under a second. Their bias under each is held without noise, above and by
-    test_convergence.py. Most of those under the later processes are slow."""
+    slow under a second. Their bias under each is held without noise, above, by test_convergence.py
+    and, of correctors, by test_stationary.py. Those under the later processes are slow, except
+    UniPC's and one of noise."""
     compared = [which for which, case in SAMPLER_CASES.items() if case.steps]
     pairs = ("vp", "ve"), ("subvp", "own"), ("ve", "vp"), ("own", "subvp")
+    of_the_original = ("vp", "subvp")
     for index, which in enumerate(compared):
         if SAMPLER_CASES[which].steps < 400:
             yield from ((which, name) for name in FIRST)
         else:
-            name, second = pairs[index % 4]
+            name, second = of_the_original if which == "faithful" else pairs[index % 4]
             yield which, name
             yield pytest.param(which, second, marks=pytest.mark.slow)
         for name in LATER:
             if (which, name) == ("faithful", "edm"):
                 continue  # refused: the original knows no process with T above 1
-            marks = () if which == "unipc" else pytest.mark.slow
+            quick = which == "unipc" or (which, name) == ("ancestral", "cosine")
+            marks = () if quick else pytest.mark.slow
             yield pytest.param(which, name, marks=marks)
 
 
