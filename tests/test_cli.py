@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from score_sde import cli, paths, presets
+from tests.cases import thorough
 from tests.commands import CONFIGS, DIGITS, command, process, refused, succeed
 
 
@@ -371,7 +372,10 @@ def test_a_mistake_is_told_without_jax(run_python):
 
 @pytest.mark.parametrize(
     "variable",
-    [{"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, {"JAX_NUM_CPU_DEVICES": "3"}],
+    [
+        {"JAX_NUM_CPU_DEVICES": "3"},
+        *thorough({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}),
+    ],
     ids=lambda variable: next(iter(variable)),
 )
 def test_devices_that_do_not_divide_the_batch(tmp_path, variable):

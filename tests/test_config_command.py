@@ -1,5 +1,7 @@
 """`--mode config`: what it prints of presets and workdirs."""
 
+import pytest
+
 from score_sde import build, workdirs
 from score_sde.cli import main
 from score_sde.config import changed, default
@@ -44,6 +46,7 @@ def test_a_workdir(capsys, tmp_path):
     assert shown(capsys, f"--workdir={tmp_path}")["sde.betas"][0] == "*"  # in one line
 
 
+@pytest.mark.thorough
 def test_no_device_is_started(run_python):
     code = (
         "from score_sde import cli; cli.main(['--mode=config'])\n"

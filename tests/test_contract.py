@@ -20,6 +20,7 @@ from score_sde.samplers import SAMPLERS, PredictorCorrector, ProbabilityFlow
 from score_sde.score import denoise
 from score_sde.sde import VPSDE, expand
 from score_sde.spaces import Pixels
+from tests.cases import thorough
 
 SDE = VPSDE()
 MEANS = jnp.asarray([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [-3.0, -3.0]])
@@ -73,6 +74,7 @@ SCORES = {
 }
 FLOWS = {control: ProbabilityFlow(step_control=control) for control in ("sample", "batch")}
 STEPPED = {name: make for name, make in SAMPLERS.items() if name != "ode"}
+OTHERS = [name for name in STEPPED if name != "dpmpp"]  # which is unipc without its corrector
 
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
@@ -95,7 +97,7 @@ def test_encode_and_decode(control):
     np.testing.assert_allclose(FLOWS[control].decode(SDE, score, latents).x, MEANS, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("name", [*OTHERS, *thorough("dpmpp")])
 def test_every_sampler(name):
     drawn = STEPPED[name](num_steps=60).sample(
         jax.random.key(0), SDE, SCORES["lambda"], shape=(4, 2)
@@ -141,6 +143,7 @@ def test_importance_draws():
     np.testing.assert_allclose(found.bits_per_dim, -np.log2(0.68), atol=1.5)
 
 
+@pytest.mark.thorough
 def test_a_process_without_data_at_T():
     """Where alpha(T) = 0 the methods that need the denoised data alone sample from it."""
     sde = oracle_at_zero()

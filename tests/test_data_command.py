@@ -79,6 +79,7 @@ def test_photographs_from_a_look_to_samples(tmp_path):
     assert done.returncode == 2 and "the data are not those that" in done.stderr, done.stderr
 
 
+@pytest.mark.thorough
 def test_the_run_of_photographs_needs_no_data_to_sample(tmp_path):
     """A workdir keeps the facts: with the folder gone it is loaded and drawn from."""
     x = DRAW.integers(0, 256, (12, 4, 6), np.uint8)
@@ -122,6 +123,7 @@ def test_vectors(tmp_path):
     assert exact <= sigma <= 1.02 * exact
 
 
+@pytest.mark.thorough
 def test_of_a_stream_all_labels_and_files_are_looked_at(tmp_path):
     """2000 images are; of the others the class and the bytes of the file are at hand."""
     number = 2300

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from score_sde import oracle
 from score_sde.likelihood import _probe_error, data_log_likelihood
 from score_sde.spaces import Pixels
-from tests.cases import PUBLISHED, overlapping_mixture
+from tests.cases import PUBLISHED, overlapping_mixture, thorough
 
 LEVELS, COPIES, DRAWS = 5, 64, 16
 ONE_PIXEL = (1, 1, 1)
@@ -45,9 +45,10 @@ CASES = {
         *("vp", "truncated_normal"),
         *(Pixels(ONE_PIXEL, LEVELS, True, False), 5e-2),
     ),
-    "truncated, in [0, 1]": (
-        *("ve", "truncated_normal"),
-        *(Pixels(ONE_PIXEL, LEVELS, False, False), 0.3),
+    # The next test has such pixels, too.
+    "truncated, in [0, 1]": pytest.param(
+        ("ve", "truncated_normal", Pixels(ONE_PIXEL, LEVELS, False, False), 0.3),
+        marks=pytest.mark.thorough,
     ),
     "truncated, dequantized": (
         *("vp", "truncated_normal"),
@@ -115,10 +116,8 @@ def test_the_bound_tightens_in_the_number_of_draws(case):
 @pytest.mark.parametrize(
     ("name", "centered", "levels", "t_min"),
     [
-        ("vp", True, 17, 1e-5),
-        ("vp", False, 256, 1e-5),
-        ("subvp", True, 256, 1e-3),
         ("ve", False, 256, 1e-5),
+        *thorough(("vp", True, 17, 1e-5), ("vp", False, 256, 1e-5), ("subvp", True, 256, 1e-3)),
     ],
 )
 def test_truncated_normal_is_tight_for_data_that_are_not_dequantized(name, centered, levels, t_min):
@@ -194,6 +193,7 @@ def images_of_a_mixture():
     return images, values
 
 
+@pytest.mark.thorough
 def test_the_error_over_probes_is_the_probes_error(images_of_a_mixture):
     _, values = images_of_a_mixture
     exact, eight = values(divergence="exact"), values(num_probes=8)
@@ -215,6 +215,7 @@ def test_the_error_over_two_probes_is_half_their_difference():
     np.testing.assert_allclose(error, [1.5 / (3 * np.log(2.0)), 0.0], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_draws_of_an_image_share_its_probes(images_of_a_mixture):
     """With probes of their own the noise of log p would raise a bound of 8 draws within the
     logarithm by a good part of half its variance; shared, it averages out."""

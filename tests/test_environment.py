@@ -98,6 +98,7 @@ def test_without_a_home_downloads_have_no_place(nobody, tmp_path):
         weights.read(url)
 
 
+@pytest.mark.thorough
 def test_a_platform_that_is_not_there(tmp_path):
     done = process("--mode=train", DIGITS, cwd=tmp_path, JAX_PLATFORMS="abacus")
     assert done.returncode == 2, done.stderr
@@ -134,6 +135,7 @@ def test_a_checkpoint_to_a_full_disk(tmp_path):
     assert line.startswith("error: ") and "checkpoints: cannot be written (File too large)" in line
 
 
+@pytest.mark.thorough
 def test_who_reads_the_output_may_go(tmp_path):
     running = begin("--mode=config", DIGITS, cwd=tmp_path)
     running.stdout.close()
@@ -141,6 +143,7 @@ def test_who_reads_the_output_may_go(tmp_path):
     assert (running.wait(60), said) == (141, "")
 
 
+@pytest.mark.thorough
 def test_streams_that_are_closed_or_lack_a_character(tiny_run, tmp_path):
     """Progress bars go to stderr."""
     tiny_run("digits", tmp_path)
@@ -205,7 +208,9 @@ def test_damaged_programs_are_told_of_in_one_line(tiny_run, tmp_path):
 FULL = {
     "config": ("config.json{}", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),
-    "picture": ("samples/step_000004.png{}", "step_000004.png"),
+    "picture": pytest.param(
+        *("samples/step_000004.png{}", "step_000004.png"), marks=pytest.mark.thorough
+    ),
 }
 
 

@@ -101,6 +101,7 @@ def test_times_drawn_by_log_snr_depend_on_the_processs_constants(float64):
     np.testing.assert_allclose(jax.grad(loss)(power), expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_log_p_is_the_score():
     """In float32, with respect to the points: grad log p(x0) at t_min is the score there."""
     sde, target = VPSDE(), oracle.gaussian(jnp.asarray([0.5, -0.5]), 0.3 * jnp.eye(2))

@@ -14,7 +14,7 @@ from score_sde.likelihood import log_likelihood
 from score_sde.samplers import DDIM, ExponentialMultistep, Heun, ProbabilityFlow
 from score_sde.score import Logits, Model, reverse_only
 from score_sde.sde import VESDE, VPSDE
-from tests.cases import SAMPLER_CASES, Own, SubVPSDE
+from tests.cases import SAMPLER_CASES, Own, SubVPSDE, thorough
 
 SDE = VPSDE()
 LABELS = jnp.asarray([0, 1, 2, 1], jnp.int32)
@@ -133,7 +133,7 @@ def test_an_interval_is_plain_sampling_outside_it(model):
         assert int(guided.evaluations(t)) == count
 
 
-@pytest.mark.parametrize("progress", [None, lambda share: None], ids=["whole", "parts"])
+@pytest.mark.parametrize("progress", [None, *thorough(lambda share: None)], ids=["whole", "parts"])
 def test_evaluations_of_every_network_are_counted(model, progress):
     def nfe(score, sampler=None):
         sampler = sampler or DDIM(10)
@@ -209,10 +209,8 @@ def test_logits_of_a_network_guide_as_any_function(fast):
     np.testing.assert_allclose(guided(x, t) / size, alone.score(SDE)(x, t) / size, atol=2e-4)
 
 
-FEW = ("ode", "unipc", "pc")
 LANGEVIN = "none+langevin"  # amplifies rounding until two draws have nothing in common
-NOT = (*FEW, LANGEVIN)
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in SAMPLER_CASES if name not in NOT]
+OTHERS = [name for name in SAMPLER_CASES if name not in ("pc", LANGEVIN)]
 
 
 def drawn_by_both(name, number):
@@ -231,12 +229,13 @@ def drawn_by_both(name, number):
     ]
 
 
-@pytest.mark.parametrize("name", [*FEW, *OTHERS])
+@pytest.mark.parametrize("name", ["pc", *thorough(*OTHERS)])
 def test_a_guided_sampler_draws_the_class(name):
     # Scores that are the same up to rounding.
     np.testing.assert_allclose(*drawn_by_both(name, 64), atol=5e-3)
 
 
+@pytest.mark.thorough
 def test_guided_langevin_steps_have_the_law_of_the_class():
     """1000 draws each, by the distance of Kolmogorov and Smirnov: above 0.087 in one of 1000 cases
     of one law (independent draws; these share their noise)."""

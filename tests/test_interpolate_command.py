@@ -78,6 +78,7 @@ def test_interpolation_between_held_out_images(workdir, trained):
             wrong()
 
 
+@pytest.mark.thorough
 def test_interpolations_are_gone_on_with_or_kept(tiny_run, tmp_path):
     workdir = tiny_run("digits", tmp_path)
     settings = (*LOOSE, "--config.sampling.num_between=1", "--config.sampling.batch_size=3")

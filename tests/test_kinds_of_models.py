@@ -111,6 +111,7 @@ MOONS = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "settings"), [("vp_moons", MOONS), ("vp_digits", TINY)])
 def test_the_conditional_variants_train_and_are_guided(tmp_path, name, settings):
     """By the commands of docs/control.md, with a small network and few steps."""

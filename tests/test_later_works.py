@@ -15,6 +15,7 @@ from score_sde.augmentation import PARAMETERS
 from score_sde.samplers import Heun
 from score_sde.schedules import EDM, Sigmoid
 from score_sde.sde import VPSDE
+from tests.cases import thorough
 from tests.commands import CONFIGS, DIGITS, FAST, FEW, ROOT, TINY, command, succeed
 from tests.refusals import checked
 
@@ -27,7 +28,7 @@ def documented(flag):
     return [word.replace("configs/", f"{CONFIGS}/") for word in found]
 
 
-@pytest.mark.parametrize("flag", ["--config.sde.name=sigmoid", "--config.sde.shift=4"])
+@pytest.mark.parametrize("flag", ["--config.sde.shift=4", *thorough("--config.sde.name=sigmoid")])
 def test_a_run_by_another_process_trains_and_samples(tmp_path, flag):
     succeed(*documented(flag), *TINY, "--workdir=run", cwd=tmp_path)
     run, t = score_sde.load(tmp_path / "run"), jnp.linspace(0.01, 0.99, 9)

@@ -177,6 +177,7 @@ def test_vectors_of_ones_own_with_a_condition(tmp_path):
         score_sde.train(VECTORS, tmp_path / "own", data=ROWS + 1.0, vector=GIVEN)
 
 
+@pytest.mark.thorough
 def test_images_of_ones_own_with_classes():
     known = digits.load("train")
     config = changed(IMAGES, {"model.class_conditional": True})

@@ -139,6 +139,7 @@ def test_the_bound_depends_on_the_ends_and_not_on_what_lies_between():
             assert error < 0.15 and abs(found.mean() - bound) < 4 * error, (ends, index)
 
 
+@pytest.mark.thorough
 def test_a_large_batch_is_as_small_ones():
     """Also beyond 2^15 numbers, here 1024 items, where jaxlib 0.10.2 errs on CPUs with gamma summed
     over an axis. float32: times from a bisection, and a sum of 32 squares. And they are right: the
@@ -180,6 +181,7 @@ def test_levels_in_time_cost_more_than_all_of_them():
         chain_bound(jax.random.key(5), model_of(process), x0, num_times=1)
 
 
+@pytest.mark.thorough
 def test_the_flow_lies_below_the_bounds():
     """Of an exact score, within 4 standard errors of 512 draws. The flow is at the entropy of the
     Gaussian. The bound in continuous time is tight for such a score, that of 20 levels is not."""
@@ -199,6 +201,7 @@ def test_the_flow_lies_below_the_bounds():
     assert (levels - flow).mean() > 5 * error(levels - flow) > 0
 
 
+@pytest.mark.thorough
 def test_training_a_schedule_lowers_the_bound_and_its_variance():
     """The exact score of a Gaussian, Adam on the schedule alone. The ends move apart, as more noise
     levels are a better model; between them the estimate scatters less. Measured with 400 steps of

@@ -13,10 +13,12 @@ from score_sde.sde import expand
 from score_sde.spaces import bits_per_dim
 from tests.cases import (
     EVERY,
+    FIRST,
     PUBLISHED,
     overlapping_mixture,
     process_of,
     recorded_score,
+    thorough,
 )
 
 DIMS = 4
@@ -32,9 +34,8 @@ def truth(mixture, sde, x0):
     return mixture.log_prob(sde, x0, jnp.full(len(x0), 1e-5))
 
 
-SIZES = [(name, dims) for name in (*PUBLISHED, "own") for dims in (2, 16)]
-SIZES += [("vp", 256), ("ve", 256)]
-SIZES += [pytest.param(name, 256, marks=pytest.mark.slow) for name in ("subvp", "own")]
+SIZES = [(name, dims) for name in FIRST for dims in (2, 16)]
+SIZES += thorough(*((name, 256) for name in FIRST))
 
 
 @pytest.mark.parametrize(("name", "dims"), SIZES)
@@ -68,6 +69,7 @@ def _end(mixture, sde, x, t):
     return mixture.log_prob(sde, x, t)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_priors_mismatch_is_what_the_docstring_says(name):
     """At every point, for data of mean 1: what the default for p_T costs, without a solve."""
@@ -84,7 +86,7 @@ def test_the_priors_mismatch_is_what_the_docstring_says(name):
     assert error.std() / dims < 1e-2
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["vp", *thorough("subvp", "ve")])
 def test_on_average_with_the_prior_and_a_probe(name, mixture):
     """4096 draws, Hutchinson's estimate and the process's prior: 1e-3 nats/dim on average.
 
@@ -98,6 +100,7 @@ def test_on_average_with_the_prior_and_a_probe(name, mixture):
     assert abs(error.mean()) < 1e-3 + 3 * error.std() / np.sqrt(num)
 
 
+@pytest.mark.thorough
 def test_classes_belong_to_points(mixture):
     """A score with a label for each point: density and samples are those of each point's class."""
     sde, num = PUBLISHED["vp"], 64
@@ -124,6 +127,7 @@ def test_classes_belong_to_points(mixture):
         assert np.abs(drawn[labels == label].mean(0) - means[label]).max() < spread
 
 
+@pytest.mark.thorough
 def test_more_probes_scatter_less_and_agree_on_average(mixture):
     sde, num = PUBLISHED["vp"], 512
     x0 = mixture.sample(jax.random.key(4), num)
@@ -151,6 +155,7 @@ def test_more_probes_scatter_less_and_agree_on_average(mixture):
     )  # Rademacher has the least variance of all probes (Hutchinson 1990)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EVERY)
 def test_there_and_back_returns_the_data(name, mixture):
     sde, t_min = process_of(name), 1e-3

@@ -118,6 +118,7 @@ def test_the_command_has_the_numbers_of_a_run(unbroken):
 
 
 # Ctrl-C amid a command is a matter of test_sample_command.py: both save their results by one class.
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(unbroken, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir, ignore=shutil.ignore_patterns("likelihood.*"))
@@ -180,6 +181,7 @@ def test_what_is_computed_is_read_again_or_kept(unbroken, tmp_path):
     assert (workdir / "likelihood.old2.json").exists()
 
 
+@pytest.mark.thorough
 def test_what_is_there_stays_until_there_is_something_new(unbroken, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir)

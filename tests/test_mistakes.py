@@ -222,6 +222,7 @@ FULL_DISK = {
     "data": ([DIGITS, "--output=full"], f"full/data.png: {FULL}"),
     "export": (["--target=full"], f"full/config.json: {FULL}"),
 }
+ALIKE = ("sample", "interpolate", "restore", "evaluate")  # three write as likelihood does
 BYTES = 200  # a lock's file has some 60
 
 # A part of a run is not as it was written: what takes its place, arguments, a part of the line.
@@ -306,7 +307,14 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_lost(folder, arguments, sa
     assert said in line and not new
 
 
-@pytest.mark.parametrize(("mode", "row"), FULL_DISK.items(), ids=FULL_DISK.keys())
+@pytest.mark.parametrize(
+    ("mode", "row"),
+    [
+        pytest.param(*item, marks=pytest.mark.thorough if item[0] in ALIKE else ())
+        for item in FULL_DISK.items()
+    ],
+    ids=FULL_DISK.keys(),
+)
 def test_a_full_disk_is_told_in_one_line(folder, monkeypatch, mode, row):
     arguments, said = row
     monkeypatch.setattr(classifier, "STEPS", 1)

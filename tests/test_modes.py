@@ -18,6 +18,7 @@ from score_sde import build, cli, workdirs
 from score_sde.config import changed
 from score_sde.data import DATASETS
 from score_sde.training.checkpoints import Checkpoints
+from tests.cases import thorough
 from tests.commands import CONFIGS, DIGITS, FEW, KINDS, ROOT, begin, command, refused, succeed
 
 
@@ -60,7 +61,7 @@ def test_sampling_needs_the_workdir_only(workdir, tmp_path):
     assert workdirs.load(workdir).sampling.num_samples == 64  # the saved config holds
 
 
-@pytest.mark.parametrize("method", ["ode", "ald", "ddim", "unipc", "heun"])
+@pytest.mark.parametrize("method", ["ode", "unipc", *thorough("ald", "ddim", "heun")])
 def test_sampling_by_other_methods(workdir, trained, method):
     arguments = (*FEW, f"--config.sampling.method={method}", "--config.sampling.rtol=0.1")
     # That eta is the saved sampler's, but none of this one's.
@@ -81,8 +82,9 @@ def unet(tiny_run, tmp_path_factory) -> Path:
     return tiny_run("unet", tmp_path_factory.mktemp("unet"))
 
 
-def test_a_run_as_an_object(unet):
-    workdir = unet
+@pytest.mark.parametrize("kind", ["workdir", *thorough("unet")])
+def test_a_run_as_an_object(kind, request):
+    workdir = request.getfixturevalue(kind)
     config = changed(workdirs.load(workdir), {"sampling.num_steps": 2, "likelihood.rtol": 0.1})
     run = score_sde.load(workdir, changed(config, {"likelihood.atol": 0.1}))
     assert len(repr(run)) < 10_000 and run.step == 4 and isinstance(run.sde, score_sde.VPSDE)
@@ -104,7 +106,8 @@ def test_a_run_as_an_object(unet):
         run.sample(jax.random.key(0), 0)
 
 
-@pytest.mark.parametrize("method", ["unipc", "ode", pytest.param("dpmpp", marks=pytest.mark.slow)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["unipc", "ode", "dpmpp"])
 def test_a_networks_images_do_not_depend_on_their_batch(unet, method):
     """To 1e-5 of the pixels' range, which is 2 in the model's units; and their evaluations."""
     settings = {"sampling.method": method, "sampling.num_steps": 5}
@@ -142,7 +145,7 @@ def with_weights(workdir: Path, change) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("mode", ["sample", "restore"])
+@pytest.mark.parametrize("mode", ["sample", *thorough("restore")])
 def test_a_score_that_is_no_number_is_told_whatever_the_sampler(tiny_run, tmp_path, mode):
     """With the preset's own, whose steps are of no help then."""
     with_weights(tiny_run("digits", tmp_path), lambda leaf: np.full_like(leaf, 3e38))
@@ -164,6 +167,7 @@ def diverged(tiny_run, tmp_path_factory) -> Path:
     return with_weights(tiny_run("unet", tmp_path_factory.mktemp("diverged")), large)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["sample", "interpolate"])
 def test_a_flow_that_no_solve_follows_is_an_error(diverged, mode):
     before = sorted(diverged.iterdir())
@@ -219,7 +223,7 @@ def test_a_training_that_ended_before_it_began_may_change(tmp_path):
 
 # A process of some seconds each; any of the three may find what the others do not.
 @pytest.mark.parametrize(
-    "seconds", [0.0, *(pytest.param(late, marks=pytest.mark.slow) for late in (0.3, 0.8))]
+    "seconds", [0.0, *(pytest.param(late, marks=pytest.mark.thorough) for late in (0.3, 0.8))]
 )
 def test_an_interrupt_while_training_starts_ends_it(tmp_path, seconds):
     """Wherever in JAX's start it comes, where Python's own exception can be lost."""

@@ -42,6 +42,7 @@ def test_samples_and_their_film(trained):
     assert Image.open(workdir / "samples_png" / "000002.png").size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.thorough
 def test_likelihoods(trained):
     folder, workdir = trained
     loose = [flag.format("likelihood") for flag in LOOSE]
@@ -51,6 +52,7 @@ def test_likelihoods(trained):
     assert Image.open(workdir / "likelihood.png").size == pixels(2, 2)
 
 
+@pytest.mark.thorough
 def test_interpolations(trained):
     folder, workdir = trained
     loose = [flag.format("sampling") for flag in LOOSE]
@@ -60,6 +62,7 @@ def test_interpolations(trained):
     assert Image.open(workdir / "interpolation.png").size == pixels(3, 1)
 
 
+@pytest.mark.thorough
 def test_restorations(trained):
     folder, workdir = trained
     Image.fromarray(X[0]).resize((WIDTH // 2, HEIGHT // 2)).save(folder / "small.png")
@@ -71,6 +74,7 @@ def test_restorations(trained):
     assert Image.open(workdir / "restored.png").size == pixels(5, 1)
 
 
+@pytest.mark.thorough
 def test_colours_of_a_grey_image(trained):
     """DiffPIR without noise sets the grey of the denoised data, up to the rounding of each channel.
     What the range of pixels cuts off is left out."""

@@ -1,5 +1,5 @@
-"""Notebooks: what is saved, that the reduced form runs (of two, slow) and, slow, that the figures
-come out."""
+"""Notebooks: what is saved, that the reduced form runs (thorough) and that the figures come out
+(slow)."""
 
 import copy
 
@@ -35,17 +35,8 @@ def tables_as_they_were():
         table.update(kept)
 
 
-SLOW = ("02_digits", "04_science")
-assert {*SLOW} <= {path.stem for path in notebooks.FILES}
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem)
-        for path in notebooks.FILES
-    ],
-)
+@FILES
+@pytest.mark.thorough
 def test_the_reduced_form_runs(path, tmp_path, monkeypatch, capsys, tables_as_they_were):
     """Its figures are others, but the same are there."""
     import matplotlib

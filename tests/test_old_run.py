@@ -65,6 +65,7 @@ def test_it_gives_the_likelihoods_of_then_and_keeps_them(workdir):
     np.testing.assert_allclose(new["bits_per_dim"], recorded["bits_per_dim"], atol=2e-2)
 
 
+@pytest.mark.thorough
 def test_it_trains_on(workdir):
     more = ("--config.training.num_steps=6", "--config.training.sample_every=0")
     succeed("--mode=train", "--workdir", workdir, *more, cwd=ROOT)

@@ -69,6 +69,7 @@ def test_an_evaluation_ends_with_the_checkpoint_that_it_began_with(trained_on, t
     assert [found[part]["step"] for part in parts] == [4, 4, 4]
 
 
+@pytest.mark.thorough
 def test_a_sweep_ends_with_the_checkpoints_that_it_began_with(trained_on, tmp_path):
     sweep = "--config.eval.sweep=sampling.num_steps=2,3;step=2,4"
     succeed("--mode=evaluate", *SETTINGS, sweep, cwd=tmp_path)
@@ -109,6 +110,7 @@ def read_only(store, monkeypatch):
         assert stamps(store) == before
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_only_read_is_evaluated_restored_and_reported(read_only, tmp_path):
     at = ("--workdir", read_only)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
@@ -126,6 +128,7 @@ def test_a_run_that_is_only_read_is_evaluated_restored_and_reported(read_only, t
     assert found == {*files, *others}
 
 
+@pytest.mark.thorough
 def test_another_classifier_goes_to_the_output_and_keeps_the_one_there(
     read_only, tmp_path, monkeypatch
 ):

@@ -98,6 +98,7 @@ FLOW = (
 )
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_trained_with_it(tmp_path):
     train = ("--mode=train", DIGITS, *TINY, *FLOW)
     succeed(*train, "--workdir=whole", cwd=tmp_path)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from score_sde.pictures import save_scatter
 from score_sde.plots.points import MASSES, contour_levels
+from tests.cases import thorough
 
 DRAW = np.random.default_rng(0)
 
@@ -24,7 +25,7 @@ def test_contours_hold_their_share_of_a_normal_distribution():
     assert (np.diff(levels) > 0).all()
 
 
-@pytest.mark.parametrize("columns", [1, 2, 3, 9])
+@pytest.mark.parametrize("columns", [1, 2, 3, *thorough(9)])
 def test_a_picture_of_vectors(tmp_path, columns):
     data = DRAW.standard_normal((300, columns)) * 10.0 ** np.arange(columns)
     asked = []

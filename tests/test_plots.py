@@ -157,6 +157,7 @@ def frames_of(film):
             yield frame.convert("RGB")
 
 
+@pytest.mark.thorough
 def test_a_film_of_points_side_by_side_fits_its_limit():
     path = np.stack([scale * POINTS for scale in (3.0, 2.0, 1.0)])
     film = plots.animation({"reverse SDE": path, "probability flow": path[::2]})

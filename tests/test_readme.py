@@ -50,6 +50,7 @@ def test_the_page_on_python(tmp_path, monkeypatch):
     assert np.isfinite(names["x"]).all() and np.isfinite(names["by_beta"])
 
 
+@pytest.mark.thorough
 def test_the_other_pages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # vectors.md writes a file
     assert len(blocks("docs/vectors.md")) == 1

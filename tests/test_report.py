@@ -13,6 +13,7 @@ from score_sde.config import changed
 from score_sde.display import eight_bits
 from score_sde.modes import report
 from tests.browser import browser
+from tests.cases import thorough
 from tests.commands import ROOT, command, refused, succeed
 from tests.pages import images_of, page_of
 
@@ -191,13 +192,14 @@ def test_no_text_becomes_html(full, tmp_path):
 
 DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"figures": null}]']
 DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
-ALIKE = (b"null", b"[1]", b'[{"figures": null}]', b"GIF89a")  # others end as they do
+# Others end as they do.
+ALIKE = (b"null", b"[1]", b'[{"figures": null}]', b"GIF89a")
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(each, marks=pytest.mark.slow if each in ALIKE else (), id=f"{each[:12]}")
+        pytest.param(each, marks=pytest.mark.thorough if each in ALIKE else (), id=f"{each[:12]}")
         for each in DAMAGE
     ],
 )
@@ -269,7 +271,7 @@ def test_two_runs_side_by_side(full, tmp_path):
     assert said.startswith("error: --against = 'nowhere': no config.json there; allowed are ")
 
 
-@pytest.mark.parametrize("density", [False, True])
+@pytest.mark.parametrize("density", [True, *thorough(False)])
 def test_vectors_of_the_plane(density, tmp_path):
     made(tmp_path, "vp_moons")
     x = DRAW.standard_normal((500, 2))
@@ -289,6 +291,7 @@ def test_vectors_of_the_plane(density, tmp_path):
     assert len(page.all("svg")) == 6 and len(page.all("image")) == 2  # so many are pixels
 
 
+@pytest.mark.thorough
 def test_pages_are_valid_html(full, tmp_path):
     """By the parser of the standard: an error for each mistake that browsers would correct."""
     html5lib = pytest.importorskip("html5lib", reason="no html5lib: pip install '.[test]'")

@@ -12,6 +12,7 @@ from score_sde.data import load
 from score_sde.errors import UserError
 from score_sde.modes import given, restoring
 from score_sde.schedules import Cosine
+from tests.cases import thorough
 from tests.commands import command, succeed
 
 TINY_STRENGTH = "--config.restore.strength=0.001"
@@ -81,7 +82,8 @@ def test_files_of_one_stem_have_their_own_draws_and_what_was_deleted_is_made_aga
 
 # The other methods share pigdm's way.
 @pytest.mark.parametrize(
-    ("kind", "method"), [("digits", "pigdm"), ("digits", "replacement"), ("ve", "pigdm")]
+    ("kind", "method"),
+    [("digits", "pigdm"), *thorough(("digits", "replacement"), ("ve", "pigdm"))],
 )
 def test_the_measured_part_is_kept(tiny_run, tmp_path, inputs, kind, method):
     """By a mask from a picture, without noise, and with steps down to nearly none."""
@@ -111,6 +113,7 @@ def test_a_mask_drawn_on_a_photo_is_resized_with_it(tmp_path, size):
     np.testing.assert_array_equal(known, expected)
 
 
+@pytest.mark.thorough
 def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
     small = tmp_path / "small"
@@ -128,6 +131,7 @@ def arrays_of(folder):
         return dict(arrays)
 
 
+@pytest.mark.thorough
 def test_draws_that_go_far_out_of_the_range_are_told(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     hardly = ("--task=edit", "--config.restore.strength=0.002")
@@ -198,9 +202,10 @@ main({arguments})
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "own",
-    [("--config.sampling.batch_size=1",), pytest.param(TWISTED, marks=pytest.mark.slow)],
+    [("--config.sampling.batch_size=1",), TWISTED],
     ids=["", "twisted"],
 )
 def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, own):
@@ -226,9 +231,10 @@ def test_a_killed_restoration_goes_on(tiny_run, tmp_path, inputs, run_python, ow
     assert summaries[0].read_text() == summaries[1].read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "own",
-    [(), *(pytest.param(own, marks=pytest.mark.slow) for own in (TWISTED, REPAINT))],
+    [(), TWISTED, REPAINT],
     ids=["", "twisted", "repaint"],
 )
 def test_two_devices(tiny_run, tmp_path, inputs, run_python, own):

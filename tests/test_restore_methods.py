@@ -18,6 +18,7 @@ from score_sde.inverse import operators
 from score_sde.modes import restoring
 from score_sde.samplers import ExponentialMultistep, PredictorCorrector
 from score_sde.samplers.base import from_prior
+from tests.cases import thorough
 from tests.commands import as_users_have_it, command, succeed
 
 STEPS, DRAWS, SIGMA_Y = 2, 2, 0.05
@@ -63,6 +64,7 @@ def equal(folder, problem, x):
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_repaint_is_the_one_from_python(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
     by = ("--config.restore.method=repaint", "--config.restore.resamplings=3")
@@ -85,6 +87,7 @@ def test_repaint_is_the_one_from_python(tiny_run, tmp_path, inputs):
         assert f"not read with these settings: {unread}\n" in told
 
 
+@pytest.mark.thorough
 def test_the_originals_inpainter_begins_with_the_known_part(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
     faithful = ("--config.sampling.method=pc", "--config.sampling.faithful")
@@ -105,6 +108,7 @@ def test_the_originals_inpainter_begins_with_the_known_part(tiny_run, tmp_path, 
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
 
 
+@pytest.mark.thorough
 def test_twisted_smc_takes_a_particle_of_its_own_run_for_each_draw(tiny_run, tmp_path, inputs):
     """Its evaluations are those of all its particles, and no batch of images plays a part."""
     workdir, number = tiny_run("digits", tmp_path), 8
@@ -131,7 +135,10 @@ def test_twisted_smc_takes_a_particle_of_its_own_run_for_each_draw(tiny_run, tmp
 
 @pytest.mark.parametrize(
     ("method", "key", "value", "nfe"),
-    [("mmps", "iterations", 1, 3 * (STEPS + 1)), ("dps", "zeta", 0.3, 2 * (STEPS + 1))],
+    [
+        ("dps", "zeta", 0.3, 2 * (STEPS + 1)),
+        *thorough(("mmps", "iterations", 1, 3 * (STEPS + 1))),
+    ],
 )
 def test_a_methods_own_key(tiny_run, tmp_path, inputs, method, key, value, nfe):
     workdir = tiny_run("digits", tmp_path)
@@ -145,6 +152,7 @@ def test_a_methods_own_key(tiny_run, tmp_path, inputs, method, key, value, nfe):
         equal(workdir, problem, sampler.sample(KEY, problem.sde, posterior, problem.noise).x)
 
 
+@pytest.mark.thorough
 def test_classes_and_their_guidance(tiny_run, tmp_path, inputs):
     """In turn among an image's draws; without them the model's draws are of no class."""
     workdir = tiny_run("classes", tmp_path)

@@ -52,6 +52,7 @@ def terminated(workdir, number):
     return told
 
 
+@pytest.mark.thorough
 def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(tiny_run, tmp_path):
     unbroken, workdir = (tiny_run("digits", tmp_path / name) for name in ("unbroken", "broken"))
     told = sample(unbroken, *SETTINGS)

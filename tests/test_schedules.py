@@ -173,7 +173,7 @@ def test_the_others_say_why_not(method):
 
 @pytest.mark.parametrize(
     "sde",
-    [Cosine(), Flow(), pytest.param(Shifted(Flow(), 2.0), marks=pytest.mark.slow)],
+    [Cosine(), Flow(), pytest.param(Shifted(Flow(), 2.0), marks=pytest.mark.thorough)],
     ids=["cosine", "flow", "flow, shifted"],
 )
 def test_the_flow_goes_from_pure_noise_to_data_and_back(sde):
@@ -209,7 +209,7 @@ def test_the_velocity_is_the_flow_of_the_score():
 
 
 SIZES = [
-    pytest.param(name, dims, marks=[pytest.mark.slow] if (name, dims) != ("flow", 2) else [])
+    pytest.param(name, dims, marks=[pytest.mark.thorough] if (name, dims) != ("flow", 2) else [])
     for name in ("cosine", "sigmoid", "flow", "edm", "vp, shifted", "learned")
     for dims in (2, 16, 256)
 ]

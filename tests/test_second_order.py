@@ -72,6 +72,7 @@ def tilted_loss(share, sde, mixture, x0, t, z, probes):
     return second_order.error(sde, tilted, x0, t, z, probes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EVERY)
 def test_at_the_exact_score_the_true_divergence_is_the_best(name):
     """With another divergence the mean rises by 0.1 share^2: without it is smallest. Of a mixture,

@@ -15,6 +15,7 @@ from score_sde.batches import Drawn
 from score_sde.latents import Interpolation
 from score_sde.likelihood import DataLikelihood, Likelihood
 from score_sde.samplers.base import Samples
+from tests.cases import thorough
 
 PIXELS = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1) % 17
 NFE = np.array([14, 16], np.int32)
@@ -92,7 +93,7 @@ def test_results_that_jax_traces_or_has_deleted_show_their_forms():
     assert repr(Samples(x, nfe)) == form.format("float32 (3,)")
 
 
-@pytest.mark.parametrize("kind", ["digits", "classes"])
+@pytest.mark.parametrize("kind", ["digits", *thorough("classes")])
 def test_a_run_shows_its_facts_and_no_path(kind, tiny_run, tmp_path):
     run = score_sde.load(tiny_run(kind, tmp_path))
     text, html = repr(run), run._repr_html_()

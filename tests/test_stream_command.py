@@ -43,6 +43,7 @@ def train(workdir, photos, *more):
     )
 
 
+@pytest.mark.thorough
 def test_a_stream_trains_the_model_of_memory(photos, tmp_path):
     """Bit by bit, also where a part was trained from a stream and a part from memory."""
     told = succeed(*train("memory", photos), cwd=tmp_path)

@@ -9,6 +9,7 @@ from score_sde import workdirs
 from score_sde.evaluation import classifier
 from score_sde.locks import writing
 from score_sde.modes.sweep import settings_of
+from tests.cases import thorough
 from tests.commands import command, refused, succeed
 
 SETTINGS = (
@@ -123,7 +124,12 @@ def test_spaces_in_a_sweep(swept):
 
 
 @pytest.mark.parametrize(
-    "content", [b"3", b"{}", pytest.param(b"[" * 9999, id="deep"), b"PK", b'[{"figures": 1}]']
+    "content",
+    [
+        b"{}",
+        *thorough(b"3", b"PK", b'[{"figures": 1}]'),
+        pytest.param(b"[" * 9999, marks=pytest.mark.thorough, id="deep"),
+    ],
 )
 def test_damaged_results_are_made_again(swept, content):
     """Those of the table are kept aside; an evaluation of a setting is not taken for done."""

@@ -113,6 +113,7 @@ def weights_of(run):
     return run.score.params["constants"][NAME]
 
 
+@pytest.mark.thorough
 def test_a_run_learns_it_and_samples_without_it(tiny_run, tmp_path):
     """Begun with the network of a run without it, and ended as such a run's beginning."""
     tiny_run("digits", tmp_path)

@@ -18,7 +18,7 @@ from score_sde.schedules import Cosine
 from score_sde.score import Model
 from score_sde.spaces import Pixels
 from score_sde.variances import KEPT, History, drawn, hybrid_loss, no_history, vlb_loss
-from tests.cases import run_with
+from tests.cases import run_with, thorough
 
 LEVELS = 20
 SDE = Cosine()
@@ -83,6 +83,7 @@ def test_the_best_variances_against_their_closed_form():
         assert np.all(kl(jnp.full_like(shares, other))[1:] >= exact - 1e-4)
 
 
+@pytest.mark.thorough
 def test_the_bound_with_the_best_variances():
     """Each term of `chain_bound` within 5 standard errors of its mean; no fixed variance's bound is
     lower."""
@@ -221,6 +222,7 @@ def test_levels_are_drawn_by_their_losses_and_without_bias():
     assert np.isfinite(none).all()
 
 
+@pytest.mark.thorough
 def test_the_estimate_of_l_vlb_keeps_its_mean_and_scatters_less():
     """Uniformly and by the history of the same losses, within 5 standard errors."""
     num = 4096
@@ -268,7 +270,7 @@ def moments(predictor, num_steps, model):
     return np.asarray(last(nothing), np.float64), np.einsum("dkd->d", np.square(factors))
 
 
-@pytest.mark.parametrize("num_steps", [5, 7, 11, LEVELS])
+@pytest.mark.parametrize("num_steps", [5, LEVELS, *thorough(7, 11)])
 def test_respaced_sampling_keeps_the_moments_of_a_gaussian(num_steps):
     """Exactly, whatever the number of levels, where the best variance is one of the two: beta~ for
     data in a point, beta for unit variance (Ho et al. 2020, section 3.2). With the best variances

@@ -58,6 +58,7 @@ def stored(workdir):
         return reader.restore(folder / f"{newest_step(folder)}" / "default")
 
 
+@pytest.mark.thorough
 def test_the_history_of_losses_goes_on_with_the_training(tmp_path):
     """Bit for bit. The levels are drawn by it from the third step on: then both have ten losses."""
     score_sde.train(VLB, tmp_path / "whole")

@@ -102,6 +102,7 @@ def test_likelihoods_of_moons_are_exact_and_in_nats(moons, tmp_path):
     assert "bits_per_dim" not in summary
 
 
+@pytest.mark.thorough
 def test_moons_are_interpolated(moons, tmp_path):
     few = ("--config.sampling.num_pairs=2", "--config.sampling.num_between=1")
     told = succeed("--mode=interpolate", "--workdir", moons, *few, *LOOSE[:2], cwd=tmp_path)
@@ -113,6 +114,7 @@ def test_moons_are_interpolated(moons, tmp_path):
     assert Image.open(moons / "interpolation.png").size == (1050, 525)
 
 
+@pytest.mark.thorough
 def test_a_density_given_classes_and_columns(table, tmp_path):
     """p(a, b | class, c): trained, drawn and scored from the command line; without the file drawn
     as before."""
@@ -163,6 +165,7 @@ def test_a_density_given_classes_and_columns(table, tmp_path):
     assert done.returncode == 2 and f"config.data.dir = '{data}'" in done.stderr
 
 
+@pytest.mark.thorough
 def test_rounded_vectors_have_bits(tmp_path):
     data, workdir = tmp_path / "rounded.npz", tmp_path / "run"
     np.savez(data, x=np.round(2.0 * DRAW.standard_normal((40, 2))) / 2.0)

@@ -67,6 +67,7 @@ def converted(pth, tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.thorough
 def test_a_converted_workdir_is_a_run_like_any_other(converted):
     run = score_sde.load(converted)
     assert run.step == 1301 and run.config.name == "ve_cifar10"
@@ -85,7 +86,7 @@ def test_a_converted_workdir_is_a_run_like_any_other(converted):
     assert done.stderr.startswith("error: config.data.name = 'celeba': ")
 
 
-@pytest.mark.slow  # test_recorded.py holds this score, without a workdir
+@pytest.mark.thorough  # test_recorded.py holds this score, without a workdir
 def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_path):
     """From Python, of a network trained on discrete levels. (Called without jit, as in
     test_modes.py, its operations would be a program each.)"""
@@ -125,6 +126,7 @@ def test_everything_that_training_goes_on_from_is_in_it(converted, pth):
         assert not np.any(ours["condition"]["frequencies"])
 
 
+@pytest.mark.thorough
 def test_an_export_and_back(converted, tmp_path):
     out = succeed("--mode", "export", "--workdir", converted, "--target", "out", cwd=tmp_path)
     assert "averaged, after 1301 steps" in out
@@ -141,6 +143,7 @@ def test_an_export_and_back(converted, tmp_path):
     assert "out has its own config.json" in refused(*named, cwd=tmp_path)
 
 
+@pytest.mark.thorough
 def test_raw_weights_on_request(pth, tmp_path):
     succeed(
         *("--mode", "convert", "--source", pth, "--workdir", "run", "--weights", "raw", FORCE),
@@ -165,6 +168,7 @@ def test_training_goes_on_where_the_original_stopped(pth, official, tmp_path, mo
     assert score_sde.load(tmp_path / "runs" / "ve_cifar10").step == 1304
 
 
+@pytest.mark.thorough
 def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     """It says its network, its process and its parameterization."""
     for name in ("unet", "scheduler"):
@@ -212,6 +216,7 @@ def test_a_pipeline_of_diffusers_needs_no_config(tmp_path):
     assert "arrays, which do not say their network; allowed is its folder" in line
 
 
+@pytest.mark.thorough
 def test_weights_alone_are_named_by_the_user(pth, tmp_path):
     weights = torch_zip.load(pth)["model"]
     save(tmp_path / "weights.pth", weights)
@@ -321,6 +326,7 @@ def test_a_mistake_is_told_in_one_line(arguments, says, tmp_path):
     assert says in refused(*arguments, cwd=tmp_path)
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_refused_and_nothing_is_written(pth, converted, tmp_path):
     command = ("--mode", "convert", "--source", pth, "--workdir", "run")
 

@@ -212,6 +212,7 @@ def test_every_array_is_in_its_place(kind, new_order):
     np.testing.assert_array_equal(flat["condition/dense0/kernel"], swapped)
 
 
+@pytest.mark.thorough
 def test_a_file_becomes_a_run_that_samples(tmp_path):
     """Of a name that is not a published one's, without a config."""
     theirs = TINY._replace(widths=(32,), attended=(), classes=3)

@@ -9,6 +9,7 @@ from score_sde.convert.plausible import LEAST_IMAGE, noise_errors
 from score_sde.discrete import DiscreteVPSDE
 from score_sde.score import Model
 from score_sde.sde import VESDE, VPSDE
+from tests.cases import thorough
 
 SPREAD = 0.2  # of the data, which are normal about the middle of their range
 MIDDLE = {"vp": 0.0, "ve": 0.5}
@@ -68,6 +69,7 @@ def test_a_network_that_is_wrong_by_a_fifth_is_noticed(name, wrong):
     assert told.startswith("its error in predicting the noise") and "\n" not in told
 
 
+@pytest.mark.thorough
 def test_a_chain_of_three_levels_is_drawn_in_two_steps():
     sde = DiscreteVPSDE((0.1, 0.2, 0.4))
     model = Model(None, sde, lambda params, x, *_: x, "epsilon", "time", 3, "matched")
@@ -75,7 +77,7 @@ def test_a_chain_of_three_levels_is_drawn_in_two_steps():
     assert np.isfinite(found.error).all()
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", ["vp", *thorough("ve")])
 def test_the_bias_is_the_mean_square_of_what_a_velocity_is_off_by(name):
     """A wave of this size in it is one in the denoised images, times sigma / r. It is so short that
     it is as good as noise, which its own images do not take on."""

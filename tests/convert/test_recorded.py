@@ -22,6 +22,7 @@ from score_sde.losses import level_error, weighted_error
 from score_sde.training import step as training_step
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import TrainState
+from tests.cases import thorough
 from tests.commands import as_users_have_it
 from tests.convert.originals import NAMES, describe, load, source, spec_of
 
@@ -32,7 +33,17 @@ LIKELIHOODS = tuple(
 RUNS = tuple(name for name in NAMES if "flax" not in name and name != "ve_ncsnpp_discrete")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+# One of each process, the chain of DDPM and a Flax file; all options of the network; in float64.
+QUICK = ("vp_ddpmpp_continuous", "flax_ve_ncsnpp_pyramid", "ve_ncsnpp_options")
+IN_FLOAT64 = ("ve_ncsnpp_continuous", "vp_ddpm_discrete")
+
+
+def only(quick, names):
+    """The names, all but the quick ones as thorough cases."""
+    return [name if name in quick else thorough(name)[0] for name in names]
+
+
+@pytest.fixture(scope="module", params=only(QUICK, NAMES))
 def named(request, reference_dir):
     return request.param, load(reference_dir, request.param)
 
@@ -143,7 +154,7 @@ def run_of_the_sampler(original):
     return (mean + 1.0) / 2.0 if config.model.centered else mean
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", only(("vp_ddpm_discrete", *QUICK), RUNS))
 def test_runs_of_the_sampler(name, reference_dir):
     original = load(reference_dir, name)
     expected = original.arrays["pc_x_f64"]
@@ -169,6 +180,7 @@ def bits_per_dim(original, tolerance):
     return -likelihood.log_prob / (dims * np.log(2.0)) + arrays["lik_offset"]
 
 
+@pytest.mark.thorough
 def test_bits_per_dim_of_one(reference_dir):
     """In float32 and at 1e-6, against the converged recording: 1e-3."""
     original = load(reference_dir, "vp_ddpmpp_continuous")
@@ -191,16 +203,7 @@ def scores_and_losses(original):
     return [float(max(errors)), float(max(raw)), losses(original)]
 
 
-# Of each process one, and the chain of DDPM. The scores of all are held in float32 above, and
-# SMLD's loss by tests/test_losses.py.
-QUICK = ("vp_ddpmpp_continuous", "subvp_ddpmpp_continuous", "ve_ncsnpp_continuous")
-QUICK += ("vp_ddpm_discrete",)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES],
-)
+@pytest.mark.parametrize("name", only(IN_FLOAT64, NAMES))
 def test_scores_and_losses_in_float64(name, reference_dir):
     """1e-9 (1e-7 for the Fourier features' hundreds of radians); losses to 1e-7, as recorded times
     are rounded to float32 where there is no `loss_u`."""

@@ -336,6 +336,7 @@ def test_a_checkpoint_that_is_cut_short_anywhere_is_refused(reference_dir, tmp_p
             assert "\n" not in str(error.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of the noise
 def test_noise_in_the_pickle_ends_in_one_line(reference_dir, tmp_path, spec):
     """Bytes changed at random: read with other names or values, or refused; never another error."""

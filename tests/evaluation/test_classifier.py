@@ -35,6 +35,7 @@ def test_the_features_have_a_mean_square_of_one(learned):
     np.testing.assert_allclose(np.mean(np.square(found)), 1.0, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_scale_is_of_all_parts_of_large_images(monkeypatch):
     """They are taken a part at a time; here four parts of 37 and less are all of them."""
     monkeypatch.setattr(classifier, "CHUNK_BYTES", 37 * images(np.arange(1)).nbytes)

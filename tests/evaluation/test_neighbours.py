@@ -95,6 +95,7 @@ def test_nearest_of_images():
     np.testing.assert_allclose(distances, np.take_along_axis(exact, order, axis=1), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_memory_holds_a_block_of_the_distances():
     x = gaussian(6000, 2, 10)
     tracemalloc.start()

@@ -18,6 +18,7 @@ from score_sde.samplers.base import from_prior
 from score_sde.samplers.stepped import PROJECTION
 from score_sde.sde import VESDE, VPSDE
 from score_sde.spaces import item_keys
+from tests.cases import thorough
 from tests.commands import as_users_have_it
 
 N, SHAPE, SNR = 30, (2, 4, 4, 3), 0.16
@@ -109,13 +110,12 @@ def original(name, predictor, data, mask, x, decouple, couple):
     return x, mean
 
 
-@pytest.mark.parametrize("name", ["vp", pytest.param("ve", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vp", *thorough("ve")])
 @pytest.mark.parametrize(
     ("task", "predictor"),
     [
         ("inpaint", "reverse_diffusion"),
-        ("inpaint", "euler_maruyama"),
-        ("colorize", "reverse_diffusion"),
+        *thorough(("inpaint", "euler_maruyama"), ("colorize", "reverse_diffusion")),
     ],
 )
 def test_faithful_is_the_originals_algorithm(name, task, predictor):
@@ -157,6 +157,7 @@ def test_faithful_is_the_originals_algorithm(name, task, predictor):
             np.testing.assert_allclose(drawn.x, truth, rtol=0, atol=1e-8 * max(1.0, size))
 
 
+@pytest.mark.thorough
 def test_the_projection_sets_the_measured_part_alone():
     """alpha y + sigma A z there, the state elsewhere; z is each sample's own."""
     sde, mask = VPSDE(), jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
@@ -217,7 +218,7 @@ def test_noise_is_set_along_singular_vectors(sigma_y, constant):
     np.testing.assert_allclose(project.held(x, before, t), held, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [DDIM, inverse.RePaint])
+@pytest.mark.parametrize("make", [DDIM, *thorough(inverse.RePaint)])
 def test_noisy_means_of_independent_pixels_are_drawn_exactly(make):
     """Four pixels N(0, 1), and their mean measured as 1 with noise of 0.2. For independent data the
     projection is exact: the mean has mean 1 / (1 + 0.04 / 0.25) = 0.862 and deviation 0.186, the

@@ -17,7 +17,7 @@ from score_sde.likelihood import log_likelihood
 from score_sde.samplers import DDIM, ProbabilityFlow
 from score_sde.schedules import EDM
 from score_sde.score import Model
-from tests.cases import EVERY, PROCESSES, process_of
+from tests.cases import EVERY, PROCESSES, process_of, thorough
 
 SIGMA_Y = 0.3
 TIMES = jnp.asarray([0.02, 0.1, 0.3, 0.6, 0.9])
@@ -86,7 +86,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("dims", [2, 16])
+@pytest.mark.parametrize("dims", [16, *thorough(2)])
 def test_each_method_is_its_formula(name, dims):
     """Each sample at its own time, with its own measurement."""
     sde, (mean, covariance, matrix, y, x) = process_of(name), problem(dims)
@@ -169,6 +169,7 @@ def test_noise_that_is_traced():
         np.testing.assert_allclose(by(0.3), expected, rtol=1e-3, atol=1e-3, err_msg=method)
 
 
+@pytest.mark.thorough
 def test_draws_of_mmps_have_the_posteriors_moments():
     """Of 2000 draws; a step's own bias is below 1 per cent with 40 steps of DDIM's noise."""
     sde, (mean, covariance, matrix, y, _) = PROCESSES["vp"], problem(2)

@@ -9,6 +9,7 @@ from score_sde import inverse, oracle
 from score_sde.inverse.twisted import _systematic
 from score_sde.samplers import DDIM
 from score_sde.sde import VPSDE, SubVPSDE
+from tests.cases import thorough
 
 MATRIX, Y, SIGMA_Y = jnp.asarray([[1.0, 0.3]]), jnp.asarray([[0.4]]), 0.2
 MIXTURE = oracle.gaussian_mixture(
@@ -22,7 +23,7 @@ def operator(x):
     return x @ MATRIX.T
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE()])
+@pytest.mark.parametrize("sde", [VPSDE(), *thorough(SubVPSDE())])
 def test_the_particles_follow_the_posterior(sde):
     """The weights of the modes, and the mean in each coordinate.
 

@@ -12,6 +12,7 @@ import pytest
 from score_sde.networks import UNet, UNetSpec, abstract
 from score_sde.networks.plan import plan
 from score_sde.networks.spec import CHOICES
+from tests.cases import thorough
 from tests.networks.test_unet import count, filled
 
 NUM_DRAWN = 12  # counted and traced; a few more also run, which costs two compilations each
@@ -152,9 +153,7 @@ def test_a_classifier_is_the_encoder_and_the_middle(seed):
     assert (out.shape, out.dtype) == ((2, 5), jnp.float32)
 
 
-@pytest.mark.parametrize(
-    "seed", [*RUN[:3], *(pytest.param(seed, marks=pytest.mark.slow) for seed in RUN[3:])]
-)
+@pytest.mark.parametrize("seed", [RUN[0], *thorough(*RUN[1:])])
 def test_a_drawn_architecture_runs_and_learns_by_the_right_gradient(seed):
     """`reverse_only` convolutions have a gradient of their own; the others plain autodiff."""
     spec = replace(architecture(seed), dropout=0.0, dtype=jnp.float32)
@@ -200,6 +199,7 @@ def losses_with_and_without_rematerialization():
         yield loss, params
 
 
+@pytest.mark.thorough
 def test_rematerialization_keeps_less_for_the_way_back():
     without, kept = (
         count(jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params))
@@ -209,7 +209,7 @@ def test_rematerialization_keeps_less_for_the_way_back():
     assert kept < 0.4 * without
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_rematerialization_keeps_the_values():
     results = [
         jax.jit(jax.value_and_grad(loss))(params)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from score_sde.networks import UNet, UNetSpec, abstract, init
 from score_sde.networks.spec import CHOICES
+from tests.cases import thorough
 
 TINY = UNetSpec(
     image_size=4,
@@ -60,16 +61,18 @@ def batch():
 @pytest.mark.parametrize(
     ("image_size", "options"),
     [
-        (28, {"multipliers": (1, 2, 2), "attention_resolutions": (14,)}),
-        ((8, 12), {"multipliers": (1, 2, 1), "attention_resolutions": (4,)}),
         ((12, 8), {"fir": True, "progressive_input": "input_skip", "block": "ddpm"}),
         (8, {"multipliers": (1,), "attention_resolutions": ()}),
-        (8, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}),
-        (8, {"progressive_input": "residual", "skip_rescale": False, "centered": False}),
-        (8, {"input_frequencies": (128.0, 256.0), "num_classes": 10, "width": 12}),
-        (8, {"block": "adm", "scale_shift": True, "num_heads": 2, "embedding_features": 16}),
         (8, {"dtype": jnp.bfloat16, "scale_shift": True}),
-        (8, {"dtype": jnp.bfloat16, "fir": True, "embedding": "fourier", "fourier_scale": 1.0}),
+        *thorough(
+            (28, {"multipliers": (1, 2, 2), "attention_resolutions": (14,)}),
+            ((8, 12), {"multipliers": (1, 2, 1), "attention_resolutions": (4,)}),
+            (8, {"fir": True, "progressive_input": "residual", "embedding": "fourier"}),
+            (8, {"progressive_input": "residual", "skip_rescale": False, "centered": False}),
+            (8, {"input_frequencies": (128.0, 256.0), "num_classes": 10, "width": 12}),
+            (8, {"block": "adm", "scale_shift": True, "num_heads": 2, "embedding_features": 16}),
+            (8, {"dtype": jnp.bfloat16, "fir": True, "embedding": "fourier", "fourier_scale": 1.0}),
+        ),
     ],
 )
 def test_output_has_the_shape_of_the_input(image_size, options):

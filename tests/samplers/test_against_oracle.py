@@ -26,6 +26,7 @@ from tests.cases import (
     SAMPLER_CASES,
     overlapping_mixture,
     process_of,
+    thorough,
 )
 
 DIMS, NUM = 16, 4096
@@ -166,27 +167,35 @@ def many(sampler, sde, score):
     return sampler.sample(jax.random.key(0), sde, score, shape=(NUM, DIMS))
 
 
+NOT_VP = [name for name in PROCESSES if name != "vp"]
+
+
+def stays(which, name):
+    """Whether `make test` has it, too: of each kind of sampler those of few steps; UniPC under a
+    later process; of hundreds of steps, one with a corrector and one of annealed Langevin."""
+    if which in ("dpmpp, SDE", "heun, churn"):
+        return name == "vp"
+    if which in ("dpmpp 2", "dpmpp 3", "unipc 2", "unipc 3"):
+        return False  # the papers' formulas hold them, in test_fast.py
+    if which in ("pc", "ancestral+ald", "ald"):
+        return name in ("vp", "subvp")
+    few = SAMPLER_CASES[which].steps < 400
+    return few and (name in FIRST or (which, name) == ("unipc", "cosine"))
+
+
 def runs():
-    """(sampler, process): those of few steps under each process, those of hundreds under one, and
-    slow under a second. Their bias under each is held without noise, above, by test_convergence.py
-    and, of correctors, by test_stationary.py. Those under the later processes are slow, except
-    UniPC's and one of noise."""
+    """(sampler, process): those of few steps under each process, those of hundreds under two. Their
+    bias under each is held without noise, above, by test_convergence.py and, of correctors, by
+    test_stationary.py."""
     compared = [which for which, case in SAMPLER_CASES.items() if case.steps]
     pairs = ("vp", "ve"), ("subvp", "own"), ("ve", "vp"), ("own", "subvp")
-    of_the_original = ("vp", "subvp")
     for index, which in enumerate(compared):
-        if SAMPLER_CASES[which].steps < 400:
-            yield from ((which, name) for name in FIRST)
-        else:
-            name, second = of_the_original if which == "faithful" else pairs[index % 4]
-            yield which, name
-            yield pytest.param(which, second, marks=pytest.mark.slow)
-        for name in LATER:
+        pair = ("vp", "subvp") if which == "faithful" else pairs[index % 4]
+        names = FIRST if SAMPLER_CASES[which].steps < 400 else pair
+        for name in (*names, *LATER):
             if (which, name) == ("faithful", "edm"):
                 continue  # refused: the original knows no process with T above 1
-            quick = which == "unipc" or (which, name) == ("ancestral", "cosine")
-            marks = () if quick else pytest.mark.slow
-            yield pytest.param(which, name, marks=marks)
+            yield (which, name) if stays(which, name) else thorough((which, name))[0]
 
 
 def assert_same(out, truth, mixture, directions, bias, inflation):
@@ -253,7 +262,7 @@ class LearnedVariances:
         return score, jnp.log(variance / small) / jnp.log(large / small)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ["vp", *thorough(*NOT_VP)])
 def test_learned_variances_have_the_oracles_moments(name, mixture, directions):
     """The best ones, at a quarter of the steps that the fixed ones have above."""
     truth, sde = PROCESSES[name], process_of(name)
@@ -262,6 +271,7 @@ def test_learned_variances_have_the_oracles_moments(name, mixture, directions):
     assert_same(out, truth, mixture, directions, 0.02, 0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predictor", ["ancestral", "ancestral_large"])
 def test_with_as_few_steps_fixed_variances_miss_them(predictor, mixture, directions):
     sde = process_of("vp")

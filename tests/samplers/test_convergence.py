@@ -34,6 +34,7 @@ def slope(row):
     return np.log(row[0] / row[-1]) / np.log(NUM_STEPS[-1] / NUM_STEPS[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
 @pytest.mark.parametrize("process", EVERY)
 @pytest.mark.parametrize("solver", ORDERS)
@@ -47,6 +48,7 @@ def test_the_error_falls_with_the_order(found, solver, process, data):
     assert slope(row[data]) > order - 0.3, row[data]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("process", EVERY)
 @pytest.mark.parametrize("solver", WEAK_ORDERS)
 def test_the_weak_order_of_stochastic_solvers(found, solver, process):

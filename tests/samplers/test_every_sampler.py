@@ -9,7 +9,14 @@ import pytest
 
 from score_sde.samplers import DDIM, ProbabilityFlow
 from score_sde.score import denoise
-from tests.cases import EACH, PUBLISHED, SAMPLER_CASES, overlapping_mixture, process_of
+from tests.cases import (
+    EACH,
+    PUBLISHED,
+    SAMPLER_CASES,
+    overlapping_mixture,
+    process_of,
+    thorough,
+)
 
 SHAPE = (6, 2, 2, 1)
 
@@ -19,8 +26,13 @@ def mixture():
     return overlapping_mixture(4)
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
-@pytest.mark.parametrize("which", [which for which in EACH if which != "consistency"])
+# Of each loop one is always run; these share it.
+OTHERS = ("dpmpp", "ipndm", "deis", "ancestral+ald", "ddim, eta 1", "dpmpp, SDE", "heun, churn")
+COMPARED = [which for which in EACH if which not in ("consistency", *OTHERS)]
+
+
+@pytest.mark.parametrize("name", ["vp", *thorough("ve")])
+@pytest.mark.parametrize("which", [*COMPARED, *thorough(*OTHERS)])
 def test_parts_make_the_whole_and_trajectories_end_in_it(which, name, mixture):
     """An image depends on the key and its index alone, not on its batch, to 1e-5 of the states'
     size at T."""

@@ -18,7 +18,14 @@ from score_sde.samplers import (
 )
 from score_sde.schedules import EDM
 from score_sde.score import Model, denoise
-from tests.cases import EVERY, PROCESSES, PUBLISHED, overlapping_mixture, process_of, run_with
+from tests.cases import (
+    EVERY,
+    PROCESSES,
+    PUBLISHED,
+    overlapping_mixture,
+    process_of,
+    run_with,
+)
 from tests.commands import as_users_have_it
 
 
@@ -319,6 +326,7 @@ def test_ddim_cuts_the_images_and_leaves_the_noise():
     assert np.abs(uncut.x - drawn.x).max() > 1.0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_churn_lifts_to_levels_of_the_chain(name):
     sde, num_levels, told = PUBLISHED[name], 100, []

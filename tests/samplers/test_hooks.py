@@ -10,6 +10,7 @@ import pytest
 from score_sde import inverse, oracle
 from score_sde.samplers import DDIM, SAMPLERS, PredictorCorrector, ProbabilityFlow
 from score_sde.sde import VPSDE
+from tests.cases import thorough
 
 SDE = VPSDE()
 SCORE = oracle.gaussian(jnp.zeros(2), jnp.eye(2)).score(SDE)
@@ -22,7 +23,11 @@ def first_is_known(x, t, keys):
     return x.at[:, 0].set(3.0 * SDE.alpha(t))
 
 
-@pytest.mark.parametrize("name", STEPPED)
+ALIKE = ("dpmpp", "deis", "heun")  # their loops are those of others
+OTHERS = [name for name in STEPPED if name not in ALIKE]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *thorough(*ALIKE)])
 def test_a_projection_acts_after_each_step(name):
     sampler = STEPPED[name](num_steps=5, denoise=False)
     out = sampler.sample(
@@ -73,7 +78,7 @@ def test_the_adaptive_flow_refuses_projections():
         )
 
 
-@pytest.mark.parametrize("num_steps", [1, 101])
+@pytest.mark.parametrize("num_steps", [101, *thorough(1)])
 def test_progress_rises_to_one_and_changes_nothing(num_steps):
     """In parts of one program, here of 3 steps: the results and evaluations are the same."""
     sampler, seen = STEPPED["ddim"](num_steps, eta=0.5), []

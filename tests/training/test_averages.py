@@ -109,6 +109,7 @@ def run_of(folder, **changes):
     return run, run.train(folder, [(4, keeper(folder / "averages"))], **changes)
 
 
+@pytest.mark.thorough
 def test_what_a_run_keeps_is_found_again(tmp_path):
     run, state = run_of(tmp_path / "whole")
     run_of(tmp_path / "parts", num_steps=6)

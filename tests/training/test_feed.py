@@ -12,6 +12,7 @@ from score_sde.data.streamed import Raw, Stamp, Streamed, batch_indices
 from score_sde.errors import UserError
 from score_sde.training.feed import in_memory, streaming
 from score_sde.training.mesh import along_data, data_mesh
+from tests.cases import thorough
 from tests.data.test_streamed import KINDS
 
 
@@ -46,7 +47,7 @@ def streamed(tmp_path):
 
 
 # A start of the workers takes seconds: theirs is one, inside an epoch.
-@pytest.mark.parametrize(("workers", "parts"), [(0, ((0, 15), (7, 3))), (2, ((7, 15),))])
+@pytest.mark.parametrize(("workers", "parts"), [(0, ((0, 15), (7, 3))), *thorough((2, ((7, 15),)))])
 def test_a_stream_gives_what_memory_gives(workers, parts, streamed):
     mesh = data_mesh(jax.devices()[:1])
     options = {"batch_size": 8, "seed": 3, "mesh": mesh}
@@ -60,6 +61,7 @@ def test_a_stream_gives_what_memory_gives(workers, parts, streamed):
         batches.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["zip", "hdf5"])
 def test_a_worker_opens_the_file_that_holds_all(kind, tmp_path):
     """Nothing that is open goes to another process."""
@@ -74,7 +76,7 @@ def test_a_worker_opens_the_file_that_holds_all(kind, tmp_path):
     batches.close()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, *thorough(1)])
 def test_what_a_worker_cannot_read_ends_the_batches_in_one_line(workers, streamed):
     streamed[0]["x"].read.path.unlink()
     mesh = data_mesh(jax.devices()[:1])

@@ -106,6 +106,7 @@ def wait_for_checkpoint(workdir, process):
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_killed_runs_end_as_the_unbroken_one(tmp_path):
     num_steps = 200
     killed = start(tmp_path, num_steps)
@@ -149,6 +150,7 @@ def test_a_killed_stream_ends_as_the_unbroken_run(tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 def test_what_was_trained_before_a_batch_that_cannot_be_read_is_kept(tmp_path):
     images = tmp_path / "images"
     images.write_bytes(IMAGES.tobytes())
