@@ -116,7 +116,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """pytest and Python look through everything at their end: a process has nothing to gain by it."""
+    """At their end pytest and Python look through all objects, for seconds. Nothing needs that."""
     gc.freeze()
 
 
