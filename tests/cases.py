@@ -59,14 +59,22 @@ LATER: dict[str, SDE] = {
 PROCESSES = {**FIRST, **LATER}
 
 
-def thorough(*cases):
-    """Cases of a parametrized test that `make test` leaves to `make test-thorough`."""
+def thorough(*cases: Any) -> list[Any]:
+    """Cases of a parametrized test that `make test` leaves to `make test-thorough`. A tuple is one
+    case of several arguments."""
     several = (case if isinstance(case, tuple) else (case,) for case in cases)
     return [pytest.param(*case, marks=pytest.mark.thorough) for case in several]
 
 
+def only(quick, names):
+    """The names, those that are not quick as thorough cases."""
+    return [name if name in quick else thorough(name)[0] for name in names]
+
+
 EVERY = [*FIRST, *thorough(*LATER)]
 """The names of all, where a test takes seconds for each: the later ones are thorough."""
+VP_FIRST = only(("vp",), PROCESSES)
+"""The names of all, where a test takes so long that VP alone stays."""
 
 
 class AnyProcess(SDE):

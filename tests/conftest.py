@@ -103,9 +103,10 @@ gc.set_threshold(200_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests have six times as long as others before they are given up."""
+    """Slow and thorough tests have six times as long as others before they are given up."""
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        long = any(map(item.get_closest_marker, ("slow", "thorough")))
+        if long and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))
 
 
@@ -116,7 +117,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """At their end pytest and Python look through all objects, for seconds. Nothing needs that."""
+    """pytest and Python look through all objects when they end, which takes seconds. What is lost:
+    errors in finalizers of the last cycles."""
     gc.freeze()
 
 
@@ -138,6 +140,16 @@ def forget_programs() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def hurried() -> Iterator[None]:
+    """Classifiers of one step: any features do, and to learn good ones takes seconds."""
+    from score_sde.evaluation import classifier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "STEPS", 1)
+        yield
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import score_sde
 from score_sde import presets, workdirs
 from score_sde.best import _is_best, _sampling
 from score_sde.config import changed
-from score_sde.evaluation import classifier
 from score_sde.modes.sweep import settings_of
 from score_sde.training.checkpoints import best_record, listing, steps
 from score_sde.training.logs import logged
@@ -28,12 +27,7 @@ SCORED = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hurried():
-    """Classifiers of one step: any features do here, and to learn good ones takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "STEPS", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture(scope="module")

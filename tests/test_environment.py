@@ -16,6 +16,7 @@ from score_sde.convert import exported
 from score_sde.data.sources import cache_folder
 from score_sde.errors import UserError
 from score_sde.evaluation import weights
+from tests.cases import thorough
 from tests.commands import DIGITS, FEW, KINDS, ROOT, begin, command, process, small_files, succeed
 
 
@@ -208,9 +209,7 @@ def test_damaged_programs_are_told_of_in_one_line(tiny_run, tmp_path):
 FULL = {
     "config": ("config.json{}", "config.json"),
     "log": ("metrics.jsonl", "metrics.jsonl"),
-    "picture": pytest.param(
-        *("samples/step_000004.png{}", "step_000004.png"), marks=pytest.mark.thorough
-    ),
+    "picture": thorough(("samples/step_000004.png{}", "step_000004.png"))[0],
 }
 
 

@@ -55,12 +55,7 @@ LIKELIHOOD = (
 STEPS = classifier.STEPS
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hurried():
-    """Classifiers of one step: any features do here, and to learn good ones takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "STEPS", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture(scope="module")

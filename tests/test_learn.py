@@ -142,7 +142,7 @@ def test_a_workdir_is_held_and_not_mixed_up(tmp_path):
         score_sde.train(few, tmp_path / "new")
 
 
-def test_vectors_of_ones_own_with_a_condition(tmp_path):
+def test_vectors_of_ones_own_with_a_condition():
     run = score_sde.train(VECTORS, data=ROWS, vector=GIVEN)
     info = run.info
     assert (info.shape, info.columns, info.condition) == ((3,), ("0", "1", "2"), ("condition 0",))
@@ -154,7 +154,12 @@ def test_vectors_of_ones_own_with_a_condition(tmp_path):
     found = run.log_likelihood(jax.random.key(1), ROWS[:3], vector=given)
     assert np.isfinite(found.log_weight).all() and found.bits_per_dim is None
 
-    # In a workdir likewise, and as Arrays.
+
+@pytest.mark.thorough
+def test_vectors_of_ones_own_in_a_workdir(tmp_path):
+    run = score_sde.train(VECTORS, data=ROWS, vector=GIVEN)
+    info, given = run.info, run.info.standardised(GIVEN[:3])
+    found = run.log_likelihood(jax.random.key(1), ROWS[:3], vector=given)
     data = Arrays(ROWS, {"vector": GIVEN})
     config = changed(VECTORS, {"data.name": "digits"})  # which the network cannot be given
     assert_same(score_sde.train(config, tmp_path / "own", data=data), run)

@@ -222,7 +222,7 @@ FULL_DISK = {
     "data": ([DIGITS, "--output=full"], f"full/data.png: {FULL}"),
     "export": (["--target=full"], f"full/config.json: {FULL}"),
 }
-ALIKE = ("sample", "interpolate", "restore", "evaluate")  # three write as likelihood does
+ALIKE = ("sample", "interpolate", "restore")  # they write as likelihood does
 BYTES = 200  # a lock's file has some 60
 
 # A part of a run is not as it was written: what takes its place, arguments, a part of the line.

@@ -110,14 +110,20 @@ def read_only(store, monkeypatch):
         assert stamps(store) == before
 
 
-@pytest.mark.thorough
-def test_a_run_that_is_only_read_is_evaluated_restored_and_reported(read_only, tmp_path):
+def test_a_run_that_is_only_read_takes_no_results(read_only, tmp_path):
     at = ("--workdir", read_only)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     restore = ("--mode=restore", *at, "--input=a.png", "--task=inpaint", *FEW)
     for mode in (("--mode=evaluate", *at), restore, ("--mode=report", *at)):
         said = refused(*mode, cwd=tmp_path)
         assert said.endswith("is not a directory one may write to; --output FOLDER takes another")
+
+
+@pytest.mark.thorough
+def test_a_run_that_is_only_read_is_evaluated_restored_and_reported(read_only, tmp_path):
+    at = ("--workdir", read_only)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    restore = ("--mode=restore", *at, "--input=a.png", "--task=inpaint", *FEW)
     told = succeed("--mode=evaluate", *at, "--output=out", *SETTINGS, *FEW, cwd=tmp_path)
     assert "held-out" not in told  # the run's own classifier
     succeed(*restore, "--output=out", "--config.restore.num_draws=1", cwd=tmp_path)

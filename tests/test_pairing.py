@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -98,8 +99,21 @@ FLOW = (
 )
 
 
-@pytest.mark.thorough
 def test_a_run_that_is_trained_with_it(tmp_path):
+    train = ("--mode=train", DIGITS, *TINY, *FLOW, "--config.training.sample_every=0")
+    succeed(*train, "--workdir=run", "--config.training.num_steps=2", cwd=tmp_path)
+    line = refused("--mode=sample", "--workdir=run", "--config.sampling.eta=1", cwd=tmp_path)
+    assert line.startswith("error: config.sampling.eta = 1.0: allowed are 0 with")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    edit = ("--mode=restore", "--workdir=run", "--task=edit", "--input=a.png")
+    done = command(*edit, cwd=tmp_path)
+    assert done.returncode == 2
+    said = "config.training.pairing = 'ot': allowed are independent for --mode restore"
+    assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.thorough
+def test_a_run_in_parts_is_the_whole_one_and_not_that_of_independent_pairs(tmp_path):
     train = ("--mode=train", DIGITS, *TINY, *FLOW)
     succeed(*train, "--workdir=whole", cwd=tmp_path)
     assert (tmp_path / "whole" / "samples" / "step_000004.png").exists()
@@ -114,13 +128,6 @@ def test_a_run_that_is_trained_with_it(tmp_path):
     assert any(np.any(left != right) for left, right in zip(whole, other, strict=True))
     few = ("--config.sampling.num_steps=2", "--config.sampling.num_samples=3")
     assert "3 images" in succeed("--mode=sample", "--workdir=whole", *few, cwd=tmp_path)
-    line = refused("--mode=sample", "--workdir=whole", "--config.sampling.eta=1", cwd=tmp_path)
-    assert line.startswith("error: config.sampling.eta = 1.0: allowed are 0 with")
-    edit = ("--task=edit", "--input=whole/samples/step_000004.png")
-    done = command("--mode=restore", "--workdir=whole", *edit, cwd=tmp_path)
-    assert done.returncode == 2
-    said = "config.training.pairing = 'ot': allowed are independent for --mode restore"
-    assert said in done.stderr.splitlines()[-1]
 
 
 def test_a_condition_of_vectors_refuses_it():

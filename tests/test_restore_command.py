@@ -113,7 +113,13 @@ def test_a_mask_drawn_on_a_photo_is_resized_with_it(tmp_path, size):
     np.testing.assert_array_equal(known, expected)
 
 
-@pytest.mark.thorough
+@pytest.mark.parametrize(("own", "nfe"), [(REPAINT, 5), (TWISTED, 24)], ids=["repaint", "twisted"])
+def test_a_method_is_chosen(tiny_run, tmp_path, inputs, own, nfe):
+    tiny_run("digits", tmp_path)
+    told = restore(tmp_path, inputs / "a.png", "--task=inpaint", *own)
+    assert f"1 images, 2 draws each, NFE {nfe}" in told
+
+
 def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
     small = tmp_path / "small"
@@ -122,6 +128,11 @@ def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
     told = restore(tmp_path, small, "--task=super_resolve")
     assert "1 images, 2 draws each" in told and "PSNR" not in told
     assert Image.open(workdir / "restored.png").size == (5 * 72 - 8, 64)
+
+
+@pytest.mark.thorough
+def test_blurred_images_are_restored(tiny_run, tmp_path, inputs):
+    tiny_run("digits", tmp_path)
     restore(tmp_path, inputs, "--task=deblur", "--output=blurred")
     assert (tmp_path / "blurred" / "restored.png").exists()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from score_sde.modes import results
 from score_sde.modes.files import signals_wait
 from score_sde.paths import whole
 from tests.commands import DIGITS, KINDS, ROOT, begin, command, succeed
@@ -52,8 +53,28 @@ def terminated(workdir, number):
     return told
 
 
+def test_an_interrupted_command_goes_on(tiny_run, tmp_path, monkeypatch):
+    """Interrupted after it saved its first batch, in this process: by a signal, below."""
+    unbroken, workdir = (tiny_run("digits", tmp_path / name) for name in ("unbroken", "broken"))
+    eight, save = (*SHORT, "--config.sampling.num_samples=8"), results.Table.save
+    sample(unbroken, *eight)
+
+    def save_and_stop(table):
+        save(table)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "SAVE_EVERY", -1.0)  # always due
+        patch.setattr(results.Table, "save", save_and_stop)
+        done = command("--mode=sample", "--workdir", workdir, *eight, cwd=ROOT)
+    assert done.returncode == 130 and "what was done by then is kept" in done.stderr
+    assert len(values(workdir)["images"]) == 4 and not values(workdir)["complete"]
+    assert "4 items of these settings; going on after them" in sample(workdir, *eight)
+    assert_equal(values(unbroken), values(workdir))
+
+
 @pytest.mark.thorough
-def test_an_interrupted_command_goes_on_and_ends_with_the_same_images(tiny_run, tmp_path):
+def test_a_terminated_command_goes_on_and_ends_with_the_same_images(tiny_run, tmp_path):
     unbroken, workdir = (tiny_run("digits", tmp_path / name) for name in ("unbroken", "broken"))
     told = sample(unbroken, *SETTINGS)
     assert f"{IMAGES} images, NFE 2001, " in told and values(unbroken)["complete"]

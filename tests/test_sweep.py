@@ -6,7 +6,6 @@ import json
 import pytest
 
 from score_sde import workdirs
-from score_sde.evaluation import classifier
 from score_sde.locks import writing
 from score_sde.modes.sweep import settings_of
 from tests.cases import thorough
@@ -20,12 +19,7 @@ SETTINGS = (
 DISTANCE = "Frechet distance-24 (classifier features)"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hurried():
-    """Classifiers of one step: any features do here, and to learn good ones takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "STEPS", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture(scope="module")

@@ -113,8 +113,14 @@ def weights_of(run):
     return run.score.params["constants"][NAME]
 
 
+def test_a_run_learns_it(tmp_path):
+    few = ("--config.training.num_steps=2", "--config.training.sample_every=0")
+    succeed("--mode=train", DIGITS, *SHORT, LEARNS, *few, "--workdir=run", cwd=tmp_path)
+    assert np.abs(weights_of(score_sde.load(tmp_path / "run"))).min() > 0
+
+
 @pytest.mark.thorough
-def test_a_run_learns_it_and_samples_without_it(tiny_run, tmp_path):
+def test_a_run_in_parts_learns_it_and_samples_without_it(tiny_run, tmp_path):
     """Begun with the network of a run without it, and ended as such a run's beginning."""
     tiny_run("digits", tmp_path)
     train = ("--mode=train", DIGITS, *SHORT, LEARNS, "--config.training.from=runs/vp_digits")

@@ -65,6 +65,11 @@ def test_moons_are_drawn_beside_the_data(moons, tmp_path):
     assert arrays["x"].shape == (6, 2) and arrays["x"].dtype == np.float32
     assert np.isfinite(arrays["x"]).all() and "labels" not in arrays
     assert Image.open(moons / "samples.png").size == (1050, 525)
+
+
+@pytest.mark.thorough
+def test_the_contours_of_moons_are_computed_where_they_are_missing(moons, tmp_path):
+    succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)
     # As after Ctrl-C while the contours are solved for: the vectors are there, the picture is not.
     (moons / "samples.png").unlink()
     told = succeed("--mode=sample", "--workdir", moons, *FEW, *LOOSE, cwd=tmp_path)

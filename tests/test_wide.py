@@ -38,7 +38,7 @@ def both(run):
     return narrow, wide
 
 
-# One of each kind of step: the others share their grids and their loop.
+# One of each kind of step; `deis` shares its grid and loop with `ddim`.
 @pytest.mark.parametrize("which", ["ancestral+ald", "ald", "ddim, eta 1", "ode", *thorough("deis")])
 def test_float32_states_stay_so_and_get_the_same_noise(which):
     sampler, sde = SAMPLER_CASES[which].make(num_steps=4), process_of("vp")

@@ -22,7 +22,7 @@ from score_sde.losses import level_error, weighted_error
 from score_sde.training import step as training_step
 from score_sde.training.optimizers import optimizer
 from score_sde.training.state import TrainState
-from tests.cases import thorough
+from tests.cases import only
 from tests.commands import as_users_have_it
 from tests.convert.originals import NAMES, describe, load, source, spec_of
 
@@ -33,14 +33,10 @@ LIKELIHOODS = tuple(
 RUNS = tuple(name for name in NAMES if "flax" not in name and name != "ve_ncsnpp_discrete")
 
 
-# One of each process, the chain of DDPM and a Flax file; all options of the network; in float64.
-QUICK = ("vp_ddpmpp_continuous", "flax_ve_ncsnpp_pyramid", "ve_ncsnpp_options")
+# A network under each process; one is a Flax file.
+QUICK = ("vp_ddpmpp_continuous", "flax_subvp_ddpmpp_continuous", "ve_ncsnpp_options")
+# Scores and losses: VE with FIR, and DDPM's chain.
 IN_FLOAT64 = ("ve_ncsnpp_continuous", "vp_ddpm_discrete")
-
-
-def only(quick, names):
-    """The names, all but the quick ones as thorough cases."""
-    return [name if name in quick else thorough(name)[0] for name in names]
 
 
 @pytest.fixture(scope="module", params=only(QUICK, NAMES))

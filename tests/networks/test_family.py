@@ -199,7 +199,6 @@ def losses_with_and_without_rematerialization():
         yield loss, params
 
 
-@pytest.mark.thorough
 def test_rematerialization_keeps_less_for_the_way_back():
     without, kept = (
         count(jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params))

@@ -24,10 +24,10 @@ def first_is_known(x, t, keys):
 
 
 ALIKE = ("dpmpp", "deis", "heun")  # their loops are those of others
-OTHERS = [name for name in STEPPED if name not in ALIKE]
+KEPT = [name for name in STEPPED if name not in ALIKE]
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *thorough(*ALIKE)])
+@pytest.mark.parametrize("name", [*KEPT, *thorough(*ALIKE)])
 def test_a_projection_acts_after_each_step(name):
     sampler = STEPPED[name](num_steps=5, denoise=False)
     out = sampler.sample(
