@@ -28,7 +28,7 @@ def documented(flag):
     return [word.replace("configs/", f"{CONFIGS}/") for word in found]
 
 
-@pytest.mark.parametrize("flag", ["--config.sde.shift=4", *thorough("--config.sde.name=sigmoid")])
+@pytest.mark.parametrize("flag", thorough("--config.sde.shift=4", "--config.sde.name=sigmoid"))
 def test_a_run_by_another_process_trains_and_samples(tmp_path, flag):
     succeed(*documented(flag), *TINY, "--workdir=run", cwd=tmp_path)
     run, t = score_sde.load(tmp_path / "run"), jnp.linspace(0.01, 0.99, 9)

@@ -93,6 +93,7 @@ def test_colours_of_a_grey_image(trained):
     np.testing.assert_array_equal(first, np.repeat(grey[..., None], 3, axis=-1))
 
 
+@pytest.mark.thorough
 def test_an_export_and_back(trained):
     folder, workdir = trained
     succeed("--mode=export", "--target=out", cwd=folder)

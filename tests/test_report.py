@@ -193,7 +193,7 @@ def test_no_text_becomes_html(full, tmp_path):
 DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"figures": null}]']
 DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
 # Others end as they do.
-ALIKE = (b"null", b"[1]", b'[{"figures": null}]', b"GIF89a")
+ALIKE = (b"null", b"[1]", b'[{"figures": null}]', b"PK\x03\x04 no archive", b"GIF89a")
 
 
 @pytest.mark.parametrize(

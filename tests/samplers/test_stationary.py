@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from score_sde.samplers import PredictorCorrector
-from tests.cases import VP_FIRST, overlapping_mixture, process_of
+from tests.cases import VP_FIRST, overlapping_mixture, process_of, thorough
 
 DIMS, NUM, STEPS = 16, 4096, 12
 
@@ -31,7 +31,7 @@ def correct(sampler, sde, score, x, t, z):
 
 
 @pytest.mark.parametrize("name", VP_FIRST)
-@pytest.mark.parametrize("corrector", ["langevin", "langevin, faithful", "ald"])
+@pytest.mark.parametrize("corrector", ["langevin", "ald", *thorough("langevin, faithful")])
 def test_langevin_is_stationary(name, corrector, mixture):
     """Started from p_t itself, at several t: mean and covariance stay, within their known bias.
 
