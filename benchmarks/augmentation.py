@@ -38,7 +38,7 @@ import image_rows
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lines import markdown
+from lines import folder, markdown
 from sklearn.svm import SVC
 
 import score_sde
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("workdirs", type=Path, nargs="*", help="with all operations, and without")
     parser.add_argument("--picture", type=Path, help="of the operations; nothing else is done")
     parser.add_argument("--number", default=900, type=int, help="images of each row")
-    parser.add_argument("--output", default=Path(__file__).parent, type=Path)
+    parser.add_argument("--output", default=Path(__file__).parent, type=folder)
     chosen = parser.parse_args()
     if chosen.picture:
         sheet(chosen.picture)

@@ -26,6 +26,7 @@ from pathlib import Path
 import jax
 import matplotlib
 import numpy as np
+from lines import folder
 from sklearn.svm import SVC
 
 import score_sde
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--number", default=1500, type=int, help="images for each weight")
     parser.add_argument("--price", action="store_true", help="the price of a step, nothing else")
     parser.add_argument("--rounds", default=10, type=int, help="of the price of a step")
-    parser.add_argument("--output", default=Path(__file__).parent, type=Path)
+    parser.add_argument("--output", default=Path(__file__).parent, type=folder)
     chosen = parser.parse_args()
     start(chosen.number)
     run = score_sde.load(chosen.workdir)

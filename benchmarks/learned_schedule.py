@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="of a run of vdm_digits")
     parser.add_argument("--steps", default=400, type=int, help="of the Gaussian's training")
     parser.add_argument("--batches", default=32, type=int, help=f"of {BATCH} draws each")
-    parser.add_argument("--output", default=Path(__file__).parent, type=Path)
+    parser.add_argument("--output", default=Path(__file__).parent, type=lines.folder)
     chosen = parser.parse_args()
     start(1)
     run = score_sde.load(chosen.workdir)

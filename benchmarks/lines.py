@@ -1,8 +1,19 @@
-"""A table in a CSV that grows by lines, so that a benchmark goes on after an interruption."""
+"""A table in a CSV that grows by lines, so that a benchmark goes on after an interruption, and the
+folder it stands in."""
 
+import argparse
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def folder(name: str) -> Path:
+    """An argument's folder. It is made before anything is measured."""
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name!r}: {error.strerror}") from None
+    return Path(name)
 
 
 def read(path: Path) -> list[dict[str, str]]:

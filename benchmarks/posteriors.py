@@ -314,6 +314,7 @@ def main():
     parser.add_argument("--jobs", default=len(os.sched_getaffinity(0)), type=int, help="processes")
     parser.add_argument("--table", action="store_true", help="the tables, and the figure (PNG)")
     chosen = parser.parse_args()
+    chosen.csv.parent.mkdir(parents=True, exist_ok=True)
     lines = list(csv.DictReader(chosen.csv.open())) if chosen.csv.exists() else []
     if not chosen.table:
         fill(chosen, lines)

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="of a run with learned variances on the digits")
     parser.add_argument("--number", default=900, type=int, help="images of each setting")
     parser.add_argument("--steps", default=list(STEPS), type=int, nargs="+", help="K")
-    parser.add_argument("--output", default=Path(__file__).parent, type=Path)
+    parser.add_argument("--output", default=Path(__file__).parent, type=lines.folder)
     chosen = parser.parse_args()
     start(chosen.number)
     path = chosen.output / "respaced_digits.csv"

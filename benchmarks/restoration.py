@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from lines import folder
 
 import score_sde
 from score_sde import build, data, inverse
@@ -169,7 +170,7 @@ def main() -> None:
     only: dict[str, Any] = {"nargs": "+", "choices": METHODS, "metavar": "METHOD"}
     parser.add_argument("--only", default=list(METHODS), help=", ".join(METHODS), **only)
     parser.add_argument("--batch", default=100, type=int, help="images at a time")
-    parser.add_argument("--output", default=Path(__file__).parent, type=Path)
+    parser.add_argument("--output", default=Path(__file__).parent, type=folder)
     parser.add_argument("--table", action="store_true", help="of the lines that are there")
     chosen = parser.parse_args()
     start(chosen.batch)

@@ -109,7 +109,6 @@ def test_few_evaluations_of_tiny_runs(tmp_path, capsys):
     source = f"--config.training.from={tmp_path / 'edm'}"
     succeed("--mode=train", ect, *TINY, source, "--workdir=ect", cwd=tmp_path)
     folders = ("--output", tmp_path, "--rows", tmp_path / "rows")
-    (tmp_path / "rows").mkdir()
     arguments = (tmp_path / "edm", tmp_path / "ect", "--number=20", *folders)
     benchmark("few_evaluations", *arguments)
     file = tmp_path / "few_evaluations_digits.csv"
@@ -204,14 +203,15 @@ def test_respaced_sampling_of_a_tiny_run(tmp_path):
     preset, levels = f"--config={CONFIGS / 'iddpm_digits.py'}", "--config.model.num_levels=20"
     few = "--config.sampling.num_steps=5"
     succeed("--mode=train", preset, *TINY, levels, few, "--workdir=run", cwd=tmp_path)
-    benchmark("respaced", tmp_path / "run", "--number=20", "--output", tmp_path, "--steps", 5, 20)
-    lines = lines_of(tmp_path / "respaced_digits.csv")
+    new = tmp_path / "a" / "new"
+    benchmark("respaced", tmp_path / "run", "--number=20", "--output", new, "--steps", 5, 20)
+    lines = lines_of(new / "respaced_digits.csv")
     found = [(line["variance"], line["steps"], line["nfe"]) for line in lines]
     assert found == [
         *((name, n, n) for name in ("learned", "large", "small") for n in ("5", "20")),
         ("held-out real digits", "", "0"),
     ]
-    assert (tmp_path / "respaced_digits.png").exists()
+    assert (new / "respaced_digits.png").exists()
 
 
 @pytest.mark.slow  # two schedules, four programs each
