@@ -17,8 +17,9 @@ DEMO ?= runs/cosine_digits
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JUPYTER := $(VENV)/.notebooks
-# A file stays in one process, and so do the runs that its tests share.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# A file stays in one process, and so do the runs that its tests share. In their own order: by number
+# of tests, a file with one long test would come last and alone.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
