@@ -38,6 +38,7 @@ import numpy as np
 from digits_judge import Judge, outside
 
 from score_sde import data, presets
+from score_sde.paths import whole
 from score_sde.training.logs import logged
 
 
@@ -204,14 +205,13 @@ class Place(NamedTuple):
 
     def batch(self, stage: Stage) -> int:
         """Examples of an update."""
-        size: int = presets.load(self.preset(stage)).training.batch_size
-        return size
+        return int(presets.load(self.preset(stage)).training.batch_size)
 
 
 def steps(place: Place, name: str, stages: Sequence[Stage]) -> list[int]:
     """The updates of each training. They are measured once, so that it can go on."""
     file = place.folder / "steps.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known: dict[str, list[int]] = json.loads(file.read_text()) if file.exists() else {}
     if name not in known:
         known[name] = []
         for stage in stages:
@@ -221,9 +221,9 @@ def steps(place: Place, name: str, stages: Sequence[Stage]) -> list[int]:
             speed = statistics.median(line["images_per_second"] for line in lines)
             seconds = 60.0 * place.minutes * stage.share
             known[name].append(max(1, round(seconds * speed / place.batch(stage))))
-        file.write_text(f"{json.dumps(known, indent=2)}\n")
-    found: list[int] = known[name]
-    return found
+        with whole(file) as opened:
+            opened.write(json.dumps(known, indent=2).encode())
+    return known[name]
 
 
 def trained(workdir: Path, batch: int) -> float:
