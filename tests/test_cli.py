@@ -370,16 +370,12 @@ def test_a_mistake_is_told_without_jax(run_python):
     assert done.stdout.startswith("2 ") and "jax" not in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "variable",
-    [
-        {"JAX_NUM_CPU_DEVICES": "3"},
-        *thorough({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}),
-    ],
-    ids=lambda variable: next(iter(variable)),
-)
-def test_devices_that_do_not_divide_the_batch(tmp_path, variable):
-    done = process("--mode=train", cwd=tmp_path, JAX_PLATFORMS="cpu", **variable)
+THREE = ("JAX_NUM_CPU_DEVICES", "3"), ("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+
+
+@pytest.mark.parametrize(("variable", "value"), [THREE[0], *thorough(THREE[1])], ids=["jax", "xla"])
+def test_devices_that_do_not_divide_the_batch(tmp_path, variable, value):
+    done = process("--mode=train", cwd=tmp_path, JAX_PLATFORMS="cpu", **{variable: value})
     line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"
     assert (done.returncode, done.stderr) == (2, line)
     assert not any(tmp_path.iterdir())

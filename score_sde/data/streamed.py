@@ -151,7 +151,8 @@ class Raw:
 def fill(file: BinaryIO, buffer: memoryview) -> int:
     """Reads into a buffer until it is full or the file ends; how many bytes that are."""
     done = 0
-    # One MiB at a time: gzip makes a second buffer as large as the request.
+    # One MiB at a time: gzip makes a second buffer as large as the request. (typing's BinaryIO
+    # lacks the `readinto` that all these files have.)
     while count := file.readinto(buffer[done : done + 2**20]):  # type: ignore[attr-defined]
         done += count
     return done

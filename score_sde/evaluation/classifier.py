@@ -179,6 +179,7 @@ def accuracy(classifier: Classifier, images: Images, labels: np.ndarray) -> floa
 
 def write(path: Path, classifier: Classifier) -> None:
     """Write an .npz file of the weights and `about` (JSON)."""
+    # mypy takes the weights for savez's own `allow_pickle`.
     with whole(path) as file:
         np.savez(file, about=json.dumps(classifier.about), **classifier.weights)  # type: ignore[arg-type]
 
