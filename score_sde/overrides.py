@@ -44,7 +44,10 @@ def apply(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     Raises:
         UserError: a value of another type, a missing one, or what is no flag.
     """
-    method = _applied(config, arguments).sampling.method
+    found = _applied(config, arguments)
+    method = found.sampling.method
+    if method == config.sampling.method:
+        return found
     return _applied(changed(config, {"sampling.method": method}), arguments)
 
 

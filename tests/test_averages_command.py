@@ -43,9 +43,17 @@ def test_a_length_is_chosen_after_the_training(tmp_path):
         assert done.stderr.splitlines()[-1] == line
     line = refused(*train, "--config.training.average_every=0", cwd=tmp_path)
     assert "average_every = 0 (2 in run)" in line
-    # An export has that average.
+
+
+@pytest.mark.thorough
+def test_an_export_has_the_average_that_is_asked_for(tmp_path):
+    every = "--config.training.average_every=2"
+    succeed("--mode=train", DIGITS, *TINY, "--workdir=run", every, cwd=tmp_path)
     average = "--config.sampling.average=0.05"
     succeed("--mode=export", "--workdir=run", "--target=out", average, cwd=tmp_path)
     succeed("--mode=convert", "--source=out", "--workdir=again", cwd=tmp_path)
+    run = score_sde.load(
+        tmp_path / "run", changed(workdirs.load(tmp_path / "run"), {"sampling.average": 0.05})
+    )
     again = score_sde.load(tmp_path / "again")
     jax.tree.map(np.testing.assert_array_equal, again.score.params, run.score.params)

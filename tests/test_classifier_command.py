@@ -20,25 +20,16 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
-def test_a_classifier_is_trained_gone_on_with_and_followed(tiny_run, tmp_path):
+def test_a_classifier_is_trained_and_followed(tiny_run, tmp_path):
     workdir = tiny_run("digits", tmp_path)
     folder, mode = workdir / "classifier", "--mode=train_classifier"
-    told = succeed(mode, "--workdir", workdir, *TWO, cwd=tmp_path)
-    assert re.search(r"accuracy on 297 held-out items: [\d.]+% without noise, ", told)
-    assert [line["step"] for line in lines(folder)] == [2]
     told = succeed(mode, "--workdir", workdir, FOUR, cwd=tmp_path)
+    assert re.search(r"accuracy on 297 held-out items: [\d.]+% without noise, ", told)
     found = json.loads((folder / "accuracy.json").read_text())
     assert found["step"] == 4 and found["n"] == 297 and len(found["accuracy"]) == 16
     assert found["log_snr"] == sorted(found["log_snr"], reverse=True)
     # It begins with log 10 = 2.3 or a little above, as its logits are small.
     assert 1.0 < lines(folder)[0]["loss"] < 4.0
-    # Broken off and gone on with, it ends with the numbers of one that was not.
-    other = tmp_path / "other"
-    succeed(mode, DIGITS, "--workdir", other, *TINY, FOUR, cwd=tmp_path)
-    for each, unbroken in zip(lines(folder), lines(other / "classifier"), strict=True):
-        assert each["loss"] == unbroken["loss"] and each["grad_norm"] == unbroken["grad_norm"]
-    assert sorted(path.name for path in other.iterdir()) == ["classifier"]
-
     succeed("--mode=sample", "--workdir", workdir, *FEW, cwd=tmp_path)
     with np.load(workdir / "samples.npz") as plain:
         assert "labels" not in plain and plain["nfe"].tolist() == [3, 3, 3]
@@ -50,14 +41,30 @@ def test_a_classifier_is_trained_gone_on_with_and_followed(tiny_run, tmp_path):
         # Two steps and the denoising, each a pass of the model, and one of the classifier and back.
         assert arrays["nfe"].tolist() == [9, 9, 9]
         assert not np.array_equal(arrays["images"], before)
-    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "a.png")
-    restore = ("--mode=restore", "--workdir", workdir, "--input=a.png", "--task=inpaint")
-    told = succeed(*restore, *FEW[:1], "--config.restore.num_draws=2", *GUIDED, cwd=tmp_path)
-    assert "1 images, 2 draws each, NFE 18\n" in told  # for pigdm all of it back, too
     run = score_sde.load(workdir)
     assert run.classifier is None
     with pytest.raises(score_sde.UserError, match="0 for a run loaded without a classifier"):
         run.changed({"sampling.classifier_scale": 1.0}).sample(jax.random.key(0), 1)
+
+
+@pytest.mark.thorough
+def test_one_that_is_broken_off_and_gone_on_with_has_the_numbers_of_one_that_is_not(
+    tiny_run, tmp_path
+):
+    """And guides a restoration."""
+    workdir, mode = tiny_run("digits", tmp_path), "--mode=train_classifier"
+    folder, other = workdir / "classifier", tmp_path / "other"
+    succeed(mode, "--workdir", workdir, *TWO, cwd=tmp_path)
+    assert [line["step"] for line in lines(folder)] == [2]
+    succeed(mode, "--workdir", workdir, FOUR, cwd=tmp_path)
+    succeed(mode, DIGITS, "--workdir", other, *TINY, FOUR, cwd=tmp_path)
+    for each, unbroken in zip(lines(folder), lines(other / "classifier"), strict=True):
+        assert each["loss"] == unbroken["loss"] and each["grad_norm"] == unbroken["grad_norm"]
+    assert sorted(path.name for path in other.iterdir()) == ["classifier"]
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "a.png")
+    restore = ("--mode=restore", "--workdir", workdir, "--input=a.png", "--task=inpaint")
+    told = succeed(*restore, *FEW[:1], "--config.restore.num_draws=2", *GUIDED, cwd=tmp_path)
+    assert "1 images, 2 draws each, NFE 18\n" in told  # for pigdm all of it back, too
 
 
 def test_mistakes(tiny_run, tmp_path):

@@ -373,7 +373,7 @@ def test_a_mistake_is_told_without_jax(run_python):
 THREE = ("JAX_NUM_CPU_DEVICES", "3"), ("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
 
 
-@pytest.mark.parametrize(("variable", "value"), [THREE[0], *thorough(THREE[1])], ids=["jax", "xla"])
+@pytest.mark.parametrize(("variable", "value"), thorough(*THREE), ids=["jax", "xla"])
 def test_devices_that_do_not_divide_the_batch(tmp_path, variable, value):
     done = process("--mode=train", cwd=tmp_path, JAX_PLATFORMS="cpu", **{variable: value})
     line = "error: config.training.batch_size = 64: allowed are multiples of the 3 devices\n"

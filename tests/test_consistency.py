@@ -196,6 +196,7 @@ def test_the_second_step_begins_at_the_grid_s_level(settings, level):
 TUNED = (*KINDS["digits"], "--config.training.sample_every=0", "--config.training.loss=consistency")
 
 
+@pytest.mark.thorough
 def test_a_run_is_tuned_and_sampled(tiny_run, tmp_path, inputs):
     tiny_run("digits", tmp_path)
     source = "--config.training.from=runs/vp_digits"

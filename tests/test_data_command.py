@@ -38,6 +38,7 @@ def lines_of(told):
     return shlex.split(told.partition("with this preset:")[2].replace("\\\n", ""))
 
 
+@pytest.mark.thorough
 def test_photographs_from_a_look_to_samples(tmp_path):
     """The commands of docs/data.md, with a network that compiles in a moment."""
     folder = photographs(tmp_path / "my photos")

@@ -51,6 +51,7 @@ CHAIN = (
 )
 
 
+@pytest.mark.thorough
 def test_a_chain_of_epsilon_ends_before_pure_noise(tmp_path):
     """As improved DDPM was published. Its levels have a denoised image, time T has none."""
     train = ("--mode=train", DIGITS, *TINY, *CHAIN, "--config.training.sample_every=4")

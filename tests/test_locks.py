@@ -145,14 +145,18 @@ def test_a_command_is_refused_where_another_writes_the_same(workdir, mode, resul
     assert said.startswith(line)
 
 
-def test_results_are_written_beside_a_training_and_elsewhere(workdir, tmp_path, monkeypatch):
-    """Into the run nothing is written then, so that it may be one that cannot be written to."""
+@pytest.fixture
+def read_only(workdir, monkeypatch):
     access = os.access
 
     def read_only(path, mode):
         return access(path, mode) and not (mode & os.W_OK and workdir in (path, *path.parents))
 
     monkeypatch.setattr(os, "access", read_only)
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_run_that_cannot_be_written_to_is_told(workdir, tmp_path):
     line = f"error: --workdir = '{workdir}': {workdir} is not a directory one may write to"
     at = ("--workdir", workdir)
     for mode in ("sample", "likelihood", "interpolate"):
@@ -160,6 +164,12 @@ def test_results_are_written_beside_a_training_and_elsewhere(workdir, tmp_path, 
         assert said == f"{line}; --output FOLDER takes another"
     assert refused("--mode=train", *at, cwd=tmp_path) == line
 
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("read_only")
+def test_results_are_written_beside_a_training_and_elsewhere(workdir, tmp_path):
+    """Into the run nothing is written then, so that it may be one that cannot be written to."""
+    at = ("--workdir", workdir)
     with writing(workdir, "checkpoints"):
         before = {path: path.stat().st_mtime_ns for path in (workdir, *workdir.rglob("*"))}
         for seed in (0, 1):
@@ -178,7 +188,11 @@ def test_results_are_written_beside_a_training_and_elsewhere(workdir, tmp_path, 
         *(f"out/0/interpolation.{suffix}" for suffix in ("npz", "png")),
         *(f"exported/{name}" for name in ("model.safetensors", "config.json")),
     }
-    # What an export is, and a config of another program, are not replaced by a training.
+
+
+def test_an_export_and_a_config_of_another_program_are_not_replaced(workdir, tmp_path):
+    at = ("--workdir", workdir)
+    succeed("--mode=export", *at, "--target=exported", cwd=tmp_path)
     begin = ("--mode=train", DIGITS, *KINDS["digits"])
     said = refused(*begin, "--workdir=exported", cwd=tmp_path)
     assert said.startswith("error: --workdir = 'exported': an export; ")

@@ -221,8 +221,8 @@ def test_a_training_that_ended_before_it_began_may_change(tmp_path):
         cli.parse(changed_key)
 
 
-# A process of some seconds each. The later two rarely find what the first does not.
-@pytest.mark.parametrize("seconds", [0.0, *thorough(0.3, 0.8)])
+@pytest.mark.thorough  # a process of some seconds each
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.8])
 def test_an_interrupt_while_training_starts_ends_it(tmp_path, seconds):
     """Wherever in JAX's start it comes, where Python's own exception can be lost."""
     process = begin("--mode=train", DIGITS, cwd=tmp_path)

@@ -33,6 +33,7 @@ def pixels(columns, rows):
     return (columns * (WIDTH + 1) - 1) * SCALE, (rows * (HEIGHT + 1) - 1) * SCALE
 
 
+@pytest.mark.thorough
 def test_samples_and_their_film(trained):
     _, workdir = trained
     assert arrays(workdir / "samples.npz")["images"].shape == (3, HEIGHT, WIDTH, 3)

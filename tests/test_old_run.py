@@ -51,6 +51,7 @@ def test_it_loads_and_draws_and_its_samples_are_kept(workdir):
     assert (new["images"] == old["images"]).mean() > 0.95
 
 
+@pytest.mark.thorough
 def test_it_gives_the_likelihoods_of_then_and_keeps_them(workdir):
     recorded = values(workdir / "likelihood.npz")
     summary = (workdir / "likelihood.json").read_text()

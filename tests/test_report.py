@@ -67,10 +67,10 @@ def sampled(workdir, name, x, **more):
     np.savez(workdir / "samples.npz", **{name: x}, **facts, **more)
 
 
-@pytest.fixture
-def full(tmp_path):
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
     """The workdir of digits that has everything, as the modes write it."""
-    workdir = tmp_path / "digits"
+    workdir = tmp_path_factory.mktemp("everything")
     made(workdir, values={"training.batch_size": 32})
     x = DRAW.integers(0, 17, (70, 8, 8, 1), np.uint8)
     sampled(workdir, "images", x)
@@ -89,6 +89,12 @@ def full(tmp_path):
     (workdir / "classifier" / "accuracy.json").write_text(json.dumps(ACCURACY))
     (workdir / "sweep.json").write_text(json.dumps(SWEEP))
     return workdir
+
+
+@pytest.fixture
+def full(everything, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(everything, tmp_path / "digits")
 
 
 def test_training_leaves_a_report_and_it_says_what_to_do_next(tiny_run, tmp_path):
@@ -149,15 +155,20 @@ def test_everything_that_is_there_is_shown(full, tmp_path):
     assert [*full.glob("*.partial")] == []
 
 
-def test_results_are_taken_from_the_output_first(full, tmp_path):
-    out = tmp_path / "out"
+def test_results_are_taken_from_the_output_first(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    made(run)
+    x = DRAW.integers(0, 17, (70, 8, 8, 1), np.uint8)
+    sampled(run, "images", x)
+    pictures.save_png(run / "samples.png", x, 17)
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
     out.mkdir()
     theirs = {**EVALUATION, "figures": {"FID-99": 77.0}}
     (out / "evaluation.json").write_text(json.dumps(theirs))
-    succeed("--mode=report", f"--workdir={full}", f"--output={out}", cwd=tmp_path)
+    succeed("--mode=report", f"--workdir={run}", f"--output={out}", cwd=tmp_path)
     page = page_of(out)
     assert "FID-99" in page.text and "70 samples" in page.text
-    assert not (full / "report.html").exists()
+    assert not (run / "report.html").exists()
 
 
 HOSTILE = """"'><img src=x onerror=f()>&lt;"""
@@ -194,6 +205,7 @@ DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"fig
 DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
 # Others end as they do.
 ALIKE = (b"null", b"[1]", b'[{"figures": null}]', b"PK\x03\x04 no archive", b"GIF89a")
+ALIKE += (b"[" * 9999, DAMAGE[-1])
 
 
 @pytest.mark.parametrize(
@@ -223,17 +235,19 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
     assert "Held-out images at both ends of a row" in page.text and len(page.all("svg")) >= 2
 
 
-def test_damaged_lines_of_the_log_are_left_out(full, tmp_path):
-    with (full / "metrics.jsonl").open("a") as file:
+def test_damaged_lines_of_the_log_are_left_out(tmp_path):
+    run = tmp_path / "run"
+    made(run)
+    with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 300, "loss": "low"}\n[1]\n{"step"\n')
-    done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
-    said = f"note: {full / 'metrics.jsonl'}: 3 damaged lines are left out\n"
+    done = command("--mode=report", f"--workdir={run}", cwd=tmp_path)
+    said = f"note: {run / 'metrics.jsonl'}: 3 damaged lines are left out\n"
     assert (done.returncode, done.stderr) == (0, said)
-    assert "0.005 at step 200" in page_of(full).text
+    assert "0.005 at step 200" in page_of(run).text
 
 
 @pytest.mark.parametrize(
-    "data", [[], {"name": 3}, {"shape": [8]}, {"splits": {"train": 9}}, {"x": 1}]
+    "data", [[], {"shape": [8]}, *thorough({"name": 3}, {"splits": {"train": 9}}, {"x": 1})]
 )
 def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
     path = full / "config.json"
@@ -245,13 +259,14 @@ def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
     assert not re.search("object|argument|attribute", line.removeprefix(f"error: {path}"))
 
 
-def test_a_report_that_fails_loses_nothing(full, capsys):
-    (full / "report.html").mkdir()
-    (full / "checkpoints").mkdir()  # without them it is no run
-    report.after(workdirs.load(full), full, full)
+def test_a_report_that_fails_loses_nothing(tmp_path, capsys):
+    config = made(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "checkpoints").mkdir()  # without them it is no run
+    report.after(config, tmp_path, tmp_path)
     said = capsys.readouterr()
     assert said.err.startswith("note: no report.html: ") and "Traceback" not in said.err
-    assert said.out == "" and (full / "samples.npz").exists()
+    assert said.out == "" and (tmp_path / "metrics.jsonl").exists()
 
 
 def test_two_runs_side_by_side(full, tmp_path):

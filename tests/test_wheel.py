@@ -11,6 +11,7 @@ from score_sde import presets
 from tests.commands import ROOT
 
 
+@pytest.mark.thorough  # a quarter of a minute; test_presets.py reads the presets
 def test_an_installed_wheel_trains_from_an_empty_folder(tmp_path):
     pytest.importorskip("hatchling")
     site, empty = tmp_path / "site", tmp_path / "empty"

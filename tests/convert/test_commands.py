@@ -106,6 +106,7 @@ def test_the_score_of_a_converted_run_is_the_recorded_one(reference_dir, tmp_pat
     assert np.all(error < 1e-4 * np.abs(expected).max(axis=(1, 2, 3)))
 
 
+@pytest.mark.thorough
 def test_everything_that_training_goes_on_from_is_in_it(converted, pth):
     """Step, schedule, Adam's count and moments, trained and averaged parameters."""
     config = workdirs.load(converted)

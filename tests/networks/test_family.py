@@ -153,7 +153,7 @@ def test_a_classifier_is_the_encoder_and_the_middle(seed):
     assert (out.shape, out.dtype) == ((2, 5), jnp.float32)
 
 
-@pytest.mark.parametrize("seed", [RUN[0], *thorough(*RUN[1:])])
+@pytest.mark.parametrize("seed", thorough(*RUN))
 def test_a_drawn_architecture_runs_and_learns_by_the_right_gradient(seed):
     """`reverse_only` convolutions have a gradient of their own; the others plain autodiff."""
     spec = replace(architecture(seed), dropout=0.0, dtype=jnp.float32)

@@ -169,17 +169,15 @@ def many(sampler, sde, score):
 
 
 def stays(which, name):
-    """Whether `make test` has it: samplers of few steps under the first processes, UniPC and one of
-    noise also under a later one. Those of 80 steps under VP. Of those of hundreds: `pc`, one with a
-    corrector and one of annealed Langevin."""
+    """Whether `make test` has it: samplers of few steps under the first processes, those of 80
+    steps under VP. Of those of hundreds: `pc`, and one of annealed Langevin."""
     if which in ("dpmpp, SDE", "heun, churn"):
-        return name == "vp" or (which, name) == ("dpmpp, SDE", "cosine")
+        return name == "vp"
     if which in ("dpmpp 2", "dpmpp 3", "unipc 2", "unipc 3"):
         return False  # the papers' formulas hold them, in test_fast.py
-    if which in ("pc", "ancestral+ald", "ald"):
+    if which in ("pc", "ald"):
         return name in ("vp", "subvp")
-    few = SAMPLER_CASES[which].steps < 400
-    return few and (name in FIRST or (which, name) == ("unipc", "cosine"))
+    return SAMPLER_CASES[which].steps < 400 and name in FIRST
 
 
 def runs():

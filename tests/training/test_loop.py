@@ -133,6 +133,7 @@ def test_killed_runs_end_as_the_unbroken_one(tmp_path):
     assert written == sorted(set(written)) and written[-1] == num_steps
 
 
+@pytest.mark.thorough
 def test_a_killed_stream_ends_as_the_unbroken_run(tmp_path):
     """And its workers end with it."""
     killed = start(tmp_path, 40, 2)
