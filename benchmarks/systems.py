@@ -15,7 +15,7 @@ steps, seconds      updates, and how long they took by the run's log, without co
 bits/dim            of held-out images: by the probability flow (`ode`), exact up to solver and
                     probe; the variational `bound` in continuous time; and `vlb`, that of a chain,
                     of pixels as they are. None of consistency models, which have no score, and no
-                    bound where alpha(T) = 0
+                    bound of paired noise
 confidence, near, covered   of drawn images, as in digits_judge.py; near is a precision
 outside             of drawn digits, the same file's second judge
 """
@@ -118,10 +118,10 @@ SYSTEMS = {
     "edm": System([Stage("edm")], SAMPLERS),
     "edm_plain": System([Stage("edm", PLAIN)], SAMPLERS),
     "edm_uncertainty": System([Stage("edm", {**PLAIN, "training.uncertainty": True})], SAMPLERS),
-    "flow": System([Stage("vp", FLOW)], SAMPLERS, ["ode"]),
+    "flow": System([Stage("vp", FLOW)], SAMPLERS),
     "flow_ot": System([Stage("vp", OT)], FLOW_SAMPLERS, ["ode"]),
     "flow_logit_normal": System(
-        [Stage("vp", {**FLOW, "training.times": "logit_normal"})], SAMPLERS, ["ode"]
+        [Stage("vp", {**FLOW, "training.times": "logit_normal"})], SAMPLERS
     ),
     "cosine": System([Stage("vp", COSINE)], SAMPLERS),
     "cosine_velocity": System(

@@ -10,11 +10,18 @@ arXiv:2107.00630, eq. 11; Ho et al. 2020, arXiv:2006.11239, eq. 5)
                   - E log p(x0 | x_t), t the least time                           reconstruction.
 
 **Diffusion.** The integral runs over the log-SNR from T to t_min. So it depends on the schedule by
-its two ends only, and times uniform in log-SNR make the weight a constant. Between two levels k - 1
+its two ends only, and times uniform in log-SNR make the weight a constant. Where alpha(T) = 0 the
+log-SNR has no least value. With D the denoised data the same integral is
+
+    1/2 int E |D - x0|^2 d SNR = 1/2 int E (1 + SNR) |D - x0|^2 d log(1 + SNR),
+
+and the times are uniform in log(1 + SNR), whose range is finite. Between two levels k - 1
 and k of a chain it is the KL divergence between two Gaussians. With e = sigma score + z and r the
 variance of q(x_{k-1} | x_k, x0) over the model's it is the sum over the D numbers of
 
-    1/2 (SNR_{k-1} / SNR_k - 1) r e^2 + 1/2 (r - 1 - log r).
+    1/2 (SNR_{k-1} / SNR_k - 1) r e^2 + 1/2 (r - 1 - log r),
+
+whose first term is 1/2 (SNR_{k-1} - SNR_k) r (D - x0)^2, too.
 
 The smaller of DDPM's reverse variances has r = 1, the larger r = sigma_{k-1}^2 / sigma_k^2. A
 learned one lies between them, number by number: log r = v log(sigma_{k-1}^2 / sigma_k^2), where the
@@ -45,10 +52,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.discrete import Chain, discretization
+from score_sde.discrete import Chain, discretization, levels_of
 from score_sde.display import mean, mean_with_error, shown
 from score_sde.errors import require
-from score_sde.score import Model, as_pytree, full_precision
+from score_sde.score import Model, as_pytree, denoise, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 from score_sde.spaces import Dequantized, Space, item_keys
 
@@ -117,17 +124,18 @@ def likelihood_bound(
         score: (x (B, *shape), t (B,)) -> (B, *shape), evaluated on all items at once.
         data: items of the space, (B, *shape).
         space: how the model sees them; None for points in the model's units.
-        num_times: K. The times of an item are evenly spread in log-SNR from a random start.
+        num_times: K. The times of an item are evenly spread from a random start: in log-SNR, or
+            in log(1 + SNR) where alpha(T) = 0.
         t_min: the least time, at which the decoder takes over.
         first: index of the first item, for data that come in parts.
 
     Raises:
-        ValueError: K below 1, a time that the process has not, or a process with alpha(T) = 0.
+        ValueError: K below 1, or a time that the process has not.
     """
     require(num_times > 0, "num_times", num_times, "integers of at least 1")
     require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
-    sde.check()
-    return _in_time(key, sde, as_pytree(score), data, space, num_times, t_min, first)
+    keeps = sde.keeps_data()
+    return _in_time(key, sde, as_pytree(score), data, space, num_times, keeps, t_min, first)
 
 
 def chain_bound(
@@ -160,7 +168,7 @@ def chain_bound(
 
     Raises:
         ValueError: another variance, or one that the model has not learned; fewer than two levels;
-            without a chain also a time that the process has not, or a process with alpha(T) = 0.
+            without a chain also a time that the process has not.
     """
     known = [name for name in VARIANCES if VARIANCES[name] is not None or model.learned_variance]
     require(variance in known, "variance", variance, ", ".join(known))
@@ -169,11 +177,11 @@ def chain_bound(
     else:
         require(num_times > 1, "num_times", num_times, "integers of at least 2")
         require(0 <= t_min < model.sde.T, "t_min", t_min, f"times from 0 to below {model.sde.T:g}")
-        model.sde.check()
-    return _by_level(key, model, data, space, variance, num_times, t_min, first)
+    keeps = bool(model.num_levels) or model.sde.keeps_data()
+    return _by_level(key, model, data, space, variance, num_times, keeps, t_min, first)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@partial(jax.jit, static_argnums=(4, 5, 6))
 def _in_time(
     key: Array,
     sde: SDE,
@@ -181,6 +189,7 @@ def _in_time(
     data: Array,
     space: Space | None,
     num_times: int,
+    keeps_data: bool,
     t_min: Array,
     first: Array,
 ) -> Bound:
@@ -193,22 +202,37 @@ def _in_time(
 
     def at(k: Array) -> tuple[Array, Array]:
         u = jnp.mod(begin + (k / num_times).astype(x0.dtype), 1.0)
-        t = jnp.clip(sde.inverse_log_snr(top + u * (bottom - top)), *ends)
+        log_snr, weight = at_share(u)
+        t = jnp.clip(sde.inverse_log_snr(log_snr), *ends)
         t = jnp.where(k < num_times, t, ends[0])  # last, the decoder's
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         x, z = items.noisy(k, alpha, sigma)
-        error, nu = expand(sigma, x) * score(x, t) + z, sigma / alpha
-        return _sum(jnp.square(error)), items.decoded(error, z, nu, expand(nu, x))
+        nu = sigma / alpha
+        if keeps_data:
+            error = expand(sigma, x) * score(x, t) + z
+            value = weight * _sum(jnp.square(error))
+        else:
+            off = denoise(sde, score, x, t) - x0
+            error, value = off / expand(nu, x), weight * _sum(jnp.square(off))
+        return value, items.decoded(error, z, nu, expand(nu, x))
+
+    def at_share(u: Array) -> tuple[Array, Array]:
+        """The log-SNR at this share of the integral's range, and the weight of the square there."""
+        if keeps_data:
+            return top + u * (bottom - top), 0.5 * (top - bottom)
+        most = jnp.logaddexp(top, 0.0)
+        height = jnp.maximum(u * most, jnp.finfo(u.dtype).tiny)  # log(1 + SNR)
+        return jnp.log(jnp.expm1(height)), 0.5 * most * jnp.exp(height)
 
     with full_precision():
-        squared, decoded = jax.lax.map(at, jnp.arange(num_times + 1))
-    values = 0.5 * (top - bottom)[None] * squared[:-1]
+        values, decoded = jax.lax.map(at, jnp.arange(num_times + 1))
+    values = values[:-1]
     spread = jnp.std(values, axis=0, ddof=1) / math.sqrt(num_times) if num_times > 1 else None
     prior = _prior(x0, sde.alpha(ends[1]), sde.sigma(ends[1]), sde.prior_std())
     return items.bound(prior, jnp.mean(values, axis=0), decoded[-1], num_times + 1, spread)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _by_level(
     key: Array,
     model: Model,
@@ -216,6 +240,7 @@ def _by_level(
     space: Space | None,
     variance: str,
     num_times: int,
+    keeps_data: bool,
     t_min: Array,
     first: Array,
 ) -> Bound:
@@ -229,11 +254,20 @@ def _by_level(
     items = _Items(key, data, space, first)
     x0, ones = items.x0, jnp.ones(len(data), items.x0.dtype)
     levels, fixed = levels_of(chain, x0.dtype), VARIANCES[variance]
+    snr = jnp.square(levels.alpha / levels.sigma)
+    falls = jnp.concatenate([jnp.zeros_like(snr[:1]), snr[:-1] - snr[1:]])
 
     def at(k: Array) -> tuple[Array, Array]:
         noise = jax.tree.map(lambda table: jnp.full(len(data), table[levels.order[k]]), noises)
         alpha, sigma, growth, log_ratio = (table[k] * ones for table in levels[1:])
         x, z = items.noisy(k, alpha, sigma)
+        nu = sigma / alpha
+        if not keeps_data:
+            assert fixed is not None  # learned variances are a chain's, whose levels keep data
+            off, share = model.denoised_at(x, noise) - x0, jnp.full_like(x, fixed)
+            std = decoder_std(sigma, log_ratio, jnp.zeros_like(x))
+            decoded = items.decoded(off / expand(nu, x), z, nu, std)
+            return step_kl(falls[k] * ones, log_ratio, off, share), decoded
         if fixed is None:
             score, share = model.score_and_share_at(x, noise)
             std = decoder_std(sigma, log_ratio, share)
@@ -241,8 +275,7 @@ def _by_level(
             score, share = model.score_at(x, noise), jnp.full_like(x, fixed)
             std = decoder_std(sigma, log_ratio, jnp.zeros_like(x))
         error = expand(sigma, x) * score + z
-        decoded = items.decoded(error, z, sigma / alpha, std)
-        return step_kl(growth, log_ratio, error, share), decoded
+        return step_kl(growth, log_ratio, error, share), items.decoded(error, z, nu, std)
 
     with full_precision():
         steps, decoded = jax.lax.map(at, jnp.arange(len(levels.order)))
@@ -252,43 +285,13 @@ def _by_level(
     return items.bound(prior, jnp.sum(steps, axis=0), decoded[0], number, steps=by_item)
 
 
-class Levels(NamedTuple):
-    """The levels k of a chain from the least noise on, and the steps between them, (N,) each.
-
-    Attributes:
-        order: the level's number in the chain, int32.
-        alpha, sigma: of the level.
-        growth: SNR_{k-1} / SNR_k - 1; 0 for the first.
-        log_ratio: log of the smaller variance of the step from k over the larger. For the first, of
-            the smaller variance of the next step over sigma^2: those of the decoder.
-    """
-
-    order: Array
-    alpha: Array
-    sigma: Array
-    growth: Array
-    log_ratio: Array
-
-
-def levels_of(chain: Chain, dtype: Any) -> Levels:
-    """The levels and steps of a chain, as numbers of this dtype."""
-    order = jnp.argsort(-chain.log_snr())  # as DDPM counts them
-    alpha, sigma = (table[order].astype(dtype) for table in chain)
-    log_snr = Chain(alpha, sigma).log_snr()
-    fall = log_snr[:-1] - log_snr[1:]
-    growth = jnp.concatenate([jnp.zeros_like(fall[:1]), jnp.expm1(fall)])
-    of_decoder = jnp.log(-jnp.expm1(-fall[:1]))
-    log_ratio = jnp.concatenate([of_decoder, 2.0 * (jnp.log(sigma[:-1]) - jnp.log(sigma[1:]))])
-    return Levels(order, alpha, sigma, growth, log_ratio)
-
-
 def step_kl(growth: Array, log_ratio: Array, error: Array, share: Array) -> Array:
     """KL divergence of the model's step from a level k from q(x_{k-1} | x_k, x0), nats, (B,).
 
     Args:
-        growth: SNR_{k-1} / SNR_k - 1, (B,).
+        growth: SNR_{k-1} / SNR_k - 1, (B,); SNR_{k-1} - SNR_k for an error of the denoised data.
         log_ratio: log(sigma_{k-1}^2 / sigma_k^2), (B,).
-        error: sigma score + z at level k, (B, *shape).
+        error: sigma score + z at level k, or denoised - x0, (B, *shape).
         share: v of each number, (B, *shape): 0 is the smaller variance, 1 the larger.
     """
     log_r = expand(log_ratio, error) * share

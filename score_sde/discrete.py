@@ -39,6 +39,36 @@ class Chain(NamedTuple):
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
 
+class Levels(NamedTuple):
+    """The levels k of a chain from the least noise on, and the steps between them, (N,) each.
+
+    Attributes:
+        order: the level's number in the chain, int32.
+        alpha, sigma: of the level.
+        growth: SNR_{k-1} / SNR_k - 1; 0 for the first.
+        log_ratio: log of the smaller variance of the step from k over the larger. For the first, of
+            the smaller variance of the next step over sigma^2: those of the decoder.
+    """
+
+    order: Array
+    alpha: Array
+    sigma: Array
+    growth: Array
+    log_ratio: Array
+
+
+def levels_of(chain: Chain, dtype: Any) -> Levels:
+    """The levels and steps of a chain, as numbers of this dtype."""
+    order = jnp.argsort(-chain.log_snr())  # as DDPM counts them
+    alpha, sigma = (table[order].astype(dtype) for table in chain)
+    log_snr = Chain(alpha, sigma).log_snr()
+    fall = log_snr[:-1] - log_snr[1:]
+    growth = jnp.concatenate([jnp.zeros_like(fall[:1]), jnp.expm1(fall)])
+    of_decoder = jnp.log(-jnp.expm1(-fall[:1]))
+    log_ratio = jnp.concatenate([of_decoder, 2.0 * (jnp.log(sigma[:-1]) - jnp.log(sigma[1:]))])
+    return Levels(order, alpha, sigma, growth, log_ratio)
+
+
 def interpolate(x: Array, places: Array, values: Array) -> Array:
     """`jnp.interp`: the values (N,) at rising places (N,), linearly between them, at x (B,).
 

@@ -232,8 +232,6 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
         yield "model.parameterization", f"{', '.join(OF_PURE_NOISE)}, {why}"
     if config.model.condition == "log_snr":
         yield "model.condition", f"time, log_sigma, {why}"
-    if config.likelihood.method != "ode":
-        yield "likelihood.method", f"ode, {why}"
     pair = build.loss_pair(config)
     weights = ("likelihood", "consistency", "second_order")
     ranges = ("times", TIMES, ("log_snr", "alternate")), ("weight", WEIGHTS, weights)
@@ -249,8 +247,11 @@ def _rules_of_pairs(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str
     if config.model.num_levels or not process.ends_in_noise:
         why = f"as some of the data are left at T of {type(process).__name__}"
         yield "training.pairing", f"independent, {why}"
+    paired = f"with config.training.pairing = {config.training.pairing!r}"
     if getattr(build.sampler(config), "eta", 0):
-        yield "sampling.eta", f"0 with config.training.pairing = {config.training.pairing!r}"
+        yield "sampling.eta", f"0 {paired}"
+    if config.likelihood.method != "ode":
+        yield "likelihood.method", f"ode {paired}"
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

@@ -39,8 +39,7 @@ References:
     Song et al. 2021, arXiv:2011.13456, section 4 and appendix C (epsilon and score).
     Salimans, Ho 2022, Progressive Distillation, arXiv:2202.00512, section 4 (velocity).
     Lipman et al. 2023, Flow Matching for Generative Modeling, arXiv:2210.02747 (flow).
-    Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, table 1 (the form of the
-    table).
+    Karras et al. 2022, Elucidating the Design Space, arXiv:2206.00364, table 1 (the form).
 """
 
 import dataclasses
@@ -240,7 +239,11 @@ class Model:
     def denoised(self, x: Array, t: Array, **options: Any) -> Array:
         """E[x0 | x_t], (B, *shape). It divides by alpha under `epsilon` and `score` alone. Options
         go to the network."""
-        return self._estimate("denoised", x, self.noise(t), **options)
+        return self.denoised_at(x, self.noise(t), **options)
+
+    def denoised_at(self, x: Array, noise: Noise, **options: Any) -> Array:
+        """As `denoised`, at given noise levels."""
+        return self._estimate("denoised", x, noise, **options)
 
     def score_at(self, x: Array, noise: Noise, **options: Any) -> Array:
         """The score at given noise levels."""

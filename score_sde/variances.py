@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.bounds import decoder_loss, decoder_std, levels_of, step_kl
-from score_sde.discrete import discretization
+from score_sde.bounds import decoder_loss, decoder_std, step_kl
+from score_sde.discrete import discretization, levels_of
 from score_sde.score import Model
 from score_sde.sde import expand
 from score_sde.spaces import Space

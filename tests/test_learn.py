@@ -68,6 +68,7 @@ def test_in_memory_it_is_the_run_of_the_command(unbroken, tmp_path):
     np.testing.assert_array_equal(unbroken.sample(key, 2).x, loaded.sample(key, 2).x)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_is_the_unbroken_one(unbroken, tmp_path):
     half = {"training.num_steps": 2, "training.schedule_steps": 4}
     first = score_sde.train(changed(IMAGES, half), tmp_path)
@@ -142,6 +143,7 @@ def test_a_workdir_is_held_and_not_mixed_up(tmp_path):
         score_sde.train(few, tmp_path / "new")
 
 
+@pytest.mark.thorough
 def test_vectors_of_ones_own_with_a_condition():
     run = score_sde.train(VECTORS, data=ROWS, vector=GIVEN)
     info = run.info

@@ -25,7 +25,7 @@ def test_contours_hold_their_share_of_a_normal_distribution():
     assert (np.diff(levels) > 0).all()
 
 
-@pytest.mark.parametrize("columns", [1, 2, 3, *thorough(9)])
+@pytest.mark.parametrize("columns", [1, 2, *thorough(3, 9)])
 def test_a_picture_of_vectors(tmp_path, columns):
     data = DRAW.standard_normal((300, columns)) * 10.0 ** np.arange(columns)
     asked = []

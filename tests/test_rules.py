@@ -138,7 +138,7 @@ CONTRADICTIONS = [
     ),
     (
         PAIRED | {"likelihood.method": "bound"},
-        *("likelihood.method", "ode, as alpha(T) = 0 of Flow, or config.sde.t_max below 1"),
+        *("likelihood.method", "ode with config.training.pairing = "),
     ),
     (
         {"sampling.method": "consistency"},

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import log_ndtr
 
 from score_sde import variances
-from score_sde.bounds import chain_bound, levels_of, step_kl
-from score_sde.discrete import discretization
+from score_sde.bounds import chain_bound, step_kl
+from score_sde.discrete import discretization, levels_of
 from score_sde.samplers import PredictorCorrector
 from score_sde.schedules import Cosine
 from score_sde.score import Model

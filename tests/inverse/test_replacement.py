@@ -255,6 +255,7 @@ def test_a_blur_needs_iterations():
     assert missing[1] < 1e-4 < missing[0]
 
 
+@pytest.mark.thorough
 def test_resampling_mends_what_replacement_misses():
     """Two pixels of correlation 0.9, one of them known to be 1.5: the other has mean 1.35 and
     variance 0.19. By replacement it learns of the known one too late; RePaint makes each step ten
