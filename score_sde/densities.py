@@ -45,13 +45,11 @@ METHODS = {
         ("dequantization", "num_importance", *SOLVE),
         lambda sde, score: sde.check_flow(score),
     ),
-    "bound": Method(likelihood_bound, IN_TIME, lambda sde, _: sde.check()),
-    # The levels of a chain end before alpha is 0.
-    "vlb": Method(
-        _vlb,
-        ("variance", *IN_TIME),
-        lambda sde, score: None if score.num_levels else sde.check(),
+    # The levels of a chain end before alpha is 0. Beyond them its network was not trained.
+    "bound": Method(
+        likelihood_bound, IN_TIME, lambda sde, score: sde.check() if score.num_levels else None
     ),
+    "vlb": Method(_vlb, ("variance", *IN_TIME), lambda sde, score: None),
 }
 """The methods by their names in a config."""
 COMMON = ("seed", "split", "num_images", "batch_size", "method")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, succeed
+from tests.commands import DIGITS, ROOT, TINY, succeed
 
 FEW = ("--config.likelihood.num_images=5", "--config.likelihood.batch_size=3")
 BOUND = ("--config.likelihood.method=bound", "--config.likelihood.num_times=4")
@@ -78,3 +78,19 @@ def test_the_bound_of_levels_of_a_model_in_continuous_time(tiny_run, tmp_path):
     assert arrays["steps"].shape == (5, 3) and summary["nfe"] == summary["num_times"] == 4
     assert "4 levels evenly spread in time, one noise each" in told
     assert "17 levels, t_min 1e-05, variance large" in told
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["flow", "cosine", "sigmoid"])
+def test_the_bounds_of_a_process_that_ends_in_noise(name, tmp_path):
+    """No term of the prior is left; nothing is infinite."""
+    keys = ("parameterization=velocity", "condition=log_sigma")
+    own = (f"--config.sde.name={name}", *(f"--config.model.{key}" for key in keys))
+    own = (*own, "--config.training.loss=flow", "--config.training.sample_every=0")
+    workdir = tmp_path / "run"
+    succeed("--mode=train", DIGITS, *TINY, *own, "--workdir", workdir, cwd=tmp_path)
+    for method in ("bound", "vlb"):
+        told = likelihood(workdir, *BOUND, f"--config.likelihood.method={method}")
+        arrays, summary = found(workdir)
+        check(arrays, summary, told)
+        np.testing.assert_allclose(arrays["prior"], 0.0, atol=1e-5)  # float32's sine of pi / 2

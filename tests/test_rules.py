@@ -342,6 +342,11 @@ def test_a_sampler_that_cannot_begin_without_data_says_so():
     checked(changed(valid(), NO_DATA_LEFT | {"sampling.method": "pc", "sde.t_max": 0.99}))
 
 
+@pytest.mark.parametrize("method", ["ode", "bound", "vlb"])
+def test_a_process_that_ends_in_noise_has_every_likelihood(method):
+    checked(changed(valid(), NO_DATA_LEFT | {"likelihood.method": method}))
+
+
 def test_settings_that_a_network_does_not_read_contradict_nothing():
     checked(changed(valid(), MLP | {"model.multipliers": (1,) * 9, "model.norm_groups": 48}))
 
