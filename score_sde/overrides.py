@@ -38,7 +38,7 @@ def keys(arguments: Sequence[str]) -> set[str]:
 
 
 def apply(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """Return a config with the arguments' values, not validated; another sampler than the config's
+    """Return a config with the arguments' values, not validated. Another sampler than the config's
     begins with its own settings.
 
     Raises:

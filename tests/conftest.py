@@ -57,8 +57,9 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     CORES = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {CORES[int(WORKER) % len(CORES)]})
 if WORKER:
-    # All results are sent by then. Python would free each of millions of objects, which takes up to
-    # 8 s. The first that is registered is called last.
+    # pytest has sent all results then. Python would now free millions of objects, which takes up to
+    # 8 s. Handlers run in reverse order, so JAX's come before this one. A pytest that a test starts
+    # would end with 0 here.
     atexit.register(os._exit, 0)
 
 import jax  # noqa: E402  (after the settings above)
@@ -122,8 +123,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """pytest and Python look through all objects when they end, which takes seconds. What is lost:
-    errors in finalizers of the last cycles."""
+    """pytest and Python look through all objects when they end, which takes seconds. Errors in
+    the last finalizers are lost."""
     gc.freeze()
 
 

@@ -5,9 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import score_sde
-from score_sde import workdirs
+from score_sde import convert, workdirs
 from score_sde.config import changed
 from score_sde.errors import UserError
 from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
@@ -43,6 +44,14 @@ def test_a_length_is_chosen_after_the_training(tmp_path):
         assert done.stderr.splitlines()[-1] == line
     line = refused(*train, "--config.training.average_every=0", cwd=tmp_path)
     assert "average_every = 0 (2 in run)" in line
+    succeed(
+        *("--mode=export", "--workdir=run", "--target=exported"),
+        "--config.sampling.average=0.05",
+        cwd=tmp_path,
+    )
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    for name, array in convert.flattened(run.score.params).items():
+        np.testing.assert_array_equal(exported[name], array)
 
 
 @pytest.mark.thorough

@@ -48,10 +48,8 @@ def test_a_classifier_is_trained_and_followed(tiny_run, tmp_path):
 
 
 @pytest.mark.thorough
-def test_one_that_is_broken_off_and_gone_on_with_has_the_numbers_of_one_that_is_not(
-    tiny_run, tmp_path
-):
-    """And guides a restoration."""
+def test_a_classifier_goes_on_where_it_was_stopped(tiny_run, tmp_path):
+    """Its numbers are those of an unbroken training. It guides a restoration, too."""
     workdir, mode = tiny_run("digits", tmp_path), "--mode=train_classifier"
     folder, other = workdir / "classifier", tmp_path / "other"
     succeed(mode, "--workdir", workdir, *TWO, cwd=tmp_path)
@@ -104,5 +102,6 @@ def test_mistakes(tiny_run, tmp_path):
         last(*begin, no_logits)
     )
     succeed(*begin, "--config.sde.beta_max=10.0", cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["classifier"]
     (tmp_path / "other" / "classifier").rename(workdir / "classifier")
     assert "a classifier of config.sde.beta_max = 10.0, the run has 20.0" in last(*sample)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import consistency, load, objectives, presets
+from score_sde import build, consistency, load, objectives, presets
 from score_sde.config import changed
 from score_sde.data import describe
+from score_sde.errors import UserError
 from score_sde.losses import Pair, sample_times
 from score_sde.modes.levels import loss_by_level
 from score_sde.samplers import Consistency
@@ -194,6 +195,11 @@ def test_the_second_step_begins_at_the_grid_s_level(settings, level):
 
 
 TUNED = (*KINDS["digits"], "--config.training.sample_every=0", "--config.training.loss=consistency")
+
+
+def test_a_consistency_model_has_no_score():
+    with pytest.raises(UserError, match=r"for likelihoods, .*: a consistency model has none"):
+        build.check_score(presets.load("ect_digits"), "likelihoods")
 
 
 @pytest.mark.thorough

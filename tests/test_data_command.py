@@ -38,9 +38,8 @@ def lines_of(told):
     return shlex.split(told.partition("with this preset:")[2].replace("\\\n", ""))
 
 
-@pytest.mark.thorough
-def test_photographs_from_a_look_to_samples(tmp_path):
-    """The commands of docs/data.md, with a network that compiles in a moment."""
+def test_a_look_at_photographs(tmp_path):
+    """What is there, and the lines of a config."""
     folder = photographs(tmp_path / "my photos")
     own = ("--config.data.name=folder", f"--config.data.dir={folder}")
     told = succeed("--mode=data", DIGITS, *own, cwd=tmp_path)
@@ -62,6 +61,13 @@ def test_photographs_from_a_look_to_samples(tmp_path):
     # 5 x 5 images, magnified to 64 pixels of height, with lines of one pixel between them.
     assert sheet.size == (2 * (5 * 49 - 1), 2 * (5 * 33 - 1))
 
+
+@pytest.mark.thorough
+def test_photographs_from_a_look_to_samples(tmp_path):
+    """The commands of docs/data.md, with a network that compiles in a moment."""
+    folder = photographs(tmp_path / "my photos")
+    own = ("--config.data.name=folder", f"--config.data.dir={folder}")
+    lines = lines_of(succeed("--mode=data", DIGITS, *own, cwd=tmp_path))
     workdir = tmp_path / "run"
     train = ("--mode=train", DIGITS, "--workdir", workdir, *lines, *TINY)
     told = succeed(*train, cwd=tmp_path)

@@ -1,4 +1,5 @@
-"""Models of discrete levels and of classes, through the command line and by every sampler."""
+"""Models of discrete levels and of classes, through the command line, by samplers with and without
+noise."""
 
 import jax
 import numpy as np
@@ -6,14 +7,15 @@ import pytest
 from PIL import Image
 
 import score_sde
-from score_sde import workdirs
+from score_sde import build, workdirs
 from score_sde.config import changed
 from score_sde.data import load
+from score_sde.modes.interpolate import pairs
 from tests.commands import CONFIGS, TINY, refused, succeed
 
 
 def test_discrete_training_then_sampling(tiny_run, tmp_path):
-    """DDPM's training by the command line; its own sampler, and those that take any score."""
+    """DDPM's training by the command line; its own sampler, and the flow."""
     workdir = tiny_run("discrete", tmp_path)
     sampling = ("--config.sampling.method=pc", "--config.sampling.faithful=True")
     sampling = (*sampling, "--config.sampling.num_steps=100")
@@ -23,6 +25,8 @@ def test_discrete_training_then_sampling(tiny_run, tmp_path):
     assert arrays["nfe"].tolist() == [100, 100, 100]
 
     saved = workdirs.load(workdir)
+    for method in ("ald", "unipc", "heun"):
+        assert build.sampler(changed(saved, {"sampling.method": method})).levels != "smooth"
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jax.numpy.asarray([0.123, 0.5])
     for method in ("pc", "ode"):
         loose = {"sampling.rtol": 0.1, "sampling.atol": 0.1, "sampling.num_steps": 21}
@@ -36,8 +40,8 @@ def test_discrete_training_then_sampling(tiny_run, tmp_path):
 
 
 def test_a_class_conditional_model(tiny_run, tmp_path):
-    """Trained and given likelihoods by the command line; by every sampler, with the labels that it
-    is asked for. An image depends on its own label only."""
+    """Trained and given likelihoods by the command line. Drawn from with noise and by the flow,
+    with the labels that are asked for. An image depends on its own label only."""
     workdir = tiny_run("classes", tmp_path)
     few = ("--config.likelihood.num_images=3", "--config.likelihood.rtol=1e-2")
     out = succeed("--mode=likelihood", *few, "--config.likelihood.atol=1e-2", cwd=tmp_path)
@@ -71,6 +75,10 @@ def test_a_pair_that_is_interpolated_is_of_one_class(tiny_run, tmp_path):
     succeed("--mode=interpolate", *few, *loose, cwd=tmp_path)
     with np.load(workdir / "interpolation.npz") as arrays:
         assert (arrays["labels"][:, 0] == arrays["labels"][:, 1]).all()
+
+
+def test_pairs_are_of_one_class():
+    np.testing.assert_array_equal(pairs(np.asarray([0, 1, 0, 1, 1])), [[0, 2], [1, 3]])
 
 
 def test_labels_and_guidance_by_the_command_line(tiny_run, tmp_path):

@@ -147,16 +147,17 @@ def test_a_command_is_refused_where_another_writes_the_same(workdir, mode, resul
 
 @pytest.fixture
 def read_only(workdir, monkeypatch):
+    """The run as one that cannot be written to."""
     access = os.access
 
-    def read_only(path, mode):
+    def without_the_run(path, mode):
         return access(path, mode) and not (mode & os.W_OK and workdir in (path, *path.parents))
 
-    monkeypatch.setattr(os, "access", read_only)
+    monkeypatch.setattr(os, "access", without_the_run)
 
 
 @pytest.mark.usefixtures("read_only")
-def test_a_run_that_cannot_be_written_to_is_told(workdir, tmp_path):
+def test_a_run_that_is_read_only_is_refused_in_one_line(workdir, tmp_path):
     line = f"error: --workdir = '{workdir}': {workdir} is not a directory one may write to"
     at = ("--workdir", workdir)
     for mode in ("sample", "likelihood", "interpolate"):
@@ -168,7 +169,7 @@ def test_a_run_that_cannot_be_written_to_is_told(workdir, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.usefixtures("read_only")
 def test_results_are_written_beside_a_training_and_elsewhere(workdir, tmp_path):
-    """Into the run nothing is written then, so that it may be one that cannot be written to."""
+    """Nothing is written into the run. It may be read-only."""
     at = ("--workdir", workdir)
     with writing(workdir, "checkpoints"):
         before = {path: path.stat().st_mtime_ns for path in (workdir, *workdir.rglob("*"))}

@@ -110,13 +110,17 @@ def read_only(store, monkeypatch):
         assert stamps(store) == before
 
 
-def test_a_run_that_is_only_read_takes_no_results(read_only, tmp_path):
+def test_a_run_that_is_only_read_takes_no_results_and_is_drawn_from(read_only, tmp_path):
     at = ("--workdir", read_only)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     restore = ("--mode=restore", *at, "--input=a.png", "--task=inpaint", *FEW)
     for mode in (("--mode=evaluate", *at), restore, ("--mode=report", *at)):
         said = refused(*mode, cwd=tmp_path)
         assert said.endswith("is not a directory one may write to; --output FOLDER takes another")
+    succeed("--mode=sample", *at, "--output=out", *FEW, cwd=tmp_path)
+    succeed("--mode=report", *at, "--output=out", cwd=tmp_path)
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {"samples.npz", "samples.png", "report.html"}
 
 
 @pytest.mark.thorough

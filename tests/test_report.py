@@ -93,7 +93,7 @@ def everything(tmp_path_factory):
 
 @pytest.fixture
 def full(everything, tmp_path):
-    """A copy of it."""
+    """A copy of `everything`, which a test may change."""
     return shutil.copytree(everything, tmp_path / "digits")
 
 
@@ -203,24 +203,29 @@ def test_no_text_becomes_html(full, tmp_path):
 
 DAMAGE = [b"", b"null", b"[1]", b'{"figures": 1, "loss_by_level": []}', b'[{"figures": null}]']
 DAMAGE += [b"[" * 9999, b"PK\x03\x04 no archive", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(9)]
-# Others end as they do.
-ALIKE = (b"null", b"[1]", b'[{"figures": null}]', b"PK\x03\x04 no archive", b"GIF89a")
-ALIKE += (b"[" * 9999, DAMAGE[-1])
+# Of each kind of file: JSON that nests too deep, archives, pictures that break off.
+MIXED = {".json": b"[" * 9999, ".npz": DAMAGE[6], ".gif": DAMAGE[-1], ".png": DAMAGE[-1]}
+QUICK = (b"", DAMAGE[3])
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(each, marks=pytest.mark.thorough if each in ALIKE else (), id=f"{each[:12]}")
-        for each in DAMAGE
+        pytest.param(MIXED, id="mixed"),
+        *(
+            pytest.param(
+                each, marks=() if each in QUICK else pytest.mark.thorough, id=f"{each[:9]}"
+            )
+            for each in DAMAGE
+        ),
     ],
 )
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, content, tmp_path):
     """In one line for each, and not in Python's words."""
     names = ("samples.npz", "samples.gif", "evaluation.json", "likelihood.json", "sweep.json")
     names += ("classifier/accuracy.json",)
-    for name in (*names, "nearest.png"):
-        (full / name).write_bytes(content)
+    for path in (full / name for name in (*names, "nearest.png")):
+        path.write_bytes(content[path.suffix] if content is MIXED else content)
     done = command("--mode=report", f"--workdir={full}", cwd=tmp_path)
     assert done.returncode == 0
     page, lines = page_of(full), done.stderr.splitlines()
@@ -261,12 +266,14 @@ def test_facts_of_the_data_that_are_damaged(full, data, tmp_path):
 
 def test_a_report_that_fails_loses_nothing(tmp_path, capsys):
     config = made(tmp_path)
+    sampled(tmp_path, "images", DRAW.integers(0, 17, (70, 8, 8, 1), np.uint8))
+    pictures.save_png(tmp_path / "samples.png", DRAW.integers(0, 17, (4, 8, 8, 1), np.uint8), 17)
     (tmp_path / "report.html").mkdir()
     (tmp_path / "checkpoints").mkdir()  # without them it is no run
     report.after(config, tmp_path, tmp_path)
     said = capsys.readouterr()
     assert said.err.startswith("note: no report.html: ") and "Traceback" not in said.err
-    assert said.out == "" and (tmp_path / "metrics.jsonl").exists()
+    assert said.out == "" and (tmp_path / "samples.npz").exists()
 
 
 def test_two_runs_side_by_side(full, tmp_path):

@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from score_sde import presets
+from score_sde import cli, presets
 from tests.commands import ROOT
 
 
-@pytest.mark.thorough  # a quarter of a minute; test_presets.py reads the presets
+def test_the_installed_command_is_this_packages():
+    [command] = entry_points(group="console_scripts", name="score-sde")
+    assert command.load() is cli.end_with_main
+
+
+@pytest.mark.thorough  # a quarter of a minute
 def test_an_installed_wheel_trains_from_an_empty_folder(tmp_path):
     pytest.importorskip("hatchling")
     site, empty = tmp_path / "site", tmp_path / "empty"

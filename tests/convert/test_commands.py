@@ -296,6 +296,31 @@ def test_second_moments_are_means_of_squares(pth, reference_dir):
         convert_mode._check(config, foreign._replace(nu=wrong), "", pth)
 
 
+def test_a_training_goes_on_from_what_a_file_has(pth, reference_dir):
+    """As above, without a workdir: steps, moments, and the parameters that are asked for."""
+    config = describe(reference_dir, "ve_ncsnpp_continuous")
+    foreign = convert.read(pth, spec_of(config))
+    network = build.network(config, build.dataset(config))
+    states = {
+        weights: convert_mode._state(config, network, foreign, weights, pth)
+        for weights in ("averaged", "raw")
+    }
+    _, adam, descent = states["averaged"].opt_state
+    steps = states["averaged"].step, descent.num_updates, adam.count
+    assert [int(step) for step in steps] == [1301, 1301, 3]
+    original = torch_zip.load(pth)
+    stem = {
+        "trained": original["model"]["module.all_modules.3.weight"],
+        "averaged": original["ema"]["shadow_params"][4],
+        "moment": original["optimizer"]["state"][5]["exp_avg"],
+    }
+    stem = {name: each.transpose(2, 3, 1, 0) for name, each in stem.items()}
+    np.testing.assert_array_equal(states["averaged"].params["stem"]["kernel"], stem["trained"])
+    np.testing.assert_array_equal(adam.mu["stem"]["kernel"], stem["moment"])
+    for weights, name in (("averaged", "averaged"), ("raw", "trained")):
+        np.testing.assert_array_equal(states[weights].ema["stem"]["kernel"], stem[name])
+
+
 MISTAKES = {
     "no source": (("--mode", "convert"), "--source: missing; --mode convert needs it"),
     "a source that is not there": (

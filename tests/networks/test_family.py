@@ -129,14 +129,14 @@ def test_the_plan_reads_every_skip_that_it_keeps():
         assert len({block.path for block in blocks}) == len(blocks)
 
 
-@pytest.mark.parametrize("seed", only(range(4), range(NUM_DRAWN)))
+@pytest.mark.parametrize("seed", only((0, 1, 2, 7), range(NUM_DRAWN)))
 def test_a_drawn_architecture_builds_and_has_the_parameters_it_should(seed):
     spec = architecture(seed)
     apply, params = abstract(partial(UNet, spec))
     assert count(params) == expected_count(spec)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     x, noise, condition = inputs(spec)
-    # Without dropout it runs below, and in test_unet.py.
+    # Without dropout it runs in test_unet.py, and below where the suite is thorough.
     call = partial(apply, dropout_key=jax.random.key(0), reverse_only=True)
     out = jax.eval_shape(call, params, x, noise, condition)
     assert (out.shape, out.dtype) == (x.shape, jnp.float32)

@@ -169,8 +169,8 @@ def many(sampler, sde, score):
 
 
 def stays(which, name):
-    """Whether `make test` has it: samplers of few steps under the first processes, those of 80
-    steps under VP. Of those of hundreds: `pc`, and one of annealed Langevin."""
+    """Whether `make test` has it. Samplers of few steps run under the first processes, those of 80
+    steps under VP. Of the longer ones `pc` and `ald` run, under one process each."""
     if which in ("dpmpp, SDE", "heun, churn"):
         return name == "vp"
     if which in ("dpmpp 2", "dpmpp 3", "unipc 2", "unipc 3"):

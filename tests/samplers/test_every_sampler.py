@@ -27,7 +27,7 @@ def mixture():
     return overlapping_mixture(4)
 
 
-# Of each loop one: the flow's, one with a memory of earlier steps, one with noise.
+# One of each kind: the flow, one that remembers earlier steps, one with noise.
 QUICK = ("ode", "unipc", "pc")
 COMPARED = only(QUICK, [which for which in EACH if which != "consistency"])
 

@@ -23,7 +23,7 @@ def first_is_known(x, t, keys):
     return x.at[:, 0].set(3.0 * SDE.alpha(t))
 
 
-ALIKE = ("dpmpp", "deis", "heun", "ipndm", "consistency")  # their loops are those of others
+ALIKE = ("dpmpp", "deis", "heun", "ipndm", "consistency")  # one loop serves them all
 KEPT = [name for name in STEPPED if name not in ALIKE]
 
 

@@ -31,7 +31,7 @@ def correct(sampler, sde, score, x, t, z):
 
 
 @pytest.mark.parametrize("name", VP_FIRST)
-@pytest.mark.parametrize("corrector", ["langevin", *thorough("ald", "langevin, faithful")])
+@pytest.mark.parametrize("corrector", ["langevin", "ald", *thorough("langevin, faithful")])
 def test_langevin_is_stationary(name, corrector, mixture):
     """Started from p_t itself, at several t: mean and covariance stay, within their known bias.
 

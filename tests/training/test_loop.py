@@ -135,7 +135,7 @@ def test_killed_runs_end_as_the_unbroken_one(tmp_path):
 
 @pytest.mark.thorough
 def test_a_killed_stream_ends_as_the_unbroken_run(tmp_path):
-    """And its workers end with it."""
+    """The workers of a killed training end, too."""
     killed = start(tmp_path, 40, 2)
     wait_for_checkpoint(tmp_path, killed)
     threads = Path(f"/proc/{killed.pid}/task").glob("*/children")
