@@ -51,10 +51,8 @@ def table(tmp_path_factory):
 def moons(tmp_path_factory):
     """The workdir of two steps on the moons."""
     workdir = tmp_path_factory.mktemp("moons") / "run"
-    look = "--config.training.sample_every=2"
-    told = succeed("--mode=train", MOONS, "--workdir", workdir, *SMALL, look, cwd=workdir.parent)
+    told = succeed("--mode=train", MOONS, "--workdir", workdir, *QUIET, cwd=workdir.parent)
     assert "8000 vectors of moons" in told
-    assert Image.open(workdir / "samples" / "step_000002.png").size == (1050, 525)
     return workdir
 
 

@@ -170,13 +170,13 @@ def many(sampler, sde, score):
 
 def stays(which, name):
     """Whether `make test` has it. Samplers of few steps run under the first processes, those of 80
-    steps under VP. Of the longer ones `pc` and `ald` run, under one process each."""
+    steps under VP. Of the longer ones `ald` runs, under one process."""
     if which in ("dpmpp, SDE", "heun, churn"):
         return name == "vp"
     if which in ("dpmpp 2", "dpmpp 3", "unipc 2", "unipc 3"):
         return False  # the papers' formulas hold them, in test_fast.py
-    if which in ("pc", "ald"):
-        return name in ("vp", "subvp")
+    if which == "ald":
+        return name == "subvp"
     return SAMPLER_CASES[which].steps < 400 and name in FIRST
 
 
