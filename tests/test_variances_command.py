@@ -24,9 +24,7 @@ FEW = (
 def test_training_sampling_and_bounds(tmp_path):
     preset, workdir = f"--config={CONFIGS / 'iddpm_digits.py'}", tmp_path / "run"
     given = ("--workdir", workdir)
-    looks = "--config.training.sample_every=4"
-    succeed("--mode=train", preset, *FAST, *FEW, looks, *given, cwd=tmp_path)
-    assert (workdir / "samples" / "step_000004.png").exists()
+    succeed("--mode=train", preset, *FAST, *FEW, *given, cwd=tmp_path)
     succeed("--mode=sample", *given, "--config.sampling.num_samples=3", cwd=tmp_path)
     arrays = np.load(workdir / "samples.npz")
     assert arrays["images"].shape == (3, 8, 8, 1) and arrays["nfe"].tolist() == [5, 5, 5]
