@@ -121,7 +121,8 @@ def likelihood_bound(
     Args:
         key: a jax key.
         sde: the process.
-        score: (x (B, *shape), t (B,)) -> (B, *shape), evaluated on all items at once.
+        score: (x (B, *shape), t (B,)) -> (B, *shape), evaluated on all items at once. Where
+            alpha(T) = 0 its method `denoised` is read. Without one alpha divides.
         data: items of the space, (B, *shape).
         space: how the model sees them; None for points in the model's units.
         num_times: K. The times of an item are evenly spread from a random start: in log-SNR, or
@@ -130,10 +131,12 @@ def likelihood_bound(
         first: index of the first item, for data that come in parts.
 
     Raises:
-        ValueError: K below 1, or a time that the process has not.
+        ValueError: K below 1, a time that the process has not, a chain's network at alpha(T) = 0.
     """
     require(num_times > 0, "num_times", num_times, "integers of at least 1")
     require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
+    if isinstance(score, Model) and score.num_levels:
+        sde.check()  # a chain's levels end before alpha is 0
     keeps = sde.keeps_data()
     return _in_time(key, sde, as_pytree(score), data, space, num_times, keeps, t_min, first)
 

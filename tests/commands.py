@@ -156,3 +156,13 @@ def small_files(size):
     finally:
         sys.dont_write_bytecode = before
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def unwritable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder one that may not be written to, as far as `os.access` says."""
+    access = os.access
+
+    def without_it(path: Path, mode: int) -> bool:
+        return access(path, mode) and not (mode & os.W_OK and folder in (path, *path.parents))
+
+    monkeypatch.setattr(os, "access", without_it)

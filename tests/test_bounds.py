@@ -127,6 +127,13 @@ def test_the_flows_likelihood_lies_below():
     assert above.mean() < 0.1 + 3 * error
 
 
+def test_a_chains_network_has_no_bound_in_time_where_no_data_are_left(gaussian):
+    """Beyond its levels it was not trained."""
+    model = Model({}, Cosine(), denoiser, "denoised", "time", num_levels=100)
+    with pytest.raises(ValueError, match=r"Cosine: alpha\(T\) = 0"):
+        likelihood_bound(jax.random.key(0), Cosine(), model, gaussian.sample(jax.random.key(1), 2))
+
+
 def test_an_item_does_not_depend_on_its_batch_mates(gaussian):
     sde, x0 = PUBLISHED["vp"], gaussian.sample(jax.random.key(7), 6)
     key, score = jax.random.key(8), gaussian.score(sde)

@@ -15,7 +15,18 @@ import pytest
 
 from score_sde import UserError
 from score_sde.locks import writing
-from tests.commands import DIGITS, FEW, KINDS, ROOT, begin, command, process, refused, succeed
+from tests.commands import (
+    DIGITS,
+    FEW,
+    KINDS,
+    ROOT,
+    begin,
+    command,
+    process,
+    refused,
+    succeed,
+    unwritable,
+)
 
 ME = f"process {os.getpid()} on {socket.gethostname()} since 2"
 
@@ -147,13 +158,7 @@ def test_a_command_is_refused_where_another_writes_the_same(workdir, mode, resul
 
 @pytest.fixture
 def read_only(workdir, monkeypatch):
-    """The run as one that cannot be written to."""
-    access = os.access
-
-    def without_the_run(path, mode):
-        return access(path, mode) and not (mode & os.W_OK and workdir in (path, *path.parents))
-
-    monkeypatch.setattr(os, "access", without_the_run)
+    unwritable(workdir, monkeypatch)
 
 
 @pytest.mark.usefixtures("read_only")

@@ -18,7 +18,7 @@ from score_sde.locks import writing
 from score_sde.modes import sample
 from score_sde.modes.sides import named
 from score_sde.training.checkpoints import steps
-from tests.commands import DIGITS, FEW, KINDS, command, refused, succeed
+from tests.commands import DIGITS, FEW, KINDS, command, refused, succeed, unwritable
 from tests.evaluation.recorded import packed_weights
 
 SETTINGS = (
@@ -98,12 +98,7 @@ def test_samples_that_change_while_they_are_read_are_told(tmp_path):
 @pytest.fixture
 def read_only(store, monkeypatch):
     """The run as one that cannot be written to, held by a training."""
-    access = os.access
-
-    def without_the_store(path, mode):
-        return access(path, mode) and not (mode & os.W_OK and store in (path, *path.parents))
-
-    monkeypatch.setattr(os, "access", without_the_store)
+    unwritable(store, monkeypatch)
     with writing(store, "checkpoints"):
         before = stamps(store)
         yield store
