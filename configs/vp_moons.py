@@ -48,7 +48,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.method = "ode"
     config.sampling.num_samples = 2000
     config.sampling.batch_size = 2000
-    config.likelihood.divergence = "exact"
     config.likelihood.batch_size = 2000
     if variant:
         config.model.class_conditional = True

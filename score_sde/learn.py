@@ -122,9 +122,9 @@ def train(
         return _train(config, workdir, given, mesh)
 
 
-def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
-    """Train a classifier of noisy data on the labels, under the process of the config, as `train`
-    does a model: in the folder `classifier` of the workdir, which is a workdir, too.
+def train_classifier(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[int, Logits]:
+    """Train a classifier of noisy data on the labels, under the process of the config, over the
+    mesh, as `train` does a model: in the folder `classifier` of the workdir, a workdir itself.
 
     Returns:
         the updates made, and the classifier with the averaged weights.
@@ -132,7 +132,7 @@ def train_classifier(config: ConfigDict, workdir: Path) -> tuple[int, Logits]:
     Raises:
         UserError: as `train`; a set without classes, or a network that cannot be a classifier.
     """
-    mesh, folder = data_mesh(), workdir / workdirs.CLASSIFIER
+    folder = workdir / workdirs.CLASSIFIER
     rules.check_devices(config, mesh.size)
     info = build.dataset(config)
     if not info.num_classes:

@@ -377,7 +377,7 @@ class VESDE(SDE):
 
 
 PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
-"""The processes by the names that configs give them. `score_sde.discrete` adds that of a chain."""
+"""The processes by name. `schedules`, `discrete` and `learned` add theirs, in this order."""
 
 
 def _require_rising(**constants: object) -> None:

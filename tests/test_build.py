@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import build, objectives
+from score_sde import build, objectives, presets
 from score_sde.config import changed, default
-from score_sde.data import describe
+from score_sde.data import DatasetInfo, describe
 from score_sde.errors import UserError
 from score_sde.run import info_of
 from score_sde.validation import validate
@@ -102,3 +102,14 @@ def test_the_most_steps_of_a_solve_are_those_of_the_config():
     """No result shows them: `ProbabilityFlow` leaves them out of what samples depend on."""
     config = changed(default(), {"sampling.method": "ode", "sampling.max_steps": 7})
     assert build.sampler(config).max_steps == build.probability_flow(config).max_steps == 7
+
+
+def test_the_divergence_is_exact_for_short_vectors():
+    """As docs/vectors.md says, also by the preset that a user's own table begins with."""
+    vectors, images = presets.load("vp_moons"), presets.load("vp_digits")
+    for columns, kind in ((2, "exact"), (16, "exact"), (17, "rademacher")):
+        info = DatasetInfo("mine", (columns,), None, 0, {"train": 10})
+        assert build.divergence(vectors, info) == kind, columns
+        chosen = changed(vectors, {"likelihood.divergence": "gaussian"})
+        assert build.divergence(chosen, info) == "gaussian"
+    assert build.divergence(images, describe("digits")) == "rademacher"

@@ -14,9 +14,10 @@ from PIL import Image
 
 import score_sde
 from configs import vp_digits
-from score_sde import build, cli, workdirs
+from score_sde import build, cli, likelihood, workdirs
 from score_sde.config import changed
 from score_sde.data import DATASETS
+from score_sde.samplers import stepped
 from score_sde.training.checkpoints import Checkpoints
 from tests.cases import thorough
 from tests.commands import CONFIGS, DIGITS, FEW, KINDS, ROOT, begin, command, refused, succeed
@@ -86,7 +87,8 @@ def unet(tiny_run, tmp_path_factory) -> Path:
 def test_a_run_as_an_object(kind, request):
     workdir = request.getfixturevalue(kind)
     config = changed(workdirs.load(workdir), {"sampling.num_steps": 2, "likelihood.rtol": 0.1})
-    run = score_sde.load(workdir, changed(config, {"likelihood.atol": 0.1}))
+    config = changed(config, {"likelihood.atol": 0.1})
+    run = score_sde.load(workdir, config)
     assert len(repr(run)) < 10_000 and run.step == 4 and isinstance(run.sde, score_sde.VPSDE)
     images = run.sample(jax.random.key(0), 3).images
     assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
@@ -94,7 +96,15 @@ def test_a_run_as_an_object(kind, request):
     x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), np.full(2, 0.5, np.float32)
     score = run.score(x, jax.numpy.asarray(t))
     assert score.shape == x.shape and np.isfinite(score).all()
-    assert run.log_likelihood(jax.random.key(2), images).bits_per_dim.shape == (3,)
+    found = run.log_likelihood(jax.random.key(2), images).bits_per_dim
+    assert found.shape == (3,)
+    # Loaded again it is another object with the same arrays: no program is compiled anew.
+    programs = [program._cache_size() for program in (stepped._whole, likelihood._solve)]
+    again = score_sde.load(workdir, config)
+    np.testing.assert_array_equal(again.sample(jax.random.key(0), 3).images, images)
+    repeated = again.log_likelihood(jax.random.key(2), images).bits_per_dim
+    np.testing.assert_array_equal(repeated, found)
+    assert programs == [each._cache_size() for each in (stepped._whole, likelihood._solve)]
     for bad, said in (
         (images[0], r"uint8 \(8, 8, 1\): allowed are uint8 \(n, 8, 8, 1\)"),
         (images.astype(np.float32), "images are float32"),

@@ -1,5 +1,5 @@
-"""A user's own process, network, sampler, predictor and corrector, from a preset by the command
-line, without a change to the package."""
+"""A user's own process, network, data set, sampler, predictor and corrector, from a preset by the
+command line, without a change to the package."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,10 @@ OBJECTS = """
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from score_sde.data import Arrays, Dataset, DatasetInfo
 from score_sde.samplers import DDIM
 from score_sde.samplers.predictor_corrector import CORRECTORS, PREDICTORS
 from score_sde.sde import SDE
@@ -54,6 +56,16 @@ class Short(DDIM):
     num_steps: int = 3
 
 
+def blots(split, data_dir=None):
+    rng = np.random.default_rng(("train", "test").index(split))
+    images = rng.integers(256, size=(INFO.splits[split], *INFO.shape), dtype=np.uint8)
+    return Arrays(images, {})
+
+
+INFO = DatasetInfo("blots", (8, 8, 1), 256, 0, {"train": 24, "test": 8})
+BLOTS = Dataset(INFO, blots)
+
+
 def predictor(*arguments):
     return PREDICTORS["reverse_diffusion"](*arguments)
 
@@ -69,6 +81,7 @@ from score_sde.config import default
 def get_config():
     config = default()
     config.sde.name = "own_objects:Cosine"
+    config.data.name = "own_objects:BLOTS"
     config.model.name = "own_objects:Linear"
     config.sampling.method = "own_objects:Short"
     config.training.num_steps = 2
@@ -122,6 +135,7 @@ def test_they_train_sample_and_give_likelihoods(command):
     # From Python, where the module can be imported.
     run = score_sde.load("runs/own_preset")
     assert (type(run.sde).__name__, jax.tree.leaves(run.sde)) == ("Cosine", [0.5])
+    assert (run.info.name, run.info.splits["test"]) == ("blots", 8)
     # What the objects do not take is not used.
     told = command("--mode=config")
     shown = {line[3:].split(" = ")[0]: line[:2] for line in told.splitlines()}

@@ -19,10 +19,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     accuracy on the test split by the level of noise: `accuracy.json`."""
     end_at_once_on_interrupt()
     start(config.training.batch_size)
-    step, logits = learn.train_classifier(config, workdir)
+    mesh = data_mesh()
+    step, logits = learn.train_classifier(config, workdir, mesh)
     if step < config.training.num_steps:
         sys.exit(UNFINISHED)
-    found = accuracy_by_level(config, build.dataset(config), data_mesh(), logits)
+    found = accuracy_by_level(config, build.dataset(config), mesh, logits)
     if found and is_writer():
         path = workdir / workdirs.CLASSIFIER / ACCURACY
         with whole(path) as file:

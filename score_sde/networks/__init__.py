@@ -4,15 +4,18 @@ The rest of the package sees no `nnx.Module`: a network is `apply(params, x, noi
 `params` a nested dict of arrays. All that is jitted, averaged and saved is plain data.
 
 `NETWORKS` lists the networks. Your own needs no place in it: `model.name = "my_module:Net"` takes
-the class `Net` of your `my_module.py`, which has three things:
+the class `Net` of your `my_module.py`, which has:
 
 - `Net.Spec`: a frozen dataclass of the settings. `build.network` fills every field whose name is a
-  key of `config.model`, `image_size`, `channels` or `num_classes` (0 for none); the others keep
-  their defaults. A ValueError in its `__post_init__` refuses a setting. With a field `logits` the
-  network can be a classifier (`--mode train_classifier`): above 0, its result is (B, logits). With
-  a field `augmentation` it can be trained with `data.augment`. With a field `learned_variance` it
+  key of `config.model`, and those of what the data are: `image_size` and `channels` of images,
+  `features` of vectors, `num_classes` (0 for none), `condition_features` (columns of the condition)
+  and `dtype` (of the products). The others keep their defaults. A ValueError in its `__post_init__`
+  refuses a setting. With a field `logits` the network can be a classifier (`--mode
+  train_classifier`): above 0, its result is (B, logits). With a field `augmentation` (columns of
+  what was done to the images) it can be trained with `data.augment`. With `learned_variance` it
   can learn the variances of a chain's reverse steps: where that is True, its result has twice the
   channels.
+- `Net.rank`, where it takes one kind of data alone: the axes of an item, 3 of images, 1 of vectors.
 - `Net(spec, rngs=rngs)`: an `nnx.Module` whose variables all are float32 `nnx.Param`s.
 - `Net.__call__(x, noise, condition, *, dropout_key=None, reverse_only=False)`: arguments and result
   as those of `UNet.__call__`. It raises ValueError for a condition that it does not take.
