@@ -82,6 +82,7 @@ def test_any_callable_is_evaluated_on_the_whole_batch(score):
     """At the ends of the flow, and in the density, each sample has its own Gaussian."""
     flow = FLOWS["sample"]
     drawn = flow.sample(jax.random.key(0), SDE, score, shape=(4, 2)).x
+    # Of eight normal draws one in 2e5 times; the next Gaussian is 3 away.
     assert np.abs(drawn - MEANS).max() < 5 * STD
     # log of 1 / (2 pi STD^2): at the mean of a Gaussian in two dimensions.
     found = log_likelihood(jax.random.key(1), SDE, score, MEANS, divergence="exact").log_prob
@@ -94,7 +95,8 @@ def test_encode_and_decode(control):
     score = SCORES["lambda"]
     latents = FLOWS[control].encode(SDE, score, MEANS).x
     assert np.abs(latents).max() < 0.1  # each sample is the mean of its own Gaussian
-    np.testing.assert_allclose(FLOWS[control].decode(SDE, score, latents).x, MEANS, atol=1e-3)
+    # Both ways in some tens of steps, each to 1e-5 of the state.
+    np.testing.assert_allclose(FLOWS[control].decode(SDE, score, latents).x, MEANS, atol=5e-4)
 
 
 @pytest.mark.parametrize("name", [*KEPT, *thorough("dpmpp")])
@@ -181,4 +183,5 @@ def test_the_denoised_data_of_the_oracle_are_tweedies():
     score, t = mixture.score(SDE), jnp.asarray([0.1, 0.3, 0.5])
     x = jnp.asarray([[0.5, 0.1], [1.0, -1.0], [2.0, 0.3]])
     by_score = denoise(SDE, lambda x, t: score(x, t), x, t)
-    np.testing.assert_allclose(score.denoised(x, t), by_score, rtol=1e-4, atol=1e-4)
+    # Float32: numbers of up to 3 with some roundings of 1e-7, over an alpha of 0.27 at least.
+    np.testing.assert_allclose(score.denoised(x, t), by_score, rtol=1e-5, atol=1e-5)

@@ -100,7 +100,8 @@ class Derived(SDE):
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name not in ("own", "shifted")])
 def test_closed_forms_are_the_derived_ones(name):
     closed, derived = PROCESSES[name], Derived(name)
-    # From 0.01 on: the derived forms divide by a difference of rounding error 1e-7 / t below.
+    # From 0.01 on: the derived forms divide by a difference of rounding error 1e-7 / t, 1e-5 there.
+    # Of the times and transitions some such errors come together.
     t = jnp.linspace(0.01, 1.0, 50) * closed.T
     s = 0.7 * t
     for what in ("log_alpha", "log_snr", "drift_rate", "diffusion"):

@@ -78,7 +78,7 @@ def test_the_best_variances_against_their_closed_form():
     exact = 0.5 * np.sum(np.log(best_variances() / both_variances()[0]), axis=1)
     np.testing.assert_allclose(kl(shares)[1:], exact, rtol=0, atol=1e-4)
     slope = jax.grad(lambda shares: jnp.sum(kl(shares)[1:]))(shares)
-    np.testing.assert_allclose(slope, np.zeros_like(slope), atol=1e-3)
+    np.testing.assert_allclose(slope, np.zeros_like(slope), atol=1e-4)  # 1e-6 of rounding
     for other in (0.0, 0.5, 1.0):
         assert np.all(kl(jnp.full_like(shares, other))[1:] >= exact - 1e-4)
 
@@ -140,7 +140,8 @@ def test_l_vlb_of_the_exact_score_is_that_of_its_gaussians():
     wanted = LEVELS * np.asarray(terms) / (len(MEAN) * np.log(2))
     points = jnp.asarray(x0, jnp.float32)
     found, history = vlb_loss(key, exact(shares), points, points, None, no_history(LEVELS))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+    # Logarithms of float32 variances, to 1e-6, times the levels; and sums of them.
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-4)
     np.testing.assert_array_equal(history.seen, np.bincount(k, minlength=LEVELS))
     simple = np.square(z - SIGMA[k][:, None] * (
         (ALPHA[k][:, None] * (x0 - MEAN) + SIGMA[k][:, None] * z)
