@@ -96,7 +96,7 @@ def restored(
         return drawn.nfe[::draws], psnr, *shares
 
     parts = run.in_batches("sampling", draw, images, len(images))
-    nfe, psnr, *shares = joined(list(parts))
+    nfe, psnr, *shares = joined(parts)
     error = psnr.std(ddof=1) / len(psnr) ** 0.5
     return nfe.mean(), psnr.mean(), error, *(share.mean() for share in shares)
 

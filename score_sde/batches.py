@@ -1,6 +1,6 @@
 """Many items in batches, each spread over all devices."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -99,7 +99,7 @@ def batch_size(n: int, most: int, mesh: Mesh) -> int:
     return -(-n // (parts * mesh.size)) * mesh.size
 
 
-def joined(parts: list[PyTree]) -> PyTree:
+def joined(parts: Iterable[PyTree]) -> PyTree:
     """The items of several parts as one."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

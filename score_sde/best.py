@@ -18,7 +18,7 @@ from score_sde.data import Arrays, DatasetInfo
 from score_sde.display import eight_bits
 from score_sde.errors import UserError
 from score_sde.evaluation import Statistics
-from score_sde.paths import local, move_aside, whole
+from score_sde.paths import local, move_aside, write_json
 from score_sde.progress import bar
 from score_sde.run import assembled
 from score_sde.training.checkpoints import BEST, RECORD, Checkpoints, best_record, newest_step
@@ -91,8 +91,7 @@ def _keep(workdir: Path, step: int, state: TrainState, record: dict[str, Any] | 
         with Checkpoints(workdir / BEST, keep=1) as best:
             best.save(state, step)
     if record:
-        with whole(workdir / RECORD) as file:
-            file.write(f"{json.dumps(record, indent=2)}\n".encode())
+        write_json(workdir / RECORD, record)
 
 
 def _sampling(config: ConfigDict) -> dict[str, Any]:
@@ -117,8 +116,7 @@ def _is_best(workdir: Path, of: dict[str, Any], step: int, value: float) -> bool
     is_same = all({**usual, **record}.get(key) == said for key, said in of.items())
     if (has_record and not (record and is_same)) or (not has_record and 0 < there < step):
         unknown = f"{RECORD} cannot be read" if has_record else f"without {RECORD}"
-        for old, new in move_aside([workdir / RECORD, workdir / BEST]).items():
-            print(f"{workdir / old}: {'by other scores' if record else unknown}; it is now {new}")
+        move_aside([workdir / RECORD, workdir / BEST], "by other scores" if record else unknown)
         return True
     if there > step:
         return False

@@ -378,8 +378,7 @@ class _Items:
         """The bound of its three terms."""
         reconstruction = decoded + self._log_density
         log_prob = -(prior + diffusion + reconstruction)
-        has_bits = self.space is not None and self.space.has_bins
-        bits = self.space.figure(log_prob) if self.space is not None and has_bits else None
+        bits = self.space.figure(log_prob) if self.space and self.space.has_bins else None
         terms = prior, diffusion, reconstruction
         evaluations = jnp.full(len(log_prob), nfe, jnp.int32)
         return Bound(bits, log_prob, *terms, time_error, evaluations, steps)

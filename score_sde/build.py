@@ -291,14 +291,14 @@ def restorer(config: ConfigDict) -> Sampler:
         return sampler(config)
     own = {"num_levels": config.model.num_levels, "resamplings": config.restore.resamplings}
     with errors_of("sampling"):
-        chosen: Sampler = make(**_settings("sampling.method", make, config, **own))
-    return chosen
+        return make(**_settings("sampling.method", make, config, **own))
 
 
 def probability_flow(config: ConfigDict) -> ProbabilityFlow:
-    """Return the flow that encodes and decodes, with any sampler."""
+    """Return the flow that encodes and decodes, with any sampler. It never denoises."""
     with errors_of("sampling"):
-        return ProbabilityFlow(**_settings("sampling.method", ProbabilityFlow, config))
+        settings = _settings("sampling.method", ProbabilityFlow, config, denoise=False)
+        return ProbabilityFlow(**settings)
 
 
 def divergence(config: ConfigDict, info: DatasetInfo) -> str:
@@ -359,7 +359,8 @@ def unused(config: ConfigDict) -> set[str]:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer with its schedule."""
     make = optimizers.optimizer
-    return make(**{name: config.training[name] for name in takes(make)})
+    names = takes(make).keys() - {"rate"}
+    return make(learning_rate(config), **{name: config.training[name] for name in names})
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

@@ -31,7 +31,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
@@ -59,7 +58,7 @@ MODES = {
 # Flags of single modes, with their defaults; None has to be given. Results go to the workdir where
 # no output is given, or without one to the current folder.
 OPTIONS: dict[str, dict[str, str | bool | None]] = {
-    "convert": {**{"source": None, "weights": "", "force": False, "new_attention_order": False}},
+    "convert": {"source": None, "weights": "", "force": False, "new_attention_order": False},
     "export": {"target": None, "step": ""},
     "sample": {"output": "", "step": ""},
     "likelihood": {"output": "", "step": ""},
@@ -114,7 +113,7 @@ class Command(NamedTuple):
     mode: str
     config: ConfigDict
     workdir: Path
-    options: Mapping[str, Any] = MappingProxyType({})  # of the mode alone
+    options: Mapping[str, Any]  # of the mode alone
 
     @property
     def folder(self) -> Path:

@@ -30,7 +30,6 @@ def default() -> ConfigDict:
         if row.unset is not None:
             value = config_dict.FieldReference(row.default, field_type=row.kind)
         (config[section] if section else config)[name] = value
-    config.update({section: ConfigDict() for section in SECTIONS if section not in config})
     return config.lock()
 
 

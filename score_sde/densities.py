@@ -12,7 +12,6 @@ from score_sde.data import DatasetInfo
 from score_sde.likelihood import DataLikelihood, data_log_likelihood
 from score_sde.score import Model
 from score_sde.sde import SDE
-from score_sde.spaces import Space
 
 Likelihoods = DataLikelihood | Bound
 
@@ -31,12 +30,6 @@ class Method(NamedTuple):
     check: Callable[[SDE, Any], None]
 
 
-def _vlb(
-    key: Array, sde: SDE, model: Model, data: Array, space: Space, **settings: Any
-) -> Likelihoods:
-    return chain_bound(key, model, data, space, **settings)
-
-
 IN_TIME = ("num_times", "t_min")
 SOLVE = ("divergence", "num_probes", "rtol", "atol", "max_steps", "t_min")
 METHODS = {
@@ -49,7 +42,12 @@ METHODS = {
     "bound": Method(
         likelihood_bound, IN_TIME, lambda sde, score: sde.check() if score.num_levels else None
     ),
-    "vlb": Method(_vlb, ("variance", *IN_TIME), lambda sde, score: None),
+    "vlb": Method(
+        # The model has its process.
+        lambda key, sde, *parts, **settings: chain_bound(key, *parts, **settings),
+        ("variance", *IN_TIME),
+        lambda sde, score: None,
+    ),
 }
 """The methods by their names in a config."""
 COMMON = ("seed", "split", "num_images", "batch_size", "method")

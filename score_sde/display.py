@@ -120,10 +120,15 @@ def _thumbnails(images: np.ndarray, levels: int, columns: int = COLUMNS) -> str:
 
     every = max(1, images.shape[1] // SMALLEST)  # large ones by some of their pixels
     images = images[:THUMBNAILS, ::every, ::every]
-    file = io.BytesIO()
     sheet = grid(images, levels, min(columns, len(images)))
-    Image.fromarray(sheet).save(file, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return address(Image.fromarray(sheet), optimize=True)
+
+
+def address(image: Any, kind: str = "png", **settings: Any) -> str:
+    """An image of Pillow's, saved with these settings, as a `data:` address."""
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def grid(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndarray:

@@ -63,9 +63,13 @@ def classifier_free(
         dict(condition) if isinstance(condition, Mapping) else {"labels": condition}
     )
     require("labels" in known, "condition", (*known,), "conditions with labels")
-    known["labels"] = _each_sample(known["labels"])
-    _check_range(known["labels"], getattr(model, "num_classes", 0))
-    without = {**known, "labels": jnp.full_like(known["labels"], NO_LABEL)}
+    labels, number = _each_sample(known["labels"]), getattr(model, "num_classes", 0)
+    # A network takes others for samples without label.
+    if number and not isinstance(labels, jax.core.Tracer):
+        wrong = labels[(labels < NO_LABEL) | (labels >= number)].tolist()
+        require(not wrong, "labels", wrong, f"0 to {number - 1}, and {NO_LABEL} for none")
+    known["labels"] = labels
+    without = {**known, "labels": jnp.full_like(labels, NO_LABEL)}
     pair = _OneBatch(model, (known, without))
     return _guided(pair, weight, interval, getattr(model, "sde", None))
 
@@ -128,14 +132,6 @@ def _each_sample(labels: ArrayLike) -> Array:
     found = jnp.asarray(labels)
     require(found.ndim == 1, "labels.shape", found.shape, "(B,), a label for each sample")
     return found
-
-
-def _check_range(labels: Array, number: int) -> None:
-    """Raise ValueError for labels beyond a number of classes, where both are known: networks take
-    such for samples without label."""
-    if number and not isinstance(labels, jax.core.Tracer):
-        wrong = labels[(labels < NO_LABEL) | (labels >= number)].tolist()
-        require(not wrong, "labels", wrong, f"0 to {number - 1}, and {NO_LABEL} for none")
 
 
 def _guided(pair: Any, weight: float, interval: Interval | None, sde: SDE | None) -> ScoreFn:

@@ -165,10 +165,8 @@ class _Method(NamedTuple):
         n = len(rows) + 1
         matrix = np.stack([np.zeros(n), *(np.pad(row, (0, n - len(row))) for row in rows)])
         times = np.pad([0.0, *tableau.c], (0, n - 1 - len(tableau.c)), constant_values=1.0)
-        solution, error = (np.pad(b, (0, n - len(b))) for b in (tableau.b_sol, tableau.b_error))
-        matrix, times, solution, error = (
-            array.astype(dtype) for array in (matrix, times, solution, error)
-        )
+        pair = (np.pad(b, (0, n - len(b))) for b in (tableau.b_sol, tableau.b_error))
+        matrix, times, solution, error = (a.astype(dtype) for a in (matrix, times, *pair))
         return cls(matrix, times, solution, error, solver.order(None))
 
     def stages(self, rate: Field, u: Array, h: Array, y: Any, slope: Any) -> Any:

@@ -103,7 +103,7 @@ class Latents:
             return end.x, end.nfe
 
         given = build.checked_condition(self.config, self.info, len(x), condition)
-        return joined(list(self.in_batches(carry, (x, given), len(x))))
+        return joined(self.in_batches(carry, (x, given), len(x)))
 
     def interpolation_batches(
         self,

@@ -33,7 +33,6 @@ from score_sde.errors import UserError
 from score_sde.learned import constants
 from score_sde.locks import writing
 from score_sde.networks import Apply
-from score_sde.paths import move_aside
 from score_sde.run import Run, assembled, info_of
 from score_sde.samplers import DDIM
 from score_sde.samplers.base import from_prior
@@ -145,10 +144,7 @@ def train_classifier(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[int
     with _one_writer(folder):
         arrays = build.arrays(config, info, "train")
         _begin(config, folder, info)
-
-        def loss(apply: Apply) -> LossFn:
-            return objectives.classifier_loss(config, apply, info)
-
+        loss = objectives.classifier_loss
         apply, state, _ = _fit(config, folder, info, arrays, make, loss, lambda apply: [], mesh)
     return int(state.step), build.classifier(config, apply, state.ema)
 
@@ -180,9 +176,6 @@ def _train(
     source = _source(config) if begins and tunes else None
     _begin(config, workdir, info)
 
-    def loss(apply: Apply) -> LossFn:
-        return objectives.loss(config, apply, info)
-
     def hooks(apply: Apply) -> Iterator[loop.Hook]:
         if workdir and settings.sample_every:
             look = _pictures_of_samples(config, info, apply, arrays.x, workdir, mesh)
@@ -194,7 +187,8 @@ def _train(
             yield settings.evaluate_every, score
 
     make = build.network(config, info)
-    parts = workdir, info, arrays, make, loss, hooks, mesh, source, objectives.history(config)
+    history = objectives.history(config)
+    parts = workdir, info, arrays, make, objectives.loss, hooks, mesh, source, history
     apply, state, metrics = _fit(config, *parts)
     if workdir:
         metrics = [values for _, values in logged(workdir)]  # those of earlier parts, too
@@ -221,8 +215,7 @@ def _keep_earlier(workdir: Path) -> None:
         there.append(log)
     if any((workdir / PICTURES).glob("step_*.png")):
         there.append(workdir / PICTURES)
-    for old, new in move_aside(there).items():
-        print(f"{workdir / old}: of no checkpoint here; it is now {new}")
+    paths.move_aside(there, "of no checkpoint here")
 
 
 def _fit(
@@ -231,7 +224,7 @@ def _fit(
     info: DatasetInfo,
     arrays: Arrays,
     make: Callable[..., Any],
-    loss: Callable[[Apply], LossFn],
+    loss: Callable[[ConfigDict, Apply, DatasetInfo], LossFn],
     hooks: Callable[[Apply], Iterable[loop.Hook]],
     mesh: Mesh,
     source: Path | None = None,
@@ -257,7 +250,7 @@ def _fit(
     try:
         state = loop.train(
             create(params, optimizer, mesh, history, num_powers=num_powers),
-            make_train_step(loss(apply), optimizer, settings.ema_rate, mesh),
+            make_train_step(loss(config, apply, info), optimizer, settings.ema_rate, mesh),
             feed,
             [*hooks(apply)],
             Checkpoints(workdir / "checkpoints", **kept) if workdir else None,

@@ -274,7 +274,7 @@ def _solve(
 ) -> tuple[Likelihood, Array]:
     """The solve of x and of a column of log p / dims for each probe. What is fixed: whether the
     divergence is exact, and the most steps."""
-    exact, max_steps = fixed
+    (first, last), (rtol, atol), (exact, max_steps) = times, tolerances, fixed
     dims, axes = x0[0].size, tuple(range(1, x0.ndim))
     flow = sde.probability_flow(score)
 
@@ -292,19 +292,13 @@ def _solve(
         # their mean, so log p keeps the tolerance that it has with one probe.
         start = (x0, jnp.zeros((len(x0), 1 if exact else probes.shape[1]), x0.dtype))
         solution = integrate(
-            field,
-            start,
-            start=times[0],
-            end=times[1],
-            rtol=tolerances[0],
-            atol=tolerances[1],
-            max_steps=max_steps,
+            field, start, start=first, end=last, rtol=rtol, atol=atol, max_steps=max_steps
         )
         latent, change = solution.y
-        end = terminal(latent, jnp.full(len(x0), times[1], x0.dtype)).astype(x0.dtype)
+        end = terminal(latent, jnp.full(len(x0), last, x0.dtype)).astype(x0.dtype)
         by_probe = end[:, None] + dims * change
         log_prob = jnp.mean(by_probe, axis=1)
-        nfe = solution.nfe * evaluations(score, jnp.full(len(x0), times[0], x0.dtype))
+        nfe = solution.nfe * evaluations(score, jnp.full(len(x0), first, x0.dtype))
     return Likelihood(log_prob, latent, nfe, by_probe), solution.verdict
 
 

@@ -1,8 +1,6 @@
 """Pages of HTML that need no network: every text is escaped here, every picture is within."""
 
-import base64
 import html
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from score_sde.display import SMALLEST
+from score_sde.display import SMALLEST, address
 from score_sde.errors import DAMAGED, UserError
 
 LARGEST = 520  # pixels of a picture's longer side; larger ones are reduced
@@ -147,7 +145,7 @@ def picture(path: Path, label: str, cell: tuple[int, int] | None = None, most: i
     """
     with _opened(path) as opened:
         image, zoom = _smallest(opened, cell, most, LARGEST if cell else max(opened.size))
-    return _image(_address(_png(image), "png"), image.size, zoom, label)
+    return _image(address(image, optimize=True), image.size, zoom, label)
 
 
 def film(path: Path, label: str, cell: tuple[int, int]) -> str:
@@ -158,12 +156,11 @@ def film(path: Path, label: str, cell: tuple[int, int]) -> str:
         count = max(2, min(number, FILM_PIXELS // (last.width * last.height)))
         chosen = np.linspace(0, number - 1, count).round().astype(int).tolist()
         frames = [_smallest(_at(opened, index), cell, 0, FILM_LARGEST)[0] for index in chosen]
-    gif, pause = io.BytesIO(), round(FILM_SECONDS * 1000 / count)
+    pause = round(FILM_SECONDS * 1000 / count)
     durations = [pause] * (count - 1) + [2000]  # milliseconds
     settings = {"append_images": frames[1:], "duration": durations, "loop": 0}
-    frames[0].save(gif, "gif", save_all=True, **settings)
-    still = f'media="(prefers-reduced-motion: reduce)" srcset="{_address(_png(last), "png")}"'
-    moving = _image(_address(gif.getvalue(), "gif"), last.size, zoom, label)
+    still = f'media="(prefers-reduced-motion: reduce)" srcset="{address(last, optimize=True)}"'
+    moving = _image(address(frames[0], "gif", save_all=True, **settings), last.size, zoom, label)
     return f"<picture>\n<source {still}>\n{moving}\n</picture>"
 
 
@@ -200,20 +197,10 @@ def _smallest(
     return (found.reduce(factor), 1) if factor > 1 else (found, zoom)
 
 
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "png", optimize=True)
-    return file.getvalue()
-
-
-def _address(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _image(address: str, size: tuple[int, int], zoom: int, label: str) -> str:
+def _image(source: str, size: tuple[int, int], zoom: int, label: str) -> str:
     width, height = (zoom * side for side in size)
     shown = f'width="{width}" height="{height}" alt="{html.escape(label)}"'
-    return f'<img{_class("pixels" if zoom > 1 else "")} src="{address}" {shown}>'
+    return f'<img{_class("pixels" if zoom > 1 else "")} src="{source}" {shown}>'
 
 
 def _class(kind: str) -> str:

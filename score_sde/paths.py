@@ -2,18 +2,18 @@
 
 import io
 import itertools
+import json
 import logging
 import os
 import re
 import secrets
 import socket
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache as once
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from score_sde.errors import UserError, one_line
 
@@ -88,18 +88,10 @@ def local(text: str | os.PathLike[str], where: str) -> Path:
         pass
     except OSError as error:
         raise UserError(f"{where} = {text!r:.80}: cannot be read ({error.strerror})") from error
-    if not is_plain(Path(path)):
+    found = Path(path)
+    if found.exists() and not (found.is_file() or found.is_dir()):
         raise UserError(f"{where} = {text!r:.80}: a pipe or device; allowed are files and folders")
-    return Path(path)
-
-
-def is_plain(path: Path) -> bool:
-    """Return whether a path is a file or folder, or nothing yet: no pipe, socket or device."""
-    try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return True
-    return kind in (stat.S_IFREG, stat.S_IFDIR)
+    return found
 
 
 @contextmanager
@@ -152,10 +144,15 @@ def whole(path: Path, *, keep: bool = False) -> Iterator[BinaryIO]:
             raise
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Write a document of JSON, as `whole` does."""
+    with whole(path) as file:
+        file.write(f"{json.dumps(document, indent=2)}\n".encode())
+
+
 def _keep_other(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() != content:
-        for old, new in move_aside([path]).items():
-            print(f"{path.with_name(old)}: another one was there; it is now {new}")
+        move_aside([path], "another one was there")
 
 
 @once
@@ -213,9 +210,9 @@ def cache(where: str, instead: str) -> Path:
     return local(base, f"{where}: XDG_CACHE_HOME") / "score_sde"
 
 
-def move_aside(paths: Sequence[Path]) -> dict[str, str]:
+def move_aside(paths: Sequence[Path], why: str = "") -> dict[str, str]:
     """Rename those files and folders of one place that are there to NAME.old.SUFFIX, or .old2 and
-    so on where one of these is taken; return {old name: new name}.
+    so on where one of these is taken; return {old name: new name}. A reason is printed with them.
 
     Raises:
         UserError: one cannot be moved.
@@ -231,6 +228,9 @@ def move_aside(paths: Sequence[Path]) -> dict[str, str]:
             _move(path, older)
         except OSError as error:
             raise UserError(f"{path}: cannot be moved ({error.strerror or error})") from error
+    if why:
+        for path, older in moved:
+            print(f"{path}: {why}; it is now {older.name}")
     return {path.name: older.name for path, older in moved}
 
 

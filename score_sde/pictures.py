@@ -21,12 +21,7 @@ def save_each(folder: Path, images: np.ndarray, levels: int) -> None:
 
 
 def save_png(
-    path: Path,
-    images: np.ndarray,
-    levels: int,
-    columns: int | None = None,
-    *,
-    keep: bool = False,
+    path: Path, images: np.ndarray, levels: int, columns: int | None = None, *, keep: bool = False
 ) -> None:
     """Write a grid of images (as `grid` takes them), as `whole` does."""
     with whole(path, keep=keep) as file:

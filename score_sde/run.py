@@ -101,17 +101,12 @@ class Run:
         return {name: shortened(fact) for name, fact in facts.items()}
 
     def sample(
-        self,
-        key: Array,
-        n: int,
-        *,
-        trajectory: bool | int = False,
-        **condition: ArrayLike,
+        self, key: Array, n: int, *, trajectory: bool | int = False, **condition: ArrayLike
     ) -> Drawn:
         """Draw n items with the config's sampler, of the classes in turn unless ``labels=`` says
         otherwise; arguments as `sample_batches`."""
         parts = self.sample_batches(key, n, condition or None, trajectory=trajectory)
-        return joined(list(parts))._replace(levels=self.info.levels)
+        return joined(parts)._replace(levels=self.info.levels)
 
     def sample_batches(
         self,
@@ -256,7 +251,7 @@ class Run:
         Raises: as `encode`.
         """
         parts = self.latents.interpolation_batches(key, first, second, num, condition)
-        return joined(list(parts))._replace(levels=self.info.levels)
+        return joined(parts)._replace(levels=self.info.levels)
 
     def in_batches(
         self, section: str, function: Callable[[Any, int], Any], arrays: Any, n: int, first: int = 0
@@ -289,7 +284,7 @@ class Run:
             ValueError: other data, or another condition than the model's.
             UserError: a solve that fails, with the reason.
         """
-        return joined(list(self.likelihood_batches(key, data, condition)))
+        return joined(self.likelihood_batches(key, data, condition))
 
     def likelihood_batches(
         self,

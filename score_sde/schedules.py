@@ -26,13 +26,7 @@ import numpy as np
 from jax import Array
 
 from score_sde.errors import require
-from score_sde.sde import (
-    PROCESSES,
-    SDE,
-    ScoreFn,
-    derivative,
-    expand,
-)
+from score_sde.sde import PROCESSES, SDE, ScoreFn, derivative, expand
 
 DIVIDE = ("epsilon", "score")  # the parameterizations whose denoised data divide by alpha
 
@@ -246,7 +240,7 @@ class Shifted(ToNoise):
         ValueError: a shift that is not positive.
     """
 
-    process: Any
+    process: SDE
     shift: Any = 1.0
 
     def __post_init__(self) -> None:
@@ -263,8 +257,7 @@ class Shifted(ToNoise):
 
     @property
     def ends_in_noise(self) -> bool:  # type: ignore[override]
-        known: bool = self.process.ends_in_noise
-        return known
+        return self.process.ends_in_noise
 
     @property
     def t_resolved(self) -> Any:  # type: ignore[override]
@@ -275,13 +268,12 @@ class Shifted(ToNoise):
         return self.process.size
 
     def time_steps(self, start: Any, end: Any, num: int) -> Array:
-        found: Array = self.process.time_steps(start, end, num)
-        return found
+        return self.process.time_steps(start, end, num)
 
     def _pair(self, t: Array) -> tuple[Array, Array]:
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         more = self.shift * sigma
-        scale = self.process.size(alpha, sigma) / self.process.size(alpha, more)
+        scale = self.size(alpha, sigma) / self.size(alpha, more)
         return scale * alpha, scale * more
 
     def alpha(self, t: Array) -> Array:
@@ -291,12 +283,10 @@ class Shifted(ToNoise):
         return self._pair(t)[1]
 
     def log_snr(self, t: Array) -> Array:
-        found: Array = self.process.log_snr(t) - 2.0 * jnp.log(self.shift)
-        return found
+        return self.process.log_snr(t) - 2.0 * jnp.log(self.shift)
 
     def inverse_log_snr(self, log_snr: Array) -> Array:
-        found: Array = self.process.inverse_log_snr(log_snr + 2.0 * jnp.log(self.shift))
-        return found
+        return self.process.inverse_log_snr(log_snr + 2.0 * jnp.log(self.shift))
 
 
 def _require_time(t_max: Any, t_min: float, most: float) -> None:

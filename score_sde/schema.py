@@ -1,66 +1,99 @@
-"""The schema of a config: one row for each key. Reading this file imports no JAX."""
+"""The schema of a config: the kinds of values, and one row for each key. Reading this file imports
+no JAX."""
 
+import math
 from typing import Any, NamedTuple
 
-from score_sde.allowed import (
-    ABOVE_0,
-    AUGMENTATIONS,
-    BETAS,
-    CHURN_NOISE,
-    CLASSES,
-    COLUMNS,
-    CORRECTORS,
-    COUNT,
-    DATASETS,
-    DEQUANTIZATIONS,
-    DIVERGENCES,
-    FILE,
-    FOURS,
-    FRACTION,
-    GRIDS,
-    IMAGE_SIZE,
-    INTEGERS,
-    INTERVAL,
-    LEVELS,
-    LIKELIHOODS,
-    LOSSES,
-    NETWORKS,
-    NOISE_CONDITIONS,
-    NOT_NEGATIVE,
-    NUMBERS,
-    OPERATIONS,
-    PAIRINGS,
-    PARAMETERIZATIONS,
-    PATH,
-    POSITIVE,
-    PREDICTORS,
-    PROCESSES,
-    REAL,
-    REALS,
-    REFERENCE,
-    SAMPLERS,
-    SEED,
-    SIZE,
-    SIZES,
-    SMALL,
-    SOLVERS,
-    STEP_CONTROLS,
-    SWEEP,
-    SWITCH,
-    TEXT,
-    TIME,
-    TIMES,
-    TOLERANCE,
-    UP_TO_1,
-    VARIANCES,
-    WEIGHTS,
-    Names,
-    Values,
-    at_least,
-    between,
-    unet,
-    words,
-)
+from score_sde.allowed import Names, Values, at_least, between, words
+from score_sde.paths import ALLOWED as PATHS
+from score_sde.paths import is_url
+
+
+def _are_positive(value: tuple[Any, ...], types: tuple[type, ...]) -> bool:
+    return all(type(item) in types and 0 < item < math.inf for item in value)
+
+
+def _is_interval(value: tuple[Any, ...]) -> bool:
+    numbers = all(type(item) in (int, float) for item in value)
+    return not value or (numbers and len(value) == 2 and 0 <= value[0] < value[1])
+
+
+def _is_image_size(value: Any) -> bool:
+    sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return value == 0 or all(type(side) is int and 0 < side <= 16384 for side in sides)
+
+
+AUGMENTATIONS = ("flip_x", "flip_y", "scale", "rotate", "stretch", "move")
+
+# fmt: off
+SWITCH = Values(lambda value: True, "True, False")
+TEXT = Values(lambda value: True, "text")
+SWEEP = Values(lambda value: True, "empty, KEY=VALUE,VALUE;... of sampling's keys and step")
+FILE = Values(lambda value: not is_url(value) or value.startswith(("https://", "http://")),
+              "paths of this machine, addresses of https://")
+PATH = Values(lambda value: not is_url(value), PATHS)
+SEED = Values(lambda value: 0 <= value < 2**32, "integers from 0 to 2**32 - 1")
+COUNT = at_least(1)
+SIZE = between(0, 16384, "integers")  # beyond, a mistake fills the memory by its name alone
+IMAGE_SIZE = Values(_is_image_size, "integers from 0 to 16384, tuples (height, width)")
+NOT_NEGATIVE = Values(lambda value: 0 <= value < math.inf, "numbers of at least 0")
+REAL = Values(lambda value: -math.inf < value < math.inf, "numbers")
+POSITIVE = Values(lambda value: 0 < value < math.inf, "positive numbers")
+UP_TO_1 = Values(lambda value: 0 < value <= 1, "numbers above 0, up to 1")
+FRACTION = Values(lambda value: 0 <= value < 1, "numbers from 0 to below 1")
+# Below, float32's rounding is all that a step's error estimate sees.
+TOLERANCE = Values(lambda value: 1e-7 <= value < 1, "numbers from 1e-7 to below 1")
+# Below 1e-5 float32 and the networks' training end; next to 1 there is nothing left to do.
+TIME = Values(lambda value: 1e-5 <= value <= 0.9, "times from 1e-5 to 0.9")
+ABOVE_0 = Values(lambda value: value > 0, "numbers above 0")
+SMALL = Values(lambda value: 0 < value < 1, "numbers above 0 and below 1")
+CHURN_NOISE = Values(lambda value: 0 < value <= 2, "numbers above 0, up to 2")
+FOURS = Values(lambda value: value > 0 and value % 4 == 0, "positive multiples of 4")
+INTEGERS = Values(lambda value: _are_positive(value, (int,)), "tuples of positive integers")
+NUMBERS = Values(lambda value: _are_positive(value, (int, float)), "tuples of positive numbers")
+REALS = Values(lambda value: all(type(item) in (int, float) for item in value),
+               "tuples of numbers")
+BETAS = Values(lambda value: not value or (len(value) > 1 and _are_positive(value, (int, float))),
+               "tuples of positive numbers, one for each level")
+CLASSES = Values(lambda value: all(type(item) is int and item >= 0 for item in value),
+                 "tuples of classes, integers from 0")
+INTERVAL = Values(_is_interval, "(), two rising numbers of at least 0")
+COLUMNS = Values(lambda value: all(type(item) is str or (type(item) is int and item >= 0)
+                                   for item in value), "tuples of columns' names or indices")
+REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
+LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
+OPERATIONS = Values(lambda value: bool(value) and all(item in AUGMENTATIONS for item in value),
+                    f"tuples of {', '.join(AUGMENTATIONS)}")
+SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
+               "tuples of positive integers, one per resolution")
+
+DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
+PROCESSES = Names("score_sde.learned:PROCESSES", "score_sde.sde:SDE")
+NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
+SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
+PREDICTORS = Names(
+    "score_sde.samplers.predictor_corrector:PREDICTORS", "types:FunctionType", instance=True)
+CORRECTORS = Names(
+    "score_sde.samplers.predictor_corrector:CORRECTORS", "types:FunctionType", instance=True)
+SOLVERS = Names("score_sde.integrate:SOLVERS")
+STEP_CONTROLS = Names("score_sde.integrate:STEP_CONTROLS")
+GRIDS = Names("score_sde.samplers.grids:GRIDS")
+PARAMETERIZATIONS = Names("score_sde.score:PARAMETERIZATIONS")
+NOISE_CONDITIONS = Names("score_sde.score:NOISE_CONDITIONS")
+LOSSES = Names("score_sde.losses:LOSSES")
+TIMES = Names("score_sde.times:TIMES")
+WEIGHTS = Names("score_sde.losses:WEIGHTS")
+PAIRINGS = Names("score_sde.pairing:PAIRINGS")
+DEQUANTIZATIONS = Names("score_sde.spaces:DEQUANTIZATIONS")
+DIVERGENCES = Names("score_sde.likelihood:DIVERGENCES")
+LIKELIHOODS = Names("score_sde.densities:METHODS")
+VARIANCES = Names("score_sde.bounds:VARIANCES")
+# fmt: on
+
+
+def unet(name: str) -> Names:
+    """The words of one setting of the U-Net."""
+    return Names(f"score_sde.networks.spec:CHOICES.{name}")
 
 
 class Row(NamedTuple):

@@ -7,8 +7,8 @@ the denoised data E[x0 | x_t], as
 
 Both estimates have their own two coefficients. The score follows from epsilon, which does not
 cancel at small t. The denoised data have their own row of the table. It divides by alpha under
-`epsilon` and `score` alone. What the network should return, its target, is linear in x0 and z, so
-`converted` takes the output of one parameterization to that of another.
+`epsilon` and `score` alone. What the network should return, its target, is linear in x0 and z:
+its two coefficients are in the table, too.
 
 A network trained on the N levels of a discrete chain (`score_sde.discrete`) gets a level as its
 noise condition. Three ways lead from a time to its level:
@@ -126,31 +126,11 @@ OF_PURE_NOISE = ("velocity", "denoised", "flow")
 """The parameterizations whose denoised data do not divide by alpha."""
 
 
-def converted(
-    output: Array, x: Array, alpha: Array, sigma: Array, source: str, target: str
-) -> Array:
-    """The output of one parameterization as that of another, (B, *shape).
-
-    Args:
-        output: of the network, (B, *shape).
-        x: the state, (B, *shape).
-        alpha, sigma: its noise level, (B,). `epsilon` and `score` say nothing of the other targets
-            where alpha is 0, and `denoised` nothing where sigma is 0.
-        source, target: names of ``PARAMETERIZATIONS``.
-    """
-    of, to = (PARAMETERIZATIONS[name](alpha, sigma) for name in (source, target))
-    z, x0 = (
-        expand(skip, x) * x + expand(out, x) * output for skip, out in (of.epsilon, of.denoised)
-    )
-    return expand(to.target[0], x) * x0 + expand(to.target[1], x) * z
-
-
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Array], Array]] = {
     "time": lambda sde, t: 999.0 * t,  # 999 for any number of steps, as in the original
     "log_sigma": lambda sde, t: jnp.log(sde.sigma(t)),
     "log_snr": lambda sde, t: sde.log_snr(t),
 }
-LEVELS = ("smooth", "original", "matched")
 
 
 class Noise(NamedTuple):
@@ -243,11 +223,12 @@ class Model:
 
     def denoised_at(self, x: Array, noise: Noise, **options: Any) -> Array:
         """As `denoised`, at given noise levels."""
-        return self._estimate("denoised", x, noise, **options)
+        return self._estimate(self._target(x, noise, **options), "denoised", x, noise)
 
     def score_at(self, x: Array, noise: Noise, **options: Any) -> Array:
         """The score at given noise levels."""
-        return -self._estimate("epsilon", x, noise, **options) / expand(noise.sigma, x)
+        epsilon = self._estimate(self._target(x, noise, **options), "epsilon", x, noise)
+        return -epsilon / expand(noise.sigma, x)
 
     def score_and_share(self, x: Array, t: Array, **options: Any) -> tuple[Array, Array]:
         """The score, and the share v of log beta in the log variances of a reverse step from t,
@@ -262,13 +243,10 @@ class Model:
         """As `score_and_share`, at given noise levels."""
         require(self.learned_variance, "learned_variance", False, "True for learned variances")
         target, said = jnp.split(self.output(x, noise, **options), 2, axis=-1)
-        epsilon = self._estimate_of(target, "epsilon", x, noise)
+        epsilon = self._estimate(target, "epsilon", x, noise)
         return -epsilon / expand(noise.sigma, x), 0.5 * (said + 1.0)
 
-    def _estimate(self, what: str, x: Array, noise: Noise, **options: Any) -> Array:
-        return self._estimate_of(self._target(x, noise, **options), what, x, noise)
-
-    def _estimate_of(self, target: Array, what: str, x: Array, noise: Noise) -> Array:
+    def _estimate(self, target: Array, what: str, x: Array, noise: Noise) -> Array:
         skip, out = getattr(self._coefficients(noise), what)
         return expand(skip, x) * x + expand(out, x) * target
 

@@ -126,8 +126,7 @@ def _classifier(
     if is_writer():
         if theirs := classifier.read(path, about):  # of a command that was faster
             return theirs
-        for old, new in move_aside([path]).items():
-            print(f"{path.with_name(old)}: of other images or settings; it is now {new}")
+        move_aside([path], "of other images or settings")
         classifier.write(path, found)
     return found
 

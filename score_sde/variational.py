@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.learned import ByGamma, LearnedVP
+from score_sde.learned import ByGamma
 from score_sde.score import Model
 from score_sde.sde import expand
 from score_sde.times import low_discrepancy
@@ -68,7 +68,8 @@ def variational_loss(key: Array, model: Model, x0: Array, **options: Any) -> Arr
         error = expand(std, z) * at(mean + expand(std, z) * z, t, **(options | arrays)) + z
         return 0.5 * process.T * slope * jnp.mean(jnp.square(error).reshape(len(x0), -1), axis=-1)
 
-    by_bound, by_variance = (_held(process, part) for part in (_inside(process), ENDS))
+    between = tuple(f.name for f in dataclasses.fields(process) if f.name not in ENDS)
+    by_bound, by_variance = (_held(process, part) for part in (between, ENDS))
     gamma, again = ((each.gamma(t), each.slope(t)) for each in (by_bound, by_variance))
     rest = x0, z, t, model.condition, arrays
     diffusion = _two_gradients(estimate)(model.params, gamma, again, rest)
@@ -77,11 +78,6 @@ def variational_loss(key: Array, model: Model, x0: Array, **options: Any) -> Arr
     size2 = jnp.mean(jnp.square(x0).reshape(len(x0), -1), axis=-1)
     prior = 0.5 * (alpha2 * size2 + sigma2 - 1.0 - jnp.log(sigma2))
     return prior + diffusion + 0.5 * (math.log(2.0 * math.pi) + 1.0 + first)
-
-
-def _inside(process: LearnedVP) -> tuple[str, ...]:
-    """The names of the constants between the ends."""
-    return tuple(f.name for f in dataclasses.fields(process) if f.name not in ENDS)
 
 
 def _held(process: Any, names: tuple[str, ...]) -> Any:

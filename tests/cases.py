@@ -29,6 +29,7 @@ from score_sde.samplers import (
 )
 from score_sde.samplers.stepped import Context
 from score_sde.schedules import EDM, Cosine, Flow, Shifted, Sigmoid
+from score_sde.score import PARAMETERIZATIONS
 from score_sde.sde import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, expand
 
 
@@ -264,3 +265,15 @@ def run_with(sampler: SteppedSampler, sde: SDE, score: ScoreFn, x: Array, noises
         return carry, carry[0]
 
     return jax.lax.scan(body, (x, sampler.memory(x)), jnp.arange(len(times) - 1))[1]
+
+
+def converted(
+    output: Array, x: Array, alpha: Array, sigma: Array, source: str, target: str
+) -> Array:
+    """The output of one parameterization as that of another, (B, *shape), by the table's rows, at
+    the noise levels alpha and sigma, (B,)."""
+    of, to = (PARAMETERIZATIONS[name](alpha, sigma) for name in (source, target))
+    z, x0 = (
+        expand(skip, x) * x + expand(out, x) * output for skip, out in (of.epsilon, of.denoised)
+    )
+    return expand(to.target[0], x) * x0 + expand(to.target[1], x) * z

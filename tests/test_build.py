@@ -104,6 +104,11 @@ def test_the_most_steps_of_a_solve_are_those_of_the_config():
     assert build.sampler(config).max_steps == build.probability_flow(config).max_steps == 7
 
 
+def test_the_flow_that_encodes_and_decodes_never_denoises():
+    config = changed(default(), {"sampling.method": "ode", "sampling.denoise": True})
+    assert build.sampler(config).denoise and not build.probability_flow(config).denoise
+
+
 def test_the_divergence_is_exact_for_short_vectors():
     """As docs/vectors.md says, also by the preset that a user's own table begins with."""
     vectors, images = presets.load("vp_moons"), presets.load("vp_digits")

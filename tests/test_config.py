@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from score_sde import build, overrides, workdirs
-from score_sde.allowed import SWITCH, TEXT
 from score_sde.config import changed, default, flat, resolve
 from score_sde.errors import UserError
-from score_sde.schema import SCHEMA
+from score_sde.schema import SCHEMA, SWITCH, TEXT
 from score_sde.validation import validate
 from tests.refusals import refusal, valid
 

@@ -90,8 +90,8 @@ ROOMS = {
     ),
     # 5: assembly. `main.py --help` reads config, so that knows no JAX, nor does what it imports.
     # `validation` knows `rules`, which import JAX, within a function.
-    "score_sde.allowed": Room(5, (0,)),  # what a path is
-    "score_sde.schema": Room(5, (), neighbours=("score_sde.allowed",)),
+    "score_sde.allowed": Room(5, ()),
+    "score_sde.schema": Room(5, (0,), neighbours=("score_sde.allowed",)),  # what a path is
     "score_sde.config": Room(
         5, (0,), ("ml_collections",), neighbours=("score_sde.allowed", "score_sde.schema")
     ),

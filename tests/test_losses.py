@@ -24,10 +24,10 @@ from score_sde.losses import (
     weighted_error,
 )
 from score_sde.schedules import EDM, Flow
-from score_sde.score import PARAMETERIZATIONS, Model, converted
+from score_sde.score import PARAMETERIZATIONS, Model
 from score_sde.sde import expand
 from score_sde.times import TIMES, low_discrepancy
-from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
+from tests.cases import PROCESSES, PUBLISHED, converted, overlapping_mixture
 
 
 @pytest.mark.parametrize("name", PROCESSES)

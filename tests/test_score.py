@@ -13,11 +13,10 @@ from score_sde.score import (
     PARAMETERIZATIONS,
     Model,
     as_pytree,
-    converted,
     denoise,
 )
 from score_sde.sde import expand
-from tests.cases import PROCESSES, PUBLISHED, overlapping_mixture
+from tests.cases import PROCESSES, PUBLISHED, converted, overlapping_mixture
 
 # The target of each parameterization, from its paper and not from our table.
 TARGETS = {

@@ -2,8 +2,7 @@
 
 import pytest
 
-from score_sde.allowed import SWEEP, SWITCH, TEXT
-from score_sde.schema import SCHEMA
+from score_sde.schema import SCHEMA, SWEEP, SWITCH, TEXT
 from tests.refusals import refusal
 
 CHECKED = [row for row in SCHEMA.values() if row.allowed not in (SWITCH, TEXT, SWEEP)]

@@ -117,15 +117,10 @@ def read(source: Path, spec: UNetSpec) -> Foreign:
     where = folder(source)
     found, arrays = read_json(where / CONFIG), _weights(where)
     flipped = spec.embedding != "fourier" and value(found, "flip_sin_to_cos")
-    places = names(spec)
+    places, plain = names(spec), spec.block == "ddpm"
     params: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        path = path_of(name, array.ndim, places)
-        if path != name:
-            array = layout(path, array, spec.block == "ddpm")
-            if flipped and path == "condition/dense0/kernel":
-                # Theirs are the cosines before the sines.
-                array = np.roll(array, len(array) // 2, axis=0)
+        path, array = our_array(name, array, places, plain=plain, flipped=flipped)
         if path in params and not np.array_equal(params[path], array):
             path = name  # under both generations of names, and they differ: listed as surplus
         params[path] = array
@@ -222,7 +217,28 @@ def path_of(name: str, ndim: int, places: Mapping[str, str]) -> str:
     return f"{place}/{ {'condition': 'frequencies', 'labels': 'table'}.get(last, ours) }"
 
 
-def layout(path: str, array: np.ndarray, plain: bool) -> np.ndarray:
+def our_array(
+    name: str, array: np.ndarray, places: Mapping[str, str], *, plain: bool, flipped: bool
+) -> tuple[str, np.ndarray]:
+    """An array's path and layout in our network; both as they are where it has no place.
+
+    Args:
+        name: of the array.
+        array: as it is stored.
+        places: our paths of modules by their names.
+        plain: our shortcuts are dense layers.
+        flipped: the embedding has the cosines before the sines.
+    """
+    path = path_of(name, array.ndim, places)
+    if path == name:
+        return name, array
+    array = _layout(path, array, plain)
+    if flipped and path == "condition/dense0/kernel":
+        array = np.roll(array, len(array) // 2, axis=0)
+    return path, array
+
+
+def _layout(path: str, array: np.ndarray, plain: bool) -> np.ndarray:
     """The array of a path in our layout."""
     *_, last, leaf = path.split("/")
     if leaf != "kernel":

@@ -14,12 +14,13 @@ blocks resample, else with `block = "ddpm"`.
 import itertools
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from score_sde.convert.diffusers import layout, path_of
+from score_sde.convert.diffusers import our_array
 from score_sde.convert.foreign import Foreign
 from score_sde.errors import UserError
 from score_sde.networks import UNetSpec
@@ -289,15 +290,8 @@ def from_state(state: Mapping[str, Any], spec: UNetSpec, new_order: bool) -> For
     for name, value in state.items():
         if isinstance(value, np.ndarray):
             arrays |= _split(name, value, spec, new_order)
-    places = names(spec)
-    params: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        path = path_of(name, array.ndim, places)
-        if path != name:
-            array = layout(path, array, spec.block == "ddpm")
-        if path == "condition/dense0/kernel":  # theirs are the cosines before the sines
-            array = np.roll(array, len(array) // 2, axis=0)
-        params[path] = array
+    placed = partial(our_array, places=names(spec), plain=spec.block == "ddpm", flipped=True)
+    params = dict(placed(name, array) for name, array in arrays.items())
     return Foreign(ema=params, params=None, mu=None, nu=None, step=0)
 
 

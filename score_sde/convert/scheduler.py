@@ -156,9 +156,8 @@ def _betas(get: Mapping[str, Any], path: Path) -> np.ndarray:
     """beta_0 ... beta_{N-1}, float64."""
     number, trained = get["num_train_timesteps"], get["trained_betas"]
     if trained is not None:
-        if not isinstance(trained, list) or not 1 < len(trained) <= MOST_LEVELS:
-            _refuse(path, "trained_betas", "...", "null, lists of at least 2 numbers")
-        if not all(type(beta) in (int, float) for beta in trained):
+        fits = isinstance(trained, list) and 1 < len(trained) <= MOST_LEVELS
+        if not fits or not all(type(beta) in (int, float) for beta in trained):
             _refuse(path, "trained_betas", "...", "null, lists of at least 2 numbers")
         betas = np.asarray(trained, np.float64)
         return _rescaled(betas) if get["rescale_betas_zero_snr"] else betas

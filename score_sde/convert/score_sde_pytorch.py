@@ -60,12 +60,11 @@ def from_state(state: Any, spec: UNetSpec, source: Path) -> Foreign:
     params = _ours(named, known)
     if averaged:
         _sigmas(averaged, source)
-        averages = params | _ours(averaged, known)
     else:
-        averages = params | _ours(_in_order(get(ema, "shadow_params"), named, known, source), known)
+        averaged = _in_order(get(ema, "shadow_params"), named, known, source)
     mu, nu, adam_steps = _moments(get(optimizer, "state"), known)
     return Foreign(
-        ema=averages,
+        ema=params | _ours(averaged, known),
         params=params,
         mu=mu,
         nu=nu,

@@ -85,6 +85,7 @@ def architecture(found: Mapping[str, Any], where: str, image_size: Any) -> dict[
         raise UserError(f"{where} is a network that ours cannot be: {', '.join(wrong)}")
     head, attended = get["attention_head_dim"], _attended(widths, attends)
     sides = size if isinstance(size, tuple) else (size,)
+    levels = "positional" if get["freq_shift"] == 1 else "vaswani"
     model = {
         **SETTINGS[kind],
         **({"norm_groups": get["norm_num_groups"]} if kind == PLAIN else {}),
@@ -105,7 +106,7 @@ def architecture(found: Mapping[str, Any], where: str, image_size: Any) -> dict[
         "norm_eps": get["norm_eps"],
         "activation": "swish",
         "conditional": True,
-        "embedding": _embedding(get),
+        "embedding": "fourier" if get["time_embedding_type"] == "fourier" else levels,
         "class_conditional": bool(get["num_class_embeds"]),
         "centered": not get["center_input_sample"],
         "input_frequencies": (),
@@ -164,13 +165,6 @@ def _reasons(
 def _attended(widths: list[int], attends: list[bool]) -> set[int]:
     """The widths of the layers with attention, the middle's among them."""
     return {*itertools.compress(widths, attends), widths[-1]}
-
-
-def _embedding(get: Mapping[str, Any]) -> str:
-    """The embedding of the noise level, in our words."""
-    if get["time_embedding_type"] == "fourier":
-        return "fourier"
-    return "positional" if get["freq_shift"] == 1 else "vaswani"
 
 
 def _blocks(get: Mapping[str, Any], where: str) -> tuple[tuple[str, str], list[bool]]:

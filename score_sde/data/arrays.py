@@ -138,7 +138,12 @@ def load(table: Table, split: str, stream: bool = False) -> Arrays:
         item = (*shape[1:3], shape[3] if len(shape) == 4 else 1)
         x: Any = Streamed(table.rows(name), rows, item, dtype)
     else:
-        x = _whole(table, name)
+        x = table.read(name)
+        if not table.are_images:
+            _check_finite(table.where, name, x)
+            x = x.astype(np.float32)
+        elif x.ndim == 3:
+            x = x[..., np.newaxis]
         x = x if table.has_test else taken(x, rows)
     condition: dict[str, np.ndarray] = {}
     if "labels" in table.kinds:
@@ -147,15 +152,6 @@ def load(table: Table, split: str, stream: bool = False) -> Arrays:
         with np.errstate(over="ignore"):  # it is found where a config names the array
             condition[name] = table.read(name + suffix).astype(np.float32)[rows]
     return Arrays(x, condition)
-
-
-def _whole(table: Table, name: str) -> np.ndarray:
-    """An array of data."""
-    x = table.read(name)
-    if not table.are_images:
-        _check_finite(table.where, name, x)
-        return x.astype(np.float32)
-    return x[..., np.newaxis] if x.ndim == 3 else x
 
 
 def _check_fits(table: Table, *names: str) -> None:

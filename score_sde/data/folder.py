@@ -40,10 +40,7 @@ def listing(data_dir: str | None) -> images.Listing:
 
 @contextmanager
 def _opened(root: Path) -> Iterator[images.Open]:
-    def open_file(name: str) -> BinaryIO:
-        return (root / name).open("rb")
-
-    yield open_file
+    yield lambda name: (root / name).open("rb")
 
 
 def _files(root: Path) -> Iterator[tuple[str, int, int]]:

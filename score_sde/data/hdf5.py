@@ -6,8 +6,9 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ def _table(data_dir: str | None) -> arrays.Table:
     path = file_of(data_dir, "an HDF5 file with a dataset x")
     where = f"config.data.dir: {path}"
 
-    def opened() -> AbstractContextManager[Any]:
-        return _opened(path, where)
+    opened = partial(_opened, path, where)
 
     def read(name: str) -> np.ndarray:
         with opened() as file:

@@ -53,14 +53,9 @@ class Streamed:
         return (len(self.rows), *self.item)
 
     @property
-    def itemsize(self) -> int:
-        """The bytes of a number."""
-        return self.dtype.itemsize
-
-    @property
     def nbytes(self) -> int:
         """The bytes of all items as an array."""
-        return math.prod(self.shape) * self.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +76,7 @@ class Streamed:
 
     def parts(self) -> Iterator[np.ndarray]:
         """All items in order, some at a time."""
-        many = at_once(math.prod(self.item) * self.itemsize)
+        many = at_once(math.prod(self.item) * self.dtype.itemsize)
         for start in range(0, len(self), many):
             yield self[start : start + many]
 

@@ -96,11 +96,8 @@ def _columns(arrays: Arrays, info: DatasetInfo) -> dict[str, np.ndarray]:
         if name != "labels":
             several = array.ndim > 1
             parts = {f"{name}[{i}]": array[:, i] for i in range(array.shape[1])} if several else {}
-            found |= {
-                part: column
-                for part, column in (parts or {name: array}).items()
-                if part not in found
-            }
+            for part, column in (parts or {name: array}).items():
+                found.setdefault(part, column)
     return found
 
 

@@ -134,7 +134,8 @@ def train(
     @jax.jit
     def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
         def loss(params: Any) -> jax.Array:
-            logits = _logits(graph, params, x)
+            network = nnx.merge(graph, params)
+            logits = network.head(network.features(x))
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
@@ -208,12 +209,6 @@ def _flat(params: Any) -> dict[str, Any]:
     """The leaves by their paths, such as `head/kernel`, in the tree's order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _logits(graph: nnx.GraphDef, params: Any, images: jax.Array) -> jax.Array:
-    network = nnx.merge(graph, params)
-    logits: jax.Array = network.head(network.features(images))
-    return logits
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 
 from score_sde.data import Streamed
 from score_sde.errors import DAMAGED, UserError, one_line
-from score_sde.paths import whole
+from score_sde.paths import whole, write_json
 
 CHUNK, CHUNK_BYTES = 1024, 2**26  # rows at a time, and bytes of them, at most
 ABOUT = "about.json"
@@ -170,12 +170,10 @@ def stored(
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole(folder / ABOUT) as file:
-        chunks = -(-len(images) // chunk_of(images.shape))
-        facts = {**about, "n": len(images), "chunks": chunks}
-        file.write(f"{json.dumps(facts, indent=2)}\n".encode())
+    chunks = -(-len(images) // chunk_of(images.shape))
+    write_json(folder / ABOUT, {**about, "n": len(images), "chunks": chunks})
     for number, chunk in enumerate(images):
-        path = _chunk(folder, number)
+        path = folder / f"{number:06d}.npy"
         if _is_whole(path, len(chunk)):
             yield len(chunk)
         else:
@@ -222,10 +220,6 @@ def _shape(path: Path) -> tuple[int, int]:
         if len(shape) != 2 or dtype.kind not in "fiu" or file.seek(0, io.SEEK_END) != size:
             raise ValueError(f"{path.name} has no features, or not all of them")
         return shape[0], shape[1]
-
-
-def _chunk(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.npy"
 
 
 def _read(path: Path) -> np.ndarray:

@@ -90,6 +90,16 @@ class Posterior(ABC):
     def _multiply(self, u: Array) -> Array:
         return multiply(self.operator, u)
 
+    def _solved(self, x0: Array, r2: Array, iterations: int) -> tuple[Array, Array]:
+        """y - A x0, and (r^2 A A^T + sigma_y^2 I)^-1 of it, for r^2 (B,)."""
+        offset = self._offset(x0)
+
+        def apply(v: Array) -> Array:
+            spread = expand(r2, v) * self._multiply(self._transpose(v, x0))
+            return spread + self._noise_variance(v) * v
+
+        return offset, conjugate_gradients(apply, offset, iterations)
+
     def _noise_variance(self, v: Array) -> Array:
         return jnp.square(jnp.asarray(self.sigma_y, v.dtype))
 
@@ -148,6 +158,11 @@ def multiply(operator: Operator, u: Array) -> Array:
     return found
 
 
+def dot(u: Array, v: Array) -> Array:
+    """The inner product of each pair of rows, (B,)."""
+    return jnp.sum(u * v, axis=range(1, u.ndim))
+
+
 def conjugate_gradients(
     apply: Operator, b: Array, iterations: int, least: Array | float = 0.0
 ) -> Array:
@@ -155,9 +170,6 @@ def conjugate_gradients(
     operator (Hestenes, Stiefel 1952). In exact arithmetic as many iterations as the operator has
     different eigenvalues are enough. A row stops where the operator's value along a direction is
     not above ``least``."""
-
-    def dot(u: Array, v: Array) -> Array:
-        return jnp.sum(u * v, axis=range(1, u.ndim))
 
     def over(a: Array, b: Array, bound: Array | float = 0.0) -> Array:
         return expand(jnp.where(b > bound, a / jnp.where(b > bound, b, 1), 0), u)

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.inverse.base import Operator, Posterior, measured
 from score_sde.samplers.base import require_positive
 from score_sde.score import denoise, pytree
 from score_sde.sde import SDE, ScoreFn, expand
@@ -60,11 +60,6 @@ class _DiffPIR(Posterior):
     def estimate(self, x: Array, t: Array) -> tuple[Array, Array]:
         x0 = denoise(self.sde, self.score, x, t)
         r2 = jnp.square(self.sde.sigma(t) / self.sde.alpha(t)) / self.strength
-
-        def apply(v: Array) -> Array:
-            spread = expand(r2, v) * self._multiply(self._transpose(v, x0))
-            return spread + self._noise_variance(v) * v
-
-        solved = conjugate_gradients(apply, self._offset(x0), self.iterations)
+        _, solved = self._solved(x0, r2, self.iterations)
         moved = expand(r2, x) * self._transpose(solved, x0)
         return x0, moved / expand(self._lift(t), x)

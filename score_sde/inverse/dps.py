@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.inverse.base import Operator, Posterior, measured
-from score_sde.samplers.base import require_positive
+from score_sde.samplers.base import norm, require_positive
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -60,8 +60,8 @@ class _DPS(Posterior):
         offset, pull_offset = jax.vjp(self._offset, x0)
         if self.zeta is None:
             return x0, -pull(pull_offset(offset / self._noise_variance(offset))[0])
-        norm = jnp.sqrt(jnp.sum(jnp.square(offset), axis=range(1, offset.ndim)))
+        size = norm(offset)
         # Of reverse diffusion, whose step adds g^2 T / STEPS times the score.
-        size = self.zeta * STEPS / (self.sde.T * jnp.square(self.sde.diffusion(t)))
-        unit = expand(size / jnp.where(norm > 0, norm, 1), offset) * offset
+        factor = self.zeta * STEPS / (self.sde.T * jnp.square(self.sde.diffusion(t)))
+        unit = expand(factor / jnp.where(size > 0, size, 1), offset) * offset
         return x0, -pull(pull_offset(unit)[0])

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from score_sde.inverse.base import Operator, Posterior, conjugate_gradients, measured
+from score_sde.inverse.base import Operator, Posterior, dot, measured
 from score_sde.samplers.base import require_positive
 from score_sde.score import pytree
-from score_sde.sde import SDE, ScoreFn, expand
+from score_sde.sde import SDE, ScoreFn
 
 
 def pigdm(
@@ -84,21 +84,7 @@ class PiGDM(Posterior):
         x0, pull = self._denoised_and_pull(x, t)
         sigma2, data2 = jnp.square(self.sde.sigma(t)), jnp.square(self.data_std)
         r2 = sigma2 * data2 / (jnp.square(self.sde.alpha(t)) * data2 + sigma2)
-        offset, solved = self._solved(x0, r2)
+        offset, solved = self._solved(x0, r2, self.iterations)
         gradient = pull(self._transpose(solved, x0))
-        log_prob = -0.5 * _dot(offset, offset) / self._noise_variance(offset)
-        return Twist(x0, gradient, -0.5 * _dot(offset, solved), log_prob)
-
-    def _solved(self, x0: Array, r2: Array) -> tuple[Array, Array]:
-        """y - A x0, and (r^2 A A^T + sigma_y^2 I)^-1 of it."""
-        offset = self._offset(x0)
-
-        def apply(v: Array) -> Array:
-            spread = expand(r2, v) * self._multiply(self._transpose(v, x0))
-            return spread + self._noise_variance(v) * v
-
-        return offset, conjugate_gradients(apply, offset, self.iterations)
-
-
-def _dot(u: Array, v: Array) -> Array:
-    return jnp.sum(u * v, axis=range(1, u.ndim))
+        log_prob = -0.5 * dot(offset, offset) / self._noise_variance(offset)
+        return Twist(x0, gradient, -0.5 * dot(offset, solved), log_prob)

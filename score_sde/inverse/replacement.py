@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.inverse.base import Operator, fitting, measured, multiply, transpose
-from score_sde.samplers.base import require_positive
+from score_sde.samplers.base import norm, require_positive
 from score_sde.score import pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -137,9 +137,6 @@ def _lanczos(
     """
     rounding = 100 * jnp.finfo(b.dtype).eps
     einsum = partial(jnp.einsum, precision="highest")
-
-    def norm(u: Array) -> Array:
-        return jnp.sqrt(jnp.sum(jnp.square(u), axis=1))
 
     def body(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         vectors, diagonal, beside = state

@@ -41,13 +41,11 @@ class TwistedSMC(GridSampler):
     num_steps: int = 100
     threshold: float = field(default=0.5, kw_only=True)
 
+    coupled = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fraction(threshold=self.threshold)
-
-    @property
-    def coupled(self) -> bool:
-        return True
 
     def check_start(self, sde: SDE, score: Any) -> None:
         super().check_start(sde, score)

@@ -38,7 +38,7 @@ SETTINGS = {
 _show = warnings.showwarning
 
 
-def start(batch_size: int) -> int:
+def start(batch_size: int) -> None:
     """Begin a mode: keep compiled programs on disk, set up and print the devices.
 
     JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME move the programs from `~/.cache/score_sde/jax`.
@@ -46,9 +46,6 @@ def start(batch_size: int) -> int:
 
     Args:
         batch_size: images that the devices share.
-
-    Returns:
-        the number of devices.
 
     Raises:
         UserError: there is no such device as JAX_PLATFORMS asks for.
@@ -77,7 +74,6 @@ def start(batch_size: int) -> int:
             "machine and this installation of JAX have, such as cpu"
         ) from error
     print(f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
-    return len(devices)
 
 
 def _quiet_orbax() -> None:

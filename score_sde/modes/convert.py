@@ -152,23 +152,19 @@ def _others(
     best first. What the source says itself is not tried."""
     says, values = convert.settings(source, config.data.image_size), flat(config)
     passed: dict[str, float] = {}
+    _, arrays = networks.abstract(make)
     for key, others in (TRIED | convert.choices(source, config.model.num_levels)).items():
         for value in others if key not in says else ():
             with suppress(UserError):  # it does not go with the other settings
                 other = changed(config, {key: value})
                 network = build.network(other, info)
-                if value == values[key] or not _same_arrays(network, make):
+                if value == values[key] or networks.abstract(network)[1] != arrays:
                     continue
                 print(f"trying config.{key} = {value}")
                 found = _noise_errors(other, info, network, ema)
                 if not found.failure():
                     passed[f"config.{key} = {value}"] = float(found.error.mean())
     return sorted(passed, key=passed.__getitem__)
-
-
-def _same_arrays(network: partial[Any], other: partial[Any]) -> bool:
-    (_, one), (_, two) = networks.abstract(network), networks.abstract(other)
-    return bool(one == two)
 
 
 def _noise_errors(

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path, output: Path) -> None:
         print(line)
     if info.further:
         print(f"further arrays: {', '.join(info.further)}; data.condition may name them")
-    rows = _sampled(train.x)
+    rows = train.x[_rows(train.x)]
     space: Any = build.space(config, info)  # which takes numpy's arrays too
     largest = largest_distance(np.asarray(space.to_model(rows)))
     of = f"the pairs of {len(rows)} of them, at least"
@@ -102,8 +102,7 @@ def _write_statistics(
         about["digest"] = info.digest
     settings = output / scoring.FOLDER, config.eval.batch_size, about
     if path.exists() and evaluation.read_statistics(path).about != {**about, **made_by.about}:
-        for old, new in move_aside([path]).items():
-            print(f"{path.with_name(old)}: of another set; it is now {new}")
+        move_aside([path], "of another set")
     scoring.statistics(made_by, scoring.features(made_by, images, *settings), about, path)
     said = ", ".join(f"{key} {value}" for key, value in {**about, **made_by.about}.items())
     print(f"statistics: {path}: {said}")
@@ -193,10 +192,6 @@ def _some(arrays: Arrays) -> Arrays:
     x: Any = arrays.x
     rows = _rows(x) if isinstance(x, Streamed) else slice(None)
     return Arrays(x[rows], {name: array[rows] for name, array in arrays.condition.items()})
-
-
-def _sampled(x: np.ndarray) -> np.ndarray:
-    return x[_rows(x)]
 
 
 def _rows(x: Any) -> Any:

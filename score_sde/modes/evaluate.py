@@ -10,9 +10,10 @@ from score_sde.config import refuse
 from score_sde.errors import UserError
 from score_sde.locks import writing
 from score_sde.modes import likelihood, start, sweep
-from score_sde.modes.judge import SUMMARY, Judge, write
+from score_sde.modes.judge import SUMMARY, Judge
 from score_sde.modes.levels import loss_by_level
 from score_sde.modes.sides import Side, check_room, drawn, named
+from score_sde.paths import write_json
 from score_sde.run import load
 from score_sde.training.checkpoints import folder_of, steps
 
@@ -84,8 +85,8 @@ def _one(
             levels = {}
         if levels:
             facts["loss_by_level"] = levels
-            write(output, facts)
+            write_json(output / SUMMARY, facts)
         if config.eval.likelihood:
             facts["likelihood"] = likelihood.compute(trained, workdir, output)
-            write(output, facts)
+            write_json(output / SUMMARY, facts)
     print(f"result: {output / SUMMARY}")

@@ -1,6 +1,5 @@
 """`--mode interpolate`: what lies between held-out images in the probability flow's latents."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Rows, Table, progress, saving
 from score_sde.run import Run, load
-from score_sde.samplers import ProbabilityFlow
 
 VALUES, PICTURE = "interpolation.npz", "interpolation.png"
 # Beside what the flow reads; it never denoises.
@@ -44,7 +42,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     labels = known.get("labels", np.zeros(len(items), np.int32))
     indices = _chosen(config, labels, names)
     print(f"{workdir}: averaged weights after {trained.step} steps")
-    print(f"flow: {_flow(config)}")
+    print(f"flow: {build.probability_flow(config)}")
     read = (build.keys_read(config) | READ) - BUT
     tell_unread(config, workdir, {f"sampling.{key}" for key in read})
     facts = _facts(trained)
@@ -106,10 +104,6 @@ def pairs(classes: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.int32).reshape(-1, 2)
 
 
-def _flow(config: ConfigDict) -> ProbabilityFlow:
-    return dataclasses.replace(build.probability_flow(config), denoise=False)
-
-
 def _rows(
     trained: Run, part: Interpolation, real: np.ndarray, indices: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -128,7 +122,7 @@ def _rows(
 
 
 def _facts(trained: Run) -> dict[str, Any]:
-    flow, settings = _flow(trained.config), trained.config.sampling
+    flow, settings = build.probability_flow(trained.config), trained.config.sampling
     # An item depends on those solved with it where all of them share a step.
     batch = {"batch_size": settings.batch_size} if flow.coupled else {}
     return {"flow": str(flow), "seed": settings.seed, "step": trained.step, **batch}

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ from score_sde.errors import DAMAGED
 from score_sde.evaluation import Rows, Statistics
 from score_sde.modes.results import circumstances
 from score_sde.modes.sides import Side, info_of_images, named, training_split
-from score_sde.paths import move_aside, whole
+from score_sde.paths import move_aside, write_json
 
 SUMMARY, NEIGHBOURS = "evaluation.json", "nearest.png"
 SHOWN, NEAREST = 10, 5
@@ -56,11 +54,9 @@ class Judge(NamedTuple):
             found = scoring.statistics(made_by, side.features, side.about)
         return Judge(config, folder, made_by, side, found)
 
-    def score(
-        self, ours: Side, output: Path, more: Mapping[str, Any] = MappingProxyType({})
-    ) -> dict[str, Any]:
-        """Write and return the figures of samples, with everything that they depend on, and more;
-        write `nearest.png`."""
+    def score(self, ours: Side, output: Path, **more: Any) -> dict[str, Any]:
+        """Write and return the figures of samples, with all that they depend on and with `more`.
+        Write `nearest.png`."""
         made_by, theirs = self.extractor, self.reference
         where = ours.about.get("path", "")
         ours = _with_features(self.config, made_by, ours, self.folder, where)
@@ -93,7 +89,7 @@ class Judge(NamedTuple):
             said = [f"of {each}" if each else "without images" for each in shapes]
             why = f"the samples are {said[0]}, the reference is {said[1]}"
             print(f"note: no sliced_wasserstein and no {NEIGHBOURS}: {why}")
-        write(output, facts)
+        write_json(output / SUMMARY, facts)
         return facts
 
     def _figures(self, x: Rows) -> dict[str, Any]:
@@ -138,12 +134,6 @@ def _with_features(
     return side._replace(about=side.about | {"sha256": digest})
 
 
-def write(output: Path, facts: dict[str, Any]) -> None:
-    """Write `evaluation.json`."""
-    with whole(output / SUMMARY) as file:
-        file.write(f"{json.dumps(facts, indent=2)}\n".encode())
-
-
 def read(output: Path) -> dict[str, Any]:
     """What `evaluation.json` says; {} where there is none that can be read."""
     try:
@@ -161,8 +151,7 @@ def _kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
         return {key: there[key] for key in ("likelihood",) if key in there}
     if (output / SUMMARY).exists():
         reason = "of another evaluation" if there else "damaged"
-        for old, new in move_aside([output / SUMMARY, output / NEIGHBOURS]).items():
-            print(f"{output / old}: {reason}; it is now {new}")
+        move_aside([output / SUMMARY, output / NEIGHBOURS], reason)
     return {}
 
 

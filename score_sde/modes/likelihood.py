@@ -1,6 +1,5 @@
 """`--mode likelihood`: the likelihood of held-out data, by the method of the config."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from score_sde.likelihood import DataLikelihood
 from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.results import Table, progress
-from score_sde.paths import whole
+from score_sde.paths import write_json
 from score_sde.run import Run, load
 from score_sde.workdirs import is_free
 
@@ -65,8 +64,7 @@ def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
     table = Table(output / VALUES, depends, wanted, beside=(SUMMARY, PICTURE), usual=usual)
     table.report()
     if len(table):  # a kill may have come between the two files
-        _write_summary(output, trained, of_rows(table.rows), wanted)
-        _write_picture(output, trained, of_rows(table.rows), arrays.x)
+        _write(output, trained, of_rows(table.rows), wanted, arrays.x)
     condition = leading(given, wanted)
     x: Any = arrays.x
     items = x.part(slice(wanted)) if isinstance(x, data.Streamed) else x[:wanted]
@@ -78,8 +76,7 @@ def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
             table.add(part._asdict())
             with signals_wait():
                 table.save()
-                summary = _write_summary(output, trained, of_rows(table.rows), wanted)
-                _write_picture(output, trained, of_rows(table.rows), arrays.x)
+                summary = _write(output, trained, of_rows(table.rows), wanted, arrays.x)
             bar.done(len(part.nfe), _figure(summary))
     summary = _summary(trained, leading(of_rows(table.rows), wanted), wanted)
     print(_in_words(summary))
@@ -106,19 +103,18 @@ def _depends(trained: Run, arrays: data.Arrays, read: set[str]) -> dict[str, Any
     }
 
 
-def _write_summary(output: Path, trained: Run, values: Likelihoods, wanted: int) -> dict[str, Any]:
+def _write(
+    output: Path, trained: Run, values: Likelihoods, wanted: int, x: np.ndarray
+) -> dict[str, Any]:
+    """Write summary and picture; return the summary."""
     summary = _summary(trained, values, wanted)
-    with whole(output / SUMMARY) as file:
-        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
-    return summary
-
-
-def _write_picture(output: Path, trained: Run, values: Likelihoods, x: np.ndarray) -> None:
+    write_json(output / SUMMARY, summary)
     if trained.info.levels:
         order = np.argsort(values.figure[0])
         shown = np.concatenate([order[:SHOWN], order[::-1][:SHOWN]])
         columns = len(shown) // 2
         pictures.save_png(output / PICTURE, x[shown], trained.info.levels, columns)
+    return summary
 
 
 # --- What is said ---------------------------------------------------------------------------------
@@ -192,7 +188,7 @@ def _of_bound(trained: Run, values: Bound) -> tuple[dict[str, Any], dict[str, An
     a log density. Those of a chain's steps begin with the least noise."""
     settings, space = trained.config.likelihood, trained.space
     unit = math.log(2.0) * math.prod(space.shape) if space.has_bins else 1.0
-    terms = {name: _mean(getattr(values, name), unit) for name in TERMS}
+    terms = {name: float(_float64(getattr(values, name)).mean()) / unit for name in TERMS}
     steps = values.steps
     error = None if values.time_error is None else _error_of_mean(values.time_error) / unit
     number, levels = settings.num_times, trained.config.model.num_levels
@@ -281,10 +277,6 @@ def _words_of_bound(summary: dict[str, Any]) -> tuple[list[str], list[str]]:
         f"decoder: {summary['decoder']}, {', '.join(where)}",
         f"NFE {summary['nfe']:.0f}, {summary['precision']}",
     ]
-
-
-def _mean(values: ArrayLike, unit: float) -> float:
-    return float(_float64(values).mean()) / unit
 
 
 def _error_of_mean(errors: ArrayLike) -> float:

@@ -42,8 +42,7 @@ def run(config: ConfigDict, workdir: Path, output: Path, against: Path | str) ->
     footer = f"score_sde {__version__}, {date.today()}"
     path = output / PAGE
     if path.is_file() and b"score_sde" not in path.read_bytes():
-        for old, new in move_aside([path]).items():
-            print(f"{output / old}: no page of ours; it is now {new}")
+        move_aside([path], "no page of ours")
     with whole(path) as file:
         file.write(pages.page(title, sections, footer).encode(errors="backslashreplace"))
     print(f"report: {output / PAGE}")

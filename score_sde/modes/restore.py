@@ -1,6 +1,5 @@
 """`--mode restore`: draws of what damaged images were, and images edited."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from score_sde.modes.files import digest, signals_wait
 from score_sde.modes.given import MEASURED, Given, given
 from score_sde.modes.restoring import INTERVALS, batch_size, check, keys_read, restored, sampler_of
 from score_sde.modes.results import Rows, Table, progress, saving
-from score_sde.paths import whole
+from score_sde.paths import write_json
 from score_sde.run import Run, load
 from score_sde.schema import SCHEMA
 
@@ -60,8 +59,9 @@ def run(
     key = jax.random.key(config.sampling.seed)
     images = given(trained, input, task, mask, degrade, resize, key)
     print(f"{workdir}: averaged weights after {trained.step} steps")
-    _tell_settings(config, workdir, task, degrade)
-    table = _table(trained, images, output, task, {"mask": mask, "degrade": degrade})
+    read = keys_read(config, task, degrade)
+    _tell_settings(config, workdir, task, read)
+    table = _table(trained, images, output, task, read, {"mask": mask, "degrade": degrade})
     table.report()
 
     def save() -> None:
@@ -74,7 +74,7 @@ def run(
         for name, draws in zip(names[begin:], found, strict=False):
             pictures.save_each(output / IMAGES / name, draws, trained.info.levels or 256)
 
-    names, settings = images.names, _settings(config, task, degrade)
+    names, settings = images.names, _settings(config, read)
     with (
         progress(len(names), len(table), "image", "restore") as bar,
         saving(lambda: table.changed, save) as saved,
@@ -95,33 +95,30 @@ def run(
     print(f"summary: {output / SUMMARY}; picture: {output / PICTURE}; draws: {output / IMAGES}")
 
 
-def _tell_settings(config: ConfigDict, workdir: Path, task: str, degrade: bool) -> None:
+def _tell_settings(config: ConfigDict, workdir: Path, task: str, read: set[str]) -> None:
     """Print how images are restored, and the settings without effect."""
     settings = config.restore
     how = {"edit": f"edit, strength {settings.strength:g}", "relabel": task}
     print(f"{how.get(task, settings.method)}, {sampler_of(config, task)}")
-    read = keys_read(config, task, degrade)
     tell_unread(config, workdir, read, ("sampling.", "likelihood.", "restore."))
 
 
-def _settings(config: ConfigDict, task: str, degrade: bool) -> dict[str, Any]:
+def _settings(config: ConfigDict, read: set[str]) -> dict[str, Any]:
     """What the summary tells of the settings: those of `restore` that the task reads, the classes,
     the guidance and the seed."""
-    read = keys_read(config, task, degrade)
     own = {f"restore.{key}": value for key, value in config.restore.items()}
-    for fact in ("method", "num_draws"):  # which the summary has in any case
-        del own[f"restore.{fact}"]
-    names = ("seed", *sample.GUIDED)
-    own |= {f"sampling.{key}": config.sampling[key] for key in names}
-    return {key: value for key, value in sorted(own.items()) if key in read}
+    own |= {f"sampling.{key}": config.sampling[key] for key in ("seed", *sample.GUIDED)}
+    told = read - {"restore.method", "restore.num_draws"}  # which the summary has in any case
+    return {key: value for key, value in sorted(own.items()) if key in told}
 
 
-def _table(trained: Run, images: Given, output: Path, task: str, flags: dict[str, Any]) -> Table:
+def _table(
+    trained: Run, images: Given, output: Path, task: str, read: set[str], flags: dict[str, Any]
+) -> Table:
     config = trained.config
     facts = {"step": trained.step, "sampler": str(sampler_of(config, task)), "task": task}
     if task in MEASURED:
         facts["method"] = config.restore.method
-    read = keys_read(config, task, flags["degrade"])
     depends = {
         **facts,
         # A key without effect is as good as unset.
@@ -171,8 +168,7 @@ def _summarize(table: Table, settings: dict[str, Any], path: Path) -> None:
         "nfe": float(rows["nfe"].mean()),
         **{name: float(rows[name].mean()) for name in ("psnr", *INTERVALS) if name in rows},
     }
-    with whole(path) as file:
-        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
+    write_json(path, summary)
 
 
 def _tell(rows: Rows) -> None:

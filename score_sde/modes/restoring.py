@@ -106,12 +106,8 @@ def _check_method(trained: Run, task: str) -> None:
 def sampler_of(config: ConfigDict, task: str) -> Sampler:
     """The sampler of a task."""
     if task == "relabel":
-        return _flow(config)
+        return build.probability_flow(config)
     return build.restorer(config) if task in MEASURED else build.sampler(config, of_levels=False)
-
-
-def _flow(config: ConfigDict) -> ProbabilityFlow:
-    return dataclasses.replace(build.probability_flow(config), denoise=False)
 
 
 def keys_read(config: ConfigDict, task: str, degrade: bool) -> set[str]:
@@ -233,7 +229,8 @@ def _relabelled(trained: Run, x0: Array, labels: Array) -> Samples:
     own, model = trained.config.restore.label, trained.smooth_score
     source = model.given({"labels": jnp.full_like(labels, NO_LABEL if own is None else own)})
     target = model.given({"labels": labels})
-    return editing.relabel(trained.sde, source, target, x0, _flow(trained.config))
+    flow = build.probability_flow(trained.config)
+    return editing.relabel(trained.sde, source, target, x0, flow)
 
 
 def restored(

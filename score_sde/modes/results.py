@@ -110,7 +110,8 @@ class Table:
     def _read(self, usual: dict[str, Any]) -> str | None:
         """Take the file's rows if they are of these settings; otherwise return the reason."""
         if not self.path.is_file():  # a folder of this name is an error of `save`
-            return None if self.path.exists() or not self._there() else "missing"
+            beside = any(self.path.with_name(name).exists() for name in self.beside)
+            return "missing" if beside and not self.path.exists() else None
         try:
             with self.path.open("rb") as file, np.load(file) as arrays:
                 theirs = json.loads(str(arrays["depends"]))
@@ -202,10 +203,6 @@ class Table:
         what = "it is" if self.path.name in now else "what lay beside it is"
         tqdm.write(f"{self.path}: {self.other}; {what} now {', '.join(now.values())}")
         self.other = None
-
-    def _there(self) -> list[Path]:
-        """The table's files that are there."""
-        return [p for p in (self.path, *map(self.path.with_name, self.beside)) if p.exists()]
 
 
 class Progress:

@@ -56,7 +56,9 @@ def draw(trained: Run, workdir: Path, output: Path) -> None:
     given = _condition(trained, number)
     keys = build.keys_read(config) | READ | build.guidance_keys(config)
     read = {f"sampling.{key}" for key in keys}
-    contours, picture = _shows_density(trained), output / PICTURE
+    # The picture has contours of the density for vectors in the plane, all of one condition.
+    contours = trained.info.shape == (2,) and not build.has_classes(config)
+    picture = output / PICTURE
     tell_unread(config, workdir, read | (DENSITY if contours else set()))
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     table = _table(trained, output / VALUES)
@@ -64,8 +66,7 @@ def draw(trained: Run, workdir: Path, output: Path) -> None:
     film = None
     if settings.gif and there < min(number, GIF_IMAGES):
         film = _Film(output / FILM, trained.info.levels or 0, number)
-    if film:  # it is of states that are not kept
-        table.rows = {}
+        table.rows = {}  # it is of states that are not kept
     table.report()
 
     def save() -> None:
@@ -102,15 +103,15 @@ def draw(trained: Run, workdir: Path, output: Path) -> None:
 
 def _table(trained: Run, path: Path) -> Table:
     """The table of the samples, with those that are there."""
-    return Table(
-        path,
-        _depends(trained),
-        trained.config.sampling.num_samples,
-        facts=_facts(trained) | _in_other_tools(trained),
-        beside=(PICTURE, FILM, IMAGES),
-        usual=GUIDED,
-        large={"images": (trained.info.shape, np.uint8)} if trained.info.levels else {},
-    )
+    facts, levels, large = _facts(trained), trained.info.levels, dict[str, Any]()
+    if levels:
+        # Suites of evaluation look for images in `arr_0`. Two copies would double the file.
+        said = "images" if levels == 256 else f"images x 255/{levels - 1}, rounded"
+        facts |= {"arr_0_is": said, "levels": levels}
+        large = {"images": (trained.info.shape, np.uint8)}
+    number, beside = trained.config.sampling.num_samples, (PICTURE, FILM, IMAGES)
+    depends = _depends(trained)
+    return Table(path, depends, number, facts=facts, beside=beside, usual=GUIDED, large=large)
 
 
 def _draw(
@@ -192,16 +193,6 @@ def _facts(trained: Run) -> dict[str, Any]:
     return facts
 
 
-def _in_other_tools(trained: Run) -> dict[str, Any]:
-    """Where the images are that suites of evaluation look for in `arr_0`. Two copies would double
-    the file."""
-    levels = trained.info.levels
-    if levels is None:
-        return {}
-    said = "images" if levels == 256 else f"images x 255/{levels - 1}, rounded"
-    return {"arr_0_is": said, "levels": levels}
-
-
 def _depends(trained: Run) -> dict[str, Any]:
     settings, facts = trained.config.sampling, _facts(trained)
     if "batch_size" in facts:  # the last batch may be filled up
@@ -212,11 +203,6 @@ def _depends(trained: Run) -> dict[str, Any]:
         "condition": settings.condition,
         "weights": digest(jax.tree.leaves((trained.score, trained.classifier))),
     }
-
-
-def _shows_density(trained: Run) -> bool:
-    """Whether the picture has contours: of vectors in the plane, all of one condition."""
-    return trained.info.shape == (2,) and not build.has_classes(trained.config)
 
 
 def _picture(

@@ -22,7 +22,7 @@ from score_sde.modes import start
 from score_sde.modes.files import digest
 from score_sde.modes.judge import Judge, read
 from score_sde.modes.sides import check_room, drawn
-from score_sde.paths import move_aside, whole
+from score_sde.paths import move_aside, whole, write_json
 from score_sde.run import Run, assembled, load
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import BEST, steps
@@ -97,15 +97,12 @@ def _steps(text: str, values: list[str], workdir: Path) -> list[str]:
 
 
 def _setting(config: ConfigDict, typed: dict[str, str], step: int | None) -> Setting:
-    keys = [key for key in typed if key != "step"]
-    config = overrides.apply(config, [f"--config.{key}={typed[key]}" for key in keys])
+    step = int(typed["step"]) if "step" in typed else step
+    given = [f"--config.{key}={value}" for key, value in typed.items() if key != "step"]
+    config = overrides.apply(config, given)
     validate(config)
-    values = flat(config)
-    found = {key: values[key] for key in keys}
-    if "step" in typed:
-        step = int(typed["step"])
-        found = {key: step if key == "step" else found[key] for key in typed}
-    return Setting(found, config, step)
+    values = {**flat(config), "step": step}  # `step` is no key of a config
+    return Setting({key: values[key] for key in typed}, config, step)
 
 
 def run(
@@ -153,7 +150,7 @@ def _evaluate(
             folder = folders[number]
             samples = drawn(_of(setting, runs), workdir, folder)
             mine = judge._replace(config=setting.config)
-            facts[number] = mine.score(samples, folder, {"depends": depends[number]})
+            facts[number] = mine.score(samples, folder, depends=depends[number])
         done = _rows(settings, facts, depends)
         _write(output, done, distance, config.sampling.method)
     print("\n".join(_table(done, distance)))
@@ -227,8 +224,7 @@ def _keep_other(output: Path, done: Sequence[Mapping[str, Any]]) -> None:
     there = there if isinstance(there, list) else [None]
     known = json.loads(json.dumps(done))
     if any(row not in known for row in there):
-        for old, new in move_aside([output / name for name in (JSON, CSV, PICTURE)]).items():
-            print(f"{output / old}: of another sweep; it is now {new}")
+        move_aside([output / name for name in (JSON, CSV, PICTURE)], "of another sweep")
 
 
 # --- What is written ------------------------------------------------------------------------------
@@ -237,8 +233,7 @@ def _keep_other(output: Path, done: Sequence[Mapping[str, Any]]) -> None:
 def _write(output: Path, rows: list[dict[str, Any]], distance: str, method: str) -> None:
     from score_sde import plots  # here, as matplotlib takes its time
 
-    with whole(output / JSON) as file:
-        file.write(f"{json.dumps(rows, indent=2)}\n".encode())
+    write_json(output / JSON, rows)
     flat_rows = [{**row["settings"], "nfe": row["nfe"], **_plain(row["figures"])} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(itertools.chain(*flat_rows))))

@@ -1,6 +1,5 @@
 """`--mode train_classifier`: a classifier of noisy data beside a run, for classifier guidance."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from score_sde import build, learn, workdirs
 from score_sde.modes import start
 from score_sde.modes.levels import ACCURACY, accuracy_by_level
 from score_sde.modes.train import UNFINISHED, end_at_once_on_interrupt
-from score_sde.paths import whole
+from score_sde.paths import write_json
 from score_sde.training.mesh import data_mesh, is_writer
 
 
@@ -26,8 +25,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     found = accuracy_by_level(config, build.dataset(config), mesh, logits)
     if found and is_writer():
         path = workdir / workdirs.CLASSIFIER / ACCURACY
-        with whole(path) as file:
-            file.write(f"{json.dumps({'step': step, **found}, indent=2)}\n".encode())
+        write_json(path, {"step": step, **found})
         shares = found["accuracy"]
         times = ((0, "without noise"), (len(shares) // 2, "halfway in log-SNR"), (-1, "at T"))
         told = ", ".join(f"{shares[index]:.1%} {at}" for index, at in times)

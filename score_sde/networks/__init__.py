@@ -39,14 +39,6 @@ __all__ += ["abstract", "init", "split"]
 NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": MLP}
 
 
-class Constants(nnx.Module):
-    """Numbers by their names as parameters."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            setattr(self, name, nnx.Param(jnp.asarray(value, jnp.float32)))
-
-
 class Beside(nnx.Module):
     """A network with numbers that are learned beside it: its parameters have them as `constants`,
     and the network's as `network`."""
@@ -54,7 +46,9 @@ class Beside(nnx.Module):
     def __init__(
         self, make: Callable[..., nnx.Module], constants: Mapping[str, Any], *, rngs: nnx.Rngs
     ) -> None:
-        self.network, self.constants = make(rngs=rngs), Constants(constants)
+        self.network = make(rngs=rngs)
+        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in constants.items()}
+        self.constants = nnx.Dict({name: nnx.Param(number) for name, number in numbers.items()})
 
     def __call__(self, *arguments: Any, **options: Any) -> jax.Array:
         found: jax.Array = self.network(*arguments, **options)

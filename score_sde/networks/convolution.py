@@ -39,7 +39,6 @@ class Conv(nnx.Module):
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
-        self.out_channels = out_channels
         self.stride = stride
         self.padding = (kernel_size // 2, kernel_size // 2) if padding is None else padding
         self.dtype = dtype

@@ -1,5 +1,6 @@
 """The settings of a U-Net, checked once."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,23 +167,17 @@ class UNetSpec:
         self._require("attention_resolutions", levels, f"the levels' image sizes {sizes}")
         divides = not self.norm_groups or self.width % self.norm_groups == 0
         self._require("norm_groups", divides, f"0 and divisors of width = {self.width}")
-        attended = {
-            width
-            for size, width in zip(self.sizes, self.widths, strict=True)
-            if size in self.attention_resolutions
-        } | {self.widths[-1]}  # of the middle
+        attends = (size in self.attention_resolutions for size in self.sizes)
+        attended = {*itertools.compress(self.widths, attends), self.widths[-1]}  # of the middle
         widths = ", ".join(map(str, sorted(attended)))
         whole = not self.head_width or all(width % self.head_width == 0 for width in attended)
         self._require("head_width", whole, f"0 and divisors of the widths {widths} with attention")
         whole = self.num_heads > 0 and all(width % self.num_heads == 0 for width in attended)
         self._require("num_heads", whole, f"divisors of the widths {widths} with attention")
         self._require("norm_eps", self.norm_eps > 0, "positive numbers")
-        unconditional = "with conditional = False"
-        self._require("num_classes", self.conditional or not self.num_classes, f"0 {unconditional}")
-        none = self.conditional or not self.augmentation
-        self._require("augmentation", none, f"0 {unconditional}")
-        none = self.conditional or not self.input_frequencies
-        self._require("input_frequencies", none, f"() {unconditional}")
+        for name, none in (("num_classes", 0), ("augmentation", 0), ("input_frequencies", ())):
+            ok = self.conditional or not getattr(self, name)
+            self._require(name, ok, f"{none} with conditional = False")
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
         require(ok, name, getattr(self, name), allowed)

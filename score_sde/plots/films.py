@@ -1,7 +1,5 @@
 """Trajectories as films that play in a notebook, without a network."""
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from score_sde.display import eight_bits, grid
+from score_sde.display import address, eight_bits, grid
 from score_sde.plots.base import (
     MOST_POINTS,
     PANEL,
@@ -184,6 +182,4 @@ def _png(figure: Figure, dots: float) -> str:
     canvas.draw()
     figure.set_layout_engine("none")  # the places stay
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    file = io.BytesIO()
-    image.quantize(COLOURS).save(file, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return address(image.quantize(COLOURS), optimize=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from score_sde.display import as_pictures, form, mean, shown
@@ -159,13 +160,17 @@ class Sampler(ABC):
         if project is not None:
             _check_arguments("project", project, "x, t, keys")
         self.check_start(sde, score)
-        shape = batch_shape(x_init, shape)
+        found = shape if x_init is None else x_init.shape
+        if found is None:
+            raise ValueError("give x_init or shape=(B, *shape)")
+        if shape is not None and tuple(found) != tuple(shape):
+            raise ValueError(f"x_init has shape {found}, but shape = {tuple(shape)}")
         keep = ALL if trajectory is True else int(trajectory)
         ok = keep >= 0 and keep != 1
         require(ok, "trajectory", trajectory, "True, integers from 2 on")
         projection = None if project is None else as_pytree(project)
         start = Start(key, sde, as_pytree(score), projection, x_init, first)
-        return self._draw(start, shape, keep, progress)
+        return self._draw(start, tuple(found), keep, progress)
 
     @abstractmethod
     def _draw(
@@ -212,18 +217,9 @@ def _check_arguments(name: str, function: Callable[..., Any], arguments: str) ->
         raise ValueError(f"{name} = {kind}: allowed are functions of ({arguments})") from None
 
 
-def batch_shape(x_init: Array | None, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape of the batch, from the one of the two that the caller gave.
-
-    Raises:
-        ValueError: if neither is given, or both and they differ.
-    """
-    found = shape if x_init is None else x_init.shape
-    if found is None:
-        raise ValueError("give x_init or shape=(B, *shape)")
-    if shape is not None and tuple(found) != tuple(shape):
-        raise ValueError(f"x_init has shape {found}, but shape = {tuple(shape)}")
-    return tuple(found)
+def norm(x: Array) -> Array:
+    """The norm of each sample, (B,)."""
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
 
 
 def require_positive(**settings: Any) -> None:

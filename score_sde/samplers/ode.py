@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from score_sde.integrate import MAX_STEPS, Solution, check, check_method, integrate
-from score_sde.samplers.base import ALL, Progress, Sampler, Samples, Start, require_positive
+from score_sde.samplers.base import ALL, Progress, Sampler, Samples, Start, norm, require_positive
 from score_sde.score import as_pytree, denoise, evaluations, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 
@@ -42,6 +42,8 @@ class ProbabilityFlow(Sampler):
     t_min: float | None = None
     max_steps: int = field(default=MAX_STEPS, repr=False)
 
+    levels = "smooth"
+
     def __post_init__(self) -> None:
         require_positive(rtol=self.rtol, atol=self.atol)
         check_method(self.solver, self.step_control, self.steps)
@@ -52,10 +54,6 @@ class ProbabilityFlow(Sampler):
         if self.solver != "euler":
             return None
         return 100 if self.num_steps is None else self.num_steps
-
-    @property
-    def levels(self) -> str:
-        return "smooth"
 
     @property
     def coupled(self) -> bool:
@@ -170,10 +168,6 @@ def slerp(a: Array, b: Array, weights: Array) -> Array:
         (B, num, *shape).
     """
     w = weights[None]  # beside (B, 1)
-
-    def norm(x: Array) -> Array:
-        return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
-
     u, v = a / expand(norm(a), a), b / expand(norm(b), b)
     # By sum and difference: an arc cosine loses small angles to rounding (Kahan 2006).
     angle = 2.0 * jnp.arctan2(norm(u - v), norm(u + v))[:, None]

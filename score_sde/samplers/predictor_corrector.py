@@ -34,7 +34,7 @@ from jax import Array
 
 from score_sde.discrete import check_steps, original_step
 from score_sde.errors import besides, require
-from score_sde.samplers.base import require_positive
+from score_sde.samplers.base import norm, require_positive
 from score_sde.samplers.grids import SPACINGS, GridSampler
 from score_sde.samplers.stepped import Context
 from score_sde.sde import SDE, ScoreFn, Step, expand
@@ -126,9 +126,9 @@ def langevin(
     """
     gradient = score(x, t)
     if faithful:  # the original averages both norms over the batch
-        noise_norm, score_norm = jnp.mean(_norm(z))[None], jnp.mean(_norm(gradient))[None]
+        noise_norm, score_norm = jnp.mean(norm(z))[None], jnp.mean(norm(gradient))[None]
     else:
-        noise_norm, score_norm = jnp.sqrt(z[0].size), _norm(gradient)
+        noise_norm, score_norm = jnp.sqrt(z[0].size), norm(gradient)
     size = 2.0 * jnp.square(1.0 + step.f) * jnp.square(snr * noise_norm / score_norm)
     return _langevin_update(x, gradient, z, size)
 
@@ -144,10 +144,6 @@ def annealed_langevin(
 def _langevin_update(x: Array, gradient: Array, z: Array, size: Array) -> tuple[Array, Array]:
     mean = x + expand(size, x) * gradient
     return mean + expand(jnp.sqrt(2.0 * size), x) * z, mean
-
-
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=range(1, x.ndim)))
 
 
 PREDICTORS: dict[str, Predictor | None] = {
@@ -253,7 +249,6 @@ class PredictorCorrector(GridSampler):
     def check_start(self, sde: SDE, score: Any) -> None:
         if self.grid not in SPACINGS:  # whose levels end before alpha is 0
             super().check_start(sde, score)
-        self.check(sde)
         ok = not self.reads_variance or hasattr(score, "score_and_share")
         allowed = f"{besides(PREDICTORS, *LEARNED)} for a score without learned variances"
         require(ok, "predictor", self.predictor, allowed)

@@ -155,7 +155,9 @@ class SteppedSampler(Sampler):
     def _step(self, state: _State, i: Array, c: Context, keep: int) -> _State:
         """One step, with its projection, its evaluations and its place in the trajectory."""
         c.score.calls = 0
-        x, memory = _typed(self.step(state.x, state.memory, i, c), (state.x, state.memory))
+        new, old = self.step(state.x, state.memory, i, c), (state.x, state.memory)
+        # float32 states stay so under a score whose constants are float64.
+        x, memory = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), new, old)
         x = self.after(x, i, c)
         path = state.path
         if path is not None:
@@ -222,12 +224,6 @@ def _steps(
 @partial(jax.jit, static_argnums=3)
 def _end(state: _State, keys: Array, start: Start, sampler: SteppedSampler) -> Samples:
     return sampler._ended(state, sampler._context(keys, start, state.x.dtype))
-
-
-def _typed(new: Any, old: Any) -> Any:
-    """A tree with the dtypes of another: float32 states stay so under a score whose constants are
-    float64."""
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
 
 
 class _Counted:

@@ -88,9 +88,7 @@ class RunLog:
         now = time.perf_counter()
         if self._timed_images:
             mean["images_per_second"] = self._timed_images / (now - self._clock)
-        self._lines.append({"step": self._step, **mean})
-        if self._report:
-            self._report.write(self._step, mean)
+        self.add(mean)
         self._values.clear()
         self._clock, self._timed_images = now, 0
 

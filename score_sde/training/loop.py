@@ -79,7 +79,10 @@ def train(
             kept = _Kept(log, checkpoints, first, log_every, checkpoint_every)
             state = _updates(state, step, feed, key, hooks, kept, num_steps, stopped)
     if (name := stopped()) is not None:
-        _report_stop(f"{name} after step {int(state.step)} of {num_steps}", checkpoints is not None)
+        at, left = f"after step {int(state.step)} of {num_steps}", "the run so far is returned"
+        if checkpoints is not None:
+            left = "saved; the same command goes on from there"
+        print(f"training stopped by {name} {at}, {left}", file=sys.stderr)
     return state
 
 
@@ -153,11 +156,6 @@ def _rescued(feed: Iterator[PyTree], rescue: Callable[[], None]) -> Iterator[PyT
         raise
 
 
-def _report_stop(by: str, saved: bool) -> None:
-    kept = "saved; the same command goes on from there" if saved else "the run so far is returned"
-    print(f"training stopped by {by}, {kept}", file=sys.stderr)
-
-
 def _steps_ahead(place: Sharding) -> int:
     """How many steps to dispatch ahead.
 
@@ -181,7 +179,6 @@ def _stop_signal() -> Iterator[Callable[[], str | None]]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        del frame
         received.append(signal.Signals(number).name)
         restore()  # who sends a second one does not want to wait
 

@@ -73,13 +73,9 @@ def learning_rate_schedule(
 
 
 def optimizer(
-    learning_rate: float,
+    rate: optax.Schedule,
     *,
-    num_steps: int,
     optimizer: Literal["adam", "muon"] = "adam",
-    warmup_steps: int = 0,
-    schedule: Literal["constant", "cosine"] = "constant",
-    schedule_steps: int | None = None,
     gradient_clip: float = 1.0,
     beta2: float = 0.999,
     weight_decay: float = 0.0,
@@ -87,23 +83,12 @@ def optimizer(
     """The optimizer of the module's docstring.
 
     Args:
-        learning_rate: the largest, reached after the warm-up.
-        num_steps: updates of the whole run.
+        rate: the learning rate of each update, such as of `learning_rate_schedule`.
         optimizer: "adam", or "muon" for matrices and kernels.
-        warmup_steps: updates over which the rate grows linearly from 0; 0 for none.
-        schedule: what follows the warm-up, "constant" or "cosine".
-        schedule_steps: where the cosine ends; None is ``num_steps``.
         gradient_clip: the largest global norm let through; ``math.inf`` clips nothing.
         beta2: decay of the second moment.
         weight_decay: decoupled decay of all parameters, times the learning rate; 0 for none.
     """
-    rate = learning_rate_schedule(
-        learning_rate,
-        num_steps=num_steps,
-        warmup_steps=warmup_steps,
-        schedule=schedule,
-        schedule_steps=schedule_steps,
-    )
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
     direction = optax.scale_by_adam(0.9, beta2, EPS)
     if optimizer == "muon":
@@ -158,7 +143,6 @@ def orthogonal(matrix: Array) -> Array:
 def _clip(largest_norm: float) -> optax.GradientTransformation:
     # optax.clip_by_global_norm is the paper's JAX rule, 1 / max(norm, clip); this is PyTorch's.
     def clip(updates, params=None):
-        del params
         scale = jnp.minimum(1.0, largest_norm / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda gradient: scale * gradient, updates)
 
@@ -168,11 +152,9 @@ def _clip(largest_norm: float) -> optax.GradientTransformation:
 def _descend(rate: optax.Schedule) -> optax.GradientTransformation:
     # As optax.scale_by_learning_rate, and the state keeps the rate that was used.
     def init(params):
-        del params
         return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
     def update(updates, state, params=None):
-        del params
         value = jnp.asarray(rate(state.num_updates), jnp.float32)
         updates = jax.tree.map(lambda direction: -value * direction, updates)
         return updates, LearningRateState(state.num_updates + 1, value)

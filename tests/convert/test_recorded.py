@@ -20,7 +20,7 @@ from score_sde.discrete import discretization
 from score_sde.likelihood import log_likelihood
 from score_sde.losses import level_error, weighted_error
 from score_sde.training import step as training_step
-from score_sde.training.optimizers import optimizer
+from score_sde.training.optimizers import learning_rate_schedule, optimizer
 from score_sde.training.state import TrainState
 from tests.cases import only
 from tests.commands import as_users_have_it
@@ -236,7 +236,7 @@ def test_five_training_steps(reference_dir):
         score = build.model(original.config, original.apply, params)
         return weighted_error(sde, score, batch["x"], batch["t"], batch["z"], weight)
 
-    adam = optimizer(5e-3, num_steps=1000, warmup_steps=4, gradient_clip=1.0)
+    adam = optimizer(learning_rate_schedule(5e-3, num_steps=1000, warmup_steps=4))
     params = original.raw_params
     state = TrainState(jnp.int32(0), params, adam.init(params), params)
     update = jax.jit(partial(training_step.update, loss_of, adam, 0.9999))

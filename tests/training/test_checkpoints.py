@@ -9,6 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from score_sde.errors import UserError
@@ -182,7 +183,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(damage, run, written, d
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_array_file_cut_short(tmp_path, caplog):
     # Large arrays have files of their own, whose errors Orbax wraps in another class.
-    adam = optimizer(1e-3, num_steps=1)
+    adam = optimizer(optax.constant_schedule(1e-3))
     state = create({"w": jax.random.normal(jax.random.key(0), (400, 400))}, adam, data_mesh())
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, 1)

@@ -46,10 +46,8 @@ def by_hand(clip: float, decay: float, schedule: str):
 )
 def test_the_step_is_adam_with_averages(clip, decay, schedule):
     mesh = data_mesh()
-    adam = optimizer(
-        PEAK, num_steps=STEPS, warmup_steps=WARMUP, schedule=schedule, gradient_clip=clip,
-        beta2=0.99, weight_decay=decay,
-    )  # fmt: skip
+    rate = learning_rate_schedule(PEAK, num_steps=STEPS, warmup_steps=WARMUP, schedule=schedule)
+    adam = optimizer(rate, gradient_clip=clip, beta2=0.99, weight_decay=decay)
     curvature = jnp.asarray(CURVATURE, jnp.float32)
 
     def loss_fn(params, state, batch, key):
@@ -94,14 +92,13 @@ def muon_by_hand(g, decay, steps):
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam(decay):
-    draw, settings = np.random.default_rng(0), {"warmup_steps": WARMUP, "weight_decay": decay}
+    draw = np.random.default_rng(0)
+    rate = learning_rate_schedule(PEAK, num_steps=9, warmup_steps=WARMUP)
+    settings = {"gradient_clip": math.inf, "beta2": 0.99, "weight_decay": decay}
     kernel, bias = draw.normal(size=(2, 3, 2, 4)), draw.normal(size=4)
     gradient = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
     params = jax.tree.map(jnp.zeros_like, gradient)
-    muon = optimizer(
-        PEAK, num_steps=9, optimizer="muon", gradient_clip=math.inf, beta2=0.99, **settings
-    )
-    adam = optimizer(PEAK, num_steps=9, gradient_clip=math.inf, beta2=0.99, **settings)
+    muon, adam = (optimizer(rate, optimizer=name, **settings) for name in ("muon", "adam"))
     states, alone, found = (muon.init(params), adam.init(params["bias"])), params["bias"], []
     for _ in range(9):
         updates, first = muon.update(gradient, states[0], params)

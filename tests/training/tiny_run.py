@@ -13,7 +13,7 @@ from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.feed import in_memory, streaming
 from score_sde.training.loop import train
 from score_sde.training.mesh import data_mesh
-from score_sde.training.optimizers import optimizer
+from score_sde.training.optimizers import learning_rate_schedule, optimizer
 from score_sde.training.state import TrainState, create
 from score_sde.training.step import make_train_step
 
@@ -31,9 +31,10 @@ class TinyRun:
         self.num_steps, self.workers, self.num_powers = num_steps, workers, 0
         self.traces = 0
         self.mesh = data_mesh()
-        self.optimizer = optimizer(
-            learning_rate, num_steps=num_steps, warmup_steps=3, schedule="cosine", weight_decay=0.01
+        rate = learning_rate_schedule(
+            learning_rate, num_steps=num_steps, warmup_steps=3, schedule="cosine"
         )
+        self.optimizer = optimizer(rate, weight_decay=0.01)
         self.step = make_train_step(self.loss, self.optimizer, 0.9, self.mesh)
 
     def loss(self, params, state, batch, key):
