@@ -56,13 +56,14 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 if WORKER and hasattr(os, "sched_setaffinity"):
     CORES = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {CORES[int(WORKER) % len(CORES)]})
-if WORKER:
-    # pytest has sent all results then. Python would now free millions of objects, which takes up to
-    # 8 s. Handlers run in reverse order, so JAX's come before this one. A pytest that a test starts
-    # would end with 0 here.
-    atexit.register(os._exit, 0)
 
 import jax  # noqa: E402  (after the settings above)
+
+if WORKER:
+    # pytest has sent all results then. JAX would free its programs and Python millions of objects,
+    # which takes up to 15 s. Handlers run in reverse order, so this one comes before JAX's. A
+    # pytest that a test starts would end with 0 here.
+    atexit.register(os._exit, 0)
 
 # A (B,) that meets a (B, H, W, C), or a float32 that meets a float64, is an error and not a guess.
 # Commands run without (tests/commands.py), as a user's do.

@@ -14,6 +14,7 @@ from score_sde.errors import UserError
 from tests.commands import DIGITS, FEW, TINY, command, refused, succeed
 
 
+@pytest.mark.thorough
 def test_a_length_is_chosen_after_the_training(tmp_path):
     train = ("--mode=train", DIGITS, *TINY, "--workdir=run", "--config.training.average_every=2")
     succeed(*train, cwd=tmp_path)

@@ -31,6 +31,7 @@ def check(arrays, summary, told):
     assert f"diffusion {summary['diffusion']:.4f}" in told
 
 
+@pytest.mark.thorough
 def test_the_bound_beside_the_flows_likelihood(tiny_run, tmp_path):
     workdir = tiny_run("digits", tmp_path)
     loose = ("--config.likelihood.rtol=1e-1", "--config.likelihood.atol=1e-1")

@@ -20,16 +20,22 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
-def test_a_classifier_is_trained_and_followed(tiny_run, tmp_path):
+def test_a_classifier_is_trained(tiny_run, tmp_path):
     workdir = tiny_run("digits", tmp_path)
-    folder, mode = workdir / "classifier", "--mode=train_classifier"
-    told = succeed(mode, "--workdir", workdir, FOUR, cwd=tmp_path)
+    folder = workdir / "classifier"
+    told = succeed("--mode=train_classifier", "--workdir", workdir, FOUR, cwd=tmp_path)
     assert re.search(r"accuracy on 297 held-out items: [\d.]+% without noise, ", told)
     found = json.loads((folder / "accuracy.json").read_text())
     assert found["step"] == 4 and found["n"] == 297 and len(found["accuracy"]) == 16
     assert found["log_snr"] == sorted(found["log_snr"], reverse=True)
     # It begins with log 10 = 2.3 or a little above, as its logits are small.
     assert 1.0 < lines(folder)[0]["loss"] < 4.0
+
+
+@pytest.mark.thorough
+def test_a_classifier_is_followed(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    succeed("--mode=train_classifier", "--workdir", workdir, FOUR, cwd=tmp_path)
     succeed("--mode=sample", "--workdir", workdir, *FEW, cwd=tmp_path)
     with np.load(workdir / "samples.npz") as plain:
         assert "labels" not in plain and plain["nfe"].tolist() == [3, 3, 3]
@@ -101,7 +107,15 @@ def test_mistakes(tiny_run, tmp_path):
     assert "config.model.name = 'tests.networks.test_contract:Line': allowed are unet, mlp, " in (
         last(*begin, no_logits)
     )
+
+
+@pytest.mark.thorough
+def test_a_classifier_of_another_process_is_refused(tiny_run, tmp_path):
+    workdir = tiny_run("digits", tmp_path)
+    begin = ("--mode=train_classifier", DIGITS, "--workdir=other", *TINY, FOUR)
     succeed(*begin, "--config.sde.beta_max=10.0", cwd=tmp_path)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["classifier"]
     (tmp_path / "other" / "classifier").rename(workdir / "classifier")
-    assert "a classifier of config.sde.beta_max = 10.0, the run has 20.0" in last(*sample)
+    done = command("--mode=sample", "--workdir", workdir, *FEW, *GUIDED, cwd=tmp_path)
+    said = "a classifier of config.sde.beta_max = 10.0, the run has 20.0"
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1]

@@ -15,7 +15,7 @@ from tests.commands import CONFIGS, TINY, refused, succeed
 
 
 def test_discrete_training_then_sampling(tiny_run, tmp_path):
-    """DDPM's training by the command line; its own sampler, and the flow."""
+    """DDPM's training by the command line, and its own sampler."""
     workdir = tiny_run("discrete", tmp_path)
     sampling = ("--config.sampling.method=pc", "--config.sampling.faithful=True")
     sampling = (*sampling, "--config.sampling.num_steps=100")
@@ -24,6 +24,10 @@ def test_discrete_training_then_sampling(tiny_run, tmp_path):
     assert arrays["images"].shape == (3, 8, 8, 1)
     assert arrays["nfe"].tolist() == [100, 100, 100]
 
+
+@pytest.mark.thorough
+def test_levels_of_a_discrete_model_by_each_sampler(tiny_run, tmp_path):
+    workdir = tiny_run("discrete", tmp_path)
     saved = workdirs.load(workdir)
     for method in ("ald", "unipc", "heun"):
         assert build.sampler(changed(saved, {"sampling.method": method})).levels != "smooth"
@@ -81,6 +85,7 @@ def test_pairs_are_of_one_class():
     np.testing.assert_array_equal(pairs(np.asarray([0, 1, 0, 1, 1])), [[0, 2], [1, 3]])
 
 
+@pytest.mark.thorough
 def test_labels_and_guidance_by_the_command_line(tiny_run, tmp_path):
     """The classes asked for in turn, a row for each in the picture, and two evaluations for one."""
     workdir = tiny_run("classes", tmp_path)

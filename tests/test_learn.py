@@ -59,6 +59,7 @@ def unbroken():
     return score_sde.train(IMAGES)
 
 
+@pytest.mark.thorough
 def test_in_memory_it_is_the_run_of_the_command(unbroken, tmp_path):
     succeed("--mode=train", DIGITS, *TINY, "--workdir", tmp_path, cwd=tmp_path)
     loaded = score_sde.load(tmp_path)

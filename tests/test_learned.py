@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import score_sde
+from score_sde import build, networks
 from score_sde.bounds import chain_bound, likelihood_bound
 from score_sde.learned import LearnedVP, constants
 from score_sde.likelihood import log_likelihood
@@ -241,6 +242,15 @@ def train(workdir, *more):
     return score_sde.load(workdir)
 
 
+def test_the_constants_are_parameters_beside_the_networks():
+    config = score_sde.presets.load("vdm_digits")
+    _, params = networks.abstract(build.network(config, build.dataset(config)))
+    assert params.keys() == {"network", "constants"}
+    assert params["constants"].keys() == constants(build.sde(config)).keys()
+    assert {leaf.dtype for leaf in params["constants"].values()} == {jnp.dtype("float32")}
+
+
+@pytest.mark.thorough
 def test_a_run_learns_its_schedule_and_samples_by_it(tmp_path):
     run, first = train(tmp_path), arrays(LearnedVP())
     for name, value in arrays(run.sde).items():

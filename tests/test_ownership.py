@@ -30,13 +30,17 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def store(tiny_run, tmp_path_factory):
-    """A run with an evaluation, which nothing changes."""
-    folder = tmp_path_factory.mktemp("store")
-    workdir = tiny_run("digits", folder)
+    """A run, which nothing changes."""
+    return tiny_run("digits", tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(store):
+    """The run with an evaluation."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "STEPS", 1)
-        succeed("--mode=evaluate", *SETTINGS, *FEW, cwd=folder)
-    return workdir
+        succeed("--mode=evaluate", *SETTINGS, *FEW, cwd=store.parents[1])
+    return store
 
 
 def stamps(folder):
@@ -47,9 +51,9 @@ def stamps(folder):
 
 
 @pytest.fixture
-def trained_on(store, tmp_path, monkeypatch):
+def trained_on(evaluated, tmp_path, monkeypatch):
     """A copy of the run, whose checkpoints a training removes when the first samples are drawn."""
-    workdir, draw = shutil.copytree(store, tmp_path / "runs" / "vp_digits"), sample.draw
+    workdir, draw = shutil.copytree(evaluated, tmp_path / "runs" / "vp_digits"), sample.draw
 
     def then_train(*arguments):
         draw(*arguments)
@@ -60,6 +64,7 @@ def trained_on(store, tmp_path, monkeypatch):
     return workdir
 
 
+@pytest.mark.thorough
 def test_an_evaluation_ends_with_the_checkpoint_that_it_began_with(trained_on, tmp_path):
     likelihood = ("--config.eval.likelihood", "--config.likelihood.num_images=2")
     loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1")
@@ -119,6 +124,7 @@ def test_a_run_that_is_only_read_takes_no_results_and_is_drawn_from(read_only, t
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("evaluated")
 def test_a_run_that_is_only_read_is_evaluated_restored_and_reported(read_only, tmp_path):
     at = ("--workdir", read_only)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
@@ -134,6 +140,7 @@ def test_a_run_that_is_only_read_is_evaluated_restored_and_reported(read_only, t
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("evaluated")
 def test_another_classifier_goes_to_the_output_and_keeps_the_one_there(
     read_only, tmp_path, monkeypatch
 ):

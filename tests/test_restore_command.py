@@ -113,6 +113,7 @@ def test_a_mask_drawn_on_a_photo_is_resized_with_it(tmp_path, size):
     np.testing.assert_array_equal(known, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("own", "nfe"), [(REPAINT, 5), (TWISTED, 24)], ids=["repaint", "twisted"])
 def test_a_method_is_chosen(tiny_run, tmp_path, inputs, own, nfe):
     tiny_run("digits", tmp_path)
@@ -120,6 +121,7 @@ def test_a_method_is_chosen(tiny_run, tmp_path, inputs, own, nfe):
     assert f"1 images, 2 draws each, NFE {nfe}" in told
 
 
+@pytest.mark.thorough
 def test_small_images_are_enlarged(tiny_run, tmp_path, inputs):
     workdir = tiny_run("digits", tmp_path)
     small = tmp_path / "small"
@@ -155,6 +157,7 @@ def test_draws_that_go_far_out_of_the_range_are_told(tiny_run, tmp_path, inputs)
         assert done.stderr.count("pixels lie far out of the pixels' range") == count
 
 
+@pytest.mark.thorough
 def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, inputs):
     """At t = 0.002 the noise has 0.016, and the one step's 0.011 on top: of 256 pixels the largest
     is off by 0.07, where a level is 0.125."""
@@ -173,6 +176,7 @@ def test_an_edit_of_hardly_any_strength_returns_the_input(tiny_run, tmp_path, in
     )
 
 
+@pytest.mark.thorough
 def test_classes_change_by_the_flow_or_by_noise(tiny_run, tmp_path, inputs):
     """A draw for each class; to its own class an image comes back."""
     workdir = tiny_run("classes", tmp_path)

@@ -7,8 +7,7 @@ import pytest
 
 from score_sde import workdirs
 from score_sde.locks import writing
-from score_sde.modes.sweep import settings_of
-from tests.cases import thorough
+from score_sde.modes.sweep import _keep_other, _write, settings_of
 from tests.commands import command, refused, succeed
 
 SETTINGS = (
@@ -23,14 +22,20 @@ pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture(scope="module")
-def swept(tiny_run, tmp_path_factory):
-    """A run with a sweep over steps of the sampler and of the training, and what was printed."""
-    folder = tmp_path_factory.mktemp("swept")
-    workdir = tiny_run("digits", folder)
+def run(tiny_run, tmp_path_factory):
+    """The workdir of a run with the steps 2 and 4."""
+    return tiny_run("digits", tmp_path_factory.mktemp("swept"))
+
+
+@pytest.fixture(scope="module")
+def swept(run):
+    """The workdir after a sweep over steps of the sampler and of the training, and what was
+    printed."""
     sweep = "--config.eval.sweep=sampling.num_steps=2,3; step=2,4"
-    return workdir, succeed("--mode=evaluate", *SETTINGS, sweep, cwd=folder)
+    return run, succeed("--mode=evaluate", *SETTINGS, sweep, cwd=run.parents[1])
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_a_table_a_file_of_each_kind_and_a_picture(swept):
     workdir, told = swept
     rows = json.loads((workdir / "sweep.json").read_text())
@@ -59,6 +64,7 @@ def test_a_sweep_is_a_table_a_file_of_each_kind_and_a_picture(swept):
     assert each["figures"] == rows[2]["figures"] and each["samples"]["step"] == 2
 
 
+@pytest.mark.thorough
 def test_settings_that_are_done_are_not_done_again(swept):
     workdir, _ = swept
     before = json.loads((workdir / "sweep.json").read_text())
@@ -74,6 +80,7 @@ def test_settings_that_are_done_are_not_done_again(swept):
     }
 
 
+@pytest.mark.thorough
 def test_another_sweep_keeps_the_table_that_is_there(swept):
     workdir, _ = swept
     before = json.loads((workdir / "sweep.json").read_text())
@@ -85,6 +92,7 @@ def test_another_sweep_keeps_the_table_that_is_there(swept):
     assert len(json.loads((workdir / "sweep.json").read_text())) == 1
 
 
+@pytest.mark.thorough
 def test_a_sweep_holds_the_locks_of_all_its_folders(swept, tmp_path):
     """So that its table is of what they have: also of the last one, before any work."""
     workdir, _ = swept
@@ -97,19 +105,36 @@ def test_a_sweep_holds_the_locks_of_all_its_folders(swept, tmp_path):
         assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
 
 
-def test_values_that_are_equal_are_one_setting(swept):
-    workdir, _ = swept
-    config = workdirs.load(workdir)
+def test_rows_are_written_and_those_of_another_sweep_kept(tmp_path, capsys):
+    rows = [
+        {"settings": {"step": step}, "nfe": 3.0, "figures": {DISTANCE: 1.0 / step}}
+        for step in (2, 4)
+    ]
+    _write(tmp_path, rows, DISTANCE, "ddim")
+    assert json.loads((tmp_path / "sweep.json").read_text()) == rows
+    with (tmp_path / "sweep.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert lines[1] == {"step": "4", "nfe": "3.0", DISTANCE: "0.25"}
+    assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    _keep_other(tmp_path, rows)
+    assert capsys.readouterr().out == ""
+    _keep_other(tmp_path, rows[:1])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{tmp_path / 'sweep.json'}: of another sweep; it is now sweep.old.json"
+    assert {path.stem for path in tmp_path.iterdir()} == {"sweep.old"} and len(said) == 3
+
+
+def test_values_that_are_equal_are_one_setting(run):
+    config = workdirs.load(run)
     config.eval.sweep = "sampling.eta=0,0.0,1; step=4,4"
-    found = [setting.values for setting in settings_of(config, workdir, None)]
+    found = [setting.values for setting in settings_of(config, run, None)]
     assert found == [{"sampling.eta": 0.0, "step": 4}, {"sampling.eta": 1.0, "step": 4}]
 
 
-def test_spaces_in_a_sweep(swept):
-    workdir, _ = swept
-    config = workdirs.load(workdir)
+def test_spaces_in_a_sweep(run):
+    config = workdirs.load(run)
     config.eval.sweep = "sampling.guidance_interval = (0, 1), ( 2,3 ) step = 2, 4;"
-    found = [setting.values for setting in settings_of(config, workdir, None)]
+    found = [setting.values for setting in settings_of(config, run, None)]
     assert found == [
         {"sampling.guidance_interval": interval, "step": step}
         for interval in ((0, 1), (2, 3))
@@ -117,13 +142,10 @@ def test_spaces_in_a_sweep(swept):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "content",
-    [
-        b"{}",
-        *thorough(b"3", b"PK", b'[{"figures": 1}]'),
-        pytest.param(b"[" * 9999, marks=pytest.mark.thorough, id="deep"),
-    ],
+    [b"{}", b"3", b"PK", b'[{"figures": 1}]', pytest.param(b"[" * 9999, id="deep")],
 )
 def test_damaged_results_are_made_again(swept, content):
     """Those of the table are kept aside; an evaluation of a setting is not taken for done."""
@@ -167,10 +189,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("sweep", "said"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_told_before_any_work(swept, sweep, said):
-    workdir, _ = swept
+def test_a_mistake_is_told_before_any_work(run, sweep, said):
     line = refused(
-        *("--mode=evaluate", "--workdir", workdir, *SETTINGS, f"--config.eval.sweep={sweep}"),
-        cwd=workdir.parents[1],
+        *("--mode=evaluate", "--workdir", run, *SETTINGS, f"--config.eval.sweep={sweep}"),
+        cwd=run.parents[1],
     )
     assert said in line

@@ -271,7 +271,7 @@ def moments(predictor, num_steps, model):
     return np.asarray(last(nothing), np.float64), np.einsum("dkd->d", np.square(factors))
 
 
-@pytest.mark.parametrize("num_steps", [5, LEVELS, *thorough(7, 11)])
+@pytest.mark.parametrize("num_steps", [5, *thorough(7, 11, LEVELS)])
 def test_respaced_sampling_keeps_the_moments_of_a_gaussian(num_steps):
     """Exactly, whatever the number of levels, where the best variance is one of the two: beta~ for
     data in a point, beta for unit variance (Ho et al. 2020, section 3.2). With the best variances

@@ -21,6 +21,7 @@ FEW = (
 )
 
 
+@pytest.mark.thorough
 def test_training_sampling_and_bounds(tmp_path):
     preset, workdir = f"--config={CONFIGS / 'iddpm_digits.py'}", tmp_path / "run"
     given = ("--workdir", workdir)

@@ -296,6 +296,7 @@ def test_second_moments_are_means_of_squares(pth, reference_dir):
         convert_mode._check(config, foreign._replace(nu=wrong), "", pth)
 
 
+@pytest.mark.thorough
 def test_a_training_goes_on_from_what_a_file_has(pth, reference_dir):
     """As above, without a workdir: steps, moments, and the parameters that are asked for."""
     config = describe(reference_dir, "ve_ncsnpp_continuous")

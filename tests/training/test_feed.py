@@ -86,6 +86,7 @@ def test_what_a_worker_cannot_read_ends_the_batches_in_one_line(workers, streame
     assert str(caught.value) == "images: cannot be read any more (No such file or directory)"
 
 
+@pytest.mark.thorough
 def test_a_worker_that_ends_is_one_line(streamed):
     """As where the memory ends: the kernel kills it."""
     streamed[0]["x"] = Streamed(lambda rows: os._exit(9), np.arange(45), (4, 3, 1), np.dtype("u1"))
