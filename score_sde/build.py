@@ -74,8 +74,8 @@ def _made(key: str, config: ConfigDict, **more: Any) -> Any:
 
 
 def _settings(key: str, make: Any, config: ConfigDict, **more: Any) -> dict[str, Any]:
-    """What a class takes of a key's section and of `more`. A value at the schema's default is left
-    to the class, whose own default may be another.
+    """What a class takes of a key's section and of `more`. A key that is unset is left to the
+    class's own default.
 
     Raises:
         UserError: it takes something else, too, that has no default.
@@ -83,13 +83,12 @@ def _settings(key: str, make: Any, config: ConfigDict, **more: Any) -> dict[str,
     section, _, own_name = key.partition(".")
     given: dict[str, Any] = {}
     for name, parameter in takes(make).items():
-        has_default = parameter.default is not parameter.empty
         setting, value = f"{section}.{name}", config[section].get(name)
         if name in more:
             given[name] = more[name]
-        elif value is not None and not (has_default and value == SCHEMA[setting].default):
+        elif value is not None:
             given[name] = resolve(setting, value) if is_own(setting, value) else value
-        elif not has_default and parameter.kind is not parameter.VAR_KEYWORD:
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
             own = config[section][own_name]
             raise UserError(f"config.{key} = {own!r}: its setting {name} has no default")
     return given

@@ -228,14 +228,16 @@ class Short(DDIM):
 
 
 def test_a_users_own_object(tmp_path, monkeypatch):
-    """Its defaults hold where the config has the schema's; what it takes is what is read."""
+    """It has the values that the config shows, its own default where a key is unset, and reads what
+    it takes."""
     (tmp_path / "own_of_config.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     own = {"sampling.method": "own_of_config:Short"}
     config = changed(valid(), own)
     validate(config)
     sampler = build.sampler(config)
-    assert (sampler.num_steps, sampler.rho, sampler.denoise) == (3, 5.0, True)
+    # Its own rho is 5. A typed 7, as the schema has, is not to be taken for unset.
+    assert (sampler.num_steps, sampler.rho, sampler.denoise) == (3, config.sampling.rho, True)
     sampler = build.sampler(changed(config, {"sampling.num_steps": 4, "sampling.rho": 6.0}))
     assert (sampler.num_steps, sampler.rho) == (4, 6.0)
     assert "eta" in build.keys_read(config) and "order" not in build.keys_read(config)
