@@ -207,8 +207,9 @@ def _merged(
     config = overrides.apply(given if given is not None and mode == "train" else saved, typed)
     workdirs.check_changes(mode, saved, config, path)
     validate(config)
-    if mode == "interpolate" and config.sampling.method != "ode":
-        raise refuse("sampling.method", config.sampling.method, "ode with --mode interpolate")
+    if mode == "interpolate" and config.sampling.method != saved.sampling.method:
+        allowed = f"{saved.sampling.method} with --mode interpolate"
+        raise refuse("sampling.method", config.sampling.method, allowed)
     if mode != "train" and given is not None:
         differ = workdirs.changes(config, given, ()).items()
         set_here = overrides.keys(typed)

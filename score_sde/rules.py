@@ -13,7 +13,7 @@ from score_sde.errors import besides, require
 from score_sde.learned import constants
 from score_sde.losses import LOSSES, OF_VARIANCES, WEIGHTS
 from score_sde.networks import NETWORKS
-from score_sde.samplers import SAMPLERS
+from score_sde.samplers import SAMPLERS, Consistency
 from score_sde.samplers.predictor_corrector import LEARNED, PREDICTORS
 from score_sde.score import OF_PURE_NOISE, Model
 from score_sde.sde import SDE
@@ -45,6 +45,9 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
         if sampler.reads_variance and not config.model.learned_variance:
             allowed = f"{besides(PREDICTORS, *LEARNED)} with model.learned_variance = False"
             require(False, "predictor", config.sampling.predictor, allowed)
+        if isinstance(sampler, Consistency) and build.loss_pair(config).weight != "consistency":
+            allowed = f"{besides(SAMPLERS, 'consistency')} unless the weight is consistency"
+            raise refuse("sampling.method", config.sampling.method, allowed)
         sampler.check(process)
         if process.ends_in_noise:
             sampler.check_start(process, Model)
@@ -66,7 +69,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
     settings, make = config.model, build.network_class(config)
     rank, reads = getattr(make, "rank", len(info.shape)), takes(make.Spec)
     if rank != len(info.shape):
-        fits = [name for name, make in NETWORKS.items() if make.rank == len(info.shape)]
+        wanted = len(info.shape)
+        fits = [name for name, net in NETWORKS.items() if getattr(net, "rank", 0) == wanted]
         yield "model.name", f"{', '.join(fits)} with config.data.name = {info.name!r}"
     if settings.learned_variance and "learned_variance" not in reads:
         yield "model.learned_variance", f"False with config.model.name = {settings.name!r}"
@@ -201,11 +205,6 @@ def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
         table, left_out = (TIMES, NORMAL) if name == "times" else (WEIGHTS, INTEGRALS)
         with_it = f"the weight {weight}" if name == "times" else f"the times {times}"
         yield f"training.{name}", f"{besides(table, *left_out)} with {with_it}"
-    if config.sampling.method == "consistency" and weight != "consistency":
-        yield (
-            "sampling.method",
-            f"{besides(SAMPLERS, 'consistency')} unless the weight is consistency",
-        )
     if not config.training.reduce_mean and weight in ("consistency", *OF_VARIANCES):
         yield "training.reduce_mean", f"True with the weight {weight}"
     if config.training.uncertainty and weight in ("consistency", "second_order", *OF_VARIANCES):

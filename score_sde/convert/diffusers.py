@@ -92,7 +92,7 @@ def settings(source: Path, image_size: int | tuple[int, int]) -> dict[str, Any]:
     process = scheduler_file(source)
     if process is not None:
         ours |= scheduler.settings(process)
-        if (ours["sde.name"] == "ve") != (ours["model.embedding"] == "fourier"):
+        if ("sde.sigma_max" in ours) != (ours["model.embedding"] == "fourier"):
             raise UserError(
                 f"{process}: allowed are {scheduler.VE} with time_embedding_type fourier in "
                 f"{path}, the others with positional"

@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import build, convert, networks, workdirs
-from score_sde.config import changed, flat, refuse
+from score_sde.config import changed, flat, refuse, resolve, takes
 from score_sde.convert import plausible
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError
@@ -240,7 +240,8 @@ def _print_origins(
         print(f"no {convert.scheduler.FILE} lies beside the network")
     if unseen:
         print(f"taken from the config, as neither arrays nor files show it: {', '.join(unseen)}")
-    if foreign.sigmas is None and config.sde.name == "ve" and path is None:
+    has_sigmas = "sigma_max" in takes(resolve("sde.name", config.sde.name))
+    if foreign.sigmas is None and has_sigmas and path is None:
         print("its noise levels are not in the file: sde.sigma_min and sigma_max are the config's")
 
 

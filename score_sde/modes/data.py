@@ -241,7 +241,9 @@ def _proposed(config: ConfigDict, info: DatasetInfo, largest: float) -> dict[str
     }
     rank = len(info.shape)
     if getattr(build.network_class(config), "rank", rank) != rank:
-        found["model.name"] = next(name for name, make in NETWORKS.items() if make.rank == rank)
+        found["model.name"] = next(
+            name for name, make in NETWORKS.items() if getattr(make, "rank", 0) == rank
+        )
     if found.get("model.name", values["model.name"]) == "unet":
         found |= _levels(config, info)
     if info.num_classes:
