@@ -55,7 +55,8 @@ from jax import Array
 from score_sde.discrete import Chain, discretization, levels_of
 from score_sde.display import mean, mean_with_error, shown
 from score_sde.errors import require
-from score_sde.score import Model, as_pytree, denoise, full_precision
+from score_sde.functions import as_pytree, check_arguments, check_density
+from score_sde.score import Model, denoise, evaluations, full_precision, require_time
 from score_sde.sde import SDE, ScoreFn, expand
 from score_sde.spaces import Dequantized, Space, item_keys
 
@@ -131,10 +132,13 @@ def likelihood_bound(
         first: index of the first item, for data that come in parts.
 
     Raises:
-        ValueError: K below 1, a time that the process has not, a chain's network at alpha(T) = 0.
+        ValueError: K below 1, a time that the process has not, a chain's network at alpha(T) = 0, a
+            score of other arguments, or one that belongs to no density, such as a guided one.
     """
     require(num_times > 0, "num_times", num_times, "integers of at least 1")
-    require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
+    require_time(t_min, sde)
+    check_arguments("score", score, "x, t")
+    check_density(score)
     if isinstance(score, Model) and score.num_levels:
         sde.check()  # a chain's levels end before alpha is 0
     keeps = sde.keeps_data()
@@ -179,7 +183,7 @@ def chain_bound(
         require(model.num_levels > 1, "num_levels", model.num_levels, "integers of at least 2")
     else:
         require(num_times > 1, "num_times", num_times, "integers of at least 2")
-        require(0 <= t_min < model.sde.T, "t_min", t_min, f"times from 0 to below {model.sde.T:g}")
+        require_time(t_min, model.sde)
     keeps = bool(model.num_levels) or model.sde.keeps_data()
     return _by_level(key, model, data, space, variance, num_times, keeps, t_min, first)
 
@@ -203,7 +207,7 @@ def _in_time(
     draw = partial(jax.random.uniform, dtype=jnp.float32)
     begin = jax.vmap(draw)(item_keys(key_t, len(data), first)).astype(x0.dtype)
 
-    def at(k: Array) -> tuple[Array, Array]:
+    def at(k: Array) -> tuple[Array, Array, Array]:
         u = jnp.mod(begin + (k / num_times).astype(x0.dtype), 1.0)
         log_snr, weight = at_share(u)
         t = jnp.clip(sde.inverse_log_snr(log_snr), *ends)
@@ -217,7 +221,8 @@ def _in_time(
         else:
             off = denoise(sde, score, x, t) - x0
             error, value = off / expand(nu, x), weight * _sum(jnp.square(off))
-        return value, items.decoded(error, z, nu, expand(nu, x))
+        calls = jnp.asarray(evaluations(score, t), jnp.int32)
+        return value, items.decoded(error, z, nu, expand(nu, x)), calls
 
     def at_share(u: Array) -> tuple[Array, Array]:
         """The log-SNR at this share of the integral's range, and the weight of the square there."""
@@ -228,11 +233,11 @@ def _in_time(
         return jnp.log(jnp.expm1(height)), 0.5 * most * jnp.exp(height)
 
     with full_precision():
-        values, decoded = jax.lax.map(at, jnp.arange(num_times + 1))
+        values, decoded, calls = jax.lax.map(at, jnp.arange(num_times + 1))
     values = values[:-1]
     spread = jnp.std(values, axis=0, ddof=1) / math.sqrt(num_times) if num_times > 1 else None
     prior = _prior(x0, sde.alpha(ends[1]), sde.sigma(ends[1]), sde.prior_std())
-    return items.bound(prior, jnp.mean(values, axis=0), decoded[-1], num_times + 1, spread)
+    return items.bound(prior, jnp.mean(values, axis=0), decoded[-1], jnp.sum(calls), spread)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
@@ -371,7 +376,7 @@ class _Items:
         prior: Array,
         diffusion: Array,
         decoded: Array,
-        nfe: int,
+        nfe: int | Array,
         time_error: Array | None = None,
         steps: Array | None = None,
     ) -> Bound:

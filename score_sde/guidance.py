@@ -30,7 +30,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from score_sde.errors import require
-from score_sde.score import Condition, as_pytree, denoise, evaluations, pytree
+from score_sde.functions import as_pytree
+from score_sde.score import Condition, denoise, evaluations, pytree
 from score_sde.sde import SDE, ScoreFn, expand
 
 NO_LABEL = -1  # of samples without a label: networks embed it as zeros
@@ -172,6 +173,8 @@ class _Guided:
         return self._mixed("score", x, t)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("parameterization", "num_levels"):
+            return getattr(self.pair.first, name)
         if name not in ("denoised", SHARED) or not hasattr(self.pair.first, name):
             raise AttributeError(name)
         return partial(self._mixed, name)

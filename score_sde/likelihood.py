@@ -27,8 +27,9 @@ from jax.tree_util import Partial
 
 from score_sde.display import mean, mean_with_error, shown
 from score_sde.errors import require
+from score_sde.functions import as_pytree, check_arguments, check_density
 from score_sde.integrate import MAX_STEPS, check, integrate
-from score_sde.score import as_pytree, evaluations, full_precision
+from score_sde.score import evaluations, full_precision, require_time
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import Dequantized, Space, item_keys
 
@@ -136,17 +137,16 @@ def log_likelihood(
         max_steps: after so many steps a solve fails.
 
     Raises:
-        ValueError: for an unknown divergence, no probes, a time that the process has not, or a
-            score that belongs to no density, such as a guided one.
+        ValueError: for an unknown divergence, no probes, a time that the process has not, a score
+            of other arguments, or one that belongs to no density, such as a guided one.
         RuntimeError: with the solver's reason, if a solve did not succeed.
     """
     require(divergence in DIVERGENCES, "divergence", divergence, ", ".join(DIVERGENCES))
     require(num_probes > 0, "num_probes", num_probes, "integers of at least 1")
-    require(0 <= t_min < sde.T, "t_min", t_min, f"times from 0 to below T = {sde.T:g}")
+    require_time(t_min, sde)
+    check_arguments("score", score, "x, t")
     sde.check_flow(score)
-    why = getattr(score, "not_a_density", "")
-    if why:
-        raise ValueError(f"score: {why}; allowed are scores of a density")
+    check_density(score)
     terminal = Partial(_prior, sde) if terminal_log_prob is None else as_pytree(terminal_log_prob)
     times, tolerances, fixed = (t_min, sde.T), (rtol, atol), (divergence == "exact", max_steps)
     if probes is None:

@@ -26,9 +26,8 @@ import numpy as np
 from jax import Array
 
 from score_sde.errors import require
+from score_sde.functions import divides_by_alpha
 from score_sde.sde import PROCESSES, SDE, ScoreFn, derivative, expand
-
-DIVIDE = ("epsilon", "score")  # the parameterizations whose denoised data divide by alpha
 
 
 class ToNoise(SDE):
@@ -41,8 +40,8 @@ class ToNoise(SDE):
         rates = jnp.concatenate([derivative(self.alpha, end), derivative(self.sigma, end)])
         if isinstance(rates, jax.core.Tracer):
             return
-        divides = getattr(score, "parameterization", "") in DIVIDE
-        if divides or not (hasattr(score, "denoised") and bool(jnp.all(jnp.isfinite(rates)))):
+        has_denoised = hasattr(score, "denoised") and not divides_by_alpha(score)
+        if not (has_denoised and bool(jnp.all(jnp.isfinite(rates)))):
             self.check()
 
     def probability_flow(self, score: ScoreFn) -> Callable[[Array, Array], Array]:

@@ -50,10 +50,10 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import Partial
 
 from score_sde.discrete import discretization, interpolate
 from score_sde.errors import require
+from score_sde.functions import DIVIDE
 from score_sde.sde import SDE, ScoreFn, expand
 
 Class = TypeVar("Class", bound=type)
@@ -122,7 +122,7 @@ PARAMETERIZATIONS: dict[str, Callable[[Array, Array], Preconditioning]] = {
     "denoised": _denoised,
     "flow": _flow,
 }
-OF_PURE_NOISE = ("velocity", "denoised", "flow")
+OF_PURE_NOISE = tuple(name for name in PARAMETERIZATIONS if name not in DIVIDE)
 """The parameterizations whose denoised data do not divide by alpha."""
 
 
@@ -330,19 +330,6 @@ class Logits:
         return self.model.output(x, self.model.noise(t), **options)
 
 
-def as_pytree(function: Callable[..., Any]) -> Any:
-    """The function as an argument that jit takes. A pytree is returned unchanged: its arrays are
-    leaves. Any other callable becomes a pytree without leaves."""
-    leaves = jax.tree.leaves(function)
-    if len(leaves) != 1 or leaves[0] is not function:
-        return function
-    try:
-        hash(function)
-    except TypeError:
-        return Partial(lambda *arguments: function(*arguments))
-    return Partial(function)
-
-
 def reverse_only(score: Any) -> Any:
     """The score, a pytree, whose models take the fast gradients of convolutions. They have no
     forward mode (`jax.jvp`). Models that a function closes over stay as they are."""
@@ -370,6 +357,14 @@ def evaluations(score: ScoreFn, t: Array) -> int | Array:
     has a method ``evaluations``, as guided ones have. A pass back, for a gradient, counts too."""
     count = getattr(score, "evaluations", None)
     return 1 if count is None else count(t)
+
+
+def require_time(t_min: float, sde: SDE) -> None:
+    """Raise ValueError for a last time that the process has not. T may be a tracer: then it does
+    nothing."""
+    end: Any = sde.T
+    if not isinstance(end, jax.core.Tracer):
+        require(0 <= t_min < end, "t_min", t_min, f"times from 0 to below T = {end:g}")
 
 
 def full_precision() -> Any:

@@ -181,7 +181,7 @@ class SDE:
         raise ValueError(
             f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; allowed "
             "are the samplers ddim, dpmpp, unipc, ipndm, deis and variational bounds; under cosine "
-            "or flow also ode and its likelihoods; all else asks for a T a little lower (sde.t_max)"
+            "or flow also ode and its likelihoods; all others with a T a little lower (sde.t_max)"
         )
 
     def check_flow(self, score: Any) -> None:

@@ -141,7 +141,7 @@ def _at_levels(
     error = expand(sigma, x) * score + z
     held = jax.lax.stop_gradient(error) if hold_score else error
     # Every example has a decoder's loss, and that of the first level counts. The others are without
-    # an error there: a gradient that is not finite would not vanish where it does not count.
+    # an error there, as an infinite gradient times 0 would be nan.
     alpha, sigma, _, of_decoder = (jnp.broadcast_to(table[0], k.shape) for table in levels[1:])
     std = decoder_std(sigma, of_decoder, share)
     counted = jnp.where(expand(k == 0, x), held, 0.0)

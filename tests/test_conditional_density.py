@@ -11,7 +11,7 @@ A = np.asarray([[1.0, 0.5], [-0.5, 1.0]])
 NOISE, PAIRS, HELD_OUT, DRAWN = 0.5, 10_000, 500, 2000
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # a minute and a half; nothing else holds this number
 def test_the_density_given_columns_is_the_closed_form(tmp_path):
     """For y = A x + noise with x from N(0, 1)."""
     rng = np.random.default_rng(0)

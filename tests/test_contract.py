@@ -15,9 +15,12 @@ from jax import Array
 from jax.tree_util import Partial
 
 from score_sde import oracle
+from score_sde.bounds import likelihood_bound
+from score_sde.guidance import autoguidance
 from score_sde.likelihood import data_log_likelihood, log_likelihood
-from score_sde.samplers import SAMPLERS, PredictorCorrector, ProbabilityFlow
-from score_sde.score import denoise
+from score_sde.samplers import DDIM, SAMPLERS, PredictorCorrector, ProbabilityFlow
+from score_sde.schedules import Cosine
+from score_sde.score import Model, denoise
 from score_sde.sde import VPSDE, expand
 from score_sde.spaces import Pixels
 from tests.cases import thorough
@@ -107,10 +110,66 @@ def test_every_sampler(name):
     assert np.abs(drawn.x - MEANS).max() < 1.0  # the Gaussians lie 3 apart
 
 
-def test_the_corrector():
-    sampler = PredictorCorrector(60, corrector="ald")
+@pytest.mark.parametrize(
+    ("predictor", "corrector"),
+    [
+        ("reverse_diffusion", "ald"),
+        *thorough(
+            ("euler_maruyama", "langevin"), ("ancestral", "none"), ("ancestral_large", "ald")
+        ),
+    ],
+)
+def test_predictors_and_correctors(predictor, corrector):
+    sampler = PredictorCorrector(60, predictor, corrector)
     drawn = sampler.sample(jax.random.key(0), SDE, SCORES["lambda"], shape=(4, 2)).x
     assert np.abs(drawn - MEANS).max() < 1.0
+
+
+def swapped(score, change):
+    """Samples of a score before and after a change of what it reads."""
+    sampler, shape = SAMPLERS["ddim"](num_steps=20), (4, 2)
+    found = []
+    for step in (lambda: None, change):
+        step()
+        found.append(sampler.sample(jax.random.key(0), SDE, score(), shape=shape).x)
+    return found
+
+
+LABELS_READ = LABELS
+
+
+def test_what_a_function_reads_may_be_replaced(monkeypatch):
+    """jit knows a function by itself. What it reads counts, too: a stale result has no sign."""
+    other, labels, owner = LABELS[::-1], LABELS, Labelled(LABELS)
+
+    def by_closure(x, t):
+        return conditional(x, t, labels)
+
+    def rebind():
+        nonlocal labels
+        labels = other
+
+    def by_global(x, t):
+        return conditional(x, t, LABELS_READ)
+
+    for score, change in (
+        (lambda: owner.score, lambda: setattr(owner, "labels", other)),
+        (lambda: by_closure, rebind),
+        (lambda: by_global, lambda: monkeypatch.setitem(globals(), "LABELS_READ", other)),
+    ):
+        before, after = swapped(score, change)
+        assert np.abs(before - MEANS).max() < 1.0 and np.abs(after - MEANS[::-1]).max() < 1.0
+
+
+def test_a_function_that_reads_the_same_is_compiled_once():
+    traces = []
+
+    def score(x, t):
+        traces.append(x.shape)
+        return conditional(x, t, LABELS)
+
+    swapped(lambda: score, lambda: traces.append("again"))
+    assert traces[-1] == "again"
 
 
 @pytest.mark.parametrize("divergence", ["rademacher", "gaussian"])
@@ -123,6 +182,13 @@ def test_the_divergences_by_probes(divergence):
     # z^2 over 64 probes and two dimensions scatters by sqrt(2 / 128), times 2 log(1 / STD) nats.
     wide = 0.05 if divergence == "rademacher" else 4 * 0.125 * 4.6
     np.testing.assert_allclose(np.asarray(found.log_prob)[[0, 2]], exact, atol=wide)
+
+
+def test_the_bound():
+    """Of the exact score it is log p, up to a scatter of one or two nats by 64 times. By another
+    one's Gaussian it would lose 3^2 / (2 STD^2) = 450 nats."""
+    found = likelihood_bound(jax.random.key(1), SDE, SCORES["lambda"], MEANS, num_times=64)
+    np.testing.assert_allclose(found.log_prob, -np.log(2 * np.pi * STD**2), atol=10.0)
 
 
 def test_importance_draws():
@@ -159,12 +225,42 @@ def test_a_process_without_data_at_T():
         # 256 draws of standard deviation 0.2, and the solver's own error of some per cent.
         assert np.abs(np.mean(drawn, 0) - np.asarray([1.0, -1.0])).max() < 0.06, name
         assert np.abs(np.std(drawn, 0) - 0.2).max() < 0.05, name
+    drawn = SAMPLERS["ddim"](20).sample(jax.random.key(0), sde, Plain(score), shape=(4, 2)).x
+    assert np.abs(np.asarray(drawn) - np.asarray([1.0, -1.0])).max() < 1.0
     with pytest.raises(ValueError, match=r"alpha\(T\) = 0.*ddim, dpmpp, unipc, ipndm"):
         SAMPLERS["pc"](num_steps=5).sample(jax.random.key(0), sde, score, shape=(2, 2))
     with pytest.raises(ValueError, match=r"allowed are scores with a method denoised"):
         SAMPLERS["ddim"]().sample(jax.random.key(0), sde, lambda x, t: score(x, t), shape=(2, 2))
     with pytest.raises(ValueError, match="grid = 'karras': allowed are uniform"):
         SAMPLERS["ddim"](grid="karras").sample(jax.random.key(0), sde, score, shape=(2, 2))
+
+
+class Plain:
+    """A score with its denoised data that is no pytree."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def __call__(self, x, t):
+        return self.score(x, t)
+
+    def denoised(self, x, t):
+        return self.score.denoised(x, t)
+
+
+def test_a_model_that_divides_by_alpha_is_refused_where_that_is_0():
+    """Not nan: by itself and guided. The levels of a chain end before."""
+
+    def model(parameterization, num_levels=0):
+        settings = (parameterization, "time", num_levels)
+        return Model(None, Cosine(), lambda params, x, noise, condition: x, *settings)
+
+    guided = autoguidance(Cosine(), model("epsilon"), model("epsilon"), 2.0)
+    for score in (model("epsilon"), model("score"), guided):
+        with pytest.raises(ValueError, match="that does not divide by alpha, such as models with"):
+            DDIM().check_start(Cosine(), score)
+    DDIM().check_start(Cosine(), model("velocity"))
+    DDIM(5, num_levels=10).check_start(Cosine(), model("epsilon", 10))
 
 
 def oracle_at_zero():

@@ -8,8 +8,10 @@ from jax.tree_util import Partial
 
 from score_sde import losses, oracle
 from score_sde.likelihood import log_likelihood
-from score_sde.samplers import ProbabilityFlow
+from score_sde.samplers import ExponentialMultistep, ProbabilityFlow
+from score_sde.schedules import Cosine
 from score_sde.sde import SDE, VPSDE
+from tests.cases import thorough
 from tests.commands import as_users_have_it
 
 X0 = np.asarray([[0.3, -0.4], [0.1, 0.9]])
@@ -39,7 +41,36 @@ def end(x0, scale, beta_max):
     return jnp.sum(jnp.square(flow.encode(VPSDE(0.1, beta_max), Partial(score, scale), x0).x))
 
 
-@pytest.mark.parametrize("function", [log_prob, end])
+def by_closure(x0, scale, beta_max):
+    """As a user would write it: a new function that closes over what is traced."""
+    sde, key = VPSDE(0.1, beta_max), jax.random.key(0)
+
+    def own(x, t):
+        return score(scale, x, t)
+
+    return jnp.sum(log_likelihood(key, sde, own, x0, divergence="rademacher", **TIGHT).log_prob)
+
+
+def decoded(x0, scale, beta_max):
+    flow = ProbabilityFlow(step_control="batch", **TIGHT)
+    return jnp.sum(jnp.square(flow.decode(VPSDE(0.1, beta_max), Partial(score, scale), x0).x))
+
+
+def stepped(x0, scale, beta_max):
+    sampler, sde = ExponentialMultistep(8, corrector=True), VPSDE(0.1, beta_max)
+    return jnp.sum(sampler.sample(jax.random.key(0), sde, Partial(score, scale), x0).x ** 2)
+
+
+def from_the_end(x0, scale, last):
+    """With respect to T of a process, too."""
+    sde, key = Cosine(last / 15.0), jax.random.key(0)
+    found = log_likelihood(key, sde, Partial(score, scale), x0, divergence="exact", **TIGHT)
+    return jnp.sum(found.log_prob)
+
+
+@pytest.mark.parametrize(
+    "function", [log_prob, end, *thorough(by_closure, decoded, stepped, from_the_end)]
+)
 def test_gradients_agree_with_finite_differences(function, float64):
     point, h = (jnp.asarray(X0), jnp.asarray(0.4), jnp.asarray(12.0)), 1e-5
     found = jax.grad(function, (0, 1, 2))(*point)

@@ -9,7 +9,8 @@ import pytest
 from jax import Array
 from scipy.stats import ks_2samp
 
-from score_sde import guidance, oracle
+from score_sde import guidance, inverse, oracle
+from score_sde.bounds import likelihood_bound
 from score_sde.likelihood import log_likelihood
 from score_sde.samplers import DDIM, ExponentialMultistep, Heun, ProbabilityFlow
 from score_sde.score import Logits, Model, reverse_only
@@ -164,6 +165,31 @@ def test_evaluations_of_the_flow(model):
         # The last denoising is at nu = 0.03: outside of the two intervals.
         ends = 2 if score.interval is None else 1
         assert drawn.nfe.tolist() == [5 * each + ends] * 4
+
+
+@pytest.mark.thorough
+def test_evaluations_within_a_loop_are_counted(model):
+    """RePaint takes each of its steps several times, in a loop of its own."""
+    project = inverse.replacement(SDE, None, lambda x: x[:, :1], jnp.zeros((1, 1)))
+    sampler = inverse.RePaint(5, resamplings=3)
+    nu = np.exp(-0.5 * np.asarray(SDE.log_snr(sampler.times(SDE)[:-1])))
+    for low, high in ((0.3, 1.0), (0.0, 1e9), (1e9, 2e9)):
+        score = guidance.classifier_free(model, LABELS, 2.0, (low, high))
+        drawn = sampler.sample(jax.random.key(0), SDE, score, shape=(4, 2), project=project)
+        inside = int(np.sum((nu >= low) & (nu <= high)))
+        assert drawn.nfe.tolist() == [3 * (5 + inside) + (2 if low == 0.0 else 1)] * 4
+
+
+def test_evaluations_of_the_bound(model):
+    """Each of the times, and the decoder's."""
+    given = model.given({"labels": LABELS})
+    classified = guidance.classifier(SDE, given, lambda x, t: x, LABELS % 2)  # a pass and one back
+    for score, each in ((given, 1), (classified, 3)):
+        found = likelihood_bound(jax.random.key(0), SDE, score, jnp.zeros((4, 2)), num_times=3)
+        assert found.nfe.tolist() == [4 * each] * 4
+    guided = guidance.classifier_free(model, LABELS, 2.0)
+    with pytest.raises(ValueError, match=r"score: guided by a .* belongs to no density"):
+        likelihood_bound(jax.random.key(0), SDE, guided, jnp.zeros((4, 2)))
 
 
 def classes() -> tuple[oracle.GaussianMixture, oracle.GaussianMixture]:

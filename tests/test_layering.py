@@ -39,11 +39,19 @@ ROOMS = {
     "score_sde.display": Room(0, (), lazy=("PIL",)),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
-    "score_sde.schedules": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
+    "score_sde.functions": Room(1, (), ("jax",)),
+    "score_sde.schedules": Room(
+        1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.functions")
+    ),
     "score_sde.discrete": Room(
         1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.schedules")
     ),
-    "score_sde.score": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")),
+    "score_sde.score": Room(
+        1,
+        (0,),
+        ("jax",),
+        neighbours=("score_sde.sde", "score_sde.discrete", "score_sde.functions"),
+    ),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
     "score_sde.augmentation": Room(1, (), ("jax",)),
     "score_sde.spaces": Room(1, (0,), ("jax",)),

@@ -37,7 +37,7 @@ def test_the_parts_work_alone_as_the_readme_says():
     names["Cosine"]().check()
 
 
-@pytest.mark.slow  # its dozen programs compile for a minute
+@pytest.mark.thorough  # its dozen programs compile for a minute
 def test_the_page_on_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it trains a run
     names = names_of("docs/python.md")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from score_sde.functions import as_pytree
 from score_sde.schedules import EDM, Flow
 from score_sde.score import (
     NOISE_CONDITIONS,
     OF_PURE_NOISE,
     PARAMETERIZATIONS,
     Model,
-    as_pytree,
     denoise,
 )
 from score_sde.sde import expand

@@ -21,7 +21,8 @@ import numpy as np
 from jax import Array
 
 from score_sde.errors import one_line, require
-from score_sde.score import as_pytree, denoise, evaluations, reverse_only
+from score_sde.functions import as_pytree
+from score_sde.score import denoise, evaluations, reverse_only
 from score_sde.sde import SDE, ScoreFn, expand
 
 Operator = Callable[[Array], Array]

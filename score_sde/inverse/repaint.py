@@ -49,7 +49,8 @@ class RePaint(DDIM):
         once, s = super().step, c.t(i + 1)
         factor, std = c.sde.transition(s, c.t(i))
 
-        def again(u: Array, states: tuple[Array, Array]) -> tuple[Array, Array]:
+        def again(u: Array, states: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            c.score.calls = 0  # those of this turn, which the loop hands on
             own = c._replace(keys=jax.vmap(lambda key: _fold(key, u))(c.keys))
             reached, _ = once(states[0], None, i, own)
             reached = own.projected(reached, s, i)
@@ -57,10 +58,10 @@ class RePaint(DDIM):
             back = expand(factor, x) * reached + expand(std, x) * z
             if hasattr(c.project, "held"):
                 back = c.project.held(back, states[0], s)
-            return back, reached.astype(x.dtype)
+            return back, reached.astype(x.dtype), states[2] + c.score.calls
 
-        _, reached = jax.lax.fori_loop(0, self.resamplings, again, (x, jnp.zeros_like(x)))
-        c.score.calls = c.score.calls * self.resamplings
+        begin = x, jnp.zeros_like(x), jnp.int32(0)
+        _, reached, c.score.calls = jax.lax.fori_loop(0, self.resamplings, again, begin)
         return reached, None
 
     def after(self, x: Array, i: Array, c: Context) -> Array:

@@ -4,7 +4,6 @@ Every sample has its own key, folded from the caller's key and the sample's inde
 depend on how many are drawn at a time. The score is always evaluated on the whole batch.
 """
 
-import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from jax import Array
 
 from score_sde.display import as_pictures, form, mean, shown
 from score_sde.errors import require
-from score_sde.score import as_pytree
+from score_sde.functions import as_pytree, check_arguments, divides_by_alpha
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import item_keys
 
@@ -84,8 +83,8 @@ class Sampler(ABC):
 
     Attributes:
         t_min: the last time; None is the process's own.
-        denoised_only: it needs the denoised data alone of the model. So it starts where alpha(T) =
-            0, too.
+        denoised_only: it asks the score only for the denoised data, so it can also start where
+            alpha(T) = 0.
     """
 
     t_min: float | None
@@ -114,10 +113,10 @@ class Sampler(ABC):
     def check(self, sde: SDE) -> None:
         """Raise ValueError, naming the setting, if one does not fit the process. Compute
         nothing."""
-        if self.t_min is not None and not 0 < self.t_min < sde.T:
-            raise ValueError(
-                f"t_min = {self.t_min!r}: allowed are times above 0 and below T = {sde.T:g}"
-            )
+        end: Any = sde.T
+        if self.t_min is not None and not isinstance(end, jax.core.Tracer):
+            ok = 0 < self.t_min < end
+            require(ok, "t_min", self.t_min, f"times above 0 and below T = {end:g}")
 
     def sample(
         self,
@@ -156,15 +155,15 @@ class Sampler(ABC):
                 function nothing is raised: the samples of such a solve are nan.
         """
         self.check(sde)
-        _check_arguments("score", score, "x, t")
+        check_arguments("score", score, "x, t")
         if project is not None:
-            _check_arguments("project", project, "x, t, keys")
+            check_arguments("project", project, "x, t, keys")
         self.check_start(sde, score)
         found = shape if x_init is None else x_init.shape
         if found is None:
-            raise ValueError("give x_init or shape=(B, *shape)")
-        if shape is not None and tuple(found) != tuple(shape):
-            raise ValueError(f"x_init has shape {found}, but shape = {tuple(shape)}")
+            raise ValueError("shape = None: allowed is (B, *shape), or states as x_init")
+        same = shape is None or tuple(shape) == tuple(found)
+        require(same, "shape", shape, f"x_init's shape {tuple(found)}")
         keep = ALL if trajectory is True else int(trajectory)
         ok = keep >= 0 and keep != 1
         require(ok, "trajectory", trajectory, "True, integers from 2 on")
@@ -188,10 +187,14 @@ class Sampler(ABC):
         count; within a jitted function do nothing."""
         if not self.denoised_only:
             sde.check()
-        elif not sde.keeps_data() and not hasattr(score, "denoised"):
+            return
+        # The levels of a chain end before alpha is 0.
+        divides = divides_by_alpha(score) and not getattr(score, "num_levels", 0)
+        if (divides or not hasattr(score, "denoised")) and not sde.keeps_data():
             raise ValueError(
                 f"{type(sde).__name__}: alpha(T) = 0, where the score alone does not give the "
-                "denoised data; allowed are scores with a method denoised(x, t)"
+                "denoised data; allowed are scores with a method denoised(x, t) that does not "
+                "divide by alpha, such as models with parameterization velocity, denoised, flow"
             )
 
 
@@ -202,19 +205,6 @@ def normal(keys: Array, step: Array | int, shape: tuple[int, ...], dtype: Any = 
         return jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
 
     return jax.vmap(draw)(keys)
-
-
-def _check_arguments(name: str, function: Callable[..., Any], arguments: str) -> None:
-    """Raise ValueError for a function that cannot be called with these arguments."""
-    try:
-        takes = inspect.signature(function)
-    except (TypeError, ValueError):  # not every callable tells
-        return
-    try:
-        takes.bind(*arguments.split(", "))
-    except TypeError:
-        kind = getattr(function, "__name__", type(function).__name__)
-        raise ValueError(f"{name} = {kind}: allowed are functions of ({arguments})") from None
 
 
 def norm(x: Array) -> Array:

@@ -93,8 +93,8 @@ class ExponentialMultistep(GridSampler):
             below 8 steps, where a parabola overshoots, and 3 otherwise.
         corrector: UniPC: once D is evaluated at a step's end, take the step again with it (UniC,
             no evaluation more).
-        eta: noise (see above): 0 is the probability flow, 1 the reverse SDE. Above 0 it goes with
-            order 1 and 2, without a corrector.
+        eta: noise (see above): 0 is the probability flow, 1 the reverse SDE. A value above 0 needs
+            order 1 or 2 and no corrector.
         lower_order_final: the last step is of order 1 and the one before it of 2 at most; without
             it the order holds to the end.
         num_steps and the others: as of every ``GridSampler``; a step is one evaluation.

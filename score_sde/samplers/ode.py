@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from score_sde.functions import as_pytree, check_arguments
 from score_sde.integrate import MAX_STEPS, Solution, check, check_method, integrate
 from score_sde.samplers.base import ALL, Progress, Sampler, Samples, Start, norm, require_positive
-from score_sde.score import as_pytree, denoise, evaluations, full_precision
+from score_sde.score import denoise, evaluations, full_precision
 from score_sde.sde import SDE, ScoreFn, expand
 
 FRAMES = 50  # of a trajectory by default, evenly in t
@@ -90,9 +91,11 @@ class ProbabilityFlow(Sampler):
             their standard deviation is about ``sde.prior_std()``.
 
         Raises:
+            ValueError: as `sample`.
             RuntimeError: with the reason, if a solve did not succeed.
         """
         self.check(sde)
+        check_arguments("score", score, "x, t")
         sde.check_flow(score)
         latents, verdict = _encode(sde, as_pytree(score), x0, self)
         check(verdict, self.max_steps)
@@ -118,7 +121,7 @@ class ProbabilityFlow(Sampler):
         ends: Any = {"start": start, "end": end, "times": times, "num_steps": num_steps}
         with full_precision():
             solution = integrate(lambda t, x: flow(x, t), x, **ends, **settings)
-        # Of guidance in an interval each call counts as one inside: some sample may be there.
+        # With guidance in an interval every call counts as guided: some sample may be inside it.
         most = evaluations(score, jnp.linspace(start, end, 1000, dtype=x.dtype))
         return solution._replace(nfe=solution.nfe * most)
 

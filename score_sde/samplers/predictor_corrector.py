@@ -42,7 +42,7 @@ from score_sde.sde import SDE, ScoreFn, Step, expand
 Predictor = Callable[[SDE, ScoreFn, Array, Array, Array, Step, Array], tuple[Array, Array]]
 """(sde, score, x, t, dt, step, z) -> the next state, at t - dt, and its mean. dt is (B,), ``step``
 has the forward step's coefficients, and z (B, *shape) is the noise. A predictor may evaluate the
-score any number of times: each call is counted."""
+score any number of times: each call in Python is counted, one within a loop of `jax.lax` once."""
 Corrector = Callable[[SDE, ScoreFn, Array, Array, Step, Array, float, bool], tuple[Array, Array]]
 """(sde, score, x, t, step, z, snr, faithful) -> the next state at t and its mean."""
 

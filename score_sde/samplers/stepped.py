@@ -226,11 +226,15 @@ def _end(state: _State, keys: Array, start: Start, sampler: SteppedSampler) -> S
     return sampler._ended(state, sampler._context(keys, start, state.x.dtype))
 
 
+METHODS = ("denoised", "score_and_share", "twisted")  # of a score at (x, t)
+
+
 class _Counted:
-    """A score that counts its evaluations, with the methods that the score has.
+    """A score that counts its evaluations, with the methods and attributes that the score has.
 
     Attributes:
-        calls: evaluations so far; traced where they depend on the time.
+        calls: evaluations so far; traced where they depend on the time. Python counts, so a loop of
+            `jax.lax` has to hand on its own (`inverse.repaint` does).
     """
 
     def __init__(self, score: Any) -> None:
@@ -241,7 +245,8 @@ class _Counted:
         return self._counted(self._score, x, t)
 
     def __getattr__(self, name: str) -> Any:
-        return partial(self._counted, getattr(self._score, name))
+        found = getattr(self._score, name)
+        return partial(self._counted, found) if name in METHODS else found
 
     def _counted(self, function: Callable[[Array, Array], Any], x: Array, t: Array) -> Any:
         self.calls = self.calls + evaluations(self._score, t)
