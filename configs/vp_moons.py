@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     training.ema_rate = 0.999
     training.loss = "likelihood"
     training.checkpoint_every = 2000
-    training.sample_every = 2000
+    training.sample_every = 4000
 
     config.sampling.method = "ode"
     config.sampling.num_samples = 2000
