@@ -24,6 +24,7 @@ from score_sde.display import own_settings, shortened, shown
 from score_sde.errors import UserError, require
 from score_sde.integrate import SolveError
 from score_sde.latents import Interpolation, Latents
+from score_sde.memory import keep_freed_memory
 from score_sde.samplers.base import from_prior
 from score_sde.schema import SCHEMA
 from score_sde.score import Logits, Model
@@ -383,6 +384,7 @@ def assembled(
     metrics: Sequence[Mapping[str, float]],
 ) -> Run:
     """Return the run of a network `apply` and its averaged weights."""
+    keep_freed_memory()
     classes = info.num_classes if config.model.class_conditional else 0
     smooth = build.model(config, apply, ema, num_classes=classes)
     score = dataclasses.replace(smooth, levels=build.sampler(config).levels)

@@ -37,6 +37,7 @@ ROOMS = {
     ),
     "score_sde.progress": Room(0, (), lazy=("tqdm", "IPython")),
     "score_sde.display": Room(0, (), lazy=("PIL",)),
+    "score_sde.memory": Room(0, ()),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.functions": Room(1, (), ("jax",)),
