@@ -1,9 +1,9 @@
-"""What it brings that the C library keeps freed memory (Linux, CPUs).
+"""Speed of sampling with and without kept memory (Linux, CPUs).
 
     python benchmarks/freed_memory.py runs/vp_digits
 
 Two processes load the run and draw the same images in turn: one that gives freed memory back to the
-system, as glibc does by default, and one that keeps up to 64 MiB (`score_sde.memory`). Printed for
+system, as glibc does by default, and one that keeps it (`score_sde.memory`). Printed for
 each sampler: images/s, pages mapped anew (minor page faults) for each image, and the speed of the
 second over that of the first, as median and range over the rounds.
 """

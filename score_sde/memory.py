@@ -12,15 +12,14 @@ SET_BY_USERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNAB
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 64 MiB of freed memory for the next allocation.
+    """Have glibc keep freed memory for the next allocation: up to 64 MiB at the end of each heap.
 
-    XLA:CPU takes memory of 1 to 30 MiB for the convolutions of every evaluation, and frees it after
-    each. By default glibc may give it back to the system every time. Each page then has to be
-    mapped and filled with zeros again: sampling took up to 1.3 times as long
-    (benchmarks/README.md). Whether it does so depends on what the process has freed before.
+    XLA:CPU takes memory for the convolutions of every evaluation, and frees it after each. By
+    default glibc may give it back to the system every time. Whether glibc does so depends on what
+    the process has freed before. Each page then has to be mapped and filled with zeros again:
+    sampling took up to 1.3 times as long (benchmarks/README.md).
 
-    Nothing is done for other C libraries, or where a variable of the environment says how much
-    memory to keep.
+    Nothing is done for other C libraries, or where one of ``SET_BY_USERS`` is in the environment.
     """
     if sys.platform != "linux" or any(name in os.environ for name in SET_BY_USERS):
         return
@@ -28,4 +27,5 @@ def keep_freed_memory() -> None:
     if mallopt is None:
         return
     for parameter, size in LARGEST.items():
-        mallopt(parameter, size)
+        if not mallopt(parameter, size):  # refused
+            return
