@@ -46,7 +46,9 @@ class Drawing:
         """Seconds and page faults of one batch."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(name, file=self.process.stdin, flush=True)
-        seconds, faults = json.loads(self.process.stdout.readline())
+        if not (line := self.process.stdout.readline()):
+            sys.exit(2)  # the process has said why
+        seconds, faults = json.loads(line)
         return seconds, faults
 
 
@@ -56,7 +58,10 @@ def answer(workdir: str, num: int) -> None:
 
     import score_sde
 
-    loaded, runs = score_sde.load(workdir), {}
+    try:
+        loaded, runs = score_sde.load(workdir), {}
+    except score_sde.UserError as error:
+        sys.exit(f"error: {error}")
     for line in sys.stdin:
         name = line.strip()
         if name not in runs:
