@@ -63,13 +63,14 @@ class ResidualBlock(nnx.Module):
         self.shortcut = shortcut
 
     def __call__(
-        self, x: jax.Array, embedding: jax.Array | None, mask: jax.Array | None, reverse_only: bool
+        self, x: jax.Array, given: jax.Array | None, mask: jax.Array | None, reverse_only: bool
     ) -> jax.Array:
         """Evaluates the block.
 
         Args:
             x: (B, H, W, n).
-            embedding: activated embedding (B, embedding_width); None where the blocks get none.
+            given: what the block's own Dense layer makes of the activated embedding, (B, m), or
+                (B, 2 m) with `scale_shift`; None where the blocks get no embedding.
             mask: state that the dropout mask is drawn from, see `dropout`; None drops nothing.
             reverse_only: see `Conv`.
 
@@ -80,7 +81,7 @@ class ResidualBlock(nnx.Module):
         h = self._resample(act(spec, self.norm0(x)))
         x = self._resample(x)
         h = self.conv0(h, reverse_only)
-        h = act(spec, self._normalized(h, embedding))
+        h = act(spec, self._normalized(h, given))
         if mask is not None:
             h = dropout(mask, h, spec.dropout)
         h = self.conv1(h, reverse_only)
@@ -90,11 +91,10 @@ class ResidualBlock(nnx.Module):
             x = self.shortcut(x)
         return add(spec, x, h)
 
-    def _normalized(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
+    def _normalized(self, h: jax.Array, given: jax.Array | None) -> jax.Array:
         """The second normalization, with the embedding before or after it."""
-        if embedding is None:
+        if given is None:
             return self.norm1(h)
-        given = self.embedding(embedding)
         given = given.reshape(given.shape[0], 1, 1, given.shape[1])
         if not self.spec.scale_shift:
             return self.norm1(h + given)

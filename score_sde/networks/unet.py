@@ -5,7 +5,7 @@ One class; what differs between the published networks is in its `UNetSpec`. The
 nothing of diffusion processes: it maps images and a noise level per image to images.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from score_sde.networks.embeddings import (
     check_names,
     input_features,
 )
-from score_sde.networks.layers import Dense, dropout_states, statistics_dtype
+from score_sde.networks.layers import Dense, dense_together, dropout_states, statistics_dtype
 from score_sde.networks.plan import Block, plan
 from score_sde.networks.spec import UNetSpec
 
@@ -113,6 +113,7 @@ class UNet(nnx.Module):
         h = self._input(x, embedding)
         pyramid = image = a = x
         skips: list[jax.Array] = []
+        given = iter(self._given(embedding))
         for block in plan(spec):
             module = self._at(block.path)
             if block.reads:
@@ -121,7 +122,7 @@ class UNet(nnx.Module):
                 case "stem" | "down" | "up":
                     h = module(h, reverse_only)
                 case "residual":
-                    h = run(module)(h, embedding, next(masks), reverse_only=reverse_only)
+                    h = run(module)(h, next(given), next(masks), reverse_only=reverse_only)
                 case "attention":
                     h = run(module)(h)
                 case "input" | "output":
@@ -162,6 +163,13 @@ class UNet(nnx.Module):
             embedding += moved.astype(embedding.dtype)
         # Every residual block begins by this activation: once here instead of once in each.
         return act(self.spec, embedding)
+
+    def _given(self, embedding: jax.Array | None) -> Sequence[jax.Array | None]:
+        """What each residual block's Dense layer makes of the embedding, in the plan's order."""
+        blocks = [self._at(block.path) for block in plan(self.spec) if block.kind == "residual"]
+        if embedding is None:
+            return [None] * len(blocks)
+        return dense_together([block.embedding for block in blocks], embedding)
 
     def _input(self, x: jax.Array, embedding: jax.Array | None) -> jax.Array:
         """What the stem reads: x and its gated Fourier features."""

@@ -12,7 +12,7 @@ from score_sde.networks import UNetSpec
 from score_sde.networks.blocks import AttentionBlock, Resample, ResidualBlock
 from score_sde.networks.convolution import convolve, convolve_reverse_only
 from score_sde.networks.embeddings import input_features, positional_features
-from score_sde.networks.layers import GroupNorm, dropout, dropout_states
+from score_sde.networks.layers import Dense, GroupNorm, dense_together, dropout, dropout_states
 from score_sde.networks.resampling import fir_down, fir_filter, fir_up, mean_down, nearest_up
 
 KERNEL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
@@ -201,10 +201,11 @@ def test_a_block_with_scale_and_shift_follows_its_formula(resample):
         return x / (1.0 + jnp.exp(-x))
 
     resized = mean_down if resample == "down" else lambda x: x
-    given = block.embedding(embedding).reshape(2, 1, 1, 16)
+    scale_and_shift = block.embedding(embedding)
+    given = scale_and_shift.reshape(2, 1, 1, 16)
     h = block.norm1(block.conv0(resized(silu(block.norm0(x))), False))
     h = block.conv1(silu(h * (1.0 + given[..., :8]) + given[..., 8:]), False)
-    found = block(x, embedding, None, False)
+    found = block(x, scale_and_shift, None, False)
     # The same sums of size 1, fused in other ways.
     np.testing.assert_allclose(found, resized(x) + h, rtol=0, atol=1e-5)
     wide = ResidualBlock(8, 12, spec, resample=resample, rngs=nnx.Rngs(0))
@@ -225,9 +226,20 @@ def test_scale_and_shift_of_constants():
     block.embedding.bias[...] = jnp.asarray(np.repeat([0.5, 1.0], 8), jnp.float32)
     block.norm1.bias[...] = jnp.asarray(np.full(8, 2.0, np.float32))
     x = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, 4, 8)))
-    embedding = jnp.asarray(np.ones((2, 32), np.float32))
-    found = np.asarray(block(jnp.asarray(x), embedding, None, False)) - x
+    given = block.embedding(jnp.asarray(np.ones((2, 32), np.float32)))
+    found = np.asarray(block(jnp.asarray(x), given, None, False)) - x
     np.testing.assert_allclose(found, np.full(x.shape, 3.928055), rtol=0, atol=2e-6)  # silu(4)
+
+
+def test_dense_layers_together_are_the_layers_one_by_one():
+    """Of small whole numbers, whose sums are exact in any order. The widths differ."""
+    layers = [Dense(3, m, dtype=np.dtype(np.float32), rngs=nnx.Rngs(0)) for m in (2, 5, 1)]
+    for number, layer in enumerate(layers):
+        layer.kernel[...] = jnp.round(10.0 * layer.kernel[...])
+        layer.bias[...] += number
+    x = jnp.asarray([[1.0, -2.0, 4.0], [3.0, 0.0, -1.0]], jnp.float32)
+    for layer, found in zip(layers, dense_together(layers, x), strict=True):
+        np.testing.assert_array_equal(found, layer(x))
 
 
 def test_pixels_features_of_one_pixel():
