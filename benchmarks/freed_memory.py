@@ -13,10 +13,11 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
+
+from in_turn import Process, rounds, spread
 
 from score_sde.memory import SET_BY_USERS
 
@@ -30,29 +31,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     },
     "probability flow": {"sampling.method": "ode"},
 }
-
-
-class Drawing:
-    """A process that draws when it is asked to."""
-
-    def __init__(self, workdir: str, num: int, keep: bool) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in SET_BY_USERS}
-        if not keep:
-            environment["GLIBC_TUNABLES"] = ""  # an empty value is enough: nothing is changed
-        command = [sys.executable, __file__, workdir, "--num", f"{num}", "--answer"]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, text=True, env=environment
-        )
-
-    def __call__(self, name: str) -> tuple[float, int]:
-        """Seconds and page faults of one batch."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print(name, file=self.process.stdin, flush=True)
-        if not (line := self.process.stdout.readline()):
-            sys.exit(2)  # the process has said why
-        seconds, faults = json.loads(line)
-        return seconds, faults
 
 
 def answer(workdir: str, num: int) -> None:
@@ -89,20 +67,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.answer:
         return answer(args.workdir, args.num)
-    both = [Drawing(args.workdir, args.num, keep) for keep in (False, True)]
+    unset = {key: value for key, value in os.environ.items() if key not in SET_BY_USERS}
+    # An empty value is enough: nothing is changed.
+    given_back, kept = (
+        Process(__file__, args.workdir, "--num", f"{args.num}", "--answer", environment=environment)
+        for environment in ({**unset, "GLIBC_TUNABLES": ""}, unset)
+    )
     print("| sampler | images/s, given back | kept | pages, given back | kept | speed |")
     print("|---|---|---|---|---|---|")
     for name in SAMPLERS:
-        rounds = [
-            [drawing(name) for drawing in both[:: 1 if i % 2 else -1]][:: 1 if i % 2 else -1]
-            for i in range(args.rounds)
-        ]
-        ratios = [given_back[0] / kept[0] for given_back, kept in rounds]
-        speeds = (args.num / statistics.median(r[i][0] for r in rounds) for i in (0, 1))
-        pages = (statistics.median(r[i][1] for r in rounds) / args.num for i in (0, 1))
+        found = rounds((given_back, kept), name, args.rounds)
+        speeds = (args.num / statistics.median(r[i][0] for r in found) for i in (0, 1))
+        pages = (statistics.median(r[i][1] for r in found) / args.num for i in (0, 1))
         cells = [*(f"{each:.1f}" for each in speeds), *(f"{each:.0f}" for each in pages)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        cells.append(f"{statistics.median(ratios):.2f} ({spread})")
+        cells.append(spread([slow[0] / fast[0] for slow, fast in found]))
         print(f"| {' | '.join([name, *cells])} |", flush=True)
 
 

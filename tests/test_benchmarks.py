@@ -101,6 +101,24 @@ def test_a_benchmark_has_a_name():
         benchmark("speed")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((ROOT / "tests", "run"), "tests is no checkout: it has no score_sde/__init__.py"),
+        ((ROOT, "run", "--rounds=0"), "--num, --rounds and --devices are numbers from 1 on"),
+        ((ROOT, "run", "--sampler=pc"), "--sampler 'pc': allowed are UniPC; DPM-Solver++; "),
+        pytest.param(
+            (ROOT, "none", "--sampler=DDIM"), "no config.json there", marks=pytest.mark.thorough
+        ),
+    ],
+)
+def test_what_two_checkouts_cannot_compare(arguments, message, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        benchmark("two_checkouts", *arguments)
+    assert ended.value.code == 2 and message in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_few_evaluations_of_tiny_runs(tmp_path, capsys):
     """Its lines, and that a second command measures nothing again."""

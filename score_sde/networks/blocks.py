@@ -35,7 +35,8 @@ class ResidualBlock(nnx.Module):
     dropout, 3x3 convolution; added to the (resampled) input. DDPM's type does not resample, and its
     shortcut passes a Dense layer where the number of channels changes; ADM's a 1x1 convolution
     there, BigGAN's also where the size changes. With `scale_shift` the embedding is not added:
-    Dense(embedding) are a scale s and a shift, and (1 + s) GroupNorm + shift is activated.
+    Dense(embedding) are a scale s and a shift, and (1 + s) GroupNorm + shift is activated. The
+    network computes Dense(embedding), of all blocks together (`dense_together`).
 
     Args:
         n, m: channels of the input and of the output.

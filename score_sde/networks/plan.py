@@ -11,7 +11,7 @@ and `a`, what the last normalization and activation made of h.
     augmentation  embedding = embedding + a linear map of what was done to the image
     gate          weights of the input's Fourier features, from the embedding
     stem          h = conv(x)
-    residual      h = residual block(h, embedding), which may resample ("up", "down")
+    residual      h = residual block(h, Dense(embedding)), which may resample ("up", "down")
     attention     h = attention(h)
     down, up      h = half, double the size of h
     input         h = pyramid = half the size of pyramid + h

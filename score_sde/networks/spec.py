@@ -205,5 +205,5 @@ class UNetSpec:
 
     @property
     def embedding_width(self) -> int:
-        """Features of the embedding that the blocks read; 0 without one."""
+        """Features of the embedding, which the blocks' Dense layers read; 0 without one."""
         return 4 * (self.embedding_features or self.width) if self.conditional else 0

@@ -5,7 +5,7 @@ One class; what differs between the published networks is in its `UNetSpec`. The
 nothing of diffusion processes: it maps images and a noise level per image to images.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -113,7 +113,7 @@ class UNet(nnx.Module):
         h = self._input(x, embedding)
         pyramid = image = a = x
         skips: list[jax.Array] = []
-        given = iter(self._given(embedding))
+        given = self._given(embedding)
         for block in plan(spec):
             module = self._at(block.path)
             if block.reads:
@@ -122,7 +122,8 @@ class UNet(nnx.Module):
                 case "stem" | "down" | "up":
                     h = module(h, reverse_only)
                 case "residual":
-                    h = run(module)(h, next(given), next(masks), reverse_only=reverse_only)
+                    its = given.get(block.path)
+                    h = run(module)(h, its, next(masks), reverse_only=reverse_only)
                 case "attention":
                     h = run(module)(h)
                 case "input" | "output":
@@ -150,7 +151,7 @@ class UNet(nnx.Module):
         return getattr(self, group)[name] if group else getattr(self, name)
 
     def _embedding(self, noise: jax.Array, condition: Mapping[str, jax.Array]) -> jax.Array | None:
-        """What every residual block gets of the noise level and the class: (B, 4 width)."""
+        """The activated embedding of the noise level and the condition: (B, embedding_width)."""
         known = {"labels": self.spec.num_classes, "augmentation": self.spec.augmentation}
         check_names(condition, [name for name, number in known.items() if number])
         if not self.spec.conditional:
@@ -161,15 +162,16 @@ class UNet(nnx.Module):
         if "augmentation" in condition:
             moved = self._at("augmentation")(condition["augmentation"])
             embedding += moved.astype(embedding.dtype)
-        # Every residual block begins by this activation: once here instead of once in each.
+        # Every block's Dense layer reads it activated: once here instead of once for each.
         return act(self.spec, embedding)
 
-    def _given(self, embedding: jax.Array | None) -> Sequence[jax.Array | None]:
-        """What each residual block's Dense layer makes of the embedding, in the plan's order."""
-        blocks = [self._at(block.path) for block in plan(self.spec) if block.kind == "residual"]
+    def _given(self, embedding: jax.Array | None) -> dict[str, jax.Array]:
+        """What each residual block's Dense layer makes of the embedding, by the block's path."""
         if embedding is None:
-            return [None] * len(blocks)
-        return dense_together([block.embedding for block in blocks], embedding)
+            return {}
+        paths = [block.path for block in plan(self.spec) if block.kind == "residual"]
+        layers = [self._at(path).embedding for path in paths]
+        return dict(zip(paths, dense_together(layers, embedding), strict=True))
 
     def _input(self, x: jax.Array, embedding: jax.Array | None) -> jax.Array:
         """What the stem reads: x and its gated Fourier features."""

@@ -231,14 +231,16 @@ def test_scale_and_shift_of_constants():
     np.testing.assert_allclose(found, np.full(x.shape, 3.928055), rtol=0, atol=2e-6)  # silu(4)
 
 
-def test_dense_layers_together_are_the_layers_one_by_one():
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_dense_layers_together_are_the_layers_one_by_one(dtype):
     """Of small whole numbers, whose sums are exact in any order. The widths differ."""
-    layers = [Dense(3, m, dtype=np.dtype(np.float32), rngs=nnx.Rngs(0)) for m in (2, 5, 1)]
+    layers = [Dense(3, m, dtype=np.dtype(dtype), rngs=nnx.Rngs(0)) for m in (2, 5, 1)]
     for number, layer in enumerate(layers):
         layer.kernel[...] = jnp.round(10.0 * layer.kernel[...])
         layer.bias[...] += number
     x = jnp.asarray([[1.0, -2.0, 4.0], [3.0, 0.0, -1.0]], jnp.float32)
     for layer, found in zip(layers, dense_together(layers, x), strict=True):
+        assert found.dtype == dtype
         np.testing.assert_array_equal(found, layer(x))
 
 
