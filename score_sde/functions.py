@@ -1,8 +1,11 @@
 """Score functions and other callables as arguments: what is asked of them, how jit takes them."""
 
+import functools
 import inspect
 import operator
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,24 +40,24 @@ def divides_by_alpha(score: Any) -> bool:
 def as_pytree(function: Callable[..., Any]) -> Any:
     """The function as an argument that jit takes. A pytree is returned unchanged: its arrays are
     leaves. Any other callable becomes a pytree without leaves, whose arrays are constants."""
-    leaves = jax.tree.leaves(function)
-    return _Function(function) if len(leaves) == 1 and leaves[0] is function else function
+    if isinstance(function, jax.tree_util.Partial):
+        return jax.tree_util.Partial(as_pytree(function.func), *function.args, **function.keywords)
+    return _Function(function) if _is_leaf(function) else function
 
 
 @jax.tree_util.register_static
 class _Function:
-    """A callable with its attributes, as a pytree without leaves.
+    """A callable with what it reads, as a pytree without leaves.
 
     jit runs the program of an equal one. So two are equal if they are the same function and it
-    reads the same objects: those that it closes over, globals, attributes of its object. Where one
-    of them was replaced, the program is traced anew.
+    reads the same objects (`_read_by`). Where one of them was replaced, the program is traced anew.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function, self._is = function, (*_identity(function), *_read_by(function))
+        self._function, self._reads = function, _read_by(function)
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._function(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -62,26 +65,87 @@ class _Function:
         return getattr(self._function, name)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Function) or len(self._is) != len(other._is):
+        if not isinstance(other, _Function) or len(self._reads) != len(other._reads):
             return False
-        return all(map(operator.is_, self._is, other._is))
+        return all(map(operator.is_, self._reads, other._reads))
 
     def __hash__(self) -> int:
-        return hash((*map(id, self._is),))
+        return hash((*map(id, self._reads),))
 
 
-def _identity(function: Any) -> tuple[Any, ...]:
-    """The object or objects that a function is. Each access to a method makes a new object."""
-    return (function.__self__, function.__func__) if inspect.ismethod(function) else (function,)
+def _read_by(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """The objects that a function is and reads beside its arguments.
+
+    They are found through closures, globals, attributes, partials, methods, pytrees, and functions
+    of the same module that it calls. Numbers in lists, dicts and tuples do not count: functions
+    that note how often they were traced would be traced anew each time.
+    """
+    # Each access to a method makes a new object.
+    first = _parts(function) if inspect.ismethod(function) else [function]
+    found: dict[int, Any] = {}
+    todo = [(each, "") for each in first]
+    while todo:
+        each, reader = todo.pop()
+        if id(each) in found:
+            continue
+        found[id(each)] = each
+        module = each.__module__ if inspect.isfunction(each) else ""
+        if not (reader and module) or reader == module:
+            todo += ((part, module) for part in _parts(each))
+    return (*found.values(),)
 
 
-def _read_by(function: Any) -> tuple[Any, ...]:
-    """The objects that a function reads beside its arguments."""
-    owner = function.__self__ if inspect.ismethod(function) else function
-    attributes = getattr(owner, "__dict__", {}).values()
-    called = function if inspect.isroutine(function) else type(function).__call__
+def _parts(each: Any) -> Iterator[Any]:
+    """What an object consists of, or what a function reads, one level deep."""
+    if isinstance(each, functools.partial):
+        yield from (each.func, *each.args, *each.keywords.values())
+    elif inspect.ismethod(each):
+        yield from (each.__self__, each.__func__)
+    elif inspect.isfunction(each):
+        yield from _parts_of_function(each)
+    elif isinstance(each, list | tuple | dict):
+        yield from (leaf for leaf in _leaves(each) if not isinstance(leaf, int | float | str))
+    elif not isinstance(each, jax.Array | type | types.ModuleType):
+        if not _is_leaf(each):
+            yield from _leaves(each)
+        if not _of_a_library(each):
+            yield from getattr(each, "__dict__", {}).values()
+            if callable(each):
+                yield type(each).__call__
+
+
+def _parts_of_function(function: types.FunctionType) -> Iterator[Any]:
+    """What a function reads by name."""
+    if _of_a_library(function):
+        return
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a name without a value yet
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    codes = [function.__code__]
+    for code in codes:  # which grows by the functions within
+        codes += (constant for constant in code.co_consts if inspect.iscode(constant))
+        for name in code.co_names:
+            if name in function.__globals__:
+                yield function.__globals__[name]
+
+
+def _of_a_library(each: Any) -> bool:
+    """Whether a function or an object is of Python or a library that does not change."""
+    module = each.__module__ if inspect.isfunction(each) else type(each).__module__
+    return module.partition(".")[0] in (*sys.stdlib_module_names, "jax", "jaxlib", "numpy", "flax")
+
+
+def _is_leaf(each: Any) -> bool:
+    return jax.tree_util.all_leaves([each])
+
+
+def _leaves(tree: Any) -> list[Any]:
+    """The leaves of a pytree; none of a dict whose keys have no order."""
     try:
-        known = inspect.getclosurevars(called)
-    except (TypeError, ValueError):  # not of Python, or it closes over a name without a value
-        return (*attributes,)
-    return (*attributes, *known.nonlocals.values(), *known.globals.values())
+        return jax.tree.leaves(tree)
+    except (TypeError, ValueError):
+        return []

@@ -212,7 +212,8 @@ class Run:
 
         `sampling.solver`, `rtol`, `atol`, `step_control` and `t_min` hold, with any
         `sampling.method`. A model that was trained on dequantized data (`training.dequantize`)
-        gets such, others the data as they are.
+        gets such, others the data as they are. The flow is that of the model's own score, without
+        `sampling.guidance`; so it is in `decode`, `interpolate` and `log_likelihood`.
 
         Args:
             key: a jax key, for dequantization.

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 import score_sde
 from score_sde import workdirs
 from score_sde.config import changed
+from score_sde.likelihood import log_likelihood
 from tests.commands import CONFIGS, DIGITS, command, succeed
 
 MOONS = f"--config={CONFIGS / 'vp_moons.py'}"
@@ -174,7 +176,10 @@ def test_rounded_vectors_have_bits(tmp_path):
     np.savez(data, x=np.round(2.0 * DRAW.standard_normal((40, 2))) / 2.0)
     own = ("--config.data.name=npz", f"--config.data.dir={data}", "--config.data.bin_width=0.5")
     at = ("--workdir", workdir)
-    succeed("--mode=train", MOONS, *at, *own, *QUIET, cwd=tmp_path)
+    told = succeed(
+        "--mode=train", MOONS, *at, *own, *QUIET, "--config.sde.sigma_max=60", cwd=tmp_path
+    )
+    assert "not read with these settings: config.sde.sigma_max\n" in told  # the process is VP
     told = succeed("--mode=likelihood", *at, *LOOSE[2:], cwd=tmp_path)
     assert " bits/dim over 4 vectors (npz, test): upper bound by dequantization" in told
     assert "the columns' bins" in told
@@ -185,6 +190,18 @@ def test_rounded_vectors_have_bits(tmp_path):
     # One dequantization: nats of the data's units, with the bin's volume, over D log 2.
     nats = arrays["log_weight"][:, 0].astype(np.float64)
     np.testing.assert_allclose(bits, -nats / (2 * np.log(2)), rtol=1e-5)
+    # The contours are of the density at the points themselves, not of the bins around them.
+    told = succeed("--mode=sample", *at, *FEW, *LOOSE, cwd=tmp_path)
+    assert "contours: " in told
+    run = score_sde.load(workdir)
+    density = values(workdir / "samples.npz")["density"].reshape(-1, 3)
+    x = (density[:, :2] - run.info.mean) / run.info.std
+    found = log_likelihood(
+        jax.random.key(0), run.sde, run.smooth_score, jnp.asarray(x, jnp.float32),
+        divergence="exact", rtol=1e-2, atol=1e-2,
+    ).log_prob  # fmt: skip
+    # float32, and steps of a tolerance of 1e-2 that rounding may move; a bin's log volume is -1.4.
+    np.testing.assert_allclose(density[:, 2], found - np.log(run.info.std).sum(), atol=0.02)
 
 
 def npz(**arrays):

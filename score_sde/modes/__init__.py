@@ -157,8 +157,13 @@ def tell_unread(
         and key not in {*read, "sampling.average"}
         and value not in (usual[key], begun[key])
     ]
-    if unread:
-        print(f"not read with these settings: {', '.join(unread)}")
+    say_unread(unread)
+
+
+def say_unread(keys: list[str]) -> None:
+    """Print the keys of settings without effect, if there are any."""
+    if keys:
+        print(f"not read with these settings: {', '.join(keys)}")
 
 
 def _cores_as_devices(batch_size: int) -> None:

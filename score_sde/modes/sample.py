@@ -26,7 +26,8 @@ VALUES, PICTURE, FILM, IMAGES = "samples.npz", "samples.png", "samples.gif", "sa
 READ = {"method", "seed", "num_samples", "batch_size", "gif", "png", "condition"}
 # Settings that files of earlier versions lack, and the values that those were drawn with.
 GUIDED = {"labels": (), "guidance": 1.0, "guidance_interval": (), "classifier_scale": 0.0}
-DENSITY = {"likelihood.rtol", "likelihood.atol", "likelihood.t_min"}  # what contours need
+# What contours need.
+DENSITY = {f"likelihood.{key}" for key in ("rtol", "atol", "t_min", "max_steps")}
 GIF_IMAGES = 16
 # More of them, or of their pixels, would make a picture that no viewer shows.
 GRID_IMAGES, GRID_PIXELS = 400, 2**26
@@ -247,7 +248,9 @@ def _density(
     is asked and answered is kept."""
     settings = {"likelihood.divergence": "exact", "likelihood.batch_size": 4096}
     settings |= {"likelihood.method": "ode"}
-    exact = dataclasses.replace(trained, config=changed(trained.config, settings))
+    # A density of points, also where the data have bins.
+    info = dataclasses.replace(trained.info, bin_width=None)
+    exact = dataclasses.replace(trained, config=changed(trained.config, settings), info=info)
 
     def density(points: np.ndarray) -> np.ndarray | None:
         condition = {name: np.repeat(a[:1], len(points), axis=0) for name, a in given.items()}

@@ -9,8 +9,9 @@ from types import FrameType
 
 from ml_collections import ConfigDict
 
-from score_sde import learn
-from score_sde.modes import start
+from score_sde import build, learn
+from score_sde.config import default, flat
+from score_sde.modes import say_unread, start
 
 INTERRUPTED = "interrupted; what was done by then is kept"
 UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure" of sysexits.h
@@ -20,12 +21,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Train to `training.num_steps`; everything is in the workdir, the config too."""
     end_at_once_on_interrupt()
     start(config.training.batch_size)
+    _tell_unused(config)
     trained = learn.train(config, workdir)
     if trained.step < config.training.num_steps:
         sys.exit(UNFINISHED)
     if config.training.sample_every:
         print(f"pictures: {workdir / 'samples'}")
     print(f"next: --mode sample --workdir {workdir}")
+
+
+def _tell_unused(config: ConfigDict) -> None:
+    """Print the settings of a training that differ from their defaults and have no effect."""
+    values, usual, sections = flat(config), flat(default()), ("sde.", "model.", "training.")
+    keys = sorted(key for key in build.unused(config) if key.startswith(sections))
+    say_unread([f"config.{key}" for key in keys if values[key] != usual[key]])
 
 
 def end_at_once_on_interrupt() -> None:
