@@ -1,15 +1,19 @@
 """Score functions and other callables as arguments: what is asked of them, how jit takes them."""
 
+import dis
 import functools
 import inspect
 import operator
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import jax
 
+# Their own objects and functions stay as they are. Bars and axes change without a meaning.
+LIBRARIES = {*sys.stdlib_module_names, "jax", "jaxlib", "numpy", "flax", "tqdm", "matplotlib"}
 DIVIDE = ("epsilon", "score")  # the parameterizations whose denoised data divide by alpha
 
 
@@ -42,7 +46,13 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     leaves. Any other callable becomes a pytree without leaves, whose arrays are constants."""
     if isinstance(function, jax.tree_util.Partial):
         return jax.tree_util.Partial(as_pytree(function.func), *function.args, **function.keywords)
-    return _Function(function) if _is_leaf(function) else function
+    if _is_leaf(function):
+        return _Function(function)
+
+    def anew(each: Any) -> Any:  # what a wrapper of scores reads may have been replaced since
+        return _Function(each.wrapped) if isinstance(each, _Function) else each
+
+    return jax.tree.map(anew, function, is_leaf=lambda each: isinstance(each, _Function))
 
 
 @jax.tree_util.register_static
@@ -54,15 +64,15 @@ class _Function:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function, self._reads = function, _read_by(function)
+        self.wrapped, self._reads = function, _read_by(function)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._function(*arguments, **named)
+        return self.wrapped(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._function, name)
+        return getattr(self.wrapped, name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Function) or len(self._reads) != len(other._reads):
@@ -89,7 +99,7 @@ def _read_by(function: Callable[..., Any]) -> tuple[Any, ...]:
         if id(each) in found:
             continue
         found[id(each)] = each
-        module = each.__module__ if inspect.isfunction(each) else ""
+        module = str(each.__module__) if inspect.isfunction(each) else ""
         if not (reader and module) or reader == module:
             todo += ((part, module) for part in _parts(each))
     return (*found.values(),)
@@ -104,48 +114,61 @@ def _parts(each: Any) -> Iterator[Any]:
     elif inspect.isfunction(each):
         yield from _parts_of_function(each)
     elif isinstance(each, list | tuple | dict):
-        yield from (leaf for leaf in _leaves(each) if not isinstance(leaf, int | float | str))
+        inner = list(each.values()) if isinstance(each, dict) else list(each)
+        yield from (part for part in inner if not _is_plain(part))
     elif not isinstance(each, jax.Array | type | types.ModuleType):
-        if not _is_leaf(each):
-            yield from _leaves(each)
+        children = jax.tree_util.default_registry.flatten_one_level(each)
+        yield from () if children is None else children[0]
         if not _of_a_library(each):
-            yield from getattr(each, "__dict__", {}).values()
+            with suppress(Exception):  # users' objects may refuse to be looked at
+                yield from list(vars(each).values())
             if callable(each):
-                yield type(each).__call__
+                yield inspect.getattr_static(type(each), "__call__")
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[Any]:
-    """What a function reads by name."""
+    """What a function reads by name. Its attributes are read, too: a wrapper of JAX has what it
+    wraps there. Its code is replaced where a notebook reloads a module."""
+    yield function.__code__
+    yield from list(function.__dict__.values())
     if _of_a_library(function):
         return
     for cell in function.__closure__ or ():
-        try:
+        with suppress(ValueError):  # a name without a value yet
             yield cell.cell_contents
-        except ValueError:  # a name without a value yet
-            continue
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    codes = [function.__code__]
-    for code in codes:  # which grows by the functions within
-        codes += (constant for constant in code.co_consts if inspect.iscode(constant))
-        for name in code.co_names:
-            if name in function.__globals__:
-                yield function.__globals__[name]
+    for name in _globals_of(function.__code__):
+        if name in function.__globals__:
+            yield function.__globals__[name]
+
+
+@functools.lru_cache(maxsize=4096)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """The names that a function's code, and the functions within it, read from outside."""
+    names = [
+        each.argval
+        for each in dis.get_instructions(code)
+        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    ]
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            names += _globals_of(constant)
+    return (*dict.fromkeys(names),)
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether a part of a list is a number, a text, or a tuple of such, as a shape is."""
+    if isinstance(part, tuple):
+        return all(map(_is_plain, part))
+    return part is None or isinstance(part, int | float | str)
 
 
 def _of_a_library(each: Any) -> bool:
     """Whether a function or an object is of Python or a library that does not change."""
     module = each.__module__ if inspect.isfunction(each) else type(each).__module__
-    return module.partition(".")[0] in (*sys.stdlib_module_names, "jax", "jaxlib", "numpy", "flax")
+    return str(module).partition(".")[0] in LIBRARIES
 
 
 def _is_leaf(each: Any) -> bool:
     return jax.tree_util.all_leaves([each])
-
-
-def _leaves(tree: Any) -> list[Any]:
-    """The leaves of a pytree; none of a dict whose keys have no order."""
-    try:
-        return jax.tree.leaves(tree)
-    except (TypeError, ValueError):
-        return []

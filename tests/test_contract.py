@@ -182,6 +182,11 @@ def test_what_a_function_reads_may_be_replaced(monkeypatch):
     def by_a_function_called(x, t):
         return by_global(x, t)
 
+    def by_its_attribute(x, t):
+        return conditional(x, t, by_its_attribute.labels)
+
+    by_its_attribute.labels = LABELS
+
     def by_an_object(x, t):
         return owner.score(x, t)
 
@@ -192,6 +197,7 @@ def test_what_a_function_reads_may_be_replaced(monkeypatch):
         return network.inner(x, t)
 
     network = Network()
+    guided = autoguidance(SDE, by_an_object, by_an_object, 2.0)  # twice the score less the same
     by_partial = functools.partial(lambda unused, x, t: by_global(x, t), 0.0)
 
     for score, change in (
@@ -202,6 +208,8 @@ def test_what_a_function_reads_may_be_replaced(monkeypatch):
         (lambda: by_a_function_called, to_global),
         (lambda: by_partial, to_global),
         (lambda: PARTIAL, to_global),
+        (lambda: by_its_attribute, lambda: setattr(by_its_attribute, "labels", other)),
+        (lambda: guided, lambda: setattr(owner, "labels", other)),
         (lambda: by_an_object, lambda: setattr(owner, "labels", other)),
         (lambda: by_a_network, lambda: network.inner.move(other)),
     ):
@@ -209,6 +217,22 @@ def test_what_a_function_reads_may_be_replaced(monkeypatch):
         owner.labels = LABELS
         before, after = swapped(score, change)
         assert np.abs(before - MEANS).max() < 1.0 and np.abs(after - MEANS[::-1]).max() < 1.0
+
+
+def test_what_a_function_reads_may_be_anything():
+    """Objects in circles, without a module, and such as refuse to be looked at."""
+
+    class Refusing:
+        @property
+        def __dict__(self):
+            raise RuntimeError
+
+    circle = [Refusing(), {1: 0, "a": 1}]
+    circle.append(circle)
+    found = {"conditional": conditional, "LABELS": LABELS, "circle": circle}
+    exec("def score(x, t):\n    circle\n    return conditional(x, t, LABELS)", found)
+    before, after = swapped(lambda: found["score"], lambda: found.update(LABELS=LABELS[::-1]))
+    assert np.abs(before - MEANS).max() < 1.0 and np.abs(after - MEANS[::-1]).max() < 1.0
 
 
 def test_a_function_that_reads_the_same_is_compiled_once():
