@@ -45,14 +45,20 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     """The function as an argument that jit takes. A pytree is returned unchanged: its arrays are
     leaves. Any other callable becomes a pytree without leaves, whose arrays are constants."""
     if isinstance(function, jax.tree_util.Partial):
-        return jax.tree_util.Partial(as_pytree(function.func), *function.args, **function.keywords)
-    if _is_leaf(function):
-        return _Function(function)
+        return jax.tree_util.Partial(_watched(function.func), *function.args, **function.keywords)
+    parts, form = jax.tree.flatten(function, is_leaf=lambda each: isinstance(each, _Function))
+    if not any(isinstance(part, _Function) for part in parts):
+        return _watched(function)
+    # What a wrapper of scores keeps may read something else than when the wrapper was made.
+    anew = (_watched(part) if isinstance(part, _Function) else part for part in parts)
+    return jax.tree.unflatten(form, anew)
 
-    def anew(each: Any) -> Any:  # what a wrapper of scores reads may have been replaced since
-        return _Function(each.wrapped) if isinstance(each, _Function) else each
 
-    return jax.tree.map(anew, function, is_leaf=lambda each: isinstance(each, _Function))
+def _watched(function: Any) -> Any:
+    """A callable that is no pytree, with what it reads now."""
+    if isinstance(function, _Function):
+        return _Function(function.wrapped)
+    return _Function(function) if _is_leaf(function) else function
 
 
 @jax.tree_util.register_static

@@ -190,6 +190,8 @@ def test_parameters_stay_leaves():
     mixture = overlapping_mixture(2)
     assert len(jax.tree.leaves(as_pytree(mixture.score(sde)))) == 6  # four arrays, two betas
     assert jax.tree.leaves(as_pytree(lambda x, t: -x)) == []
+    model = mixture.score(sde)
+    assert as_pytree(model) is model
     bound = Partial(lambda params, x, t: params * x, jnp.ones(3))
     assert [leaf is bound.args[0] for leaf in jax.tree.leaves(as_pytree(bound))] == [True]
 
