@@ -18,11 +18,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from score_sde import data, guidance, inverse, losses, networks, uncertainty
+from score_sde import data, guidance, losses, networks, uncertainty
 from score_sde.augmentation import PARAMETERS
 from score_sde.config import is_own, kind_keys, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError, besides, one_line
+from score_sde.inverse import METHODS
 from score_sde.learned import constants, with_constants
 from score_sde.samplers import ProbabilityFlow, Sampler
 from score_sde.schedules import Shifted
@@ -34,18 +35,6 @@ from score_sde.times import TIMES
 from score_sde.training import optimizers
 
 EXACT_UP_TO = 16  # columns
-# Methods of restorations that are samplers. RePaint's steps have DDPM's noise, as in its paper.
-RESTORERS: dict[str, Callable[..., Sampler]] = {
-    "repaint": partial(inverse.RePaint, eta=1.0),
-    "twisted": inverse.TwistedSMC,
-}
-# The key that a method of restorations has for itself.
-OF_METHODS = {
-    "mmps": "iterations",
-    "dps": "zeta",
-    "repaint": "resamplings",
-    "twisted": "particles",
-}
 
 # --- From the names in a config to objects --------------------------------------------------------
 
@@ -128,7 +117,9 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
     `logits` it is a classifier's of so many classes."""
     make = network_class(config)
     if logits and "logits" not in takes(make.Spec):
-        raise refuse("model.name", config.model.name, "unet, mlp, networks whose Spec has logits")
+        able = [name for name, own in networks.NETWORKS.items() if "logits" in takes(own.Spec)]
+        allowed = f"{', '.join(able)}, networks whose Spec has logits"
+        raise refuse("model.name", config.model.name, allowed)
     conditional = config.model.class_conditional and not logits
     sides = info.shape[:2]  # of vectors their length
     given = _settings(
@@ -285,7 +276,7 @@ def sampler(config: ConfigDict, *, of_levels: bool = True) -> Sampler:
 
 def restorer(config: ConfigDict) -> Sampler:
     """Return the sampler of restorations: the one of `restore.method`, or the config's."""
-    make = RESTORERS.get(config.restore.method)
+    make = METHODS[config.restore.method].sampler
     if make is None:
         return sampler(config)
     own = {"num_levels": config.model.num_levels, "resamplings": config.restore.resamplings}
@@ -312,8 +303,8 @@ def keys_read(config: ConfigDict, chosen: Sampler | None = None) -> set[str]:
     """Return the keys of the section `sampling` that the config's sampler reads, or another."""
     make = resolve("sampling.method", config.sampling.method)
     chosen = chosen or sampler(config)
-    for other in (ProbabilityFlow, *RESTORERS.values()):
-        make = other if type(other()) is type(chosen) else make
+    for other in (ProbabilityFlow, *(method.sampler for method in METHODS.values())):
+        make = other if other and type(other()) is type(chosen) else make
     return (takes(make).keys() & set(config.sampling)) - chosen.without_effect
 
 
@@ -349,7 +340,7 @@ def unused(config: ConfigDict) -> set[str]:
         "sampling.guidance_interval": "guidance_interval" in guidance_keys(config),
         "training.halve_every": loss_pair(config).weight == "consistency",
         "training.schedule_steps": config.training.schedule == "cosine",
-        **{f"restore.{key}": config.restore.method == name for name, key in OF_METHODS.items()},
+        **{f"restore.{own.key}": config.restore.method == name for name, own in METHODS.items()},
     }
     keys |= {key for key, when in read.items() if not when}
     return keys & SCHEMA.keys()

@@ -19,7 +19,7 @@ from jax import Array
 
 from score_sde.errors import require
 from score_sde.schedules import Cosine
-from score_sde.sde import PROCESSES, SDE, VESDE, VP, VPSDE, Step
+from score_sde.sde import SDE, VESDE, VP, VPSDE, Step
 
 
 class Chain(NamedTuple):
@@ -140,9 +140,6 @@ class DiscreteVPSDE(VP):
         after = jnp.clip(jnp.ceil(t / self.T * last).astype(jnp.int32), 1, last)
         integrals = self.integrals
         return (last / self.T * (integrals[after] - integrals[after - 1])).astype(t.dtype)
-
-
-PROCESSES["vp_discrete"] = DiscreteVPSDE
 
 
 @dataclass(frozen=True)

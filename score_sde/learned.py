@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.discrete import PROCESSES
 from score_sde.errors import require
 from score_sde.sde import SDE, VP
 
@@ -100,9 +99,6 @@ class LearnedVP(ByGamma):
         # with one that comes after it, as over the pixels of sigma score + z. That program
         # (`__ynn_fusion`) is wrong beyond 2^15 numbers: github.com/jax-ml/jax/issues/39103.
         return sum(jnp.unstack(bends, axis=-1), start=line * t)
-
-
-PROCESSES["vp_learned"] = LearnedVP
 
 
 def constants(process: SDE) -> dict[str, Any]:

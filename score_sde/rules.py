@@ -1,11 +1,12 @@
 """Rules between the values of a config. They make its objects, so importing this imports JAX."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from score_sde import build
+from score_sde.bounds import VARIANCES
 from score_sde.config import flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
@@ -13,9 +14,9 @@ from score_sde.errors import besides, require
 from score_sde.learned import constants
 from score_sde.losses import LOSSES, OF_VARIANCES, WEIGHTS
 from score_sde.networks import NETWORKS
-from score_sde.samplers import SAMPLERS, Consistency
+from score_sde.samplers import SAMPLERS, Consistency, Sampler
 from score_sde.samplers.predictor_corrector import LEARNED, PREDICTORS
-from score_sde.score import OF_PURE_NOISE, Model
+from score_sde.score import NOISE_CONDITIONS, OF_PURE_NOISE, Model
 from score_sde.sde import SDE
 from score_sde.times import TIMES
 
@@ -50,8 +51,28 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
             raise refuse("sampling.method", config.sampling.method, allowed)
         sampler.check(process)
         if process.ends_in_noise:
+            if config.sampling.method in SAMPLERS:
+                _check_starts(config.sampling.method, process)
             sampler.check_start(process, Model)
     build.probability_flow(config)
+
+
+def _check_starts(method: str, process: SDE) -> None:
+    """Raise UserError for a sampler that cannot begin where alpha(T) = 0."""
+
+    def starts(make: Callable[..., Sampler]) -> bool:
+        default = make()
+        try:
+            if not default.denoised_only:  # else with some grids, if not with its own
+                default.check_start(process, Model)
+        except ValueError:
+            return False
+        return True
+
+    if not starts(SAMPLERS[method]):
+        names = ", ".join(name for name, make in SAMPLERS.items() if starts(make))
+        why = f"as alpha(T) = 0 of {type(process).__name__}, or config.sde.t_max below 1"
+        raise refuse("sampling.method", method, f"{names}, {why}")
 
 
 def _check_chain(process: SDE, num_levels: int) -> None:
@@ -120,7 +141,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed values) for every key that contradicts another object's."""
     settings, likelihood = config.model, config.likelihood
     if settings.embedding == "fourier" and settings.condition == "time":
-        yield "model.condition", "log_sigma, log_snr with config.model.embedding = 'fourier'"
+        others = besides(NOISE_CONDITIONS, "time")
+        yield "model.condition", f"{others} with config.model.embedding = 'fourier'"
     if not settings.class_conditional:
         without = "with config.model.class_conditional = False"
         if config.training.label_dropout:
@@ -194,7 +216,7 @@ def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
         allowed = "paper" if config.model.num_levels else besides(LOSSES, *OF_VARIANCES)
         yield "training.loss", f"{allowed} {without}"
     if config.likelihood.variance == "learned":
-        yield "likelihood.variance", f"large, small {without}"
+        yield "likelihood.variance", f"{besides(VARIANCES, 'learned')} {without}"
 
 
 def _rules_of_training(config: ConfigDict) -> Iterator[tuple[str, str]]:
@@ -230,15 +252,20 @@ def _rules_of_pure_noise(config: ConfigDict, process: SDE) -> Iterator[tuple[str
     if config.model.parameterization not in OF_PURE_NOISE:
         yield "model.parameterization", f"{', '.join(OF_PURE_NOISE)}, {why}"
     if config.model.condition == "log_snr":
-        yield "model.condition", f"time, log_sigma, {why}"
+        yield "model.condition", f"{besides(NOISE_CONDITIONS, 'log_snr')}, {why}"
     pair = build.loss_pair(config)
-    weights = ("likelihood", "consistency", "second_order")
-    ranges = ("times", TIMES, ("log_snr", "alternate")), ("weight", WEIGHTS, weights)
-    for name, table, values in ranges:
+    times, weights = ("log_snr", "alternate"), ("likelihood", "consistency", "second_order")
+    for name, table, values in (("times", TIMES, times), ("weight", WEIGHTS, weights)):
         if getattr(pair, name) in values:  # the range of the log-SNR is
-            set_alone = config.training[name] is not None
-            allowed = besides(table, *values) if set_alone else "paper, edm, flow"
-            yield f"training.{name if set_alone else 'loss'}", f"{allowed}, {why}"
+            if config.training[name] is not None:
+                yield f"training.{name}", f"{besides(table, *values)}, {why}"
+            else:
+                infinite = [
+                    loss
+                    for loss, own in LOSSES.items()
+                    if own.times in times or own.weight in weights
+                ]
+                yield "training.loss", f"{besides(LOSSES, *infinite, *OF_VARIANCES)}, {why}"
 
 
 def _rules_of_pairs(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from jax import Array
 
 from score_sde.errors import require
 from score_sde.functions import divides_by_alpha
-from score_sde.sde import PROCESSES, SDE, ScoreFn, derivative, expand
+from score_sde.sde import SDE, ScoreFn, derivative, expand
 
 
 class ToNoise(SDE):
@@ -291,6 +291,3 @@ class Shifted(ToNoise):
 def _require_time(t_max: Any, t_min: float, most: float) -> None:
     if isinstance(t_max, int | float):  # else it is a tracer
         require(t_min < t_max <= most, "t_max", t_max, f"times above {t_min:g}, up to {most:g}")
-
-
-PROCESSES |= {"cosine": Cosine, "sigmoid": Sigmoid, "flow": Flow, "edm": EDM}

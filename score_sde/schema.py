@@ -23,8 +23,6 @@ def _is_image_size(value: Any) -> bool:
     return value == 0 or all(type(side) is int and 0 < side <= 16384 for side in sides)
 
 
-AUGMENTATIONS = ("flip_x", "flip_y", "scale", "rotate", "stretch", "move")
-
 # fmt: off
 SWITCH = Values(lambda value: True, "True, False")
 TEXT = Values(lambda value: True, "text")
@@ -62,13 +60,11 @@ COLUMNS = Values(lambda value: all(type(item) is str or (type(item) is int and i
                                    for item in value), "tuples of columns' names or indices")
 REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
-OPERATIONS = Values(lambda value: bool(value) and all(item in AUGMENTATIONS for item in value),
-                    f"tuples of {', '.join(AUGMENTATIONS)}")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
 DATASETS = Names("score_sde.data:DATASETS", "score_sde.data:Dataset", instance=True)
-PROCESSES = Names("score_sde.learned:PROCESSES", "score_sde.sde:SDE")
+PROCESSES = Names("score_sde.processes:PROCESSES", "score_sde.sde:SDE")
 NETWORKS = Names("score_sde.networks:NETWORKS", "flax.nnx:Module")
 SAMPLERS = Names("score_sde.samplers:SAMPLERS", "score_sde.samplers.base:Sampler")
 PREDICTORS = Names(
@@ -83,11 +79,16 @@ NOISE_CONDITIONS = Names("score_sde.score:NOISE_CONDITIONS")
 LOSSES = Names("score_sde.losses:LOSSES")
 TIMES = Names("score_sde.times:TIMES")
 WEIGHTS = Names("score_sde.losses:WEIGHTS")
+AUGMENTATIONS = Names("score_sde.augmentation:OPERATIONS", several=True)
 PAIRINGS = Names("score_sde.pairing:PAIRINGS")
 DEQUANTIZATIONS = Names("score_sde.spaces:DEQUANTIZATIONS")
 DIVERGENCES = Names("score_sde.likelihood:DIVERGENCES")
 LIKELIHOODS = Names("score_sde.densities:METHODS")
 VARIANCES = Names("score_sde.bounds:VARIANCES")
+RESTORATIONS = Names("score_sde.inverse:METHODS")
+OPTIMIZERS = Names("score_sde.training.optimizers:OPTIMIZERS")
+SCHEDULES = Names("score_sde.training.optimizers:SCHEDULES")
+RESIZES = Names("score_sde.evaluation.network:RESIZES")
 # fmt: on
 
 
@@ -134,7 +135,7 @@ _ROWS = (
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.augment", 0.0, FRACTION,
         "probability of each change of an image that the network is given; 0: none, EDM: 0.12"),
-    Row("data.augmentations", AUGMENTATIONS, OPERATIONS, "the changes that are made"),
+    Row("data.augmentations", (), AUGMENTATIONS, "the changes that are made; (): all"),
     Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
     Row("data.stream", None, SWITCH, "read images as they are needed; unset: many ones", bool),
     Row("data.workers", None, between(0, 256, "integers"),
@@ -201,11 +202,11 @@ _ROWS = (
         "a run of the same model and process, whose averaged weights it begins with; empty: none"),
     Row("training.num_steps", 100_000, COUNT, "updates"),
     Row("training.batch_size", 128, COUNT, "examples of an update"),
-    Row("training.optimizer", "adam", words("adam muon"),
+    Row("training.optimizer", "adam", OPTIMIZERS,
         "muon: orthogonal steps for kernels and matrices, Adam's for the rest; fewer updates do"),
     Row("training.learning_rate", 2e-4, POSITIVE, "the largest, after the warm-up"),
     Row("training.warmup_steps", 5000, at_least(0), "updates over which the rate grows linearly"),
-    Row("training.schedule", "constant", words("constant cosine"), "the rate after the warm-up"),
+    Row("training.schedule", "constant", SCHEDULES, "the rate after the warm-up"),
     Row("training.schedule_steps", None, COUNT, "updates until the cosine ends; unset: num_steps",
         int),
     Row("training.gradient_clip", 1.0, POSITIVE, "largest norm of the gradient"),
@@ -306,7 +307,7 @@ _ROWS = (
     Row("likelihood.num_times", 100, COUNT, "of the bound for each image; levels of vlb in time"),
     Row("likelihood.variance", "large", VARIANCES, "of the reverse steps in vlb"),
 
-    Row("restore.method", "pigdm", words("pigdm mmps dps diffpir replacement repaint twisted"),
+    Row("restore.method", "pigdm", RESTORATIONS,
         "of --mode restore, see docs/control.md; repaint and twisted have steps of their own"),
     Row("restore.iterations", 3, COUNT,
         "of mmps: of its solve, a pass back through the network each"),
@@ -335,7 +336,7 @@ _ROWS = (
     Row("eval.batch_size", 64, COUNT, "images whose features are computed at a time"),
     Row("eval.inception_weights", "", FILE,
         "file of the FID network's weights, or a URL; empty: the cache"),
-    Row("eval.resize", "tf1", words("tf1 halfpixel"), "how images become the network's 299 pixels"),
+    Row("eval.resize", "tf1", RESIZES, "how images become the network's 299 pixels"),
 )
 # fmt: on
 

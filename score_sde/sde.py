@@ -180,8 +180,8 @@ class SDE:
                 return
         raise ValueError(
             f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; allowed "
-            "are the samplers ddim, dpmpp, unipc, ipndm, deis and variational bounds; under cosine "
-            "or flow also ode and its likelihoods; all others with a T a little lower (sde.t_max)"
+            "are a T a little lower (sde.t_max), variational bounds, and samplers that need the "
+            "denoised data alone (denoised_only), such as ddim"
         )
 
     def check_flow(self, score: Any) -> None:
@@ -374,10 +374,6 @@ class VESDE(SDE):
     def transition(self, s: Array, t: Array) -> tuple[Array, Array]:
         growth = jnp.expm1(2.0 * (t - s) * self._log_ratio())
         return jnp.ones_like(t), self.sigma(s) * jnp.sqrt(growth)
-
-
-PROCESSES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
-"""The processes by name. `schedules`, `discrete` and `learned` add theirs, in this order."""
 
 
 def _require_rising(**constants: object) -> None:

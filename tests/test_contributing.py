@@ -13,9 +13,9 @@ from score_sde import build, data, likelihood, networks, objectives, oracle, rul
 from score_sde.config import default
 from score_sde.data import DATASETS
 from score_sde.networks import NETWORKS
+from score_sde.processes import PROCESSES
 from score_sde.samplers import DDIM, PREDICTORS, SAMPLERS, PredictorCorrector
 from score_sde.schema import SCHEMA
-from score_sde.sde import PROCESSES
 from score_sde.validation import validate
 from tests.commands import ROOT
 

@@ -56,8 +56,16 @@ ROOMS = {
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
     "score_sde.augmentation": Room(1, (), ("jax",)),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
-    "score_sde.learned": Room(
-        1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.discrete")
+    "score_sde.learned": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
+    "score_sde.processes": Room(
+        1,
+        (),
+        neighbours=(
+            "score_sde.sde",
+            "score_sde.schedules",
+            "score_sde.discrete",
+            "score_sde.learned",
+        ),
     ),
     "score_sde.times": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
     "score_sde.uncertainty": Room(1, (), ("jax",)),

@@ -8,8 +8,8 @@ import pytest
 from score_sde.data import DATASETS
 from score_sde.networks import NETWORKS
 from score_sde.plots import films, points
+from score_sde.processes import PROCESSES
 from score_sde.samplers import CORRECTORS, PREDICTORS, SAMPLERS
-from score_sde.sde import PROCESSES
 from tests import notebooks
 from tests.commands import as_users_have_it
 

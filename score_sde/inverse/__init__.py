@@ -11,6 +11,7 @@ from score_sde.inverse import operators
 from score_sde.inverse.calibration import coverage
 from score_sde.inverse.diffpir import diffpir
 from score_sde.inverse.dps import dps
+from score_sde.inverse.methods import METHODS
 from score_sde.inverse.mmps import mmps
 from score_sde.inverse.pigdm import pigdm
 from score_sde.inverse.repaint import RePaint
@@ -18,6 +19,7 @@ from score_sde.inverse.replacement import replacement
 from score_sde.inverse.twisted import TwistedSMC
 
 __all__ = [
+    "METHODS",
     "RePaint",
     "TwistedSMC",
     "coverage",

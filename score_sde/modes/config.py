@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from score_sde import build
 from score_sde.config import flat, kind_keys
 from score_sde.densities import keys_read
+from score_sde.inverse import METHODS
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import listing
 
@@ -27,7 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 print()
             mark = ("*" if values[key] != row.default else " ") + ("-" if key in unused else " ")
             print(_entry(mark, key, values[key], f"{row.help} ({row.allowed.words})"))
-    if config.restore.method in build.RESTORERS:
+    if METHODS[config.restore.method].sampler:
         print(f"\n{_not_by_restorer(config)}")
     if there := listing(workdir):
         print("\ncheckpoints: step, date, loss", *there, sep="\n")
@@ -46,7 +47,7 @@ def _not_by_restorer(config: ConfigDict) -> str:
     own. The other modes do."""
     method, read = config.restore.method, build.keys_read(config, build.restorer(config))
     unread = (kind_keys("sampling.method") & set(config.sampling) | {"method"}) - read
-    unread |= {"batch_size"} if method == "twisted" else set()
+    unread |= {"batch_size"} if METHODS[method].key == "particles" else set()
     text = f"--mode restore by {method} does not read sampling's {', '.join(sorted(unread))}"
     return "\n".join(textwrap.wrap(text, COLUMNS, break_on_hyphens=False))
 

@@ -10,7 +10,6 @@ evaluations of all particles.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,10 +18,11 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from score_sde import build, editing, inverse
+from score_sde import build, editing
 from score_sde.config import refuse
 from score_sde.errors import UserError, besides
 from score_sde.guidance import NO_LABEL
+from score_sde.inverse import METHODS, coverage
 from score_sde.modes.given import EDITED, MEASURED, Given
 from score_sde.run import Run
 from score_sde.samplers import ProbabilityFlow, Sampler
@@ -88,17 +88,18 @@ def _check_method(trained: Run, task: str) -> None:
     if not trained.sde.keeps_data():
         why = f"as alpha(T) = 0 of {type(trained.sde).__name__}"
         raise UserError(f"--task = {task!r}: allowed are {', '.join(EDITED)}, {why}")
-    if method in ("mmps", "twisted") and not settings.sigma_y:
+    if not METHODS[method].exact and not settings.sigma_y:
         raise refuse("restore.sigma_y", settings.sigma_y, f"positive numbers with {method}")
-    if method == "replacement" and isinstance(build.sampler(config), ProbabilityFlow):
-        others = besides(SCHEMA["restore.method"].allowed.words.split(", "), method)
+    sampler = build.restorer(config)  # whose steps may not be those of the config's sampler
+    if METHODS[method].projects and isinstance(sampler, ProbabilityFlow):
+        others = besides(METHODS, method)
         by_flow = f"with config.sampling.method = {config.sampling.method!r}"
         raise refuse("restore.method", method, f"{others} {by_flow}, which has no fixed steps")
     devices = trained.mesh.size
-    if method == "twisted" and settings.particles % devices:
+    if _is_by_particles(config, task) and settings.particles % devices:
         raise refuse("restore.particles", settings.particles, f"multiples of the {devices} devices")
-    sampler = build.restorer(config)  # whose steps may not be those of the config's sampler
-    if method == "replacement" and settings.sigma_y and getattr(sampler, "faithful", False):
+    faithful = getattr(sampler, "faithful", False)
+    if METHODS[method].projects and settings.sigma_y and faithful:
         exact = "0 with config.sampling.faithful, which takes exact measurements"
         raise refuse("restore.sigma_y", settings.sigma_y, exact)
 
@@ -116,23 +117,21 @@ def keys_read(config: ConfigDict, task: str, degrade: bool) -> set[str]:
     keys = build.keys_read(config, sampler_of(config, task)) | {"seed"}
     keys |= {"labels"} if task == "relabel" else build.guidance_keys(config)
     own = set() if task == "relabel" else {"num_draws"}
-    if method != "twisted":
+    if not _is_by_particles(config, task):
         keys |= {"batch_size"}
-    if task != "relabel" and method not in build.RESTORERS:
+    if task != "relabel" and not (method and METHODS[method].sampler):
         keys |= {"method"}
     if task in OF_TASKS:
         own |= {OF_TASKS[task]}
     if method:
-        own |= {"method"}
-    if method in build.OF_METHODS:
-        own |= {build.OF_METHODS[method]}
+        own |= {"method", METHODS[method].key} - {""}
     if method and (degrade or method != "dps"):
         own |= {"sigma_y"}
     return {f"sampling.{key}" for key in keys} | {f"restore.{key}" for key in own}
 
 
 def _is_by_particles(config: ConfigDict, task: str) -> bool:
-    return task in MEASURED and config.restore.method == "twisted"
+    return task in MEASURED and METHODS[config.restore.method].key == "particles"
 
 
 def batch_size(config: ConfigDict, task: str) -> int:
@@ -160,19 +159,9 @@ def _guided(trained: Run, labels: Array, sampler: Sampler) -> ScoreFn:
 
 def _posterior(config: ConfigDict, sde: SDE, score: ScoreFn, operator: Any, y: Array) -> Any:
     """The score of what was measured, or the projection on it, by the method of the config."""
-    settings = config.restore
-    # One iteration is not exact for a blur. They cost little beside the network.
-    replacement = partial(inverse.replacement, iterations=8)
-    make: dict[str, Any] = {
-        "mmps": partial(inverse.mmps, iterations=settings.iterations),
-        "pigdm": inverse.pigdm,
-        "dps": partial(inverse.dps, zeta=settings.zeta),
-        "diffpir": inverse.diffpir,
-        "replacement": replacement,
-        "repaint": replacement,
-        "twisted": inverse.pigdm,
-    }
-    return make[settings.method](sde, score, operator, y, settings.sigma_y)
+    settings, method = config.restore, METHODS[config.restore.method]
+    own = {method.key: settings[method.key]} if method.key and not method.sampler else {}
+    return method.make(sde, score, operator, y, settings.sigma_y, **own)
 
 
 def _drawn(trained: Run, operator: Any, key: Array, y: Array, labels: Array, first: int) -> Samples:
@@ -181,7 +170,7 @@ def _drawn(trained: Run, operator: Any, key: Array, y: Array, labels: Array, fir
     score = _guided(trained, labels, sampler)
     found = _posterior(config, sde, score, operator, y)
     noise = from_prior(key, sde, (len(y), *trained.space.shape), first, jnp.float32)
-    projects = config.restore.method in ("replacement", "repaint")
+    projects = METHODS[config.restore.method].projects
     if getattr(sampler, "faithful", False) and projects:
         noise = _known(found, noise)  # the original's first state
     given: Any = (score, noise) if projects else (found, noise)
@@ -296,5 +285,5 @@ def _rows(trained: Run, drawn: Samples, number: int, truth: Array | None) -> dic
         error = jnp.mean(jnp.square(mean - real), axis=(1, 2, 3))
         rows["psnr"] = -10.0 * jnp.log10(error / (high - low) ** 2)
         if number > 1:
-            rows |= {name: inverse.coverage(x, real, p) for name, p in INTERVALS.items()}
+            rows |= {name: coverage(x, real, p) for name, p in INTERVALS.items()}
     return rows

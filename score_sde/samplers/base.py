@@ -16,6 +16,7 @@ from jax import Array
 from score_sde.display import as_pictures, form, mean, shown
 from score_sde.errors import require
 from score_sde.functions import as_pytree, check_arguments, divides_by_alpha
+from score_sde.score import OF_PURE_NOISE
 from score_sde.sde import SDE, ScoreFn
 from score_sde.spaces import item_keys
 
@@ -194,7 +195,7 @@ class Sampler(ABC):
             raise ValueError(
                 f"{type(sde).__name__}: alpha(T) = 0, where the score alone does not give the "
                 "denoised data; allowed are scores with a method denoised(x, t) that does not "
-                "divide by alpha, such as models with parameterization velocity, denoised, flow"
+                f"divide by alpha, such as models with parameterization {', '.join(OF_PURE_NOISE)}"
             )
 
 

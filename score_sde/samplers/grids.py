@@ -43,6 +43,7 @@ from score_sde.sde import SDE, VPSDE
 
 SPACINGS = ("leading", "trailing", "linspace")
 GRIDS = ("uniform", "paper", "quadratic", "log_snr", "karras", "angle", *SPACINGS)
+FROM_DATA = ("quadratic", "log_snr", "karras")  # grids that begin at a finite log-SNR
 COUNTED = ("paper", *SPACINGS)  # grids of num_steps times
 ANGLE_CENTRE, ANGLE_STRETCH = 0.5, 1.5
 
@@ -86,9 +87,8 @@ class GridSampler(SteppedSampler):
 
     def check_start(self, sde: SDE, score: Any) -> None:
         super().check_start(sde, score)
-        allowed = f"uniform, paper, angle, {', '.join(SPACINGS)} where alpha(T) = 0"
-        ok = self.grid not in ("quadratic", "log_snr", "karras") or sde.keeps_data()
-        require(ok, "grid", self.grid, allowed)
+        ok = self.grid not in FROM_DATA or sde.keeps_data()
+        require(ok, "grid", self.grid, f"{besides(GRIDS, *FROM_DATA)} where alpha(T) = 0")
 
     @property
     def without_effect(self) -> set[str]:

@@ -161,7 +161,7 @@ CORRECTORS: dict[str, Corrector | None] = {
 }
 
 ANCESTRAL = (ancestral, ancestral_large, ancestral_learned)
-LEARNED = ("ancestral_learned",)
+LEARNED = tuple(name for name, found in PREDICTORS.items() if found is ancestral_learned)
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,10 @@ class PredictorCorrector(GridSampler):
         names = ", ".join(name for name, corrector in CORRECTORS.items() if corrector)
         ok = self._predictor is not None or self._corrector is not None
         require(ok, "corrector", self.corrector, f"{names} with predictor = 'none'")
-        flows = "euler_maruyama, reverse_diffusion with probability_flow = True"
-        ok = not self.probability_flow or self._predictor not in (*ANCESTRAL, None)
-        require(ok, "predictor", self.predictor, flows)
+        without = (*ANCESTRAL, None)
+        flows = ", ".join(name for name, found in PREDICTORS.items() if found not in without)
+        ok = not self.probability_flow or self._predictor not in without
+        require(ok, "predictor", self.predictor, f"{flows} with probability_flow = True")
         allowed = f"{besides(PREDICTORS, *LEARNED)} with faithful = True, of one variance a step"
         ok = not (self.faithful and self.reads_variance)
         require(ok, "predictor", self.predictor, allowed)

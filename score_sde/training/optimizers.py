@@ -20,7 +20,7 @@ where `orthogonal` makes all singular values nearly 1, so that no direction is l
 factor makes its steps as long as Adam's, and one learning rate does for both.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from jax import Array
 
 from score_sde.errors import require
 
+OPTIMIZERS = ("adam", "muon")
+SCHEDULES = ("constant", "cosine")  # of the learning rate, after the warm-up
 EPS = 1e-8
 MOMENTUM = 0.95  # Muon's
 ITERATION = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz, tuned by Jordan et al.
@@ -46,7 +48,7 @@ def learning_rate_schedule(
     *,
     num_steps: int,
     warmup_steps: int = 0,
-    schedule: Literal["constant", "cosine"] = "constant",
+    schedule: str = "constant",
     schedule_steps: int | None = None,
 ) -> optax.Schedule:
     """The learning rate of the update that follows n others, as a function of n (int32 scalar).
@@ -56,7 +58,7 @@ def learning_rate_schedule(
     cosine, which would be 0 at ``schedule_steps``, by default ``num_steps``. Updates from there on
     keep the rate of the last one before.
     """
-    require(schedule in ("constant", "cosine"), "schedule", schedule, "constant, cosine")
+    require(schedule in SCHEDULES, "schedule", schedule, ", ".join(SCHEDULES))
     end = (schedule_steps or num_steps) - warmup_steps
 
     def rate(count: Array) -> Array:
@@ -75,7 +77,7 @@ def learning_rate_schedule(
 def optimizer(
     rate: optax.Schedule,
     *,
-    optimizer: Literal["adam", "muon"] = "adam",
+    optimizer: str = "adam",
     gradient_clip: float = 1.0,
     beta2: float = 0.999,
     weight_decay: float = 0.0,
@@ -84,11 +86,12 @@ def optimizer(
 
     Args:
         rate: the learning rate of each update, such as of `learning_rate_schedule`.
-        optimizer: "adam", or "muon" for matrices and kernels.
+        optimizer: one of ``OPTIMIZERS``; "muon" is for matrices and kernels.
         gradient_clip: the largest global norm let through; ``math.inf`` clips nothing.
         beta2: decay of the second moment.
         weight_decay: decoupled decay of all parameters, times the learning rate; 0 for none.
     """
+    require(optimizer in OPTIMIZERS, "optimizer", optimizer, ", ".join(OPTIMIZERS))
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
     direction = optax.scale_by_adam(0.9, beta2, EPS)
     if optimizer == "muon":
