@@ -12,6 +12,7 @@ import pytest
 from jax import Array
 
 from score_sde import oracle
+from score_sde.discrete import DiscreteVPSDE
 from score_sde.learned import LearnedVP
 from score_sde.samplers import (
     DDIM,
@@ -55,6 +56,7 @@ LATER: dict[str, SDE] = {
     "flow": Flow(0.99),
     "edm": EDM(),
     "shifted": Shifted(VPSDE(), 1.5),
+    "discrete": DiscreteVPSDE(np.linspace(0.1 / 1000, 20 / 1000, 1000).tolist()),
     "learned": LearnedVP(-9.0, 5.0, 0.0, (0.5, -1.0, 1.0), (6.0, 12.0, 20.0), (1.0, 4.0, 6.0)),
 }
 PROCESSES = {**FIRST, **LATER}

@@ -2,7 +2,11 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +62,53 @@ def test_each_is_as_short_as_promised():
         *rest, last = ast.parse(block).body
         assert isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Subscript)
         assert not any(isinstance(getattr(node, "targets", [0])[0], ast.Subscript) for node in rest)
+
+
+PLACES = {  # of each class: its new file and that of its list, in the package
+    "Hyperbolic": ("hyperbolic", "processes.py"),
+    "Euler": ("samplers.euler", "samplers/__init__.py"),
+    "Shallow": ("networks.shallow", "networks/__init__.py"),
+    "Dataset(INFO, load)": ("data.rings", "data/__init__.py"),
+}
+
+
+def put(package: Path, block: str) -> None:
+    """Add a block to a package: its file, and the import and the row in the file of its list."""
+    *body, row = block.splitlines()
+    table, name, value = re.fullmatch(r'(\w+)\["(\w+)"\] = (.*)', row).groups()
+    module, listed = PLACES[value]
+    imports = f"import {table}", f"import {table}, Dataset"  # which the new file does not need
+    own = "\n".join(line for line in body if not line.endswith(imports))
+    (package / f"{module.replace('.', '/')}.py").write_text(f"{own}\n")
+    what = f"from score_sde.{module} import {value}"
+    if value.startswith("Dataset"):
+        what, value = "from score_sde.data import rings", "Dataset(rings.INFO, rings.load)"
+    text = (package / listed).read_text()
+    text = re.sub(r"^(?=from score_sde)", f"{what}\n", text, count=1, flags=re.M)
+    start = rf"^{table}: .* = [^\n]*\{{\n" if table != "DATASETS" else r"^DATASETS: .*\n    \{\n"
+    text, rows = re.subn(start, rf'\g<0>    "{name}": {value},\n', text, flags=re.M)
+    assert rows == 1
+    (package / listed).write_text(text)
+
+
+@pytest.mark.thorough
+def test_in_the_package_each_is_a_file_and_a_row_with_its_import(tmp_path):
+    package = tmp_path / "score_sde"
+    shutil.copytree(ROOT / "score_sde", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for block in BLOCKS:
+        if any(block.rstrip().endswith(f"= {value}") for value in PLACES):
+            put(package, block)
+    keys = ("sde.name=hyperbolic", "sampling.method=euler", "model.name=shallow", "data.name=rings")
+    small = ("training.num_steps=2", "training.sample_every=0", "sampling.num_samples=3")
+    set_to = [f"--config.{value}" for value in (*keys, *small, "sampling.num_steps=2")]
+    for mode in ("train", "sample"):
+        run = [sys.executable, "-m", "score_sde", f"--mode={mode}", "--workdir=run"]
+        if mode == "train":
+            run += ["--config=configs/vp_moons.py", *set_to]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "run" / "samples.npz")["x"].shape == (3, 2)
 
 
 @pytest.fixture(scope="module")

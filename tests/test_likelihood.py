@@ -165,8 +165,10 @@ def test_there_and_back_returns_the_data(name, mixture):
     sampler = ProbabilityFlow(denoise=False, t_min=t_min)
     back = sampler.sample(jax.random.key(8), sde, score, latent).x
     # Some 100 steps there and back with an error of 1e-5 each, relative to states of size 1 (VE: up
-    # to 50 at T, EDM up to 80).
-    np.testing.assert_allclose(back, x0, atol=1e-2 if name in ("ve", "edm") else 2e-3)
+    # to 50 at T, EDM up to 80). The discrete chain's beta jumps at each of its levels: a step's
+    # error there is some times what the solver's estimate says.
+    far = name in ("ve", "edm", "discrete")
+    np.testing.assert_allclose(back, x0, atol=1e-2 if far else 2e-3)
 
 
 def test_a_point_does_not_depend_on_its_batch_mates(mixture):

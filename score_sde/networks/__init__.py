@@ -36,7 +36,10 @@ from score_sde.networks.unet import UNet
 __all__ = ["MLP", "NETWORKS", "Apply", "Beside", "MLPSpec", "UNet", "UNetSpec"]
 __all__ += ["abstract", "init", "split"]
 
-NETWORKS: dict[str, Any] = {"unet": UNet, "mlp": MLP}
+NETWORKS: dict[str, Any] = {
+    "unet": UNet,
+    "mlp": MLP,
+}
 
 
 class Beside(nnx.Module):
