@@ -14,6 +14,7 @@ import jax
 
 # Their own objects and functions stay as they are. Bars and axes change without a meaning.
 LIBRARIES = {*sys.stdlib_module_names, "jax", "jaxlib", "numpy", "flax", "tqdm", "matplotlib"}
+METHODS = ("__call__", "given", "denoised", "mean", "held")  # of scores, models, projections
 DIVIDE = ("epsilon", "score")  # the parameterizations whose denoised data divide by alpha
 
 
@@ -128,8 +129,9 @@ def _parts(each: Any) -> Iterator[Any]:
         if not _of_a_library(each):
             with suppress(Exception):  # users' objects may refuse to be looked at
                 yield from list(vars(each).values())
-            if callable(each):
-                yield inspect.getattr_static(type(each), "__call__")
+            for name in METHODS:
+                if (method := inspect.getattr_static(type(each), name, None)) is not None:
+                    yield method
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[Any]:

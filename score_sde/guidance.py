@@ -71,7 +71,7 @@ def classifier_free(
         require(not wrong, "labels", wrong, f"0 to {number - 1}, and {NO_LABEL} for none")
     known["labels"] = labels
     without = {**known, "labels": jnp.full_like(labels, NO_LABEL)}
-    pair = _OneBatch(model, (known, without))
+    pair = _OneBatch(as_pytree(model), (known, without))
     return _guided(pair, weight, interval, getattr(model, "sde", None))
 
 

@@ -15,9 +15,8 @@ from flax import nnx
 from jax import Array
 from jax.tree_util import Partial
 
-from score_sde import oracle
+from score_sde import guidance, inverse, oracle
 from score_sde.bounds import likelihood_bound
-from score_sde.guidance import autoguidance
 from score_sde.likelihood import data_log_likelihood, log_likelihood
 from score_sde.samplers import DDIM, SAMPLERS, PredictorCorrector, ProbabilityFlow
 from score_sde.schedules import Cosine
@@ -34,7 +33,8 @@ LABELS = jnp.arange(4)
 
 def conditional(x: Array, t: Array, labels: Array) -> Array:
     """The exact score of a sample of each label's Gaussian."""
-    assert x.shape == (4, 2) and t.shape == (4,), f"evaluated on {x.shape}, {t.shape}"
+    number = len(labels)
+    assert x.shape == (number, 2) and t.shape == (number,), f"evaluated on {x.shape}, {t.shape}"
     alpha, sigma = expand(SDE.alpha(t), x), expand(SDE.sigma(t), x)
     return (alpha * MEANS[labels] - x) / (jnp.square(alpha * STD) + jnp.square(sigma))
 
@@ -146,6 +146,68 @@ def test_predictors_and_correctors(predictor, corrector):
     assert np.abs(drawn - MEANS).max() < 1.0
 
 
+@pytest.mark.parametrize("settings", [{"faithful": True}, *thorough({"probability_flow": True})])
+def test_the_forms_of_predictor_and_corrector(settings):
+    sampler = PredictorCorrector(60, "reverse_diffusion", "langevin", **settings)
+    drawn = sampler.sample(jax.random.key(0), SDE, SCORES["lambda"], shape=(4, 2)).x
+    assert np.abs(drawn - MEANS).max() < 1.0
+
+
+def test_restorations_with_steps_of_their_own():
+    """The first number is measured, each sample's own. The score and its labels say the second."""
+    sampler = inverse.RePaint(20, resamplings=2)
+    known = inverse.replacement(SDE, SCORES["lambda"], _first, MEANS[:, :1], 0.0)
+    drawn = sampler.sample(jax.random.key(0), SDE, SCORES["lambda"], shape=(4, 2), project=known).x
+    np.testing.assert_allclose(drawn[:, 0], MEANS[:, 0], atol=0.02)
+    assert np.abs(drawn - MEANS).max() < 1.0
+
+    # Particles take each other's places, so they have one label and one measurement.
+    def particles(x, t):
+        return conditional(x, t, jnp.ones(4, int))
+
+    posterior = inverse.pigdm(SDE, particles, _first, MEANS[1:2, :1], 0.1)
+    drawn = inverse.TwistedSMC(20).sample(jax.random.key(0), SDE, posterior, shape=(4, 2)).x
+    assert np.abs(drawn - MEANS[1:2]).max() < 1.0
+
+
+def _first(x: Array) -> Array:
+    return x[:, :1]
+
+
+class Classes:
+    """A score function under a condition; those without a label have the mean 0."""
+
+    def given(self, condition):
+        labels = condition["labels"]
+
+        def score(x, t):
+            return conditional(x, t, jnp.maximum(labels, 0))  # the label 0 has the mean 0, too
+
+        return score
+
+
+def test_guidance():
+    """Half as far again from the mean 0, where both Gaussians are equally wide. The batch is the
+    whole one, or twice that, with as many labels."""
+    by_classes = guidance.classifier_free(Classes(), LABELS, 1.5)
+    by_scores = guidance.autoguidance(
+        SDE, SCORES["lambda"], Partial(conditional, labels=jnp.zeros(4, int)), 1.5
+    )
+    for score in (by_classes, by_scores):
+        drawn = DDIM(30).sample(jax.random.key(0), SDE, score, shape=(4, 2)).x
+        assert np.abs(drawn - 1.5 * MEANS).max() < 1.0
+
+
+class Denoising:
+    """A score that has its denoised data by another way."""
+
+    def __call__(self, x, t):
+        return conditional(x, t, LABELS)
+
+    def denoised(self, x, t):
+        return denoise(SDE, lambda x, t: conditional(x, t, LABELS_READ), x, t)
+
+
 def swapped(score, change):
     """Samples of a score before and after a change of what it reads."""
     sampler, shape = SAMPLERS["ddim"](num_steps=20), (4, 2)
@@ -196,8 +258,9 @@ def test_what_a_function_reads_may_be_replaced(monkeypatch):
     def by_a_network(x, t):
         return network.inner(x, t)
 
-    network = Network()
-    guided = autoguidance(SDE, by_an_object, by_an_object, 2.0)  # twice the score less the same
+    network, denoising = Network(), Denoising()
+    # Twice the score less the same.
+    guided = guidance.autoguidance(SDE, by_an_object, by_an_object, 2.0)
     by_partial = functools.partial(lambda unused, x, t: by_global(x, t), 0.0)
 
     for score, change in (
@@ -207,6 +270,7 @@ def test_what_a_function_reads_may_be_replaced(monkeypatch):
         (lambda: by_a_function_within, to_global),
         (lambda: by_a_function_called, to_global),
         (lambda: by_partial, to_global),
+        (lambda: denoising, to_global),
         (lambda: PARTIAL, to_global),
         (lambda: by_its_attribute, lambda: setattr(by_its_attribute, "labels", other)),
         (lambda: guided, lambda: setattr(owner, "labels", other)),
@@ -329,7 +393,7 @@ def test_a_model_that_divides_by_alpha_is_refused_where_that_is_0():
         settings = (parameterization, "time", num_levels)
         return Model(None, Cosine(), lambda params, x, noise, condition: x, *settings)
 
-    guided = autoguidance(Cosine(), model("epsilon"), model("epsilon"), 2.0)
+    guided = guidance.autoguidance(Cosine(), model("epsilon"), model("epsilon"), 2.0)
     for score in (model("epsilon"), model("score"), guided):
         with pytest.raises(ValueError, match="that does not divide by alpha, such as models with"):
             DDIM().check_start(Cosine(), score)
