@@ -35,6 +35,8 @@ from score_sde.times import TIMES
 from score_sde.training import optimizers
 
 EXACT_UP_TO = 16  # columns
+# Stands for vectors of any length, which is not known before they are read.
+VECTORS = DatasetInfo("vectors", (1,), None, 0, {"train": 0, "test": 0}, columns=("x",))
 
 # --- From the names in a config to objects --------------------------------------------------------
 
@@ -120,6 +122,15 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
         able = [name for name, own in networks.NETWORKS.items() if "logits" in takes(own.Spec)]
         allowed = f"{', '.join(able)}, networks whose Spec has logits"
         raise refuse("model.name", config.model.name, allowed)
+    learned = constants(sde(config)) or (
+        uncertainty.initial() if config.training.uncertainty else {}
+    )
+    made = partial(make, _specification(make, config, info, logits))
+    return partial(networks.Beside, made, learned) if learned and not logits else made
+
+
+def _specification(make: Any, config: ConfigDict, info: DatasetInfo, logits: int = 0) -> Any:
+    """The specification of a network for these data."""
     conditional = config.model.class_conditional and not logits
     sides = info.shape[:2]  # of vectors their length
     given = _settings(
@@ -136,11 +147,7 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
         dtype=np.dtype(jnp.dtype(config.model.dtype)),
     )
     with errors_of("model"):
-        made = partial(make, make.Spec(**given))
-    learned = constants(sde(config)) or (
-        uncertainty.initial() if config.training.uncertainty else {}
-    )
-    return partial(networks.Beside, made, learned) if learned and not logits else made
+        return make.Spec(**given)
 
 
 def network_class(config: ConfigDict) -> Any:
@@ -325,8 +332,12 @@ def unused(config: ConfigDict) -> set[str]:
         others = kind_keys(key) - takes(getattr(chosen, "Spec", chosen)).keys()
         keys |= {f"{section}.{other}" for other in others}
     known = known_info(config)
-    if known is not None and known.levels:
+    if known is not None:
         keys |= {"data.condition", "data.bin_width"}
+    make = network_class(config)
+    if known or getattr(make, "rank", 0) == 1:
+        specification = _specification(make, config, known or VECTORS)
+        keys |= {f"model.{name}" for name in getattr(specification, "without_effect", ())}
     dataset = resolve("data.name", config.data.name)
     if not dataset.streams:
         keys |= {"data.stream", "data.workers"}
@@ -339,6 +350,8 @@ def unused(config: ConfigDict) -> set[str]:
         "sampling.labels": has_classes(config),
         "sampling.guidance_interval": "guidance_interval" in guidance_keys(config),
         "training.halve_every": loss_pair(config).weight == "consistency",
+        "eval.resize": config.eval.features == "inception",
+        "eval.inception_weights": config.eval.features == "inception",
         "training.schedule_steps": config.training.schedule == "cosine",
         **{f"restore.{own.key}": config.restore.method == name for name, own in METHODS.items()},
     }

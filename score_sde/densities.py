@@ -66,12 +66,13 @@ def compute(
     return method.compute(key, model.sde, model, data, space, first=first, **settings)
 
 
-def keys_read(config: ConfigDict, info: DatasetInfo) -> set[str]:
-    """Return the keys of the section `likelihood` that are read, given the other values."""
+def keys_read(config: ConfigDict, info: DatasetInfo | None) -> set[str]:
+    """Return the keys of the section `likelihood` that are read, given the other values; without
+    `info` those that are read of some data."""
     unread = set()
-    if build.divergence(config, info) == "exact":
+    if info and build.divergence(config, info) == "exact":
         unread.add("num_probes")
-    if not build.space(config, info).has_bins:
+    if info and not build.space(config, info).has_bins:
         unread |= {"dequantization", "num_importance"}
     if config.likelihood.method == "vlb" and config.model.num_levels:
         unread |= set(IN_TIME)

@@ -6,7 +6,9 @@ from score_sde import build, workdirs
 from score_sde.cli import main
 from score_sde.config import changed, default
 from score_sde.schema import SCHEMA
-from tests.commands import DIGITS
+from tests.commands import CONFIGS, DIGITS
+
+MOONS = f"--config={CONFIGS / 'vp_moons.py'}"
 
 
 def shown(capsys, *arguments):
@@ -32,6 +34,25 @@ def test_a_preset_with_overrides(capsys, tmp_path, monkeypatch):
     assert of_pc["sampling.snr"][0] == "*-"  # there is no corrector
     assert of_pc["sampling.eta"][0] == "-"
     assert not any(tmp_path.iterdir())
+
+
+def test_what_has_no_effect_beside_the_others(capsys):
+    """Of the network, the features of an evaluation, and the likelihood of vectors."""
+    of_digits = shown(capsys, DIGITS)
+    keys = ("combine", "resample_with_conv", "symmetric_padding", "num_heads", "fourier_scale")
+    marks = [of_digits[f"model.{key}"][0] for key in keys]
+    assert marks == ["-", "-", "-", "", "*"] and of_digits["eval.resize"][0] == ""
+    of_positional = shown(
+        capsys,
+        DIGITS,
+        *("--config.model.embedding=positional", "--config.model.head_width=8"),
+        "--config.eval.features=classifier",
+    )
+    changes = "model.fourier_scale", "model.num_heads", "eval.resize", "eval.inception_weights"
+    assert [of_positional[key][0] for key in changes] == ["*-", "-", "-", "-"]
+    of_moons = shown(capsys, MOONS, "--config.likelihood.method=bound")
+    keys = ("likelihood.rtol", "likelihood.num_times", "model.fourier_scale", "model.fir")
+    assert [of_moons[key][0] for key in keys] == ["-", "", "*", "-"]
 
 
 def test_a_workdir(capsys, tmp_path):

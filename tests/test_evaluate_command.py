@@ -161,7 +161,11 @@ def test_the_same_command_again_computes_nothing(judged):
     before = (workdir / "evaluation.json").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in (workdir / "features").rglob("*.npy")}
     assert len(times) == 2  # a chunk of each side
-    again = succeed("--mode=evaluate", *SETTINGS, *LIKELIHOOD, *FEW, cwd=workdir.parents[1])
+    others = ("--config.eval.resize=halfpixel", "--config.eval.training_samples=30")
+    settings = (*SETTINGS, *LIKELIHOOD, *FEW)
+    again = succeed("--mode=evaluate", *settings, *others, cwd=workdir.parents[1])
+    unread = "config.eval.resize, config.eval.training_samples, config.sampling.num_samples"
+    assert f"not read with these settings: {unread}\n" in again
     assert again.count("nothing to compute") == 2 and "classifier:" not in again
     assert times == {path: path.stat().st_mtime_ns for path in times}
     ours, theirs = json.loads(before), json.loads((workdir / "evaluation.json").read_bytes())

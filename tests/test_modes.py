@@ -65,14 +65,16 @@ def test_sampling_needs_the_workdir_only(workdir, tmp_path):
 @pytest.mark.parametrize("method", ["ode", "unipc", *thorough("ald", "ddim", "heun")])
 def test_sampling_by_other_methods(workdir, trained, method):
     arguments = (*FEW, f"--config.sampling.method={method}", "--config.sampling.rtol=0.1")
+    arguments = (*arguments, "--config.restore.zeta=0.5", "--config.eval.resize=halfpixel")
     # That eta is the saved sampler's, but none of this one's.
     arguments = (*arguments, "--config.sampling.eta=1") if method == "unipc" else arguments
     told = succeed("--mode=sample", *arguments, "--config.sampling.atol=0.1", cwd=trained)
     arrays = np.load(workdir / "samples.npz")
     assert arrays["images"].shape == (3, 8, 8, 1)
     unread = {"ode": ["num_steps"], "unipc": ["atol", "eta", "rtol"]}.get(method, ["atol", "rtol"])
-    keys = ", ".join(f"config.sampling.{key}" for key in unread)
-    assert f"not read with these settings: {keys}\n" in told
+    keys = "".join(f", config.sampling.{key}" for key in unread)
+    others = "config.eval.resize, config.restore.zeta"
+    assert f"not read with these settings: {others}{keys}\n" in told
     # two levels or steps, and the denoising
     assert method == "ode" or arrays["nfe"].tolist() == [5 if method == "heun" else 3] * 3
 

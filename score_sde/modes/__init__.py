@@ -142,7 +142,7 @@ def tell_unread(
     config: ConfigDict,
     workdir: Path,
     read: set[str],
-    sections: tuple[str, ...] = ("sampling.", "likelihood."),
+    sections: tuple[str, ...] = ("sampling.", "likelihood.", "restore.", "eval."),
 ) -> None:
     """Print the settings of these sections that were changed and have no effect."""
     saved = workdirs.load(workdir)

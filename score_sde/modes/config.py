@@ -35,10 +35,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _not_by_likelihood(config: ConfigDict) -> set[str]:
-    """The keys of `likelihood` that its method does not read; none for vectors, of which no more is
-    known before they are read."""
-    info = build.known_info(config)
-    read = keys_read(config, info) if info else set(config.likelihood)
+    """The keys of `likelihood` that its method does not read, as far as the data are known."""
+    read = keys_read(config, build.known_info(config))
     return {f"likelihood.{key}" for key in set(config.likelihood) - read}
 
 

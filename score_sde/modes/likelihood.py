@@ -45,7 +45,9 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     the files. Values of other settings are kept as `likelihood.old.npz`.
     """
     start(config.likelihood.batch_size)
-    compute(load(workdir, config, step=step), workdir, output)
+    trained = load(workdir, config, step=step)
+    tell_unread(config, workdir, {f"likelihood.{key}" for key in keys_read(config, trained.info)})
+    compute(trained, workdir, output)
 
 
 def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
@@ -56,7 +58,6 @@ def compute(trained: Run, workdir: Path, output: Path) -> dict[str, Any]:
     wanted = settings.num_images or len(arrays.x)
     print(f"{workdir}: averaged weights after {trained.step} steps")
     read = {f"likelihood.{key}" for key in keys_read(config, trained.info)}
-    tell_unread(config, workdir, read)
     names = build.condition_names(config, trained.info)
     given = {name: arrays.condition[name] for name in names}
     usual = flat(default())  # of keys younger than the file

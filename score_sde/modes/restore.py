@@ -100,7 +100,7 @@ def _tell_settings(config: ConfigDict, workdir: Path, task: str, read: set[str])
     settings = config.restore
     how = {"edit": f"edit, strength {settings.strength:g}", "relabel": task}
     print(f"{how.get(task, settings.method)}, {sampler_of(config, task)}")
-    tell_unread(config, workdir, read, ("sampling.", "likelihood.", "restore."))
+    tell_unread(config, workdir, read)
 
 
 def _settings(config: ConfigDict, read: set[str]) -> dict[str, Any]:

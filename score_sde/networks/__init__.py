@@ -15,6 +15,7 @@ the class `Net` of your `my_module.py`, which has:
   what was done to the images) it can be trained with `data.augment`. With `learned_variance` it
   can learn the variances of a chain's reverse steps: where that is True, its result has twice the
   channels.
+- `Net.Spec.without_effect`, where some settings have no effect beside the others: their names.
 - `Net.rank`, where it takes one kind of data alone: the axes of an item, 3 of images, 1 of vectors.
 - `Net(spec, rngs=rngs)`: an `nnx.Module` whose variables all are float32 `nnx.Param`s.
 - `Net.__call__(x, noise, condition, *, dropout_key=None, reverse_only=False)`: arguments and result

@@ -69,6 +69,11 @@ class MLPSpec:
         ):
             require(ok, name, getattr(self, name), allowed)
 
+    @property
+    def without_effect(self) -> set[str]:
+        """The settings that have no effect, given the others."""
+        return set() if self.embedding == "fourier" else {"fourier_scale"}
+
 
 class MLP(nnx.Module):
     """A residual network for vectors (B, D): a dense stem, residual blocks, a dense head.

@@ -183,6 +183,27 @@ class UNetSpec:
         require(ok, name, getattr(self, name), allowed)
 
     @property
+    def without_effect(self) -> set[str]:
+        """The settings that have no effect, given the others."""
+        levels, of_ddpm = len(self.multipliers) > 1, self.block == "ddpm"
+        of_noise = {"embedding", "embedding_features", "level_scale", "scale_shift"}
+        resampling = {"fir", "combine", "progressive_input", "resample_with_conv"}
+        # Only a convolution at stride 2 pads both sides, or one.
+        halves = (of_ddpm and self.resample_with_conv) or self.progressive_input == "residual"
+        read = {
+            "fourier_scale": self.conditional and self.embedding == "fourier",
+            "combine": self.progressive_input == "input_skip",
+            "resample_with_conv": of_ddpm,
+            "symmetric_padding": levels and halves and not self.fir,
+            "num_heads": not self.head_width,
+            "decoder_attention": bool(self.attention_resolutions) and not self.logits,
+        }
+        without = {name for name, when in read.items() if not when}
+        return (
+            without | (set() if self.conditional else of_noise) | (set() if levels else resampling)
+        )
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(self.width * multiplier for multiplier in self.multipliers)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.networks import UNet, UNetSpec, abstract
+from score_sde.networks import UNet, UNetSpec, abstract, init
 from score_sde.networks.plan import plan
 from score_sde.networks.spec import CHOICES
 from tests.cases import only, thorough
@@ -219,3 +219,32 @@ def test_rematerialization_keeps_the_values():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest), *results
     )
+
+
+OTHERS = {
+    **{"fourier_scale": 2.0, "combine": "cat", "num_heads": 2, "decoder_attention": "every"},
+    **{"embedding": "vaswani", "embedding_features": 16, "level_scale": 2.5},
+    "progressive_input": "residual",
+}
+SWITCHES = ("resample_with_conv", "symmetric_padding", "fir", "scale_shift")
+
+
+def program(spec: UNetSpec) -> list[object]:
+    """What evaluates the network, its constants, and its initial parameters."""
+    apply, params = init(partial(UNet, spec), jax.random.key(0))
+    x = jnp.zeros((1, *spec.sides, spec.channels))
+    found = jax.make_jaxpr(apply)(params, x, jnp.ones(1), {})
+    numbers = (*found.consts, *jax.tree.leaves(params))
+    return [f"{found}", *(np.asarray(each).tobytes() for each in numbers)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, *thorough(*range(2, 12))])
+def test_settings_without_effect_have_none(seed):
+    """And all others have one: the program is another."""
+    spec = replace(architecture(seed), num_heads=1, num_classes=0, augmentation=0)
+    usual, without = program(spec), spec.without_effect
+    changes = {name: value for name, value in OTHERS.items() if getattr(spec, name) != value}
+    changes |= {name: not getattr(spec, name) for name in SWITCHES}
+    for name, value in changes.items():
+        same = program(replace(spec, **{name: value})) == usual
+        assert same == (name in without), name
