@@ -22,13 +22,11 @@ class Names(NamedTuple):
         own: "module:Class". A user's own object, given as "module:Name" in place of a name, derives
             from it. Empty: names only.
         instance: the user's own object is not a class, but an instance.
-        several: a value is a tuple of names.
     """
 
     table: str
     own: str = ""
     instance: bool = False
-    several: bool = False
 
     def load(self) -> Any:
         """The table."""
@@ -49,8 +47,6 @@ class Names(NamedTuple):
 
     def ok(self, value: Any) -> bool:
         names: Collection[str] = self.load()
-        if self.several:
-            return all(item in names for item in value)
         return value in names or self.is_own(value)
 
     def is_own(self, value: object) -> bool:
@@ -59,8 +55,7 @@ class Names(NamedTuple):
 
     @property
     def words(self) -> str:
-        names = ", ".join([*self.load(), *(["module:Name"] if self.own else [])])
-        return f"tuples of {names}" if self.several else names
+        return ", ".join([*self.load(), *(["module:Name"] if self.own else [])])
 
 
 def words(names: str) -> Values:

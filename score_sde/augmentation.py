@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-OPERATIONS = ("flip_x", "flip_y", "scale", "rotate", "stretch", "move")  # in this order
+from score_sde.operations import OPERATIONS
+
 PARAMETERS = 9  # of a transformation, as a network is given them
 SCALE, STRETCH, MOVE = 0.2, 0.2, 0.125  # standard deviations: octaves, octaves, shares of a side
 

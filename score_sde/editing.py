@@ -98,11 +98,11 @@ class _Until(SDE):
     end: Any
 
     @property
-    def T(self) -> Any:  # type: ignore[override]
+    def T(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.end
 
     @property
-    def t_min(self) -> Any:  # type: ignore[override]
+    def t_min(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.process.t_min
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from score_sde import build, consistency, guidance, losses, second_order, uncertainty, variances
-from score_sde.augmentation import OPERATIONS, augmented
+from score_sde.augmentation import augmented
 from score_sde.data import DatasetInfo
 from score_sde.discrete import discretization
 from score_sde.errors import require
@@ -49,9 +49,8 @@ def loss(
         data, x0 = _trained_on(config, where, keys, batch["x"])
         if config.data.augment:
             # The key after those of the split: `split` and `fold_in` count alike.
-            own, operations = jax.random.fold_in(key, 5), config.data.augmentations or OPERATIONS
-            x0, given = augmented(own, x0, config.data.augment, operations)
-            condition["augmentation"] = given
+            own, how = jax.random.fold_in(key, 5), (config.data.augment, config.data.augmentations)
+            x0, condition["augmentation"] = augmented(own, x0, *how)
         model = build.model(config, apply, params).given(condition)
         options: Any = {"dropout_key": dropout_key, "reverse_only": True}
         if on_levels:

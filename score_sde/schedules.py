@@ -75,11 +75,11 @@ class _Ending(ToNoise):
         _require_time(self.t_max, self.t_min, 1.0)
 
     @property
-    def T(self) -> Any:  # type: ignore[override]
+    def T(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.t_max
 
     @property
-    def ends_in_noise(self) -> bool:  # type: ignore[override]
+    def ends_in_noise(self) -> bool:  # type: ignore[override]  # a constant in SDE
         # Else it may be a tracer. Times are float32, by which 0.99999999 is 1.
         return isinstance(self.t_max, int | float) and bool(np.float32(self.t_max) >= 1.0)
 
@@ -195,7 +195,7 @@ class EDM(SDE):
         _require_time(self.t_max, self.t_min, 1e6)
 
     @property
-    def T(self) -> Any:  # type: ignore[override]
+    def T(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.t_max
 
     def time_steps(self, start: Any, end: Any, num: int) -> Array:
@@ -247,23 +247,23 @@ class Shifted(ToNoise):
             require(0.0 < self.shift < math.inf, "shift", self.shift, "positive numbers")
 
     @property
-    def T(self) -> Any:  # type: ignore[override]
+    def T(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.process.T
 
     @property
-    def t_min(self) -> Any:  # type: ignore[override]
+    def t_min(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.process.t_min
 
     @property
-    def ends_in_noise(self) -> bool:  # type: ignore[override]
+    def ends_in_noise(self) -> bool:  # type: ignore[override]  # a constant in SDE
         return self.process.ends_in_noise
 
     @property
-    def t_resolved(self) -> Any:  # type: ignore[override]
+    def t_resolved(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.process.t_resolved
 
     @property
-    def size(self) -> Any:  # type: ignore[override]
+    def size(self) -> Any:  # type: ignore[override]  # a constant in SDE
         return self.process.size
 
     def time_steps(self, start: Any, end: Any, num: int) -> Array:

@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 from score_sde.allowed import Names, Values, at_least, between, words
+from score_sde.operations import OPERATIONS
 from score_sde.paths import ALLOWED as PATHS
 from score_sde.paths import is_url
 
@@ -60,6 +61,8 @@ COLUMNS = Values(lambda value: all(type(item) is str or (type(item) is int and i
                                    for item in value), "tuples of columns' names or indices")
 REFERENCE = Values(lambda value: value == 0 or value >= 20, "0, integers of at least 20")
 LEVELS = Values(lambda value: value == 0 or value > 1, "0, integers of at least 2")
+AUGMENTATIONS = Values(lambda value: bool(value) and all(item in OPERATIONS for item in value),
+                       f"tuples of {', '.join(OPERATIONS)}")
 SIZES = Values(lambda value: bool(value) and _are_positive(value, (int,)),
                "tuples of positive integers, one per resolution")
 
@@ -79,7 +82,6 @@ NOISE_CONDITIONS = Names("score_sde.score:NOISE_CONDITIONS")
 LOSSES = Names("score_sde.losses:LOSSES")
 TIMES = Names("score_sde.times:TIMES")
 WEIGHTS = Names("score_sde.losses:WEIGHTS")
-AUGMENTATIONS = Names("score_sde.augmentation:OPERATIONS", several=True)
 PAIRINGS = Names("score_sde.pairing:PAIRINGS")
 DEQUANTIZATIONS = Names("score_sde.spaces:DEQUANTIZATIONS")
 DIVERGENCES = Names("score_sde.likelihood:DIVERGENCES")
@@ -135,7 +137,7 @@ _ROWS = (
     Row("data.flip", False, SWITCH, "mirror half of the images in training"),
     Row("data.augment", 0.0, FRACTION,
         "probability of each change of an image that the network is given; 0: none, EDM: 0.12"),
-    Row("data.augmentations", (), AUGMENTATIONS, "the changes that are made; (): all"),
+    Row("data.augmentations", OPERATIONS, AUGMENTATIONS, "the changes that are made"),
     Row("data.skip_corrupt", False, SWITCH, "leave out corrupt files of images, else end there"),
     Row("data.stream", None, SWITCH, "read images as they are needed; unset: many ones", bool),
     Row("data.workers", None, between(0, 256, "integers"),

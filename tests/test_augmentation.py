@@ -305,7 +305,7 @@ def test_the_presets_of_edm_augment_as_suits_their_images(name):
     kept = {
         "edm_digits": {"scale", "stretch", "move"},
         "edm_fashion_mnist": {"flip_x", "scale", "stretch", "move"},
-        "edm_cifar10": set(),  # all
+        "edm_cifar10": set(OPERATIONS),
     }
     assert set(config.data.augmentations) == kept[name]
 

@@ -38,6 +38,7 @@ ROOMS = {
     "score_sde.progress": Room(0, (), lazy=("tqdm", "IPython")),
     "score_sde.display": Room(0, (), lazy=("PIL",)),
     "score_sde.memory": Room(0, ()),
+    "score_sde.operations": Room(0, ()),
     # 1: maths
     "score_sde.sde": Room(1, (0,), ("jax",)),
     "score_sde.functions": Room(1, (), ("jax",)),
@@ -54,7 +55,7 @@ ROOMS = {
         neighbours=("score_sde.sde", "score_sde.discrete", "score_sde.functions"),
     ),
     "score_sde.oracle": Room(1, (0,), ("jax",), neighbours=("score_sde.sde", "score_sde.score")),
-    "score_sde.augmentation": Room(1, (), ("jax",)),
+    "score_sde.augmentation": Room(1, (0,), ("jax",)),
     "score_sde.spaces": Room(1, (0,), ("jax",)),
     "score_sde.learned": Room(1, (0,), ("jax",), neighbours=("score_sde.sde",)),
     "score_sde.processes": Room(
