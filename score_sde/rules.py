@@ -1,6 +1,6 @@
 """Rules between the values of a config. They make its objects, so importing this imports JAX."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,28 +51,31 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
             raise refuse("sampling.method", config.sampling.method, allowed)
         sampler.check(process)
         if process.ends_in_noise:
-            if config.sampling.method in SAMPLERS:
-                _check_starts(config.sampling.method, process)
-            sampler.check_start(process, Model)
+            _check_start(config, sampler, process)
     build.probability_flow(config)
 
 
-def _check_starts(method: str, process: SDE) -> None:
+def _check_start(config: ConfigDict, sampler: Sampler, process: SDE) -> None:
     """Raise UserError for a sampler that cannot begin where alpha(T) = 0."""
-
-    def starts(make: Callable[..., Sampler]) -> bool:
-        default = make()
-        try:
-            if not default.denoised_only:  # else with some grids, if not with its own
-                default.check_start(process, Model)
-        except ValueError:
-            return False
-        return True
-
-    if not starts(SAMPLERS[method]):
-        names = ", ".join(name for name, make in SAMPLERS.items() if starts(make))
+    if error := _error_at_start(sampler, process):
+        if sampler.denoised_only or config.sampling.method not in SAMPLERS:
+            raise error  # of its grid, or of a user's own sampler
+        # Those of the denoised data can, though not by each grid.
+        able = (
+            name
+            for name, make in SAMPLERS.items()
+            if make().denoised_only or not _error_at_start(make(), process)
+        )
         why = f"as alpha(T) = 0 of {type(process).__name__}, or config.sde.t_max below 1"
-        raise refuse("sampling.method", method, f"{names}, {why}")
+        raise refuse("sampling.method", config.sampling.method, f"{', '.join(able)}, {why}")
+
+
+def _error_at_start(sampler: Sampler, process: SDE) -> ValueError | None:
+    try:
+        sampler.check_start(process, Model)
+    except ValueError as error:
+        return error
+    return None
 
 
 def _check_chain(process: SDE, num_levels: int) -> None:
