@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from score_sde import data, guidance, losses, networks, uncertainty
 from score_sde.augmentation import PARAMETERS
-from score_sde.config import is_own, kind_keys, refuse, resolve, takes
+from score_sde.config import is_own, refuse, resolve, takes
 from score_sde.data import DatasetInfo
 from score_sde.errors import UserError, besides, one_line
 from score_sde.inverse import METHODS
@@ -35,8 +35,6 @@ from score_sde.times import TIMES
 from score_sde.training import optimizers
 
 EXACT_UP_TO = 16  # columns
-# Stands for vectors of any length, which is not known before they are read.
-VECTORS = DatasetInfo("vectors", (1,), None, 0, {"train": 0, "test": 0}, columns=("x",))
 
 # --- From the names in a config to objects --------------------------------------------------------
 
@@ -125,11 +123,11 @@ def network(config: ConfigDict, info: DatasetInfo, *, logits: int = 0) -> partia
     learned = constants(sde(config)) or (
         uncertainty.initial() if config.training.uncertainty else {}
     )
-    made = partial(make, _specification(make, config, info, logits))
+    made = partial(make, specification(make, config, info, logits))
     return partial(networks.Beside, made, learned) if learned and not logits else made
 
 
-def _specification(make: Any, config: ConfigDict, info: DatasetInfo, logits: int = 0) -> Any:
+def specification(make: Any, config: ConfigDict, info: DatasetInfo, logits: int = 0) -> Any:
     """The specification of a network for these data."""
     conditional = config.model.class_conditional and not logits
     sides = info.shape[:2]  # of vectors their length
@@ -321,42 +319,6 @@ def known_info(config: ConfigDict) -> DatasetInfo | None:
     if isinstance(known.info, DatasetInfo) and known.info.levels:
         return dataset(config)
     return None
-
-
-def unused(config: ConfigDict) -> set[str]:
-    """Return the keys that process, network, sampler and data set do not use, given the others."""
-    keys = {f"sampling.{name}" for name in sampler(config).without_effect}
-    for key in ("sde.name", "model.name", "sampling.method"):
-        section, _, name = key.partition(".")
-        chosen = resolve(key, config[section][name])
-        others = kind_keys(key) - takes(getattr(chosen, "Spec", chosen)).keys()
-        keys |= {f"{section}.{other}" for other in others}
-    known = known_info(config)
-    if known is not None:
-        keys |= {"data.condition", "data.bin_width"}
-    make = network_class(config)
-    if known or getattr(make, "rank", 0) == 1:
-        specification = _specification(make, config, known or VECTORS)
-        keys |= {f"model.{name}" for name in getattr(specification, "without_effect", ())}
-    dataset = resolve("data.name", config.data.name)
-    if not dataset.streams:
-        keys |= {"data.stream", "data.workers"}
-    if not config.model.class_conditional:
-        keys |= {"training.label_dropout", "sampling.guidance"}
-    keys |= {f"training.{name}" for name in {"times_mean", "times_std"} - times_keys(config)}
-    read = {
-        "data.skip_corrupt": dataset.files,
-        "data.augmentations": config.data.augment,
-        "sampling.labels": has_classes(config),
-        "sampling.guidance_interval": "guidance_interval" in guidance_keys(config),
-        "training.halve_every": loss_pair(config).weight == "consistency",
-        "eval.resize": config.eval.features == "inception",
-        "eval.inception_weights": config.eval.features == "inception",
-        "training.schedule_steps": config.training.schedule == "cosine",
-        **{f"restore.{own.key}": config.restore.method == name for name, own in METHODS.items()},
-    }
-    keys |= {key for key, when in read.items() if not when}
-    return keys & SCHEMA.keys()
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -70,7 +70,8 @@ def keys_read(config: ConfigDict, info: DatasetInfo | None) -> set[str]:
     """Return the keys of the section `likelihood` that are read, given the other values; without
     `info` those that are read of some data."""
     unread = set()
-    if info and build.divergence(config, info) == "exact":
+    divergence = build.divergence(config, info) if info else config.likelihood.divergence
+    if divergence == "exact":
         unread.add("num_probes")
     if info and not build.space(config, info).has_bins:
         unread |= {"dequantization", "num_importance"}

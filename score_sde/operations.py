@@ -1,4 +1,4 @@
-"""The operations of an augmentation by name, in the order in which they are made. Reading this file
-imports no JAX, as the schema needs them."""
+"""The operations of an augmentation by name, in the order in which they are made. The
+schema reads this file, so it imports no JAX."""
 
 OPERATIONS = ("flip_x", "flip_y", "scale", "rotate", "stretch", "move")

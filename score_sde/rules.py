@@ -7,16 +7,19 @@ from ml_collections import ConfigDict
 
 from score_sde import build
 from score_sde.bounds import VARIANCES
-from score_sde.config import flat, refuse, takes
+from score_sde.config import changed, flat, refuse, takes
 from score_sde.data import DatasetInfo
 from score_sde.discrete import DISCRETE, discretization
-from score_sde.errors import besides, require
+from score_sde.errors import UserError, besides, require
 from score_sde.learned import constants
 from score_sde.losses import LOSSES, OF_VARIANCES, WEIGHTS
 from score_sde.networks import NETWORKS
+from score_sde.networks.spec import CHOICES
 from score_sde.samplers import SAMPLERS, Consistency, Sampler
+from score_sde.samplers.grids import SPACINGS
 from score_sde.samplers.predictor_corrector import LEARNED, PREDICTORS
 from score_sde.score import NOISE_CONDITIONS, OF_PURE_NOISE, Model
+from score_sde.scoring import EXTRACTORS
 from score_sde.sde import SDE
 from score_sde.times import TIMES
 
@@ -57,25 +60,30 @@ def check(config: ConfigDict, info: DatasetInfo | None = None) -> None:
 
 def _check_start(config: ConfigDict, sampler: Sampler, process: SDE) -> None:
     """Raise UserError for a sampler that cannot begin where alpha(T) = 0."""
-    if error := _error_at_start(sampler, process):
-        if sampler.denoised_only or config.sampling.method not in SAMPLERS:
-            raise error  # of its grid, or of a user's own sampler
-        # Those of the denoised data can, though not by each grid.
-        able = (
-            name
-            for name, make in SAMPLERS.items()
-            if make().denoised_only or not _error_at_start(make(), process)
-        )
-        why = f"as alpha(T) = 0 of {type(process).__name__}, or config.sde.t_max below 1"
-        raise refuse("sampling.method", config.sampling.method, f"{', '.join(able)}, {why}")
-
-
-def _error_at_start(sampler: Sampler, process: SDE) -> ValueError | None:
     try:
         sampler.check_start(process, Model)
-    except ValueError as error:
-        return error
-    return None
+    except ValueError:
+        method = config.sampling.method
+        if sampler.denoised_only or method not in SAMPLERS:
+            raise  # of its grid, or of a user's own sampler
+        able = [name for name in SAMPLERS if _starts(config, {"sampling.method": name}, process)]
+        allowed = f"{', '.join(able)}, as alpha(T) = 0 of {type(process).__name__}"
+        if not config.model.num_levels:
+            allowed += ", or config.sde.t_max below 1"
+        elif _starts(config, {"sampling.grid": SPACINGS[-1]}, process):
+            allowed += f", or one of the grids {', '.join(SPACINGS)}"
+        raise refuse("sampling.method", method, allowed) from None
+
+
+def _starts(config: ConfigDict, changes: dict[str, str], process: SDE) -> bool:
+    """Whether a changed config's sampler can begin at T."""
+    try:
+        sampler = build.sampler(changed(config, changes))
+        if not sampler.denoised_only:  # they can, though not by each grid
+            sampler.check_start(process, Model)
+    except (UserError, ValueError):
+        return False
+    return not isinstance(sampler, Consistency)  # whose training ranges over the log-SNR
 
 
 def _check_chain(process: SDE, num_levels: int) -> None:
@@ -131,7 +139,8 @@ def _data_rules(config: ConfigDict, info: DatasetInfo) -> Iterator[tuple[str, st
         yield "training.evaluate_every", f"0: {info.name} are vectors"
     by_classes = config.training.evaluate_every and config.eval.features == "classifier"
     if by_classes and not info.num_classes:
-        yield "eval.features", f"inception with training.evaluate_every: {info.name} has no classes"
+        others = besides(EXTRACTORS, "classifier")
+        yield "eval.features", f"{others} with training.evaluate_every: {info.name} has no classes"
     train, split = info.splits["train"], info.splits[config.likelihood.split]
     if 0 < train < config.training.batch_size:
         yield "training.batch_size", f"1 to {train}, the training examples of {info.name}"
@@ -185,14 +194,16 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     if settings.num_levels:
         given = f"with config.model.num_levels = {settings.num_levels}"
         # Fourier features are of a log sigma or log SNR.
-        needs |= {"model.embedding": ("positional", "vaswani"), "model.condition": ("time",)}
+        without_fourier = (*(name for name in CHOICES["embedding"] if name != "fourier"),)
+        needs |= {"model.embedding": without_fourier, "model.condition": ("time",)}
         allowed = ("paper", *OF_VARIANCES) if settings.learned_variance else ("paper",)
         needs |= {"training.loss": allowed} | OWN_LOSS
         needs |= {"sde.t_max": (None, 1.0)}  # the published chain ends at T = 1
     elif constants(getattr(process, "process", process)):  # of a shifted one, what is shifted
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
-        needs |= {"model.condition": ("log_sigma", "log_snr"), "sde.shift": (1.0,)}
+        of_noise = (*(name for name in NOISE_CONDITIONS if name != "time"),)
+        needs |= {"model.condition": of_noise, "sde.shift": (1.0,)}
         needs |= {"training.loss": ("likelihood",), "training.uncertainty": (False,)} | OWN_LOSS
         needs |= {"training.reduce_mean": (True,)}
     for key, allowed in needs.items():

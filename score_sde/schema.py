@@ -90,6 +90,7 @@ VARIANCES = Names("score_sde.bounds:VARIANCES")
 RESTORATIONS = Names("score_sde.inverse:METHODS")
 OPTIMIZERS = Names("score_sde.training.optimizers:OPTIMIZERS")
 SCHEDULES = Names("score_sde.training.optimizers:SCHEDULES")
+FEATURES = Names("score_sde.scoring:EXTRACTORS")
 RESIZES = Names("score_sde.evaluation.network:RESIZES")
 # fmt: on
 
@@ -324,7 +325,7 @@ _ROWS = (
     Row("restore.factor", 2, COUNT, "by which super_resolve enlarges"),
     Row("restore.blur", 1.0, POSITIVE, "standard deviation of the blur, in pixels"),
 
-    Row("eval.features", "inception", words("inception classifier"),
+    Row("eval.features", "inception", FEATURES,
         "of Inception, or of a classifier that learns the set's labels on the spot"),
     Row("eval.num_samples", 50_000, at_least(20), "how many are drawn and compared"),
     Row("eval.training_samples", 2000, at_least(20), "how many a score during training is of"),

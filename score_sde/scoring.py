@@ -12,7 +12,7 @@ from score_sde import build, evaluation
 from score_sde.config import refuse
 from score_sde.data import Arrays, DatasetInfo, Streamed
 from score_sde.display import eight_bits
-from score_sde.errors import UserError, one_line
+from score_sde.errors import UserError, besides, one_line
 from score_sde.evaluation import FeatureFn, Rows, Statistics, classifier, weights
 from score_sde.evaluation.network import FEATURES
 from score_sde.evaluation.rows import chunk_of, key_of, read_stored, stored
@@ -76,13 +76,20 @@ def extractor(
     Raises:
         UserError: no weights of Inception; a set without classes for the classifier.
     """
-    if config.eval.features == "classifier":
-        found = _classifier(config, info, folders, train)
-        about = {"features": "classifier", "weights": found.digest, "resize": "none"}
-        if max(info.shape[:2]) > classifier.LARGEST:
-            about["resize"] = f"bilinear, antialiased, to {classifier.LARGEST} pixels at most"
-        size = classifier.WIDTHS[-1]
-        return Extractor(found.features(), size, about, {"classifier": found.about})
+    return EXTRACTORS[config.eval.features](config, info, folders, train)
+
+
+def _by_classifier(
+    config: ConfigDict, info: DatasetInfo, folders: Sequence[Path], train: Arrays | None
+) -> Extractor:
+    found = _classifier(config, info, folders, train)
+    about = {"features": "classifier", "weights": found.digest, "resize": "none"}
+    if max(info.shape[:2]) > classifier.LARGEST:
+        about["resize"] = f"bilinear, antialiased, to {classifier.LARGEST} pixels at most"
+    return Extractor(found.features(), classifier.WIDTHS[-1], about, {"classifier": found.about})
+
+
+def _by_inception(config: ConfigDict, *_: Any) -> Extractor:
     arrays, resize = weights.read(config.eval.inception_weights), config.eval.resize
     about = {"features": "inception-2015", "weights": weights.digest(arrays), "resize": resize}
     try:
@@ -92,13 +99,16 @@ def extractor(
         raise UserError(f"config.eval.inception_weights: {one_line(error)}") from error
 
 
+EXTRACTORS = {"inception": _by_inception, "classifier": _by_classifier}
+"""What computes features, by the names that configs give them."""
+
+
 def _classifier(
     config: ConfigDict, info: DatasetInfo, folders: Sequence[Path], train: Arrays | None
 ) -> classifier.Classifier:
     if not info.num_classes:
-        raise refuse(
-            "eval.features", "classifier", f"inception, as {info.name} has no classes to learn"
-        )
+        allowed = f"{besides(EXTRACTORS, 'classifier')}, as {info.name} has no classes to learn"
+        raise refuse("eval.features", "classifier", allowed)
     train = train or build.arrays(config, info, "train")
     labels = np.asarray(train.condition["labels"])  # which may be streamed
     split = hashlib.sha256(Rows.of(train.x).digest.encode() + labels.tobytes()).hexdigest()

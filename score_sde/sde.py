@@ -180,8 +180,8 @@ class SDE:
                 return
         raise ValueError(
             f"{type(self).__name__}: alpha(T) = 0 or no finite diffusion at T = {self.T}; allowed "
-            "are a T a little lower (sde.t_max), variational bounds, and samplers that need the "
-            "denoised data alone (denoised_only), such as ddim"
+            "are a T a little lower (sde.t_max); samplers that need the denoised data alone "
+            "(denoised_only) and variational bounds take this one"
         )
 
     def check_flow(self, score: Any) -> None:

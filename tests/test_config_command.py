@@ -1,11 +1,15 @@
 """`--mode config`: what it prints of presets and workdirs."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from score_sde import build, workdirs
+from score_sde import build, presets, workdirs
 from score_sde.cli import main
 from score_sde.config import changed, default
+from score_sde.networks import MLP, NETWORKS, MLPSpec
 from score_sde.schema import SCHEMA
+from score_sde.unread import unused
 from tests.commands import CONFIGS, DIGITS
 
 MOONS = f"--config={CONFIGS / 'vp_moons.py'}"
@@ -53,6 +57,26 @@ def test_what_has_no_effect_beside_the_others(capsys):
     of_moons = shown(capsys, MOONS, "--config.likelihood.method=bound")
     keys = ("likelihood.rtol", "likelihood.num_times", "model.fourier_scale", "model.fir")
     assert [of_moons[key][0] for key in keys] == ["-", "", "*", "-"]
+
+
+@dataclass(frozen=True)
+class WideSpec(MLPSpec):
+    def __post_init__(self):
+        if self.features < 2:
+            raise ValueError(f"features = {self.features}: allowed are from 2")
+
+
+class Wide(MLP):
+    Spec = WideSpec
+
+
+def test_a_network_that_does_not_take_any_vectors(monkeypatch):
+    """Two moons are known; of a file of vectors nothing is, before it is read."""
+    monkeypatch.setitem(NETWORKS, "wide", Wide)
+    moons = changed(presets.load("vp_moons"), {"model.name": "wide"})
+    positional = changed(moons, {"model.embedding": "positional"})
+    assert "model.fourier_scale" in unused(positional) - unused(moons)
+    assert "model.fourier_scale" not in unused(changed(positional, {"data.name": "npz"}))
 
 
 def test_a_workdir(capsys, tmp_path):

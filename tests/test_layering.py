@@ -123,7 +123,14 @@ ROOMS = {
         5,
         (0, 1, 2, 3),  # the names of losses
         ("ml_collections", "jax"),
-        neighbours=("score_sde.config", "score_sde.build"),
+        # The names of what computes features.
+        neighbours=("score_sde.config", "score_sde.build", "score_sde.scoring"),
+    ),
+    "score_sde.unread": Room(
+        5,
+        (0, 2, 3),
+        ("ml_collections",),
+        neighbours=("score_sde.config", "score_sde.schema", "score_sde.build"),
     ),
     "score_sde.workdirs": Room(
         5,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from score_sde import rules
+from score_sde import presets, rules
 from score_sde.config import changed, flat
 from score_sde.errors import UserError
 from score_sde.validation import validate
@@ -337,10 +337,17 @@ def test_keys_that_contradict_each_other_are_refused(case):
 
 def test_a_sampler_that_cannot_begin_without_data_says_so():
     line = refusal(NO_DATA_LEFT | {"sampling.method": "pc"})
-    named = "ode, ddim, dpmpp, unipc, ipndm, deis, consistency, as alpha(T) = 0 of Cosine, or "
+    named = "ode, ddim, dpmpp, unipc, ipndm, deis, as alpha(T) = 0 of Cosine, or "
     assert line == f"config.sampling.method = 'pc': allowed are {named}config.sde.t_max below 1"
     checked(changed(valid(), NO_DATA_LEFT))
     checked(changed(valid(), NO_DATA_LEFT | {"sampling.method": "pc", "sde.t_max": 0.99}))
+    # The levels of a chain end before, so some grids do.
+    of_chain = presets.load("iddpm_digits")
+    checked(of_chain)
+    with pytest.raises(
+        UserError, match=r"ddim, .* or one of the grids leading, trailing, linspace$"
+    ):
+        checked(changed(of_chain, {"sampling.grid": "uniform"}))
 
 
 @pytest.mark.parametrize("method", ["ode", "bound", "vlb"])

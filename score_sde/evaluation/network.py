@@ -7,7 +7,7 @@ last block has a max pool where the others have an average.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ PARTS = ("kernel", "beta", "mean", "variance")  # of a convolution and its norma
 EPSILON = 1e-3  # what batch normalization adds to the variance
 
 Resize = Literal["tf1", "halfpixel"]
-RESIZES: tuple[Resize, ...] = ("tf1", "halfpixel")
+RESIZES: tuple[Resize, ...] = get_args(Resize)
 FeatureFn = Callable[[np.ndarray], jax.Array]
 """Images uint8 (B, H, W, C) -> features float32 (B, F)."""
 

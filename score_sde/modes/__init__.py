@@ -145,7 +145,8 @@ def tell_unread(
     sections: tuple[str, ...] = ("sampling.", "likelihood.", "restore.", "eval."),
 ) -> None:
     """Print the settings of these sections that were changed and have no effect."""
-    saved = workdirs.load(workdir)
+    # Anybody's images are evaluated without a run.
+    saved = workdirs.load(workdir) if workdirs.is_run(workdir) else default()
     # A sampler other than the saved one begins with its own settings.
     begun = flat(changed(saved, {"sampling.method": config.sampling.method}))
     begun["sampling.method"] = saved.sampling.method

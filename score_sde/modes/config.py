@@ -11,6 +11,7 @@ from score_sde.densities import keys_read
 from score_sde.inverse import METHODS
 from score_sde.schema import SCHEMA
 from score_sde.training.checkpoints import listing
+from score_sde.unread import unused
 
 COLUMNS, LEFT = 100, 48  # of a line; of mark, key and value
 
@@ -19,14 +20,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Print the config, and the checkpoints of a run. Nothing is written, and no device is
     started."""
     print(f"{config.name}: * differs from the default, - is not used beside the other values\n")
-    values, unused = flat(config), build.unused(config) | _not_by_likelihood(config)
+    values, unread = flat(config), unused(config) | _not_by_likelihood(config)
     section = ""
     for key, row in SCHEMA.items():
         if key != "name":
             if key.rpartition(".")[0] != section:
                 section = key.rpartition(".")[0]
                 print()
-            mark = ("*" if values[key] != row.default else " ") + ("-" if key in unused else " ")
+            mark = ("*" if values[key] != row.default else " ") + ("-" if key in unread else " ")
             print(_entry(mark, key, values[key], f"{row.help} ({row.allowed.words})"))
     if METHODS[config.restore.method].sampler:
         print(f"\n{_not_by_restorer(config)}")
@@ -45,7 +46,7 @@ def _not_by_restorer(config: ConfigDict) -> str:
     own. The other modes do."""
     method, read = config.restore.method, build.keys_read(config, build.restorer(config))
     unread = (kind_keys("sampling.method") & set(config.sampling) | {"method"}) - read
-    unread |= {"batch_size"} if METHODS[method].key == "particles" else set()
+    unread |= {"batch_size"} if METHODS[method].by_particles else set()
     text = f"--mode restore by {method} does not read sampling's {', '.join(sorted(unread))}"
     return "\n".join(textwrap.wrap(text, COLUMNS, break_on_hyphens=False))
 

@@ -6,17 +6,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_sde import build
 from score_sde.config import refuse
-from score_sde.densities import keys_read
 from score_sde.errors import UserError
 from score_sde.locks import writing
 from score_sde.modes import likelihood, start, sweep, tell_unread
 from score_sde.modes.judge import SUMMARY, Judge
 from score_sde.modes.levels import loss_by_level
-from score_sde.modes.sides import Side, check_room, drawn, named
+from score_sde.modes.sides import Side, check_room, drawn, keys_read, named
 from score_sde.paths import write_json
-from score_sde.run import Run, load
+from score_sde.run import load
 from score_sde.training.checkpoints import folder_of, steps
 
 
@@ -45,8 +43,6 @@ def run(
         if step not in (there := steps(folder_of(workdir, step))):
             allowed = ", ".join(map(str, there)) or "none: train first (--mode train)"
             raise UserError(f"--step = {step}: not in {workdir}; allowed are {allowed}")
-    if samples and config.eval.likelihood:
-        print("note: config.eval.likelihood has no effect with --samples")
     if config.eval.sweep:
         if samples:
             raise refuse("eval.sweep", config.eval.sweep, "'' with --samples")
@@ -74,8 +70,8 @@ def _one(
         check_room(config, workdir, output)
     # One checkpoint for all that follows, also where a training replaces it by newer ones.
     trained = None if ours else load(workdir, config, step=step)
-    if trained:
-        tell_unread(config, workdir, _keys_read(trained, reference))
+    info = trained.info if trained else None
+    tell_unread(config, workdir, keys_read(config, info, reference))
     judge = Judge.of(config, workdir, output, reference)
     side = ours if trained is None else drawn(trained, workdir, output)
     assert side is not None
@@ -94,17 +90,3 @@ def _one(
             facts["likelihood"] = likelihood.compute(trained, workdir, output)
             write_json(output / SUMMARY, facts)
     print(f"result: {output / SUMMARY}")
-
-
-def _keys_read(trained: Run, reference: Path | str) -> set[str]:
-    """The keys that an evaluation of samples reads, given the other values."""
-    config = trained.config
-    keys = {f"eval.{key}" for key in config.eval}
-    keys -= {"eval.training_samples", "eval.statistics"} | build.unused(config)
-    if reference:
-        keys -= {"eval.num_reference"}
-    drawn = build.keys_read(config) | build.guidance_keys(config)
-    keys |= {f"sampling.{key}" for key in drawn | {"method", "seed", "batch_size"}}
-    if config.eval.likelihood:
-        keys |= {f"likelihood.{key}" for key in keys_read(config, trained.info)}
-    return keys

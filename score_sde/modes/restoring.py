@@ -125,13 +125,13 @@ def keys_read(config: ConfigDict, task: str, degrade: bool) -> set[str]:
         own |= {OF_TASKS[task]}
     if method:
         own |= {"method", METHODS[method].key} - {""}
-    if method and (degrade or method != "dps"):
+    if method and (degrade or METHODS[method].reads_sigma_y):
         own |= {"sigma_y"}
     return {f"sampling.{key}" for key in keys} | {f"restore.{key}" for key in own}
 
 
 def _is_by_particles(config: ConfigDict, task: str) -> bool:
-    return task in MEASURED and METHODS[config.restore.method].key == "particles"
+    return task in MEASURED and METHODS[config.restore.method].by_particles
 
 
 def batch_size(config: ConfigDict, task: str) -> int:

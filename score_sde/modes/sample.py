@@ -42,7 +42,17 @@ def run(config: ConfigDict, workdir: Path, output: Path, step: int | None) -> No
     as `samples.old.npz`.
     """
     start(min(config.sampling.num_samples, config.sampling.batch_size))
-    draw(load(workdir, config, step=step), workdir, output)
+    trained = load(workdir, config, step=step)
+    keys = build.keys_read(config) | READ | build.guidance_keys(config)
+    read = {f"sampling.{key}" for key in keys} | (DENSITY if _has_contours(trained) else set())
+    tell_unread(config, workdir, read)
+    draw(trained, workdir, output)
+
+
+def _has_contours(trained: Run) -> bool:
+    """Whether the picture has contours of the density: for vectors in the plane, all of one
+    condition."""
+    return trained.info.shape == (2,) and not build.has_classes(trained.config)
 
 
 def draw(trained: Run, workdir: Path, output: Path) -> None:
@@ -55,12 +65,7 @@ def draw(trained: Run, workdir: Path, output: Path) -> None:
     print(f"{workdir}: averaged weights after {trained.step} steps")
     print(f"sampler: {build.sampler(config)}")
     given = _condition(trained, number)
-    keys = build.keys_read(config) | READ | build.guidance_keys(config)
-    read = {f"sampling.{key}" for key in keys}
-    # The picture has contours of the density for vectors in the plane, all of one condition.
-    contours = trained.info.shape == (2,) and not build.has_classes(config)
-    picture = output / PICTURE
-    tell_unread(config, workdir, read | (DENSITY if contours else set()))
+    contours, picture = _has_contours(trained), output / PICTURE
     unit, name = ("image", "images") if trained.info.levels else ("vector", "x")
     table = _table(trained, output / VALUES)
     there = pictures.images_in_gif(output / FILM) if table.other is None else 0

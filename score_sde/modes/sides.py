@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde import build, evaluation, scoring, workdirs
+from score_sde import build, densities, evaluation, scoring, workdirs
 from score_sde.config import changed
 from score_sde.data import folder
 from score_sde.data.info import DatasetInfo
@@ -21,6 +21,7 @@ from score_sde.evaluation import Rows, Statistics
 from score_sde.evaluation.rows import ABOUT, chunk_of, of_npz, read_stored
 from score_sde.modes import results, sample
 from score_sde.run import Run, info_of
+from score_sde.unread import unused
 
 FEWEST = 20  # images of a side
 
@@ -56,6 +57,22 @@ def drawn(trained: Run, workdir: Path, output: Path) -> Side:
         levels = _levels(file)
     first = of_npz(path, "images").at(np.arange(number))
     return Side(about, _in_eight_bits(first, levels, str(path)))
+
+
+def keys_read(config: ConfigDict, info: DatasetInfo | None, reference: Path | str) -> set[str]:
+    """The keys that an evaluation reads, given the other values: of samples of a run with these
+    data, or without `info` of other images."""
+    keys = {f"eval.{key}" for key in config.eval} - {"eval.training_samples", "eval.statistics"}
+    keys -= unused(config)
+    if reference:
+        keys -= {"eval.num_reference"}
+    if info is None:
+        return keys - {"eval.num_samples", "eval.likelihood"}
+    drawn = build.keys_read(config) | build.guidance_keys(config)
+    keys |= {f"sampling.{key}" for key in drawn | {"method", "seed", "batch_size"}}
+    if config.eval.likelihood:
+        keys |= {f"likelihood.{key}" for key in densities.keys_read(config, info)}
+    return keys
 
 
 def check_room(config: ConfigDict, workdir: Path, output: Path) -> None:

@@ -18,10 +18,10 @@ from score_sde import __version__, overrides, rules
 from score_sde.config import changed, flat, refuse, unknown_key
 from score_sde.errors import DAMAGED
 from score_sde.locks import writing
-from score_sde.modes import start
+from score_sde.modes import start, tell_unread
 from score_sde.modes.files import digest
 from score_sde.modes.judge import Judge, read
-from score_sde.modes.sides import check_room, drawn
+from score_sde.modes.sides import check_room, drawn, keys_read
 from score_sde.paths import move_aside, whole, write_json
 from score_sde.run import Run, assembled, load
 from score_sde.schema import SCHEMA
@@ -138,6 +138,11 @@ def _evaluate(
         at: _loaded([each for each in settings if each.weights == at], workdir)
         for at in dict.fromkeys(setting.weights for setting in settings)
     }
+    read_by = (
+        keys_read(each.config, runs[each.weights].info, reference) | set(each.values)
+        for each in settings
+    )
+    tell_unread(config, workdir, set[str]().union(*read_by))
     judge = Judge.of(config, workdir, output, reference)
     distance = judge.extractor.distance_of(config.eval.num_samples)
     depends = [_depends(setting, judge, runs[setting.weights]) for setting in settings]

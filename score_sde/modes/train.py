@@ -4,14 +4,17 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from ml_collections import ConfigDict
 
-from score_sde import build, learn
+from score_sde import learn, presets
 from score_sde.config import default, flat
+from score_sde.errors import UserError
 from score_sde.modes import say_unread, start
+from score_sde.unread import unused
 
 INTERRUPTED = "interrupted; what was done by then is kept"
 UNFINISHED = 75  # exit status of a run stopped by a signal: "temporary failure" of sysexits.h
@@ -31,10 +34,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _tell_unused(config: ConfigDict) -> None:
-    """Print the settings of a training that differ from their defaults and have no effect."""
+    """Print the settings of a training that were changed and have no effect: those that are neither
+    the default nor the preset's."""
     values, usual, sections = flat(config), flat(default()), ("sde.", "model.", "training.")
-    keys = sorted(key for key in build.unused(config) if key.startswith(sections))
-    say_unread([f"config.{key}" for key in keys if values[key] != usual[key]])
+    own = usual
+    with suppress(UserError):  # of a user's own file
+        own = flat(presets.load(config.name.replace("-", ":")))
+    keys = sorted(key for key in unused(config) if key.startswith(sections))
+    say_unread([f"config.{key}" for key in keys if values[key] not in (usual[key], own[key])])
 
 
 def end_at_once_on_interrupt() -> None:

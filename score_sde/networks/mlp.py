@@ -19,6 +19,7 @@ from score_sde.networks.layers import (
     spread,
     statistics_dtype,
 )
+from score_sde.networks.spec import CHOICES
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -33,7 +34,7 @@ class MLPSpec:
         depth: number of residual blocks.
         dropout: probability of dropping an activation inside a residual block while training.
         activation: a key of `layers.ACTIVATIONS`.
-        embedding: of the noise level, "positional" or "fourier"; see `NoiseEmbedding`.
+        embedding: of the noise level, "positional", "vaswani" or "fourier"; see `NoiseEmbedding`.
         fourier_scale: standard deviation of the Fourier frequencies.
         num_classes: number of class labels; 0 for a network without labels.
         condition_features: columns of the vector that the network is given, k; 0 for none.
@@ -64,6 +65,7 @@ class MLPSpec:
             ("depth", self.depth > 0, "positive integers"),
             ("width", self.width >= 16 and self.width % 4 == 0, "multiples of 4 of at least 16"),
             ("dropout", 0 <= self.dropout < 1, "numbers from 0 to below 1"),
+            ("embedding", self.embedding in CHOICES["embedding"], ", ".join(CHOICES["embedding"])),
             ("activation", self.activation in ACTIVATIONS, ", ".join(ACTIVATIONS)),
             ("condition_features", self.condition_features >= 0, "integers of at least 0"),
         ):

@@ -88,7 +88,8 @@ class GridSampler(SteppedSampler):
     def check_start(self, sde: SDE, score: Any) -> None:
         super().check_start(sde, score)
         ok = self.grid not in FROM_DATA or sde.keeps_data()
-        require(ok, "grid", self.grid, f"{besides(GRIDS, *FROM_DATA)} where alpha(T) = 0")
+        without = FROM_DATA if self.num_levels else (*FROM_DATA, *SPACINGS)
+        require(ok, "grid", self.grid, f"{besides(GRIDS, *without)} where alpha(T) = 0")
 
     @property
     def without_effect(self) -> set[str]:
