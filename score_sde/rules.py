@@ -1,6 +1,6 @@
 """Rules between the values of a config. They make its objects, so importing this imports JAX."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -194,22 +194,27 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     if settings.num_levels:
         given = f"with config.model.num_levels = {settings.num_levels}"
         # Fourier features are of a log sigma or log SNR.
-        without_fourier = (*(name for name in CHOICES["embedding"] if name != "fourier"),)
-        needs |= {"model.embedding": without_fourier, "model.condition": ("time",)}
+        needs |= {
+            "model.embedding": _without("fourier", CHOICES["embedding"]),
+            "model.condition": ("time",),
+        }
         allowed = ("paper", *OF_VARIANCES) if settings.learned_variance else ("paper",)
         needs |= {"training.loss": allowed} | OWN_LOSS
         needs |= {"sde.t_max": (None, 1.0)}  # the published chain ends at T = 1
     elif constants(getattr(process, "process", process)):  # of a shifted one, what is shifted
         given = f"with config.sde.name = {config.sde.name!r}"
         # The network must know the noise, which the time alone does not say. The loss is the bound.
-        of_noise = (*(name for name in NOISE_CONDITIONS if name != "time"),)
-        needs |= {"model.condition": of_noise, "sde.shift": (1.0,)}
+        needs |= {"model.condition": _without("time", NOISE_CONDITIONS), "sde.shift": (1.0,)}
         needs |= {"training.loss": ("likelihood",), "training.uncertainty": (False,)} | OWN_LOSS
         needs |= {"training.reduce_mean": (True,)}
     for key, allowed in needs.items():
         if values[key] not in allowed:
             words = ("unset" if each is None else f"{each}" for each in allowed)
             yield key, f"{', '.join(words)} {given}"
+
+
+def _without(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(each for each in names if each != name)
 
 
 def _rules_of_variances(config: ConfigDict) -> Iterator[tuple[str, str]]:
