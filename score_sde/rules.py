@@ -194,10 +194,8 @@ def _rules(config: ConfigDict, process: SDE) -> Iterator[tuple[str, str]]:
     if settings.num_levels:
         given = f"with config.model.num_levels = {settings.num_levels}"
         # Fourier features are of a log sigma or log SNR.
-        needs |= {
-            "model.embedding": _without("fourier", CHOICES["embedding"]),
-            "model.condition": ("time",),
-        }
+        needs |= {"model.embedding": _without("fourier", CHOICES["embedding"])}
+        needs |= {"model.condition": ("time",)}
         allowed = ("paper", *OF_VARIANCES) if settings.learned_variance else ("paper",)
         needs |= {"training.loss": allowed} | OWN_LOSS
         needs |= {"sde.t_max": (None, 1.0)}  # the published chain ends at T = 1
