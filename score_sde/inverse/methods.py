@@ -20,7 +20,7 @@ class Method(NamedTuple):
     Attributes:
         make: of (sde, score, operator, y, sigma_y) the posterior's score, or the projection.
         projects: it is a projection, not a score.
-        sampler: of its own steps; None: they are those of any sampler.
+        sampler: its own, where the method has steps of its own. None: it goes with any sampler.
         key: the setting that it alone has: an argument of `sampler`, or else of `make`.
         by_particles: the draws of an image are particles, in a number that `key` says.
         exact: it takes measurements without noise, sigma_y = 0.

@@ -38,7 +38,7 @@ def _tell_unused(config: ConfigDict) -> None:
     the default nor the preset's."""
     values, usual, sections = flat(config), flat(default()), ("sde.", "model.", "training.")
     own = usual
-    with suppress(UserError):  # of a user's own file
+    with suppress(UserError):  # a user's own file, which is no preset
         own = flat(presets.load(config.name.replace("-", ":")))
     keys = sorted(key for key in unused(config) if key.startswith(sections))
     say_unread([f"config.{key}" for key in keys if values[key] not in (usual[key], own[key])])
